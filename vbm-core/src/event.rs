@@ -1,0 +1,93 @@
+//! Events: what happened, in the past tense. They are records; a reader resumes from any revision.
+
+use crate::{EventId, ObjectRef, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// An event: its record in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Event {
+    /// Its id.
+    pub id: EventId,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What happened.
+    pub kind: EventKind,
+    /// To what.
+    pub object: ObjectRef,
+    /// More, for people.
+    #[serde(default)]
+    pub message: String,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident,)*) => {
+        /// What happened.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+        #[non_exhaustive]
+        pub enum EventKind { $($(#[$doc])* $kind,)* }
+
+        impl fmt::Display for EventKind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $(Self::$kind => stringify!($kind),)* })
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A VM's record was made.
+    VmCreated,
+    /// A VM runs.
+    VmStarted,
+    /// A VM is off.
+    VmStopped,
+    /// A VM is halted in memory.
+    VmPaused,
+    /// A paused VM runs again.
+    VmResumed,
+    /// A VM ended without being asked to.
+    VmCrashed,
+    /// A VM was reset.
+    VmRestarted,
+    /// A running VM was found again after a restart of the agent.
+    VmAdopted,
+    /// A VM and all that belonged to it are gone.
+    VmDeleted,
+    /// The wanted state of a VM could not be reached; it is tried again.
+    VmFailed,
+    /// A guest took its address by DHCP.
+    PortLeased,
+    /// A guest gave its address back.
+    PortReleased,
+    /// The groups of a port were changed.
+    PortChanged,
+    /// A network's record was made.
+    NetworkCreated,
+    /// A network is up on its host.
+    NetworkReady,
+    /// The wanted state of a network could not be reached; it is tried again.
+    NetworkFailed,
+    /// A network is gone.
+    NetworkDeleted,
+    /// A group was made.
+    GroupCreated,
+    /// The rules of a group were changed.
+    GroupChanged,
+    /// A group is gone.
+    GroupDeleted,
+    /// A forward was made.
+    ForwardCreated,
+    /// A forward is gone.
+    ForwardDeleted,
+    /// An image was imported.
+    ImageImported,
+    /// An image is gone.
+    ImageDeleted,
+    /// A node answers.
+    NodeReady,
+    /// A node does not answer any more.
+    NodeLost,
+}

@@ -1,0 +1,307 @@
+//! Networks.
+
+use crate::{Error, Generation, Mac, Meta, NetworkId, error::invalid, limits};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::Ipv4Addr, str::FromStr};
+
+/// A network: its record in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Network {
+    /// Id, name, generation.
+    #[serde(flatten)]
+    pub meta: Meta<NetworkId>,
+    /// What is wanted.
+    pub spec: NetworkSpec,
+    /// What is seen.
+    pub status: NetworkStatus,
+}
+
+/// How a network meets the world.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum NetworkMode {
+    /// Out through the host's address; in by forwards.
+    #[default]
+    Nat,
+    /// Not at all: its VMs reach each other and the gateway's services.
+    Isolated,
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nat => "nat",
+            Self::Isolated => "isolated",
+        })
+    }
+}
+
+impl FromStr for NetworkMode {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "nat" => Ok(Self::Nat),
+            "isolated" => Ok(Self::Isolated),
+            _ => Err(invalid(
+                format!("'{text}' is not a network mode"),
+                "VBM has nat and isolated",
+                "choose one of them",
+            )),
+        }
+    }
+}
+
+/// What is wanted of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// How it meets the world.
+    pub mode: NetworkMode,
+    /// Its addresses. May overlap with those of any other network.
+    #[cfg_attr(feature = "schema", schema(value_type = String, example = "10.0.0.0/24"))]
+    pub cidr: Ipv4Net,
+    /// The gateway's address: ours, the same on every host.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub gateway: Ipv4Addr,
+    /// First address that is given to ports nobody pinned.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub pool_first: Ipv4Addr,
+    /// Last address that is given to ports nobody pinned.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub pool_last: Ipv4Addr,
+    /// DNS servers that VMs are told of.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub dns: Vec<Ipv4Addr>,
+    /// The domain that VMs are told of.
+    #[serde(default)]
+    pub domain: Option<String>,
+    /// The MTU in bytes.
+    pub mtu: u16,
+    /// How long a DHCP lease lasts, in seconds.
+    pub lease_seconds: u32,
+}
+
+/// The usual MTU of Ethernet, in bytes.
+pub const DEFAULT_MTU_BYTES: u16 = 1_500;
+/// The usual DHCP lease: an hour.
+pub const DEFAULT_LEASE_SECONDS: u32 = 3_600;
+
+impl NetworkSpec {
+    /// A network with the usual settings: the gateway is the first usable address, all others are the pool.
+    ///
+    /// # Errors
+    /// A CIDR with host bits set or of a size that cannot serve.
+    pub fn new(mode: NetworkMode, cidr: Ipv4Net) -> Result<Self, Error> {
+        check_cidr(cidr)?;
+        let first = u32::from(cidr.network()) + 1;
+        let last = u32::from(cidr.broadcast()) - 1;
+        let spec = Self {
+            mode,
+            cidr,
+            gateway: first.into(),
+            pool_first: (first + 1).into(),
+            pool_last: last.into(),
+            dns: Vec::new(),
+            domain: None,
+            mtu: DEFAULT_MTU_BYTES,
+            lease_seconds: DEFAULT_LEASE_SECONDS,
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Whether a port may have this address: inside, and neither the network's, the broadcast nor the gateway's.
+    pub fn is_port_address(&self, address: Ipv4Addr) -> bool {
+        self.cidr.contains(&address)
+            && address != self.cidr.network()
+            && address != self.cidr.broadcast()
+            && address != self.gateway
+    }
+
+    /// Checks the spec alone.
+    ///
+    /// # Errors
+    /// What contradicts itself or a limit of [`crate::limits`].
+    pub fn check(&self) -> Result<(), Error> {
+        check_cidr(self.cidr)?;
+        let usable =
+            |a: Ipv4Addr| self.cidr.contains(&a) && a != self.cidr.network() && a != self.cidr.broadcast();
+        if !usable(self.gateway) {
+            return Err(invalid(
+                format!("the gateway {} does not fit", self.gateway),
+                format!("it is not a usable address of {}", self.cidr),
+                "leave it out, or choose one inside",
+            ));
+        }
+        if !usable(self.pool_first) || !usable(self.pool_last) || self.pool_first > self.pool_last {
+            return Err(invalid(
+                format!("the pool {}-{} does not fit", self.pool_first, self.pool_last),
+                format!(
+                    "both ends must be usable addresses of {}, the first not after the last",
+                    self.cidr
+                ),
+                "leave it out, or choose a range inside",
+            ));
+        }
+        if !(limits::NETWORK_MIN_MTU_BYTES..=limits::NETWORK_MAX_MTU_BYTES).contains(&self.mtu) {
+            return Err(invalid(
+                format!("an MTU of {} does not work", self.mtu),
+                "576 to 9000 bytes are allowed",
+                "leave it out for 1500",
+            ));
+        }
+        if !(limits::LEASE_MIN_SECONDS..=limits::LEASE_MAX_SECONDS).contains(&self.lease_seconds) {
+            return Err(invalid(
+                format!("a lease of {} s does not work", self.lease_seconds),
+                "60 s to 30 days are allowed",
+                "leave it out for one hour",
+            ));
+        }
+        if self.dns.len() > limits::NETWORK_MAX_DNS_SERVERS {
+            return Err(invalid(
+                "too many DNS servers",
+                format!("{} were given, 4 are allowed", self.dns.len()),
+                "name fewer",
+            ));
+        }
+        match &self.domain {
+            Some(domain)
+                if domain.len() > 253
+                    || domain
+                        .split('.')
+                        .any(|label| label.parse::<crate::Name>().is_err()) =>
+            {
+                Err(invalid(
+                    format!("'{domain}' is not a domain"),
+                    "it is not a list of DNS labels joined by '.'",
+                    "write it as lab.example",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_cidr(cidr: Ipv4Net) -> Result<(), Error> {
+    if cidr.addr() != cidr.network() {
+        return Err(invalid(
+            format!("'{cidr}' is not a network"),
+            "bits are set behind the prefix",
+            format!("write {}/{}", cidr.network(), cidr.prefix_len()),
+        ));
+    }
+    if !(limits::NETWORK_MIN_PREFIX_BITS..=limits::NETWORK_MAX_PREFIX_BITS).contains(&cidr.prefix_len()) {
+        return Err(invalid(
+            format!("'{cidr}' has a size that cannot serve"),
+            "prefixes of 8 to 30 bits are allowed",
+            "choose one such as 10.0.0.0/24",
+        ));
+    }
+    let net = cidr.network();
+    if net.is_loopback()
+        || net.is_multicast()
+        || net.is_link_local()
+        || net.octets()[0] == 0
+        || net.octets()[0] >= 240
+    {
+        return Err(invalid(
+            format!("'{cidr}' cannot be a network of VMs"),
+            "it is loopback, link-local, multicast or reserved",
+            "choose a private one such as 10.0.0.0/24",
+        ));
+    }
+    Ok(())
+}
+
+/// Reads a CIDR as people write it.
+///
+/// # Errors
+/// Text that is none.
+pub fn parse_cidr(text: &str) -> Result<Ipv4Net, Error> {
+    text.parse().map_err(|_| {
+        invalid(
+            format!("'{text}' is not an IPv4 network"),
+            "it is not an address, '/' and a prefix length of 0 to 32",
+            "write it as 10.0.0.0/24",
+        )
+    })
+}
+
+/// What is seen of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct NetworkStatus {
+    /// The generation that the host has reached.
+    #[serde(default)]
+    pub observed: Generation,
+    /// Whether it is up on its host.
+    #[serde(default)]
+    pub ready: bool,
+    /// The gateway's MAC.
+    #[serde(default)]
+    pub gateway_mac: Option<Mac>,
+    /// The name of its namespace on the host.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// Why the wanted state is not reached, if so.
+    #[serde(default)]
+    pub problem: Option<Error>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(cidr: &str) -> Result<NetworkSpec, Error> {
+        NetworkSpec::new(NetworkMode::Nat, parse_cidr(cidr)?)
+    }
+
+    #[test]
+    fn the_usual_network_has_its_gateway_first_and_the_rest_as_pool() {
+        let spec = spec("10.1.0.0/24").unwrap();
+        assert_eq!(spec.gateway, Ipv4Addr::new(10, 1, 0, 1));
+        assert_eq!(
+            (spec.pool_first, spec.pool_last),
+            (Ipv4Addr::new(10, 1, 0, 2), Ipv4Addr::new(10, 1, 0, 254))
+        );
+    }
+
+    #[test]
+    fn the_smallest_network_has_room_for_one_vm() {
+        let spec = spec("10.0.0.0/30").unwrap();
+        assert_eq!(spec.pool_first, spec.pool_last);
+    }
+
+    #[test]
+    fn networks_that_cannot_serve_are_refused() {
+        for bad in [
+            "10.0.0.0/31",
+            "10.0.0.0/7",
+            "10.0.0.1/24",
+            "127.0.0.0/8",
+            "224.0.0.0/8",
+            "169.254.0.0/16",
+            "0.0.0.0/8",
+            "x",
+            "10.0.0.0",
+            "10.0.0.0/33",
+        ] {
+            assert!(spec(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn service_addresses_are_not_for_ports() {
+        let spec = spec("10.0.0.0/24").unwrap();
+        for (last, ok) in [(0, false), (1, false), (2, true), (254, true), (255, false)] {
+            assert_eq!(spec.is_port_address(Ipv4Addr::new(10, 0, 0, last)), ok, "{last}");
+        }
+        assert!(!spec.is_port_address(Ipv4Addr::new(10, 0, 1, 2)));
+    }
+}

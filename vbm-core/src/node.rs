@@ -1,0 +1,96 @@
+//! Nodes: the machines that run VMs.
+
+use crate::{Accelerator, DriverKind, Epoch, Error, NodePath, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A node: its record in the store. Its path is its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Node {
+    /// Where it stands.
+    pub path: NodePath,
+    /// What is wanted.
+    pub spec: NodeSpec,
+    /// What is seen.
+    pub status: NodeStatus,
+}
+
+/// What is wanted of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct NodeSpec {
+    /// Whether new VMs may be placed on it.
+    #[serde(default)]
+    pub cordoned: bool,
+}
+
+/// Whether a node answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// It answers.
+    Ready,
+    /// It was heard of before and does not answer now. What runs on it may run on.
+    Lost,
+    /// It was never heard of.
+    #[default]
+    Unknown,
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ready => "ready",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// What one driver can do on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Capability {
+    /// The driver.
+    pub driver: DriverKind,
+    /// Its version, as it tells it.
+    pub version: String,
+    /// How it runs guests, and why so.
+    pub accelerator: Option<Accelerator>,
+    /// Why it cannot be used, if so.
+    pub problem: Option<Error>,
+}
+
+/// What is seen of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct NodeStatus {
+    /// Whether it answers.
+    pub state: NodeState,
+    /// Its drivers.
+    #[serde(default)]
+    pub capabilities: Vec<Capability>,
+    /// Its processors.
+    #[serde(default)]
+    pub cpus: u32,
+    /// Its memory in MiB.
+    #[serde(default)]
+    pub memory_mib: u64,
+    /// Memory not in use, in MiB.
+    #[serde(default)]
+    pub memory_free_mib: u64,
+    /// Changes with each start of its agent.
+    #[serde(default)]
+    pub boot_id: String,
+    /// The highest epoch it has obeyed.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// When it was last heard of.
+    #[serde(default)]
+    pub seen_at: Timestamp,
+    /// The version of its agent.
+    #[serde(default)]
+    pub version: String,
+}
