@@ -1,6 +1,6 @@
 //! Operations: things that take time. Each has steps, and ends once.
 
-use crate::{Error, ObjectRef, OperationId, Timestamp};
+use crate::{Error, Generation, ObjectRef, OperationId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -19,6 +19,9 @@ pub struct Operation {
     /// What it has done and does now.
     #[serde(default)]
     pub steps: Vec<Step>,
+    /// The generation of the target that it is about: it is over when the host has reached it.
+    #[serde(default)]
+    pub generation: Generation,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When it ended.

@@ -1,6 +1,6 @@
 //! Ports: where a NIC meets a network.
 
-use crate::{Generation, GroupId, Mac, Meta, NetworkId, PortId, Timestamp, VmId};
+use crate::{GroupId, Mac, Meta, NetworkId, PortId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -43,9 +43,6 @@ pub struct PortSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PortStatus {
-    /// The generation that the host has reached: guard and rules are in the kernel.
-    #[serde(default)]
-    pub observed: Generation,
     /// When the guest last took its address by DHCP.
     #[serde(default)]
     pub leased_at: Option<Timestamp>,

@@ -80,7 +80,8 @@ impl VmSpec {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum WantedPower {
-    /// It shall run; whatever ends it is followed by a start.
+    /// It shall run. A guest that shuts itself down, or a crash, is not followed by a start of its own:
+    /// somebody asks for it, or the node boots again.
     #[default]
     Running,
     /// It shall be off; asked politely first.

@@ -1,0 +1,248 @@
+//! The task that owns one VM.
+
+use super::{
+    Job, StopOutcome, VmSeen,
+    job::{AnyJob, Reply, Typed, answer},
+    policy,
+};
+use crate::{Driver, DriverEvent, Error, NicBackend, Result, Seen, VmDefinition, limits};
+use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use vbm_core::{PauseReason, PowerEvent, PowerState, VmId};
+
+/// What an actor can be told: its whole command surface.
+pub(super) enum Command {
+    Start(Box<VmDefinition>, Vec<NicBackend>, Reply<Seen>),
+    Stop(Duration, Reply<StopOutcome>),
+    ForceOff(Reply<()>),
+    /// Reset, pause, resume, remove.
+    Simple(Job, Reply<()>),
+    /// The driver reported something; `None`: something was missed, look.
+    Saw(Option<DriverEvent>),
+}
+
+/// Why an actor ended.
+#[derive(PartialEq, Eq)]
+pub(super) enum Ended {
+    Removed,
+    Shutdown,
+}
+
+pub(super) struct Actor {
+    id: VmId,
+    driver: Arc<dyn Driver>,
+    queue: mpsc::Receiver<Command>,
+    seen: watch::Sender<VmSeen>,
+    changes: broadcast::Sender<DriverEvent>,
+    end: CancellationToken,
+    running: Option<(Job, Box<dyn AnyJob>)>,
+    /// Callers of force-off that came while one ran.
+    force_offs: VecDeque<Reply<()>>,
+}
+
+impl Actor {
+    pub(super) fn new(
+        id: VmId,
+        driver: Arc<dyn Driver>,
+        queue: mpsc::Receiver<Command>,
+        seen: watch::Sender<VmSeen>,
+        changes: broadcast::Sender<DriverEvent>,
+        end: CancellationToken,
+    ) -> Self {
+        Self {
+            id,
+            driver,
+            queue,
+            seen,
+            changes,
+            end,
+            running: None,
+            force_offs: VecDeque::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Ended {
+        loop {
+            let running = &mut self.running;
+            let job_done = std::future::poll_fn(|cx| match running {
+                Some((_, job)) => job.poll(cx),
+                None => std::task::Poll::Pending,
+            });
+            // Cancel safe: `recv` loses nothing, and the job stays in `self.running` and goes on next time round.
+            tokio::select! {
+                () = self.end.cancelled() => return Ended::Shutdown,
+                success = job_done => {
+                    let job = self.running.take().map(|(job, _)| job);
+                    if job == Some(Job::Remove) && success {
+                        return Ended::Removed;
+                    }
+                    self.look().await;
+                    self.next_force_off();
+                }
+                command = self.queue.recv() => match command {
+                    Some(command) => self.take(command).await,
+                    None => return Ended::Shutdown,
+                },
+            }
+        }
+    }
+
+    async fn take(&mut self, command: Command) {
+        let (driver, id) = (Arc::clone(&self.driver), self.id);
+        match command {
+            Command::Saw(event) => self.saw(event).await,
+            Command::ForceOff(reply) => {
+                self.force_offs.push_back(reply);
+                if !matches!(self.running, Some((Job::ForceOff, _))) {
+                    self.next_force_off();
+                }
+            }
+            Command::Start(definition, nics, reply) => {
+                let work = async move { driver.start(&definition, nics).await };
+                self.begin(Job::Start, Some(PowerEvent::Start), work, reply);
+            }
+            Command::Stop(_, reply) if self.rests() && self.running.is_none() => answer(reply, Ok(ALREADY_OFF)),
+            Command::Stop(grace, reply) => {
+                let work = stop(driver, id, self.seen.subscribe(), grace);
+                self.begin(Job::Stop, Some(PowerEvent::Stop), work, reply);
+            }
+            Command::Simple(job, reply) => match job {
+                Job::Reset => {
+                    let work = async move { driver.reset(id).await };
+                    self.begin(job, Some(PowerEvent::Reset), work, reply);
+                }
+                Job::Pause => {
+                    let work = async move { driver.pause(id).await };
+                    self.begin(job, Some(PowerEvent::Pause(PauseReason::Requested)), work, reply);
+                }
+                Job::Resume => {
+                    let work = async move { driver.resume(id).await };
+                    self.begin(job, Some(PowerEvent::Resume), work, reply);
+                }
+                Job::Start | Job::Stop | Job::ForceOff | Job::Remove => {
+                    let work = async move { driver.undefine(id).await };
+                    self.begin(Job::Remove, None, work, reply);
+                }
+            },
+        }
+    }
+
+    /// Begins a job when no other runs and the power table allows it. What has no power event the driver judges.
+    fn begin<T: Send + 'static>(
+        &mut self,
+        job: Job,
+        event: Option<PowerEvent>,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        reply: Reply<T>,
+    ) {
+        let busy = self.running.as_ref().map(|(job, _)| Error::Busy {
+            vm: self.id,
+            job: job.as_str(),
+        });
+        let refused = event.and_then(|event| self.power().after(event).err().map(Error::Refused));
+        match busy.or(refused) {
+            Some(refusal) => answer(reply, Err(refusal)),
+            None => self.put(job, Typed::new(work, reply)),
+        }
+    }
+
+    fn put(&mut self, job: Job, work: impl AnyJob + 'static) {
+        self.running = Some((job, Box::new(work)));
+        self.seen.send_modify(|seen| seen.busy = Some(job));
+    }
+
+    /// Begins the next force-off that was asked for; whatever runs is ended for it.
+    fn next_force_off(&mut self) {
+        let Some(reply) = self.force_offs.pop_front() else {
+            return;
+        };
+        if let Some((job, work)) = self.running.take() {
+            work.preempt(self.id, job.as_str());
+        }
+        let (driver, id) = (Arc::clone(&self.driver), self.id);
+        let work = async move {
+            match driver.kill(id).await {
+                Err(Error::NoSuchVm(_)) => Ok(()),
+                result => result,
+            }
+        };
+        self.put(Job::ForceOff, Typed::new(work, reply));
+    }
+
+    async fn saw(&mut self, event: Option<DriverEvent>) {
+        self.look().await;
+        if let Some(event) = event {
+            // No subscriber is no failure.
+            drop(self.changes.send(event));
+        }
+    }
+
+    /// Asks the driver instead of trusting an event, which may be older than the last look.
+    async fn look(&mut self) {
+        let busy = self.running.as_ref().map(|(job, _)| *job);
+        let seen = match timeout(limits::INSPECT_DEADLINE, self.driver.inspect(self.id)).await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(Error::NoSuchVm(_))) => Seen::resting(PowerState::Off),
+            Ok(Err(_)) | Err(_) => Seen::resting(PowerState::Unknown),
+        };
+        let now = VmSeen { seen, busy };
+        self.seen.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
+
+    fn power(&self) -> PowerState {
+        self.seen.borrow().power()
+    }
+
+    fn rests(&self) -> bool {
+        matches!(
+            self.power(),
+            PowerState::Off | PowerState::Crashed(_) | PowerState::Saved
+        )
+    }
+}
+
+const ALREADY_OFF: StopOutcome = StopOutcome::Off {
+    pressed: 0,
+    took: Duration::ZERO,
+};
+
+/// Presses the button until the VM is off or the grace has passed. Press failures are only told when the first one fails.
+async fn stop(
+    driver: Arc<dyn Driver>,
+    id: VmId,
+    mut seen: watch::Receiver<VmSeen>,
+    grace: Duration,
+) -> Result<StopOutcome> {
+    let begun = Instant::now();
+    let deadline = begun + grace;
+    let mut pressed = 0;
+    loop {
+        match timeout_at(deadline, driver.stop(id)).await {
+            Ok(Ok(())) | Err(_) => pressed += 1,
+            Ok(Err(error)) if pressed == 0 => return Err(error),
+            Ok(Err(error)) => tracing::debug!(%id, %error, "the button could not be pressed again"),
+        }
+        let next = (Instant::now() + policy::pause_after(pressed.max(1))).min(deadline);
+        let off = seen.wait_for(|seen| !seen.power().is_live() && seen.power() != PowerState::Unknown);
+        match timeout_at(next, off).await {
+            Ok(Ok(_)) => {
+                let took = begun.elapsed();
+                return Ok(StopOutcome::Off { pressed, took });
+            }
+            Ok(Err(_)) => return Err(Error::ShutDown("the actor of this VM")),
+            Err(_) if Instant::now() >= deadline => {
+                let waited = begun.elapsed();
+                return Ok(StopOutcome::StillRunning { pressed, waited });
+            }
+            Err(_) => {}
+        }
+    }
+}

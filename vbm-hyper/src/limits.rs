@@ -1,0 +1,79 @@
+//! Every limit of this crate, with its unit last.
+
+use std::time::Duration;
+
+/// The longest path of a unix socket: `sun_path` has 108 bytes, one is the final zero (unix(7)).
+pub const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+/// How long a new hypervisor process may take until it answers. On a loaded host seconds pass before `main`.
+pub const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a probe of the hypervisor may take.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the result of a probe that found no hardware acceleration is believed.
+pub const PROBE_FALLBACK_TTL: Duration = Duration::from_secs(300);
+/// How long a found process may take to greet when it is adopted; it goes on being tried after that.
+pub const ADOPT_DEADLINE: Duration = Duration::from_secs(3);
+/// How many processes are adopted at the same time.
+pub const ADOPT_MAX_PARALLEL: usize = 16;
+/// How long a QMP command may take.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a screenshot may take.
+pub const SCREENSHOT_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the kernel may take to end a killed process. Uninterruptible I/O can hold it.
+pub const KILL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long, after a process ended, its last words are waited for.
+pub const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a monitor may be gone, its process living, before the VM counts as unresponsive.
+pub const MONITOR_LOST_GRACE: Duration = Duration::from_millis(500);
+/// The pause between two attempts to reach a lost monitor.
+pub const MONITOR_RETRY: Duration = Duration::from_secs(2);
+
+/// The longest line that a monitor may send. `query-qmp-schema` has about 0.3 MiB.
+pub const QMP_LINE_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Requests waiting to be sent to one monitor.
+pub const QMP_REQUESTS_MAX: usize = 64;
+/// Requests sent to one monitor whose replies did not come yet, late ones included.
+pub const QMP_PENDING_MAX: usize = 256;
+/// Events of one monitor that its keeper did not take yet. Only events that change the power state count.
+pub const QMP_EVENTS_MAX: usize = 256;
+
+/// Events that a subscriber of a driver or of the machines may lag behind.
+pub const EVENTS_MAX: usize = 4_096;
+/// Commands that wait for one VM's actor.
+pub const ACTOR_QUEUE_MAX: usize = 64;
+/// How long a driver may take to look at a VM before it counts as unknown.
+pub const INSPECT_DEADLINE: Duration = Duration::from_secs(5);
+/// After how long the shutdown button is pressed again; doubles up to [`BUTTON_RESEND_MAX`]. A guest that still
+/// boots loses it.
+pub const BUTTON_RESEND_FIRST: Duration = Duration::from_secs(2);
+/// The longest pause between two presses of the shutdown button.
+pub const BUTTON_RESEND_MAX: Duration = Duration::from_secs(10);
+
+/// The largest serial log. When it is reached the log becomes the old one, and the old one before is lost.
+pub const SERIAL_LOG_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// What a new reader of a serial line gets to see of the past.
+pub const SERIAL_SCROLLBACK_BYTES: usize = 64 * 1024;
+/// The most scrollback that one call returns.
+pub const SCROLLBACK_MAX_BYTES: usize = 2 * SERIAL_LOG_MAX_BYTES as usize;
+/// The largest piece of serial output or input.
+pub const SERIAL_CHUNK_BYTES: usize = 4 * 1024;
+/// Pieces of output that one reader may lag behind before it is cut off.
+pub const SERIAL_READER_MAX_CHUNKS: usize = 512;
+/// Pieces of input that wait for the guest.
+pub const SERIAL_INPUT_MAX_CHUNKS: usize = 64;
+/// Readers of one serial line.
+pub const SERIAL_READERS_MAX: usize = 64;
+
+/// How much of the hypervisor's log a failed start tells.
+pub const LOG_TAIL_BYTES: u64 = 2 * 1024;
+/// The largest screenshot.
+pub const SCREENSHOT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// The largest manifest.
+pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
+
+/// The largest image that is imported.
+pub const IMAGE_MAX_BYTES: u64 = vbm_core::limits::DISK_MAX_MIB * 1024 * 1024;
+/// The size of the pieces that an import reads.
+pub const IMPORT_CHUNK_BYTES: usize = 256 * 1024;
+/// Pieces of an import between reader and writer.
+pub const IMPORT_CHUNKS_MAX: usize = 4;

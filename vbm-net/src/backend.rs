@@ -1,0 +1,70 @@
+//! The trait behind which networks are made real, or simulated.
+
+use crate::{DesiredNetwork, NetError, NetEvent, NetworkSeen, Nic};
+use async_trait::async_trait;
+use std::collections::BTreeSet;
+use tokio::sync::broadcast;
+use vbm_core::{NetworkId, PortId};
+
+/// How many events a slow listener may lag behind before it loses the oldest.
+pub const EVENTS_MAX_PENDING: usize = 1_024;
+
+/// Makes networks on one host. [`crate::HostNetwork`] does it; [`crate::SimNetwork`] pretends to.
+///
+/// Each network has one actor, which alone changes it; calls for one network queue up, calls for several run side
+/// by side.
+///
+/// # Cancel safety
+/// Dropping a call's future does not stop work that its network's actor has begun; the next `ensure` finds what
+/// it left. All calls may be repeated.
+#[async_trait]
+pub trait NetworkBackend: Send + Sync {
+    /// Makes the kernel hold what is wanted, reads it back, and serves DHCP for it. Level-triggered and
+    /// idempotent: a second call changes nothing (`changed` is empty); a call after anything was flushed, killed or half
+    /// made repairs it. Ports that are no longer wanted lose tap, guard and rules; flows that the rules no longer
+    /// allow are cut.
+    ///
+    /// # Errors
+    /// [`NetError::Invalid`] before anything is touched; otherwise what failed. Ports whose guard and rules could not be read back stay shut.
+    async fn ensure(&self, desired: DesiredNetwork) -> Result<NetworkSeen, NetError>;
+
+    /// Removes a network with all that belongs to it. One that is not here is fine.
+    ///
+    /// # Errors
+    /// Goes past failures and returns them all; repeat it.
+    async fn remove(&self, id: NetworkId) -> Result<(), NetError>;
+
+    /// Opens the NIC of a port: a new tap on the bridge. Refused unless guard and rules of that port stand in the
+    /// kernel now (fail closed).
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::Conflict`] when somebody holds the tap;
+    /// [`NetError::NotVerified`].
+    async fn open_nic(&self, network: NetworkId, port: PortId) -> Result<Nic, NetError>;
+
+    /// Removes the tap of a port; whoever holds it sees it dead. One that is not open is fine.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError>;
+
+    /// What of ours is on this host, whether or not this process made it. Ports are listed for networks that
+    /// were ensured since this process started.
+    ///
+    /// # Errors
+    /// What could not be read.
+    async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError>;
+
+    /// Removes whatever bears our owner tag and is not of these networks; returns a line for each thing removed.
+    ///
+    /// # Errors
+    /// Goes past failures and returns them all.
+    async fn sweep(&self, keep: &BTreeSet<NetworkId>) -> Result<Vec<String>, NetError>;
+
+    /// What happens from now on. Slow listeners lose the oldest of [`EVENTS_MAX_PENDING`].
+    fn events(&self) -> broadcast::Receiver<NetEvent>;
+
+    /// Stops the DHCP servers and all tasks. What is in the kernel stays: VMs keep their traffic. Later calls fail with
+    /// [`NetError::Stopped`].
+    async fn shutdown(&self);
+}

@@ -1,0 +1,321 @@
+//! What every [`NetworkBackend`] must do: run on the twin, on the real one, and on anybody's own.
+//!
+//! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
+
+use crate::{DesiredForward, DesiredNetwork, DesiredPort, NetError, NetworkBackend, Nic};
+use std::{collections::BTreeSet, net::Ipv4Addr};
+use vbm_core::{
+    ErrorKind, ForwardId, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, network::parse_cidr,
+};
+
+/// Makes networks for tests: valid, small, with ids from the caller's source.
+pub struct Fixture<'a> {
+    ids: &'a dyn IdSource,
+}
+
+impl<'a> Fixture<'a> {
+    /// A fixture with the caller's ids. They must be new on the host: names of links come from them.
+    pub fn new(ids: &'a dyn IdSource) -> Self {
+        Self { ids }
+    }
+
+    /// A network `10.77.0.0/24` of a mode, with so many ports, none of which may be reached.
+    ///
+    /// # Panics
+    /// With more than 250 ports.
+    pub fn network(&self, mode: NetworkMode, ports: u8) -> DesiredNetwork {
+        assert!(ports <= 250, "the fixture's network has no more addresses");
+        let spec = parse_cidr("10.77.0.0/24").and_then(|cidr| NetworkSpec::new(mode, cidr));
+        let ports = (0..ports).map(|i| DesiredPort {
+            id: PortId::from_uuid(self.ids.next()),
+            mac: Mac::local(0x77_00_00 + u32::from(i)),
+            address: Ipv4Addr::new(10, 77, 0, 10 + i.min(245)),
+            hostname: expect(format!("vm{i}").parse(), "a host name"),
+            rules: Vec::new(),
+        });
+        let ports = ports.collect();
+        DesiredNetwork {
+            id: NetworkId::from_uuid(self.ids.next()),
+            name: expect("lab".parse(), "a name"),
+            spec: expect(spec, "a spec"),
+            ports,
+            forwards: Vec::new(),
+        }
+    }
+
+    /// A TCP forward to a port of a network.
+    pub fn forward(&self, listen_port: u16, target: PortId, target_port: u16) -> DesiredForward {
+        DesiredForward {
+            id: ForwardId::from_uuid(self.ids.next()),
+            protocol: Protocol::Tcp,
+            listen_address: None,
+            listen_port,
+            target,
+            target_port,
+        }
+    }
+}
+
+fn expect<T, E: std::fmt::Debug>(result: Result<T, E>, what: &str) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{what}: {error:?}"),
+    }
+}
+
+/// Runs all of it. Leaves nothing behind.
+///
+/// # Panics
+/// When the backend breaks the contract; the message says how.
+pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
+    let fixture = Fixture::new(ids);
+    a_second_ensure_changes_nothing(backend, &fixture).await;
+    what_makes_no_sense_is_refused_before_anything_is_made(backend, &fixture).await;
+    a_nic_opens_once_and_again_after_it_was_closed(backend, &fixture).await;
+    a_nic_that_its_holder_dropped_can_be_opened_again(backend, &fixture).await;
+    a_port_that_is_not_wanted_cannot_be_opened(backend, &fixture).await;
+    a_port_that_leaves_takes_its_nic_along(backend, &fixture).await;
+    forwards_and_rules_change_live(backend, &fixture).await;
+    removing_twice_is_fine_and_leaves_nothing(backend, &fixture).await;
+    a_sweep_keeps_what_it_is_told_to(backend, &fixture).await;
+    calls_for_one_network_may_overlap(backend, &fixture).await;
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_second_ensure_changes_nothing(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
+    for mode in [NetworkMode::Nat, NetworkMode::Isolated] {
+        let wanted = fixture.network(mode, 3);
+        let first = expect(backend.ensure(wanted.clone()).await, "first ensure");
+        assert!(first.ready && !first.changed.is_empty(), "{first:?}");
+        assert_eq!(first.transit.is_some(), mode == NetworkMode::Nat);
+        assert_eq!(first.gateway_mac, wanted.gateway_mac());
+        let second = expect(backend.ensure(wanted.clone()).await, "second ensure");
+        assert_eq!(second.changed, Vec::<String>::new(), "the second ensure of a {mode} network");
+        assert!(second.ready && second.ports.iter().all(|p| p.guarded && !p.open));
+        assert_eq!(second.transit, first.transit);
+        expect(backend.remove(wanted.id).await, "remove");
+    }
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn what_makes_no_sense_is_refused_before_anything_is_made(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    type Spoil = fn(&mut DesiredNetwork);
+    let spoils: [(&str, Spoil); 9] = [
+        ("an address outside", |n| n.ports[0].address = Ipv4Addr::new(10, 78, 0, 1)),
+        ("the gateway's address", |n| n.ports[0].address = n.spec.gateway),
+        ("an address twice", |n| n.ports[1].address = n.ports[0].address),
+        ("a MAC twice", |n| n.ports[1].mac = n.ports[0].mac),
+        ("the gateway's MAC", |n| n.ports[0].mac = n.gateway_mac()),
+        ("a multicast MAC", |n| n.ports[0].mac = Mac::new([1, 0, 0, 0, 0, 1])),
+        ("a rule with ports for icmp", |n| {
+            let rule = "tcp/1".parse().map(|mut r: vbm_core::Rule| {
+                r.protocol = Protocol::Icmp;
+                r
+            });
+            n.ports[0].rules.extend(rule);
+        }),
+        ("a forward to port 0", |n| n.forwards[0].target_port = 0),
+        ("a forward to nowhere", |n| n.forwards[0].target = PortId::from_uuid(n.id.uuid())),
+    ];
+    for (what, spoil) in spoils {
+        let mut wanted = fixture.network(NetworkMode::Nat, 2);
+        wanted.forwards.push(fixture.forward(40_000, wanted.ports[0].id, 80));
+        spoil(&mut wanted);
+        match backend.ensure(wanted.clone()).await {
+            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{what}: {error:?}"),
+            Ok(seen) => panic!("{what} was accepted: {seen:?}"),
+        }
+        assert!(!lists(backend, wanted.id).await, "{what} left something behind");
+    }
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_nic_opens_once_and_again_after_it_was_closed(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let wanted = fixture.network(NetworkMode::Nat, 1);
+    let port = wanted.ports[0].id;
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    let nic = expect(backend.open_nic(wanted.id, port).await, "open");
+    match backend.open_nic(wanted.id, port).await {
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}"),
+        Ok(_) => panic!("a NIC was opened twice"),
+    }
+    let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
+    assert!(seen.ports[0].open && seen.changed.is_empty(), "an open NIC is not disturbed: {seen:?}");
+    expect(backend.close_nic(wanted.id, port).await, "close");
+    expect(backend.close_nic(wanted.id, port).await, "close again");
+    drop(nic);
+    let Nic::Tap { fd, .. } = expect(backend.open_nic(wanted.id, port).await, "open again");
+    drop(fd);
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_nic_that_its_holder_dropped_can_be_opened_again(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let wanted = fixture.network(NetworkMode::Isolated, 1);
+    let port = wanted.ports[0].id;
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    for _ in 0..3 {
+        drop(expect(backend.open_nic(wanted.id, port).await, "open"));
+    }
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_port_that_is_not_wanted_cannot_be_opened(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let wanted = fixture.network(NetworkMode::Nat, 1);
+    let port = wanted.ports[0].id;
+    let refused = |result: Result<Nic, NetError>, what: &str| match result {
+        Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{what}: {error:?}"),
+        Ok(_) => panic!("{what} was opened"),
+    };
+    refused(backend.open_nic(wanted.id, port).await, "a port of a network that was never made");
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    let other = PortId::from_uuid(wanted.id.uuid());
+    refused(backend.open_nic(wanted.id, other).await, "a port that nobody wants");
+    expect(backend.remove(wanted.id).await, "remove");
+    refused(backend.open_nic(wanted.id, port).await, "a port of a network that was removed");
+    expect(backend.close_nic(wanted.id, port).await, "closing it is fine");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_port_that_leaves_takes_its_nic_along(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
+    let mut wanted = fixture.network(NetworkMode::Nat, 2);
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    let kept = expect(backend.open_nic(wanted.id, wanted.ports[0].id).await, "open");
+    let gone = expect(backend.open_nic(wanted.id, wanted.ports[1].id).await, "open");
+    let left = expect(wanted.ports.pop().ok_or("no port"), "two ports");
+    let seen = expect(backend.ensure(wanted.clone()).await, "ensure with one port");
+    assert_eq!(seen.ports.len(), 1);
+    assert!(seen.ports[0].open, "the other port is not disturbed");
+    assert!(backend.open_nic(wanted.id, left.id).await.is_err());
+    drop((kept, gone));
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn forwards_and_rules_change_live(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
+    let mut wanted = fixture.network(NetworkMode::Nat, 2);
+    let target = wanted.ports[1].id;
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    let nic = expect(backend.open_nic(wanted.id, target).await, "open");
+    for rules in [&["tcp/80"][..], &["tcp/80", "udp/53-60@10.0.0.0/8", "icmp", "any@192.168.0.0/16"], &[]] {
+        wanted.ports[1].rules = rules.iter().map(|r| expect(r.parse(), "a rule")).collect();
+        wanted.forwards = vec![fixture.forward(40_001, target, 80)];
+        wanted.forwards.truncate(rules.len());
+        let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
+        assert!(!seen.changed.is_empty(), "{rules:?}");
+        assert!(seen.ports[1].open && seen.ports[1].guarded);
+        let again = expect(backend.ensure(wanted.clone()).await, "ensure");
+        assert_eq!(again.changed, Vec::<String>::new(), "{rules:?} again");
+    }
+    drop(nic);
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn removing_twice_is_fine_and_leaves_nothing(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
+    let wanted = fixture.network(NetworkMode::Nat, 1);
+    expect(backend.remove(wanted.id).await, "removing what never was");
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    let nic = expect(backend.open_nic(wanted.id, wanted.ports[0].id).await, "open");
+    assert!(lists(backend, wanted.id).await);
+    expect(backend.remove(wanted.id).await, "remove with a NIC held");
+    expect(backend.remove(wanted.id).await, "remove again");
+    assert!(!lists(backend, wanted.id).await);
+    drop(nic);
+    expect(backend.ensure(wanted.clone()).await, "the same id again");
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_sweep_keeps_what_it_is_told_to(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
+    let (kept, gone) = (fixture.network(NetworkMode::Nat, 1), fixture.network(NetworkMode::Nat, 1));
+    expect(backend.ensure(kept.clone()).await, "ensure");
+    expect(backend.ensure(gone.clone()).await, "ensure");
+    let removed = expect(backend.sweep(&BTreeSet::from([kept.id])).await, "sweep");
+    assert!(!removed.is_empty());
+    assert!(lists(backend, kept.id).await && !lists(backend, gone.id).await);
+    let seen = expect(backend.ensure(kept.clone()).await, "ensure");
+    assert_eq!(seen.changed, Vec::<String>::new(), "what is kept is not touched");
+    expect(backend.sweep(&BTreeSet::new()).await, "sweep all");
+    assert!(!lists(backend, kept.id).await);
+    let removed = expect(backend.sweep(&BTreeSet::new()).await, "sweep nothing");
+    assert_eq!(removed, Vec::<String>::new());
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn calls_for_one_network_may_overlap(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
+    let wanted = fixture.network(NetworkMode::Nat, 2);
+    let other = fixture.network(NetworkMode::Nat, 2);
+    let (a, b, c) = futures::join!(
+        backend.ensure(wanted.clone()),
+        backend.ensure(wanted.clone()),
+        backend.ensure(other.clone())
+    );
+    for result in [a, b, c] {
+        assert!(expect(result, "overlapping ensure").ready);
+    }
+    let (a, b) = futures::join!(backend.remove(wanted.id), backend.remove(other.id));
+    expect(a, "remove");
+    expect(b, "remove");
+}
+
+/// After a shutdown nothing is done any more. Apart from [`all`], because it ends the backend.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_backend_that_was_shut_down_refuses(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
+    let wanted = fixture.network(NetworkMode::Nat, 1);
+    backend.shutdown().await;
+    backend.shutdown().await;
+    let (network, port) = (wanted.id, wanted.ports[0].id);
+    assert!(matches!(backend.ensure(wanted).await, Err(NetError::Stopped)));
+    assert!(matches!(backend.remove(network).await, Err(NetError::Stopped)));
+    assert!(matches!(backend.open_nic(network, port).await, Err(NetError::Stopped)));
+}
+
+async fn lists(backend: &dyn NetworkBackend, id: NetworkId) -> bool {
+    expect(backend.inventory().await, "inventory").iter().any(|n| n.id == id)
+}

@@ -1,0 +1,189 @@
+//! Every name that this crate gives to something on a host. Nowhere else is one made.
+//!
+//! Interface names have 15 usable bytes (`IFNAMSIZ` is 16 with its NUL), iptables chains 28. All names hold the
+//! last eight hex digits of an id; ids whose tails collide are refused before anything is made.
+//!
+//! | thing | name | where |
+//! |---|---|---|
+//! | namespace | `vbm-<net>` | `/run/netns` |
+//! | transit, host end | `vbu<net>` | host |
+//! | transit, inner end | `up0` | namespace |
+//! | bridge | `br0` | namespace |
+//! | NIC | `tap<port>` | namespace |
+//! | per-port chain | `VBM-P-<port>` | namespace, filter |
+//! | guard of a port, from and to it | `in-<port>`, `to-<port>` | namespace, nft bridge |
+//! | host chains | `VBM-<owner hash>-FWD` and so on | host |
+
+use vbm_core::{NetworkId, PortId};
+
+/// The bridge of a network, in its namespace.
+pub const BRIDGE: &str = "br0";
+/// The inner end of the transit, in the namespace.
+pub const UPLINK: &str = "up0";
+/// The table of the guard, family bridge.
+pub const GUARD_TABLE: &str = "vbm";
+/// The chain that chooses the chain of the destination's port.
+pub const DISPATCH_CHAIN: &str = "VBM-TO";
+/// What host ends of transits begin with; `vbu+` in iptables.
+pub const TRANSIT_PREFIX: &str = "vbu";
+/// What namespaces begin with.
+pub const NAMESPACE_PREFIX: &str = "vbm-";
+/// What taps begin with.
+pub const TAP_PREFIX: &str = "tap";
+
+/// The longest owner tag, in bytes: it must fit an interface alias beside an id.
+pub const OWNER_MAX_BYTES: usize = 64;
+
+/// The namespace of a network.
+pub fn namespace(network: NetworkId) -> String {
+    format!("{NAMESPACE_PREFIX}{}", network.short())
+}
+/// The host end of a network's transit.
+pub fn transit(network: NetworkId) -> String {
+    format!("{TRANSIT_PREFIX}{}", network.short())
+}
+/// The tap of a port.
+pub fn tap(port: PortId) -> String {
+    format!("{TAP_PREFIX}{}", port.short())
+}
+/// The chain of a port: what may reach it.
+pub fn port_chain(port: PortId) -> String {
+    format!("VBM-P-{}", port.short())
+}
+/// The guard's chain for what a port sends.
+pub fn guard_in(port: PortId) -> String {
+    format!("in-{}", port.short())
+}
+/// The guard's chain for what is sent to a port.
+pub fn guard_to(port: PortId) -> String {
+    format!("to-{}", port.short())
+}
+
+/// The five host chains of an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostChain {
+    /// filter INPUT: what comes from networks to the host itself.
+    Input,
+    /// filter FORWARD.
+    Forward,
+    /// nat PREROUTING: forwards for the world.
+    Prerouting,
+    /// nat OUTPUT: forwards for the host itself.
+    Output,
+    /// nat POSTROUTING: the way out.
+    Postrouting,
+}
+
+impl HostChain {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Input, Self::Forward, Self::Prerouting, Self::Output, Self::Postrouting];
+
+    /// Its table.
+    pub const fn table(self) -> &'static str {
+        match self {
+            Self::Input | Self::Forward => "filter",
+            Self::Prerouting | Self::Output | Self::Postrouting => "nat",
+        }
+    }
+    /// The built-in chain that jumps to it.
+    pub const fn hook(self) -> &'static str {
+        match self {
+            Self::Input => "INPUT",
+            Self::Forward => "FORWARD",
+            Self::Prerouting => "PREROUTING",
+            Self::Output => "OUTPUT",
+            Self::Postrouting => "POSTROUTING",
+        }
+    }
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Input => "IN",
+            Self::Forward => "FWD",
+            Self::Prerouting => "PRE",
+            Self::Output => "OUT",
+            Self::Postrouting => "POST",
+        }
+    }
+    /// Its name for an owner.
+    pub fn name(self, owner: &str) -> String {
+        format!("VBM-{:08x}-{}", fnv1a(owner), self.suffix())
+    }
+}
+
+/// The tag on links, as their alias.
+pub fn alias(owner: &str, network: NetworkId) -> String {
+    format!("vbm owner={owner} network={network}")
+}
+/// Reads [`alias`].
+pub fn parse_alias(text: &str) -> Option<(String, NetworkId)> {
+    let (owner, network) = text.strip_prefix("vbm owner=")?.split_once(" network=")?;
+    Some((owner.to_owned(), network.parse().ok()?))
+}
+
+/// The comment on host rules of a network.
+pub fn rule_comment(owner: &str, network: NetworkId) -> String {
+    format!("vbm:{owner}:{}", network.short())
+}
+/// The comment on the jumps from built-in chains to those of an owner.
+pub fn hook_comment(owner: &str) -> String {
+    format!("vbm:{owner}")
+}
+
+/// Whether text can be an owner tag: it stands in rules, aliases and file names.
+pub fn is_owner(text: &str) -> bool {
+    (1..=OWNER_MAX_BYTES).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && !text.starts_with('.')
+        && !text.starts_with('-')
+}
+
+/// FNV-1a: a short, stable name for an owner. Not for security: the full tag stands in comments and records.
+pub(crate) fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    const IFNAME_MAX_BYTES: usize = 15;
+    const CHAIN_MAX_BYTES: usize = 28;
+
+    proptest! {
+        #[test]
+        fn every_name_fits_its_limit(id: u128, owner in "[a-z0-9][a-z0-9_.-]{0,63}") {
+            let (net, port) = (NetworkId::from_uuid(Uuid::from_u128(id)), PortId::from_uuid(Uuid::from_u128(id)));
+            for name in [transit(net), tap(port), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
+                prop_assert!(name.len() <= IFNAME_MAX_BYTES, "{}", name);
+            }
+            for name in HostChain::ALL.map(|c| c.name(&owner)) {
+                prop_assert!(name.len() <= CHAIN_MAX_BYTES, "{}", name);
+            }
+            prop_assert!(port_chain(port).len() <= CHAIN_MAX_BYTES);
+            prop_assert!(is_owner(&owner));
+            prop_assert!(alias(&owner, net).len() < 256, "IFALIASZ");
+            prop_assert!(rule_comment(&owner, net).len() < 256, "xt_comment");
+        }
+
+        #[test]
+        fn an_alias_is_read_as_it_was_written(id: u128, owner in "[a-z0-9][a-z0-9_.-]{0,63}") {
+            let net = NetworkId::from_uuid(Uuid::from_u128(id));
+            prop_assert_eq!(parse_alias(&alias(&owner, net)), Some((owner, net)));
+        }
+
+        #[test]
+        fn no_foreign_alias_is_taken_for_ours_and_none_panics(text in ".{0,60}") {
+            if let Some((owner, net)) = parse_alias(&text) { prop_assert_eq!(alias(&owner, net), text); }
+        }
+    }
+
+    #[test]
+    fn owner_tags_that_would_break_a_rule_or_a_path_are_refused() {
+        for bad in ["", "a b", "a\"b", "../x", "a/b", ".x", "-x", "ä", &"a".repeat(65)] {
+            assert!(!is_owner(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The simulated twin: a host's networks in memory, with the same checks and the same answers.
+//!
+//! It keeps no packets. A NIC is one end of a socket pair whose other end the simulation holds. A guest's DHCP is
+//! [`SimNetwork::lease`], called by itself when a NIC is opened, unless told otherwise. Faults are
+//! given ahead: [`SimNetwork::fail_next`].
+
+use crate::{
+    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, PortSeen, Validated,
+    backend::EVENTS_MAX_PENDING, model::gateway_mac, names,
+};
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    net::Ipv4Addr,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::broadcast;
+use vbm_core::{Clock, NetworkId, NetworkMode, PortId};
+
+/// A simulated host's networks. Cheap to clone; clones are the same host.
+#[derive(Clone)]
+pub struct SimNetwork {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    clock: Arc<dyn Clock>,
+    auto_lease: bool,
+    state: Mutex<State>,
+    events: broadcast::Sender<NetEvent>,
+}
+
+#[derive(Default)]
+struct State {
+    networks: BTreeMap<NetworkId, SimOne>,
+    faults: VecDeque<NetError>,
+    stopped: bool,
+}
+
+struct SimOne {
+    wanted: Validated<DesiredNetwork>,
+    open: BTreeMap<PortId, UnixDatagram>,
+    leases: BTreeMap<PortId, LeaseSeen>,
+}
+
+impl std::fmt::Debug for SimNetwork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimNetwork").field("networks", &self.lock().networks.len()).finish_non_exhaustive()
+    }
+}
+
+impl SimNetwork {
+    /// A host without networks, whose guests take their lease as soon as their NIC is opened.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self::build(clock, true)
+    }
+
+    /// A host whose guests take a lease only by [`Self::lease`].
+    pub fn without_leases(clock: Arc<dyn Clock>) -> Self {
+        Self::build(clock, false)
+    }
+
+    fn build(clock: Arc<dyn Clock>, auto_lease: bool) -> Self {
+        let (events, _) = broadcast::channel(EVENTS_MAX_PENDING);
+        Self { inner: Arc::new(Inner { clock, auto_lease, state: Mutex::default(), events }) }
+    }
+
+    /// The next call that changes something fails with this, and changes nothing. Faults queue up.
+    pub fn fail_next(&self, error: NetError) {
+        self.lock().faults.push_back(error);
+    }
+
+    /// A host that was restarted: taps and leases are gone, as are networks.
+    pub fn power_cycle(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// The guest behind a port takes or renews its address.
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`].
+    pub fn lease(&self, network: NetworkId, port: PortId) -> Result<LeaseSeen, NetError> {
+        let since = self.inner.clock.now();
+        let lease = {
+            let mut state = self.lock();
+            let one = state.network(network)?;
+            let wanted = one.port(port)?;
+            let until = since.plus(Duration::from_secs(one.wanted.spec.lease_seconds.into()));
+            let lease = LeaseSeen { address: wanted, since, until };
+            one.leases.insert(port, lease);
+            lease
+        };
+        let LeaseSeen { address, until, .. } = lease;
+        self.tell(NetEvent::PortLeased { network, port, address, since, until });
+        Ok(lease)
+    }
+
+    /// The guest behind a port gives its address back.
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`].
+    pub fn release(&self, network: NetworkId, port: PortId) -> Result<(), NetError> {
+        let address = {
+            let mut state = self.lock();
+            let one = state.network(network)?;
+            one.leases.remove(&port);
+            one.port(port)?
+        };
+        self.tell(NetEvent::PortReleased { network, port, address });
+        Ok(())
+    }
+
+    /// Whether a packet to a port would pass the rules that stand now: the oracle for tests of groups.
+    pub fn would_pass(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        protocol: vbm_core::Protocol,
+        from: Ipv4Addr,
+        to_port: Option<u16>,
+    ) -> bool {
+        self.lock().networks.get(&network).is_some_and(|one| {
+            one.wanted
+                .ports
+                .iter()
+                .filter(|p| p.id == port)
+                .any(|p| crate::plan::allows(&p.rules, protocol, from, to_port))
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: NetEvent) {
+        // No listener is fine: events are news, not state.
+        drop(self.inner.events.send(event));
+    }
+}
+
+impl State {
+    fn network(&mut self, id: NetworkId) -> Result<&mut SimOne, NetError> {
+        self.networks.get_mut(&id).ok_or_else(|| not_here("network", id))
+    }
+    fn up(&self) -> Result<(), NetError> {
+        if self.stopped { Err(NetError::Stopped) } else { Ok(()) }
+    }
+    fn fault(&mut self) -> Result<(), NetError> {
+        self.up()?;
+        self.faults.pop_front().map_or(Ok(()), Err)
+    }
+}
+
+pub(crate) fn not_here(noun: &'static str, id: impl std::fmt::Display) -> NetError {
+    NetError::NotHere { noun, name: id.to_string() }
+}
+
+impl SimOne {
+    fn port(&self, id: PortId) -> Result<Ipv4Addr, NetError> {
+        self.wanted.ports.iter().find(|p| p.id == id).map(|p| p.address).ok_or_else(|| not_here("port", id))
+    }
+
+    fn seen(&self, changed: Vec<String>) -> NetworkSeen {
+        let id = self.wanted.id;
+        let ports = self.wanted.ports.iter().map(|p| PortSeen {
+            id: p.id,
+            tap: names::tap(p.id),
+            guarded: true,
+            open: self.open.contains_key(&p.id),
+            lease: self.leases.get(&p.id).copied(),
+        });
+        let transit = (self.wanted.spec.mode == NetworkMode::Nat)
+            .then(|| Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 31));
+        NetworkSeen {
+            id,
+            namespace: names::namespace(id),
+            gateway_mac: gateway_mac(id),
+            transit,
+            ready: true,
+            ports: ports.collect(),
+            changed,
+        }
+    }
+}
+
+#[async_trait]
+impl NetworkBackend for SimNetwork {
+    async fn ensure(&self, desired: DesiredNetwork) -> Result<NetworkSeen, NetError> {
+        self.lock().up()?;
+        let wanted = Validated::<DesiredNetwork>::new(desired)?;
+        let mut state = self.lock();
+        state.fault()?;
+        let id = wanted.id;
+        let ports: BTreeSet<PortId> = wanted.ports.iter().map(|p| p.id).collect();
+        let changed = match state.networks.get_mut(&id) {
+            Some(one) if one.wanted == wanted => Vec::new(),
+            Some(one) => {
+                one.wanted = wanted;
+                one.open.retain(|port, _| ports.contains(port));
+                one.leases.retain(|port, _| ports.contains(port));
+                vec!["changed as wanted".to_owned()]
+            }
+            None => {
+                let one = SimOne { wanted, open: BTreeMap::new(), leases: BTreeMap::new() };
+                state.networks.insert(id, one);
+                vec!["made the network".to_owned()]
+            }
+        };
+        Ok(state.network(id)?.seen(changed))
+    }
+
+    async fn remove(&self, id: NetworkId) -> Result<(), NetError> {
+        let mut state = self.lock();
+        state.fault()?;
+        state.networks.remove(&id);
+        Ok(())
+    }
+
+    async fn open_nic(&self, network: NetworkId, port: PortId) -> Result<Nic, NetError> {
+        let nic = {
+            let mut state = self.lock();
+            state.fault()?;
+            let one = state.network(network)?;
+            one.port(port)?;
+            if one.open.get(&port).is_some_and(is_held) {
+                return Err(nic_in_use(port));
+            }
+            let (ours, theirs) =
+                UnixDatagram::pair().map_err(|e| NetError::kernel("making a socket pair", e))?;
+            one.open.insert(port, ours);
+            Nic::Tap { fd: OwnedFd::from(theirs), vnet_hdr: false }
+        };
+        if self.inner.auto_lease {
+            self.lease(network, port)?;
+        }
+        Ok(nic)
+    }
+
+    async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError> {
+        let mut state = self.lock();
+        state.fault()?;
+        if let Some(one) = state.networks.get_mut(&network) {
+            one.open.remove(&port);
+        }
+        Ok(())
+    }
+
+    async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {
+        let state = self.lock();
+        state.up()?;
+        Ok(state.networks.values().map(|one| one.seen(Vec::new())).collect())
+    }
+
+    async fn sweep(&self, keep: &BTreeSet<NetworkId>) -> Result<Vec<String>, NetError> {
+        let mut state = self.lock();
+        state.fault()?;
+        let gone: Vec<_> = state.networks.keys().filter(|id| !keep.contains(id)).copied().collect();
+        for id in &gone {
+            state.networks.remove(id);
+        }
+        Ok(gone.into_iter().map(|id| format!("namespace {}", names::namespace(id))).collect())
+    }
+
+    fn events(&self) -> broadcast::Receiver<NetEvent> {
+        self.inner.events.subscribe()
+    }
+
+    async fn shutdown(&self) {
+        self.lock().stopped = true;
+    }
+}
+
+/// Whether somebody holds the guest's end: sending to a pair whose other end is closed is refused.
+fn is_held(ours: &UnixDatagram) -> bool {
+    let probe = ours.set_nonblocking(true).and_then(|()| ours.send(&[]));
+    !matches!(probe, Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected))
+}
+
+pub(crate) fn nic_in_use(port: PortId) -> NetError {
+    NetError::Conflict {
+        what: format!("the NIC of port {port} is open already"),
+        why: format!("a process holds its tap {}", names::tap(port)),
+        fix: "stop the VM that uses it, or close the NIC first".into(),
+    }
+}

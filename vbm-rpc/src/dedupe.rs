@@ -1,0 +1,268 @@
+//! Once-only effect: which requests were seen, and what was answered.
+//!
+//! ```text
+//!   begin(key) --- unknown --------> New       the caller of `begin` runs the handler, then `finish`
+//!              +-- being run ------> Joined    the answer goes to this asker too
+//!              +-- answered -------> Recorded  the same answer again
+//!              +-- other request --> Conflict  the key was used for something else
+//! ```
+//!
+//! A request is known by its idempotency key and method, or else by its id. A refusal that changed nothing is
+//! given again to the same id (a duplicate on the wire), but a new request with that key may try again.
+//!
+//! Pure: time comes in as an argument. Bounded by records, bytes and age; running requests are not evicted.
+
+use crate::limits;
+use bytes::Bytes;
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// How a request is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    Id(Uuid),
+    Chosen { method: String, key: String },
+}
+
+/// An answer: the kind byte of its frame and its body, enough to write the frame again for another asker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) kind: crate::envelope::Kind,
+    pub(crate) codec: crate::codec::Codec,
+    pub(crate) body: Bytes,
+    /// A new request with the same key may run again: nothing was changed.
+    pub(crate) repeatable: bool,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum Begun {
+    New,
+    Joined,
+    Recorded(Answer),
+    Conflict,
+    /// Too many duplicates wait already.
+    Full,
+}
+
+enum State<A> {
+    Running { waiters: Vec<A> },
+    Done { answer: Answer, at: Instant },
+}
+
+struct Record<A> {
+    id: Uuid,
+    digest: u64,
+    serial: u64,
+    state: State<A>,
+}
+
+/// The table; `A` is an asker, who gets an answer.
+pub(crate) struct Dedupe<A> {
+    records: HashMap<Key, Record<A>>,
+    /// Done records, oldest first. An entry whose serial is not that of its record is stale.
+    order: VecDeque<(Key, u64)>,
+    bytes: usize,
+    serial: u64,
+    ttl: Duration,
+    max_records: usize,
+    max_bytes: usize,
+}
+
+impl<A> Default for Dedupe<A> {
+    fn default() -> Self {
+        Self::with_limits(limits::DEDUPE_TTL, limits::DEDUPE_MAX_RECORDS, limits::DEDUPE_MAX_BYTES)
+    }
+}
+
+impl<A> Dedupe<A> {
+    pub(crate) fn with_limits(ttl: Duration, max_records: usize, max_bytes: usize) -> Self {
+        Self {
+            records: HashMap::new(),
+            order: VecDeque::new(),
+            bytes: 0,
+            serial: 0,
+            ttl,
+            max_records,
+            max_bytes,
+        }
+    }
+
+    /// A request has come.
+    pub(crate) fn begin(&mut self, key: &Key, id: Uuid, digest: u64, asker: A, now: Instant) -> Begun {
+        self.evict(now);
+        if let Some(record) = self.records.get_mut(key) {
+            if record.digest != digest {
+                return Begun::Conflict;
+            }
+            match &mut record.state {
+                State::Running { waiters } if waiters.len() >= limits::DEDUPE_MAX_WAITERS => return Begun::Full,
+                State::Running { waiters } => {
+                    waiters.push(asker);
+                    return Begun::Joined;
+                }
+                State::Done { answer, .. } if record.id == id || !answer.repeatable => {
+                    return Begun::Recorded(answer.clone());
+                }
+                State::Done { .. } => self.forget(key),
+            }
+        }
+        self.serial += 1;
+        self.records.insert(
+            key.clone(),
+            Record {
+                id,
+                digest,
+                serial: self.serial,
+                state: State::Running { waiters: vec![asker] },
+            },
+        );
+        Begun::New
+    }
+
+    /// The answer is there: who gets it.
+    pub(crate) fn finish(&mut self, key: &Key, answer: Answer, now: Instant) -> Vec<A> {
+        let Some(record) = self.records.get_mut(key) else {
+            return Vec::new();
+        };
+        self.bytes += answer.body.len();
+        let before = std::mem::replace(&mut record.state, State::Done { answer, at: now });
+        self.order.push_back((key.clone(), record.serial));
+        self.evict(now);
+        match before {
+            State::Running { waiters } => waiters,
+            State::Done { answer, .. } => {
+                self.bytes = self.bytes.saturating_sub(answer.body.len());
+                Vec::new()
+            }
+        }
+    }
+
+    /// The request was not run and leaves no record: who was to get its answer.
+    pub(crate) fn abandon(&mut self, key: &Key) -> Vec<A> {
+        match self.records.remove(key).map(|record| record.state) {
+            Some(State::Running { waiters }) => waiters,
+            Some(State::Done { answer, .. }) => {
+                self.bytes = self.bytes.saturating_sub(answer.body.len());
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some(Record { state: State::Done { answer, .. }, .. }) = self.records.remove(key) {
+            self.bytes = self.bytes.saturating_sub(answer.body.len());
+        }
+    }
+
+    fn evict(&mut self, now: Instant) {
+        while let Some((key, serial)) = self.order.front() {
+            let stale = match self.records.get(key) {
+                Some(Record { serial: current, state: State::Done { at, .. }, .. }) if current == serial => {
+                    let full = self.order.len() > self.max_records || self.bytes > self.max_bytes;
+                    if !full && now.saturating_duration_since(*at) < self.ttl {
+                        return;
+                    }
+                    false
+                }
+                _ => true,
+            };
+            let Some((key, _)) = self.order.pop_front() else { return };
+            if !stale {
+                self.forget(&key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{codec::Codec, envelope::Kind};
+    use proptest::prelude::*;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    fn table() -> Dedupe<u32> {
+        Dedupe::with_limits(TTL, 3, 1_000)
+    }
+    fn key(name: &str) -> Key {
+        Key::Chosen { method: "m".into(), key: name.into() }
+    }
+    fn id(n: u128) -> Uuid {
+        Uuid::from_u128(n)
+    }
+    fn answer(text: &'static str, repeatable: bool) -> Answer {
+        Answer { kind: Kind::Reply, codec: Codec::Json, body: Bytes::from_static(text.as_bytes()), repeatable }
+    }
+
+    #[test]
+    fn a_duplicate_gets_the_recorded_answer() {
+        let (mut table, now) = (table(), Instant::now());
+        assert_eq!(table.begin(&key("a"), id(1), 7, 1, now), Begun::New);
+        assert_eq!(table.finish(&key("a"), answer("x", false), now), [1]);
+        assert_eq!(table.begin(&key("a"), id(2), 7, 2, now), Begun::Recorded(answer("x", false)));
+    }
+
+    #[test]
+    fn a_duplicate_of_a_running_request_waits_for_its_answer() {
+        let (mut table, now) = (table(), Instant::now());
+        table.begin(&key("a"), id(1), 7, 1, now);
+        assert_eq!(table.begin(&key("a"), id(2), 7, 2, now), Begun::Joined);
+        assert_eq!(table.finish(&key("a"), answer("x", false), now), [1, 2]);
+    }
+
+    #[test]
+    fn a_key_used_for_another_request_is_a_conflict() {
+        let (mut table, now) = (table(), Instant::now());
+        table.begin(&key("a"), id(1), 7, 1, now);
+        assert_eq!(table.begin(&key("a"), id(2), 8, 2, now), Begun::Conflict);
+    }
+
+    #[test]
+    fn a_refusal_that_changed_nothing_is_replayed_to_a_duplicate_but_not_to_a_new_try() {
+        let (mut table, now) = (table(), Instant::now());
+        table.begin(&key("a"), id(1), 7, 1, now);
+        table.finish(&key("a"), answer("no", true), now);
+        assert_eq!(table.begin(&key("a"), id(1), 7, 1, now), Begun::Recorded(answer("no", true)));
+        assert_eq!(table.begin(&key("a"), id(2), 7, 1, now), Begun::New);
+    }
+
+    #[test]
+    fn records_go_with_age_and_number() {
+        let (mut table, now) = (table(), Instant::now());
+        for name in ["a", "b", "c", "d"] {
+            table.begin(&key(name), id(1), 7, 1, now);
+            table.finish(&key(name), answer("x", false), now);
+        }
+        assert_eq!(table.begin(&key("a"), id(1), 7, 1, now), Begun::New, "the fourth pushed the first out");
+        assert!(matches!(table.begin(&key("d"), id(1), 7, 1, now), Begun::Recorded(_)));
+        assert_eq!(table.begin(&key("d"), id(1), 7, 1, now + TTL), Begun::New, "too old");
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_stays_within_its_limits_and_counts_its_bytes(
+            steps in proptest::collection::vec((0u8..6, 0u8..3, 0u64..5_000), 1..200)) {
+            let mut table = Dedupe::<u8>::with_limits(TTL, 3, 40);
+            let mut now = Instant::now();
+            for (name, what, forward_ms) in steps {
+                now += Duration::from_millis(forward_ms);
+                let key = key(&name.to_string());
+                match what {
+                    0 => { table.begin(&key, id(name.into()), 1, 0, now); }
+                    1 => { table.finish(&key, answer("0123456789abcdef", name % 2 == 0), now); }
+                    _ => { table.abandon(&key); }
+                }
+                let held: usize = table.records.values().map(|r| match &r.state {
+                    State::Done { answer, .. } => answer.body.len(), State::Running { .. } => 0 }).sum();
+                prop_assert_eq!(held, table.bytes);
+                prop_assert!(table.bytes <= 40);
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The frame: a fixed binary header, four variable parts, a body.
+//!
+//! ```text
+//!  0     2    3    4     5     6       8        24      28     36          37          38       40       44
+//!  +-----+----+----+-----+-----+-------+--------+-------+------+-----------+-----------+--------+--------+
+//!  |"VB" |ver |kind|flags|codec|attempt|  id    |ttl_ms |epoch |method_len |caller_len |tlv_len |body_len|
+//!  +-----+----+----+-----+-----+-------+--------+-------+------+-----------+-----------+--------+--------+
+//!  | method | caller (a node path) | TLVs: tag u8, length u16, bytes; unknown tags are skipped | body     |
+//!  +--------+----------------------+-----------------------------------------------------------+----------+
+//! ```
+//!
+//! `caller_len` has two bytes, all numbers are big-endian. Flags and reserved tags that a reader does not know
+//! are ignored; a version or kind that it does not know makes the frame undecodable, and the frame is skipped.
+//! Decoding never panics and never allocates by a length it has not checked.
+
+use crate::{codec::Codec, limits};
+use bytes::{BufMut, Bytes, BytesMut};
+use uuid::Uuid;
+use vbm_core::{Epoch, NodePath};
+
+const MAGIC: [u8; 2] = *b"VB";
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 45;
+const ATTEMPT_AT: usize = 6;
+const TTL_AT: usize = 24;
+
+/// The largest frame: the largest body, and room for everything before it.
+pub const FRAME_MAX_BYTES: usize = limits::PAYLOAD_MAX_BYTES + 4096;
+
+const TAG_TRACEPARENT: u8 = 1;
+const TAG_IDEMPOTENCY_KEY: u8 = 2;
+const TAG_BOOT_ID: u8 = 3;
+
+/// What a frame says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Do this and answer.
+    Request = 1,
+    /// Do this; no answer is wanted.
+    Cast = 2,
+    /// The answer.
+    Reply = 3,
+    /// The application's error.
+    Refusal = 4,
+    /// Somebody has begun.
+    Accepted = 5,
+    /// How far it is. Reserved.
+    Progress = 6,
+    /// The caller does not want it any more.
+    Cancel = 7,
+    /// The bus of the receiver ended it: the first byte of the body is an [`EndCode`], text follows.
+    End = 8,
+}
+
+impl Kind {
+    const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Request,
+            2 => Self::Cast,
+            3 => Self::Reply,
+            4 => Self::Refusal,
+            5 => Self::Accepted,
+            6 => Self::Progress,
+            7 => Self::Cancel,
+            8 => Self::End,
+            _ => return None,
+        })
+    }
+}
+
+/// Why the bus of the receiver ended a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EndCode {
+    /// The method is not known there.
+    NoRoute = 1,
+    /// Too much to do.
+    Overloaded = 2,
+    /// The deadline had passed.
+    Expired = 3,
+    /// Cancelled on request.
+    Cancelled = 4,
+}
+
+impl EndCode {
+    /// The code with that number.
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::NoRoute,
+            2 => Self::Overloaded,
+            3 => Self::Expired,
+            4 => Self::Cancelled,
+            _ => return None,
+        })
+    }
+}
+
+/// One message of the bus, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// What it says.
+    pub kind: Kind,
+    /// How the body is written.
+    pub codec: Codec,
+    /// Which sending of the same request this is, from 1.
+    pub attempt: u16,
+    /// The call it belongs to: a reply has the id of its request.
+    pub id: Uuid,
+    /// What was left of the deadline when it was sent, in milliseconds.
+    pub ttl_ms: u32,
+    /// In whose name.
+    pub epoch: Epoch,
+    /// Which method; empty in what comes back.
+    pub method: String,
+    /// Who sent it.
+    pub caller: NodePath,
+    /// Which run of who sent it: with `caller`, the inbox for replies.
+    pub boot_id: String,
+    /// The trace it belongs to.
+    pub traceparent: Option<String>,
+    /// Requests with one key have one effect.
+    pub idempotency_key: Option<String>,
+    /// The content.
+    pub body: Bytes,
+}
+
+/// Why bytes are not a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a frame of the bus: {0}")]
+pub struct DecodeError(&'static str);
+
+impl Envelope {
+    /// Writes the frame. Parts that are too long for their length field are cut off by the checks of the caller.
+    pub fn encode(&self) -> Bytes {
+        let caller = self.caller.to_string();
+        let mut tlvs = Vec::with_capacity(64);
+        let mut tlv = |tag: u8, value: &str| {
+            if let Ok(length) = u16::try_from(value.len()) {
+                tlvs.put_u8(tag);
+                tlvs.put_u16(length);
+                tlvs.put_slice(value.as_bytes());
+            }
+        };
+        tlv(TAG_BOOT_ID, &self.boot_id);
+        if let Some(key) = &self.idempotency_key {
+            tlv(TAG_IDEMPOTENCY_KEY, key);
+        }
+        if let Some(trace) = &self.traceparent {
+            tlv(TAG_TRACEPARENT, trace);
+        }
+        let length = HEADER_BYTES + self.method.len() + caller.len() + tlvs.len() + self.body.len();
+        let mut out = BytesMut::with_capacity(length);
+        out.put_slice(&MAGIC);
+        out.put_u8(VERSION);
+        out.put_u8(self.kind as u8);
+        out.put_u8(0);
+        out.put_u8(self.codec.byte());
+        out.put_u16(self.attempt);
+        out.put_slice(self.id.as_bytes());
+        out.put_u32(self.ttl_ms);
+        out.put_u64(self.epoch.0);
+        out.put_u8(u8::try_from(self.method.len()).unwrap_or(u8::MAX));
+        out.put_u16(u16::try_from(caller.len()).unwrap_or(u16::MAX));
+        out.put_u16(u16::try_from(tlvs.len()).unwrap_or(u16::MAX));
+        out.put_u32(u32::try_from(self.body.len()).unwrap_or(u32::MAX));
+        out.put_slice(self.method.as_bytes());
+        out.put_slice(caller.as_bytes());
+        out.put_slice(&tlvs);
+        out.put_slice(&self.body);
+        out.freeze()
+    }
+
+    /// Reads a frame; the body shares its memory.
+    ///
+    /// # Errors
+    /// When the bytes are anything else.
+    pub fn decode(frame: &Bytes) -> Result<Self, DecodeError> {
+        if frame.len() > FRAME_MAX_BYTES {
+            return Err(DecodeError("it is too long"));
+        }
+        let mut reader = Reader { frame, at: 0 };
+        if reader.take(2)? != MAGIC {
+            return Err(DecodeError("it does not begin with the magic"));
+        }
+        if reader.u8()? != VERSION {
+            return Err(DecodeError("its version is not known"));
+        }
+        let kind = Kind::from_byte(reader.u8()?).ok_or(DecodeError("its kind is not known"))?;
+        let _flags = reader.u8()?;
+        let codec = Codec::from_byte(reader.u8()?).ok_or(DecodeError("its codec is not known"))?;
+        let attempt = reader.u16()?;
+        let id = Uuid::from_slice(reader.take(16)?).map_err(|_| DecodeError("its id is cut off"))?;
+        let ttl_ms = reader.u32()?;
+        let epoch = Epoch(reader.u64()?);
+        let method_len = usize::from(reader.u8()?);
+        let caller_len = usize::from(reader.u16()?);
+        let tlv_len = usize::from(reader.u16()?);
+        let body_len = reader.u32()?;
+        let method = reader.text(method_len)?.to_owned();
+        let caller = reader.text(caller_len)?.parse().map_err(|_| DecodeError("its caller is no node path"))?;
+        let tlvs = Tlvs::read(reader.take(tlv_len)?)?;
+        if usize::try_from(body_len).ok() != Some(frame.len() - reader.at) {
+            return Err(DecodeError("its body has another length"));
+        }
+        Ok(Self {
+            kind,
+            codec,
+            attempt,
+            id,
+            ttl_ms,
+            epoch,
+            method,
+            caller,
+            boot_id: tlvs.boot_id.unwrap_or_default(),
+            traceparent: tlvs.traceparent,
+            idempotency_key: tlvs.idempotency_key,
+            body: frame.slice(reader.at..),
+        })
+    }
+}
+
+/// Whether the frame is a cancel, without decoding it.
+pub(crate) fn is_cancel(frame: &[u8]) -> bool {
+    frame.get(3) == Some(&(Kind::Cancel as u8))
+}
+
+/// The same frame, sent once more with what is left of its deadline.
+pub(crate) fn next_attempt(frame: &Bytes, attempt: u16, ttl_ms: u32) -> Bytes {
+    let mut out = BytesMut::from(frame.as_ref());
+    if out.len() >= HEADER_BYTES {
+        out[ATTEMPT_AT..ATTEMPT_AT + 2].copy_from_slice(&attempt.to_be_bytes());
+        out[TTL_AT..TTL_AT + 4].copy_from_slice(&ttl_ms.to_be_bytes());
+    }
+    out.freeze()
+}
+
+#[derive(Default)]
+struct Tlvs {
+    boot_id: Option<String>,
+    traceparent: Option<String>,
+    idempotency_key: Option<String>,
+}
+
+impl Tlvs {
+    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut found = Self::default();
+        let mut reader = Reader { frame: bytes, at: 0 };
+        while reader.at < bytes.len() {
+            let tag = reader.u8()?;
+            let length = usize::from(reader.u16()?);
+            match tag {
+                TAG_BOOT_ID => found.boot_id = Some(reader.text(length)?.to_owned()),
+                TAG_TRACEPARENT => found.traceparent = Some(reader.text(length)?.to_owned()),
+                TAG_IDEMPOTENCY_KEY => found.idempotency_key = Some(reader.text(length)?.to_owned()),
+                _ => {
+                    reader.take(length)?;
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Reads from the front; every read is checked.
+struct Reader<'a> {
+    frame: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
+        let end = self.at.checked_add(count).ok_or(DecodeError("it is cut off"))?;
+        let part = self.frame.get(self.at..end).ok_or(DecodeError("it is cut off"))?;
+        self.at = end;
+        Ok(part)
+    }
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        self.take(N)?.try_into().map_err(|_| DecodeError("it is cut off"))
+    }
+    fn u8(&mut self) -> Result<u8, DecodeError> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_be_bytes)
+    }
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.array().map(u32::from_be_bytes)
+    }
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        self.array().map(u64::from_be_bytes)
+    }
+    fn text(&mut self, count: usize) -> Result<&'a str, DecodeError> {
+        std::str::from_utf8(self.take(count)?).map_err(|_| DecodeError("its text is not UTF-8"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> Envelope {
+        Envelope {
+            kind: Kind::Request,
+            codec: Codec::MessagePack,
+            attempt: 1,
+            id: Uuid::from_u128(77),
+            ttl_ms: 5_000,
+            epoch: Epoch(3),
+            method: "agent.vm.ensure".into(),
+            caller: "eu/r1/c1".parse().unwrap(),
+            boot_id: "boot-1".into(),
+            traceparent: Some("00-aa-bb-01".into()),
+            idempotency_key: Some("key".into()),
+            body: Bytes::from_static(b"body"),
+        }
+    }
+
+    #[test]
+    fn a_frame_survives_the_wire() {
+        let envelope = sample();
+        assert_eq!(Envelope::decode(&envelope.encode()).unwrap(), envelope);
+    }
+
+    #[test]
+    fn an_unknown_tlv_is_skipped() {
+        let envelope = sample();
+        let frame = envelope.encode();
+        let before_tlvs = HEADER_BYTES + envelope.method.len() + envelope.caller.to_string().len();
+        let mut changed = frame.to_vec();
+        let extra = [200u8, 0, 3, 1, 2, 3];
+        changed.splice(before_tlvs..before_tlvs, extra);
+        let tlv_len = u16::from_be_bytes([changed[39], changed[40]]) + 6;
+        changed[39..41].copy_from_slice(&tlv_len.to_be_bytes());
+        assert_eq!(Envelope::decode(&changed.into()).unwrap(), envelope);
+    }
+
+    #[test]
+    fn a_frame_cut_anywhere_is_refused() {
+        let frame = sample().encode();
+        for end in 0..frame.len() {
+            assert!(Envelope::decode(&frame.slice(..end)).is_err(), "cut at {end}");
+        }
+    }
+
+    #[test]
+    fn the_next_attempt_differs_in_attempt_and_ttl_alone() {
+        let frame = next_attempt(&sample().encode(), 2, 99);
+        let expected = Envelope { attempt: 2, ttl_ms: 99, ..sample() };
+        assert_eq!(Envelope::decode(&frame).unwrap(), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ignored = Envelope::decode(&Bytes::from(bytes));
+        }
+
+        #[test]
+        fn a_damaged_frame_is_never_a_panic(at in 0usize..120, byte in any::<u8>(), cut in 0usize..120) {
+            let mut frame = sample().encode().to_vec();
+            if let Some(place) = frame.get_mut(at) { *place = byte; }
+            frame.truncate(cut);
+            let _ignored = Envelope::decode(&Bytes::from(frame));
+        }
+
+        #[test]
+        fn any_content_survives(method in "[a-z.]{0,128}", body in proptest::collection::vec(any::<u8>(), 0..300),
+                                key in proptest::option::of(".{0,60}"), attempt in any::<u16>(), epoch in any::<u64>()) {
+            let envelope = Envelope { method, body: body.into(), idempotency_key: key, attempt,
+                                      epoch: Epoch(epoch), ..sample() };
+            prop_assert_eq!(Envelope::decode(&envelope.encode()).unwrap(), envelope);
+        }
+    }
+}

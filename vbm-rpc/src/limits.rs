@@ -1,0 +1,48 @@
+//! Every limit of the bus, with its unit. A limit that a user may meet is named in the error that they get.
+
+use std::time::Duration;
+
+/// The largest body of one message. Larger things go as a stream or by reference.
+pub const PAYLOAD_MAX_BYTES: usize = 1024 * 1024;
+/// The longest method name.
+pub const METHOD_MAX_BYTES: usize = 128;
+/// The longest idempotency key.
+pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 256;
+/// The longest boot id.
+pub const BOOT_ID_MAX_BYTES: usize = 128;
+/// The most services of one member.
+pub const MEMBER_MAX_SERVICES: usize = 16;
+
+/// The deadline of a call that names none.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// The longest deadline. What takes longer is an operation with a ticket, not a call.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+
+/// The most unanswered messages of one process to one destination; more are [`Overloaded`](crate::Fate::Overloaded).
+pub const INFLIGHT_MAX_PER_DESTINATION: usize = 8_192;
+/// The most handlers that run at once in one process.
+pub const HANDLERS_MAX: usize = 1_024;
+/// The most requests that wait in a process for a handler; further ones stay with the transport.
+pub const REQUEST_QUEUE_MAX: usize = 1_024;
+/// The most replies of a broadcast that wait to be looked at.
+pub const BROADCAST_QUEUE_MAX: usize = 4_096;
+
+/// A handler that takes longer than this tells its caller that it has begun.
+pub const ACCEPT_AFTER: Duration = Duration::from_millis(20);
+
+/// How long a recorded answer is kept.
+pub const DEDUPE_TTL: Duration = Duration::from_secs(600);
+/// The most recorded answers of a process.
+pub const DEDUPE_MAX_RECORDS: usize = 65_536;
+/// The most bytes of recorded answers of a process.
+pub const DEDUPE_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// The most duplicates of one running request that wait for its answer.
+pub const DEDUPE_MAX_WAITERS: usize = 64;
+
+/// How long a shutdown waits for running handlers before it drops them.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// How often a member says that it lives.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// How long a member counts as alive after its last heartbeat: three may be missed.
+pub const PRESENCE_TTL: Duration = Duration::from_secs(8);

@@ -1,0 +1,36 @@
+//! What can be called, as a type.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A method of the bus: a name and the types of what goes and what comes.
+///
+/// Bodies travel with their field names, so a field may be added with `#[serde(default)]` and versions n and
+/// n-1 keep talking. A method that reports progress will implement a further trait with this one as its base.
+///
+/// ```
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Ping { text: String }
+/// #[derive(Serialize, Deserialize)]
+/// struct Pong { text: String }
+///
+/// struct PingMethod;
+/// impl vbm_rpc::Method for PingMethod {
+///     const NAME: &'static str = "demo.ping";
+///     type Request = Ping;
+///     type Reply = Pong;
+/// }
+/// ```
+pub trait Method: 'static {
+    /// The name on the wire, for example `agent.vm.ensure`; at most
+    /// [`METHOD_MAX_BYTES`](crate::limits::METHOD_MAX_BYTES) long.
+    const NAME: &'static str;
+    /// Whether the receiver's [`EpochGate`](crate::EpochGate) must admit the caller's epoch. Set it to `false`
+    /// for what only reads.
+    const FENCED: bool = true;
+    /// What goes.
+    type Request: Serialize + DeserializeOwned + Send + 'static;
+    /// What comes back.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+}

@@ -1,0 +1,81 @@
+//! What a caller may say about one call.
+
+use crate::{codec::Codec, limits};
+use std::time::Duration;
+use vbm_core::Epoch;
+
+/// What a caller may say about one call. All of it has defaults.
+///
+/// ```
+/// # use std::time::Duration;
+/// use vbm_rpc::CallOptions;
+/// let options = CallOptions::default().deadline(Duration::from_secs(5)).idempotency_key("vm-7-start-1");
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct CallOptions {
+    pub(crate) deadline: Duration,
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) epoch: Epoch,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) quorum: Option<usize>,
+    pub(crate) codec: Codec,
+}
+
+impl Default for CallOptions {
+    fn default() -> Self {
+        Self {
+            deadline: limits::DEFAULT_DEADLINE,
+            idempotency_key: None,
+            epoch: Epoch::default(),
+            traceparent: None,
+            quorum: None,
+            codec: Codec::MessagePack,
+        }
+    }
+}
+
+impl CallOptions {
+    /// The defaults: [`DEFAULT_DEADLINE`](limits::DEFAULT_DEADLINE), no key, epoch 0.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The call ends at the latest this long from its beginning, and is not started after it. At most
+    /// [`DEADLINE_MAX`](limits::DEADLINE_MAX).
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline.min(limits::DEADLINE_MAX);
+        self
+    }
+
+    /// Two requests with one key and method have one effect: the second gets the recorded answer of the first.
+    /// At most [`IDEMPOTENCY_KEY_MAX_BYTES`](limits::IDEMPOTENCY_KEY_MAX_BYTES) long.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// The epoch in whose name the caller commands.
+    pub const fn epoch(mut self, epoch: Epoch) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// The trace that this call belongs to (W3C Trace Context, section 3.2).
+    pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
+        self.traceparent = Some(traceparent.into());
+        self
+    }
+
+    /// A broadcast ends after this many replies.
+    pub const fn quorum(mut self, replies: usize) -> Self {
+        self.quorum = Some(replies);
+        self
+    }
+
+    /// How the body is written.
+    pub const fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+}

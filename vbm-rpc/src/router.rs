@@ -1,0 +1,278 @@
+//! The receiving side: methods and their handlers.
+
+use crate::{Method, codec::Codec, limits};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use vbm_core::{Epoch, Error, ErrorKind, NodePath};
+
+/// What a handler knows about the request besides its content.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Context {
+    /// The request. A handler whose effect must happen once even if this process dies records it with the effect.
+    pub request_id: Uuid,
+    /// The key the caller chose, if any.
+    pub idempotency_key: Option<String>,
+    /// Who asks.
+    pub caller: NodePath,
+    /// In whose name.
+    pub epoch: Epoch,
+    /// Which sending of the request this is, from 1.
+    pub attempt: u16,
+    /// The trace it belongs to.
+    pub traceparent: Option<String>,
+    /// Fires when the caller gives up, the deadline passes or this process shuts down. The handler decides where it
+    /// is safe to stop; nothing stops it by force but the end of the process.
+    pub cancelled: CancellationToken,
+    pub(crate) deadline: Instant,
+}
+
+impl Context {
+    /// What is left until the caller stops waiting.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// When the caller stops waiting.
+    pub const fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+/// Decides which epochs may command. The receiver of commands persists the highest epoch it has seen.
+#[async_trait]
+pub trait EpochGate: Send + Sync + 'static {
+    /// Admits a command in the name of `epoch`, or refuses it because a higher one was seen before. A higher epoch
+    /// must be on disk before this returns `Ok`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stale`] for a lower epoch (see [`stale_epoch`]); anything else when it cannot be persisted.
+    ///
+    /// # Cancel safety
+    /// Must be safe: the future is dropped when the process shuts down.
+    async fn admit(&self, epoch: Epoch) -> Result<(), Error>;
+}
+
+/// The refusal of a command with an epoch lower than the highest seen.
+pub fn stale_epoch(given: Epoch, highest: Epoch) -> Error {
+    Error::new(
+        ErrorKind::Stale,
+        "the command comes from a controller that no longer leads",
+        format!("its epoch is {given}; epoch {highest} has commanded here"),
+        "let the leading controller give the command",
+    )
+}
+
+/// A gate that remembers the highest epoch in memory only: for tests, and for what need not survive a restart.
+#[derive(Debug, Default)]
+pub struct MemoryEpochGate(AtomicU64);
+
+impl MemoryEpochGate {
+    /// A gate that has seen `epoch`.
+    pub const fn new(epoch: Epoch) -> Self {
+        Self(AtomicU64::new(epoch.0))
+    }
+    /// The highest epoch seen.
+    pub fn highest(&self) -> Epoch {
+        Epoch(self.0.load(Ordering::SeqCst))
+    }
+}
+
+#[async_trait]
+impl EpochGate for MemoryEpochGate {
+    async fn admit(&self, epoch: Epoch) -> Result<(), Error> {
+        let highest = self.0.fetch_max(epoch.0, Ordering::SeqCst);
+        if epoch.0 < highest {
+            return Err(stale_epoch(epoch, Epoch(highest)));
+        }
+        Ok(())
+    }
+}
+
+/// The methods that a member answers. Cheap to clone.
+///
+/// ```
+/// # use vbm_rpc::{Context, Method, Router};
+/// # struct Ping; impl Method for Ping { const NAME: &'static str = "ping"; type Request = u32; type Reply = u32; }
+/// let router = Router::new().method::<Ping, _, _>(|_context: Context, n: u32| async move { Ok(n + 1) });
+/// assert_eq!(router.methods(), ["ping"]);
+/// ```
+#[derive(Clone, Default)]
+pub struct Router {
+    routes: BTreeMap<&'static str, Entry>,
+    gate: Option<Arc<dyn EpochGate>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) fenced: bool,
+}
+
+impl Router {
+    /// A router that answers nothing: all that a pure client needs.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Answers `M` with `handler`. A second handler for a method replaces the first. Name the method and leave the
+    /// other two types to the compiler: `.method::<Ping, _, _>(handler)`.
+    #[must_use]
+    pub fn method<M, F, Fut>(mut self, handler: F) -> Self
+    where
+        M: Method,
+        F: Fn(Context, M::Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
+    {
+        let typed = Typed::<M, F> { handler, method: std::marker::PhantomData };
+        self.routes.insert(M::NAME, Entry { handler: Arc::new(typed), fenced: M::FENCED });
+        self
+    }
+
+    /// Every fenced method must be admitted by `gate` first.
+    #[must_use]
+    pub fn with_epoch_gate(mut self, gate: Arc<dyn EpochGate>) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// This router and what `other` answers; where both answer, `other` does. The gate of `other` is taken when it
+    /// has one.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        self.routes.extend(other.routes);
+        self.gate = other.gate.or(self.gate);
+        self
+    }
+
+    /// The names of the methods, sorted.
+    pub fn methods(&self) -> Vec<String> {
+        self.routes.keys().map(|&name| name.to_owned()).collect()
+    }
+
+    /// Whether it answers nothing.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    pub(crate) fn find(&self, method: &str) -> Option<&Entry> {
+        self.routes.get(method)
+    }
+
+    /// Whether the gate, if there is one, lets a command of this method and epoch through.
+    pub(crate) async fn admit(&self, fenced: bool, epoch: Epoch) -> Result<(), Error> {
+        match &self.gate {
+            Some(gate) if fenced => gate.admit(epoch).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Router {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Router").field("methods", &self.routes.keys()).finish_non_exhaustive()
+    }
+}
+
+/// A handler without its types: bytes in, bytes or an error out.
+pub(crate) trait Handler: Send + Sync {
+    fn handle(&self, context: Context, codec: Codec, body: &Bytes) -> BoxFuture<'static, Result<Bytes, Error>>;
+}
+
+struct Typed<M, F> {
+    handler: F,
+    method: std::marker::PhantomData<fn(M)>,
+}
+
+impl<M, F, Fut> Handler for Typed<M, F>
+where
+    M: Method,
+    F: Fn(Context, M::Request) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
+{
+    fn handle(&self, context: Context, codec: Codec, body: &Bytes) -> BoxFuture<'static, Result<Bytes, Error>> {
+        let request = match codec.decode::<M::Request>(body) {
+            Ok(request) => request,
+            Err(why) => {
+                return Box::pin(std::future::ready(Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("the request of {} cannot be read", M::NAME),
+                    why,
+                    "run the same version of VBM on both sides, or versions next to each other",
+                ))));
+            }
+        };
+        let running = (self.handler)(context, request);
+        Box::pin(async move {
+            let reply = running.await?;
+            let body = codec.encode(&reply).map_err(|why| {
+                Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
+                    .with_outcome(vbm_core::Outcome::Applied)
+            })?;
+            if body.len() > limits::PAYLOAD_MAX_BYTES {
+                return Err(too_large(&format!("the reply of {}", M::NAME), body.len())
+                    .with_outcome(vbm_core::Outcome::Applied));
+            }
+            Ok(body)
+        })
+    }
+}
+
+/// A body over the limit.
+pub(crate) fn too_large(what: &str, bytes: usize) -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!("{what} is too large for the bus"),
+        format!("it has {bytes} bytes; {} are allowed", limits::PAYLOAD_MAX_BYTES),
+        "send large content in parts, or say where it can be fetched",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct A;
+    impl Method for A {
+        const NAME: &'static str = "a";
+        type Request = u32;
+        type Reply = u32;
+    }
+    struct B;
+    impl Method for B {
+        const NAME: &'static str = "b";
+        type Request = u32;
+        type Reply = u32;
+    }
+
+    #[test]
+    fn routers_merge_and_list_their_methods_sorted() {
+        let a = Router::new().method::<B, _, _>(|_, n| async move { Ok(n) });
+        let b = Router::new().method::<A, _, _>(|_, n| async move { Ok(n) });
+        assert_eq!(a.merge(b).methods(), ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn a_lower_epoch_than_the_highest_seen_is_refused() {
+        let gate = Arc::new(MemoryEpochGate::new(Epoch(4)));
+        let router = Router::new().with_epoch_gate(gate.clone());
+        assert!(router.admit(true, Epoch(4)).await.is_ok());
+        assert!(router.admit(true, Epoch(6)).await.is_ok());
+        assert_eq!(router.admit(true, Epoch(5)).await.unwrap_err().kind(), ErrorKind::Stale);
+        assert!(router.admit(false, Epoch(5)).await.is_ok(), "what only reads is not fenced");
+        assert_eq!(gate.highest(), Epoch(6));
+    }
+}

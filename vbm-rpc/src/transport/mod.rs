@@ -1,0 +1,238 @@
+//! What moves frames. A transport knows nodes, services, inboxes and deadlines; it does not look into frames.
+//!
+//! ```text
+//!          Bus                                    Link (one per attachment)
+//!   +---------------+   send(to, frame, ttl)    +---------------------------+
+//!   | calls, fates  | ------------------------> | unicast | any | all       |
+//!   | dedupe, epoch |                           |                           |
+//!   | handlers      | <------------------------ | requests: bounded, pulled |
+//!   |               |        Inbound            | replies: never wait       |
+//!   +---------------+                           +---------------------------+
+//! ```
+//!
+//! The contract, checked by [`conformance`](crate::conformance) for every transport:
+//! - A request for a node that is present is delivered at least once, while its time to live lasts, also when
+//!   the process of the node is replaced by another in between.
+//! - A request for a service is delivered to one live member at a time; when that one dies, to another.
+//! - A broadcast is delivered to those who are present when it is sent, and never to later ones.
+//! - A destination without a live member fails in one round trip.
+//! - A delivery is kept until [`Completion::complete`]; dropping it means that somebody else must do it.
+
+pub mod memory;
+pub mod redis;
+
+use crate::{BusError, MemberInfo, Route, envelope};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::{fmt, sync::Arc, time::Duration};
+use tokio::{sync::mpsc, sync::watch, time::Instant};
+use vbm_core::NodePath;
+
+/// Where a frame goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Destination {
+    /// Along a route, as a request.
+    Route(Route),
+    /// To the inbox of one run of one process, as a reply.
+    Inbox {
+        /// Its path.
+        path: NodePath,
+        /// Its run.
+        boot_id: String,
+    },
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(route) => route.fmt(f),
+            Self::Inbox { path, boot_id } => write!(f, "inbox of {path} ({boot_id})"),
+        }
+    }
+}
+
+/// A frame was taken over by the transport.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sent {
+    /// For a broadcast: who was present and should get it. Empty otherwise.
+    pub members: Vec<NodePath>,
+}
+
+/// A frame was not taken over by the transport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendError {
+    /// Nobody is there.
+    NoRoute(String),
+    /// A queue is full.
+    Overloaded(String),
+    /// The deadline passed before it was sent.
+    Expired(String),
+    /// It may have been sent; nobody can tell.
+    Uncertain(String),
+    /// The link is closed; it was not sent.
+    Closed,
+}
+
+/// A way to attach to the bus.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// Joins: from now on `member` is present and what is for it goes to `inbound`.
+    ///
+    /// # Errors
+    /// When the server behind it cannot be used.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the member present until its presence runs out.
+    async fn attach(&self, member: MemberInfo, inbound: Inbound) -> Result<Attached, BusError>;
+}
+
+/// What joining gives.
+#[non_exhaustive]
+pub struct Attached {
+    /// The way out.
+    pub link: Arc<dyn Link>,
+    /// A number that no other attachment of the same member to this transport was given.
+    pub nonce: u64,
+}
+
+impl Attached {
+    /// For those who write a transport.
+    pub fn new(link: Arc<dyn Link>, nonce: u64) -> Self {
+        Self { link, nonce }
+    }
+}
+
+/// One attachment's way out.
+#[async_trait]
+pub trait Link: Send + Sync + 'static {
+    /// Hands a frame over; returns when the transport keeps it. Not started after `ttl`.
+    ///
+    /// # Errors
+    /// Nothing was sent, but for [`SendError::Uncertain`].
+    ///
+    /// # Cancel safety
+    /// A dropped future may or may not have sent the frame.
+    async fn send(&self, to: &Destination, frame: Bytes, ttl: Duration) -> Result<Sent, SendError>;
+
+    /// Hands a frame over without waiting for the transport to keep it; waits for room in the queue only. In order
+    /// with [`Completion::complete`]: a reply posted first is kept before its request is forgotten.
+    async fn post(&self, to: Destination, frame: Bytes, ttl: Duration);
+
+    /// The same without waiting at all: `false` when there was no room.
+    fn try_post(&self, to: Destination, frame: Bytes, ttl: Duration) -> bool;
+
+    /// Sends a frame once more after the transport lost its memory ([`Link::generations`]): does not fail while the
+    /// destination comes back too. Without waiting: `false` when there was no room.
+    fn try_resend(&self, to: Destination, frame: Bytes, ttl: Duration) -> bool {
+        self.try_post(to, frame, ttl)
+    }
+
+    /// Who is present below a scope, sorted by path.
+    ///
+    /// # Errors
+    /// When the server behind it does not answer.
+    async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError>;
+
+    /// Grows whenever what was handed over before may be forgotten: unanswered requests are then sent again.
+    fn generations(&self) -> watch::Receiver<u64>;
+
+    /// Why the link ended on its own, when it did.
+    fn ended(&self) -> watch::Receiver<Option<BusError>>;
+
+    /// Takes the member off presence and takes no further requests; replies still go and come.
+    async fn retire(&self);
+
+    /// Writes what was posted, then ends everything the link runs. Nothing of an empty queue stays behind.
+    async fn close(&self);
+
+    /// Ends everything the link runs at once without telling anyone, as a crash would.
+    fn sever(&self);
+}
+
+/// What the bus gives to a transport: where incoming frames go.
+#[derive(Clone)]
+pub struct Inbound {
+    requests: mpsc::Sender<Delivery>,
+    control: Arc<dyn Fn(Bytes) + Send + Sync>,
+}
+
+impl Inbound {
+    /// Requests go through a bounded queue; replies and cancels go to a function that does not block.
+    pub fn new(requests: mpsc::Sender<Delivery>, control: Arc<dyn Fn(Bytes) + Send + Sync>) -> Self {
+        Self { requests, control }
+    }
+
+    /// How many requests can be taken now.
+    pub fn room(&self) -> usize {
+        self.requests.capacity()
+    }
+
+    /// Waits until a request can be taken; `false` when none ever will.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn wait_for_room(&self) -> bool {
+        self.requests.reserve().await.is_ok()
+    }
+
+    /// Gives a request to the bus, waiting for room. `false` when the bus takes none any more; the delivery is then
+    /// not completed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the delivery uncompleted.
+    pub async fn request(&self, delivery: Delivery) -> bool {
+        if envelope::is_cancel(&delivery.frame) {
+            self.control(delivery.frame);
+            delivery.done.complete();
+            return true;
+        }
+        self.requests.send(delivery).await.is_ok()
+    }
+
+    /// Gives a reply to the bus. Does not wait.
+    pub fn control(&self, frame: Bytes) {
+        (self.control)(frame);
+    }
+}
+
+/// One request on its way from the transport to a handler.
+pub struct Delivery {
+    /// The frame.
+    pub frame: Bytes,
+    /// When the transport was given it, as this process' clock sees it.
+    pub since: Instant,
+    /// Tells the transport that it need not be kept.
+    pub done: Completion,
+}
+
+/// Tells the transport that a delivery need not be kept any more. Dropped instead, the delivery stays.
+#[must_use = "a delivery that is not completed is delivered again"]
+pub struct Completion(Option<Arc<dyn Keeper>>);
+
+/// Who keeps deliveries until they are completed.
+pub trait Keeper: Send + Sync + 'static {
+    /// One delivery of this keeper was completed. Must not block.
+    fn completed(&self);
+}
+
+impl Completion {
+    /// For those who write a transport.
+    pub fn new(keeper: Arc<dyn Keeper>) -> Self {
+        Self(Some(keeper))
+    }
+
+    /// For what nobody keeps.
+    pub const fn nothing() -> Self {
+        Self(None)
+    }
+
+    /// The delivery is done with.
+    pub fn complete(self) {
+        if let Some(keeper) = self.0 {
+            keeper.completed();
+        }
+    }
+}

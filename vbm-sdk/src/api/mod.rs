@@ -1,0 +1,413 @@
+//! What travels over HTTP: requests, answers and their paths. Client, server and CLI share these types.
+//!
+//! | path | verbs |
+//! |---|---|
+//! | `/v1/version` | GET |
+//! | `/v1/vms`, `/v1/vms/{vm}` | GET, POST, DELETE |
+//! | `/v1/vms/{vm}/power` | POST [`PowerRequest`] |
+//! | `/v1/vms/{vm}/groups` | PUT [`SetGroups`] |
+//! | `/v1/vms/{vm}/console` | GET: WebSocket, binary messages both ways |
+//! | `/v1/vms/{vm}/console/log`, `/v1/vms/{vm}/screenshot` | GET: text, PNG |
+//! | `/v1/networks`, `/v1/networks/{network}` | GET, POST, DELETE |
+//! | `/v1/ports`, `/v1/volumes` | GET |
+//! | `/v1/groups`, `/v1/groups/{group}` | GET, POST, DELETE |
+//! | `/v1/groups/{group}/rules` | PUT [`SetRules`] |
+//! | `/v1/forwards`, `/v1/forwards/{forward}` | GET, POST, DELETE |
+//! | `/v1/blobs` | POST: a file's bytes; answers [`Blob`] |
+//! | `/v1/images`, `/v1/images/{image}` | GET, POST, DELETE |
+//! | `/v1/nodes`, `/v1/nodes/{node}` | GET |
+//! | `/v1/operations`, `/v1/operations/{operation}` | GET, `?wait_seconds=` |
+//! | `/v1/events` | GET: newline-delimited JSON, `?from=&follow=` |
+//!
+//! A `{vm}` is a name, an id, or a prefix of an id that fits only one. Failures are problem JSON
+//! (RFC 9457) with the fields of [`vbm_core::Error`].
+
+use crate::store::Revision;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+use utoipa::ToSchema;
+use vbm_core::{
+    Boot, Digest, DiskFormat, DriverKind, Event, Forward, Mac, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Rule, Vm,
+};
+
+/// The version of the API: the first part of every path.
+pub const API_VERSION: &str = "v1";
+/// The longest that a request may wait for an operation, in seconds.
+pub const WAIT_MAX_SECONDS: u64 = 60;
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// The version of the daemon.
+    pub version: String,
+    /// The version of the API.
+    pub api: String,
+    /// The instance: a word for this daemon and its data, in the tags of what it makes on hosts.
+    pub instance: String,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct List<T> {
+    /// The items, ordered by name.
+    pub items: Vec<T>,
+    /// Where the next part begins: pass as `?after=`. Absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The revision at which this was read.
+    pub revision: Revision,
+}
+
+/// Makes a VM and starts it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchRequest {
+    /// The image: a name or an id.
+    pub image: String,
+    /// The VM's name; made up when absent.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// Virtual CPUs.
+    #[serde(default = "default_vcpus")]
+    pub vcpus: u16,
+    /// Memory in MiB.
+    #[serde(default = "default_memory_mib")]
+    pub memory_mib: u32,
+    /// The size of its disk in MiB; that of the image when absent.
+    #[serde(default)]
+    pub disk_mib: Option<u64>,
+    /// Its NICs. Empty is a VM without network.
+    #[serde(default)]
+    pub nics: Vec<NicRequest>,
+    /// Which hypervisor; what the nodes have when absent.
+    #[serde(default)]
+    pub driver: Option<DriverKind>,
+    /// Which node; chosen when absent.
+    #[serde(default)]
+    pub node: Option<NodePath>,
+    /// Make it, but leave it off.
+    #[serde(default)]
+    pub stopped: bool,
+    /// Free `key=value` text.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Virtual CPUs of a VM when nobody says otherwise.
+pub const fn default_vcpus() -> u16 {
+    1
+}
+/// Memory of a VM in MiB when nobody says otherwise.
+pub const fn default_memory_mib() -> u32 {
+    256
+}
+
+/// A NIC of a VM that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NicRequest {
+    /// The network: a name or an id.
+    pub network: String,
+    /// Its address; from the pool when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv4Addr>,
+    /// Its MAC; made up when absent.
+    #[serde(default)]
+    pub mac: Option<Mac>,
+    /// Its security groups: names or ids.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+/// A change of power.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PowerRequest {
+    /// What is asked for.
+    pub action: PowerAction,
+}
+
+/// What can be asked of a VM's power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PowerAction {
+    /// It shall run.
+    Start,
+    /// The guest shall shut down.
+    Stop,
+    /// It shall end now.
+    ForceOff,
+    /// The reset button.
+    Restart,
+    /// It shall halt in memory.
+    Pause,
+    /// It shall go on.
+    Resume,
+}
+
+/// A VM as lists show it: the record and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmView {
+    /// The record.
+    #[serde(flatten)]
+    pub vm: Vm,
+    /// The name of its image.
+    pub image_name: String,
+    /// Its NICs.
+    pub nics: Vec<NicView>,
+}
+
+/// A NIC as lists show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NicView {
+    /// The record of its port.
+    #[serde(flatten)]
+    pub port: Port,
+    /// The name of its network.
+    pub network_name: String,
+    /// The names of its security groups.
+    pub group_names: Vec<Name>,
+}
+
+/// What asking for something that takes time gives: what was made, and the operation that sees it through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Accepted<T> {
+    /// The record as it is now.
+    pub item: T,
+    /// What goes on.
+    pub operation: Operation,
+}
+
+/// Makes a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateNetwork {
+    /// Its name.
+    pub name: Name,
+    /// Its addresses, such as `10.0.0.0/24`.
+    pub cidr: String,
+    /// How it meets the world.
+    #[serde(default)]
+    pub mode: NetworkMode,
+    /// The gateway's address; the first usable one when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The first address of the pool.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub pool_first: Option<Ipv4Addr>,
+    /// The last address of the pool.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub pool_last: Option<Ipv4Addr>,
+    /// DNS servers to tell VMs of.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<Ipv4Addr>,
+    /// The domain to tell VMs of.
+    #[serde(default)]
+    pub domain: Option<String>,
+    /// The MTU in bytes.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// How long a lease lasts, in seconds.
+    #[serde(default)]
+    pub lease_seconds: Option<u32>,
+}
+
+/// A network as lists show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkView {
+    /// The record.
+    #[serde(flatten)]
+    pub network: Network,
+    /// How many ports are on it.
+    pub ports: u64,
+}
+
+/// A port as lists show it: who has which address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortView {
+    /// The record.
+    #[serde(flatten)]
+    pub port: Port,
+    /// The name of its network.
+    pub network_name: String,
+    /// The name of its VM.
+    pub vm_name: String,
+    /// The names of its security groups.
+    pub group_names: Vec<Name>,
+}
+
+/// Makes a security group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateGroup {
+    /// Its name.
+    pub name: Name,
+    /// Its rules.
+    #[serde(default)]
+    pub rules: Vec<Rule>,
+}
+
+/// Replaces the rules of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetRules {
+    /// All rules it shall have.
+    pub rules: Vec<Rule>,
+    /// The generation that the rules were read at; refused as stale when the group has changed since.
+    #[serde(default)]
+    pub generation: Option<vbm_core::Generation>,
+}
+
+/// Replaces the groups of a VM's ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetGroups {
+    /// All groups they shall have: names or ids.
+    pub groups: Vec<String>,
+    /// Only the port on this network: a name or an id.
+    #[serde(default)]
+    pub network: Option<String>,
+}
+
+/// Makes a forward.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateForward {
+    /// Its name; made up when absent.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// tcp or udp.
+    #[serde(default = "tcp")]
+    pub protocol: Protocol,
+    /// The host's address it listens on; each of them when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub listen_address: Option<Ipv4Addr>,
+    /// The host's port it listens on.
+    pub listen_port: u16,
+    /// The VM it goes to: a name or an id.
+    pub vm: String,
+    /// Through which of its networks; needed when it has several.
+    #[serde(default)]
+    pub network: Option<String>,
+    /// The VM's port it goes to.
+    pub target_port: u16,
+}
+
+const fn tcp() -> Protocol {
+    Protocol::Tcp
+}
+
+/// A forward as lists show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForwardView {
+    /// The record.
+    #[serde(flatten)]
+    pub forward: Forward,
+    /// The name of its network.
+    pub network_name: String,
+    /// The name of its VM.
+    pub vm_name: String,
+    /// The address it goes to.
+    #[schema(value_type = String)]
+    pub target_address: Ipv4Addr,
+}
+
+/// A file that was uploaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Blob {
+    /// Its SHA-256.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// Makes an image of files that were uploaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateImage {
+    /// Its name.
+    pub name: Name,
+    /// The disk's content.
+    pub disk: Digest,
+    /// The disk's format.
+    pub format: DiskFormat,
+    /// How it boots.
+    pub boot: Boot,
+}
+
+/// An event and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventView {
+    /// Its revision: read on from here.
+    pub revision: Revision,
+    /// The event.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// How to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Items after this one: `next` of the part before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// At most so many, 1 to 1,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Of ports and forwards: only those of this network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Of ports, forwards, volumes: only those of this VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+}
+
+/// How to read an operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WaitQuery {
+    /// Answer when it is over, or when it has other steps than `seen_steps`, or after so many seconds (at most 60).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_seconds: Option<u64>,
+    /// How many steps the caller knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_steps: Option<usize>,
+}
+
+/// How to read events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EventQuery {
+    /// Events after this revision; all that are kept when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+    /// Do not end: send what happens as it happens.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// A failure as it travels: problem JSON (RFC 9457) that carries the fields of [`vbm_core::Error`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// `urn:vbm:problem:` and the kind.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// What failed.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// Why.
+    pub detail: String,
+    /// Kind, what, why, fix and outcome.
+    pub error: vbm_core::Error,
+}

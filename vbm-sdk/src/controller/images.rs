@@ -1,0 +1,130 @@
+//! Requests about images and the files that they are made of.
+
+use super::Controller;
+use crate::api::{Blob, CreateImage};
+use crate::methods::{Bytes, IMAGE_CHUNK_BYTES, ImageReadRequest};
+use crate::records::{Edit, until_uncrossed};
+use std::collections::BTreeSet;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use vbm_core::{
+    Boot, Digest, Error, ErrorKind, EventKind, Image, ImageId, ImageSpec, Kind, Meta, ObjectRef, Result, Vm,
+};
+use vbm_hyper::FileKind;
+
+impl Controller {
+    /// Takes a file in, under the name of its content.
+    ///
+    /// # Errors
+    /// It cannot be read or kept.
+    pub async fn upload(&self, file: impl AsyncRead + Send + Unpin) -> Result<Blob> {
+        let imported = self.inner.images.import(file, None, FileKind::Blob).await?;
+        Ok(Blob { digest: imported.digest, bytes: imported.file_bytes })
+    }
+
+    /// Makes an image of files that were uploaded.
+    ///
+    /// # Errors
+    /// A file is missing or is not what it is said to be, or the name is taken.
+    pub async fn create_image(&self, request: &CreateImage) -> Result<Image> {
+        request.boot.check()?;
+        let headline = format!("cannot make image {}", request.name);
+        let disk = self.inner.images.inspect(request.disk, request.format).await.map_err(|e| Error::from(e).context(headline.clone()))?;
+        if let Boot::Kernel { kernel, initrd, .. } = &request.boot {
+            for digest in [kernel, initrd] {
+                self.uploaded(*digest).map_err(|e| e.context(headline.clone()))?;
+            }
+        }
+        let spec = ImageSpec {
+            disk: request.disk,
+            format: request.format,
+            file_bytes: disk.file_bytes,
+            virtual_bytes: disk.virtual_bytes,
+            boot: request.boot.clone(),
+        };
+        let id = ImageId::from_uuid(self.inner.ids.next());
+        let image = Image { meta: Meta::new(id, request.name.clone(), self.inner.clock.now()), spec };
+        let event = self.event(EventKind::ImageImported, target(&image), format!("{:?}", image.spec.disk));
+        self.records().commit(Edit::default().create(&image).event(&event)).await?;
+        Ok(image)
+    }
+
+    fn uploaded(&self, digest: Digest) -> Result<()> {
+        if self.inner.images.has(digest) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::NotFound,
+            "a file of the image is missing",
+            format!("no file with SHA-256 {digest} was uploaded"),
+            "upload it first; `vbm image import` does both",
+        ))
+    }
+
+    /// Deletes an image that no VM rests on, and those of its files that no other image has.
+    ///
+    /// # Errors
+    /// It does not exist or is in use.
+    pub async fn delete_image(&self, image: &str) -> Result<Image> {
+        let id = self.records().resolve::<Image>(image).await?.value.meta.id;
+        let deleted = until_uncrossed(|| async {
+            let held = self.records().must::<Image>(id).await?;
+            let users: Vec<String> =
+                self.records().all::<Vm>().await?.into_iter().filter(|v| v.value.spec.image == id).map(|v| v.value.meta.name.to_string()).collect();
+            if !users.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("cannot delete image {}", held.value.meta.name),
+                    format!("the disks of {} rest on it", users.join(", ")),
+                    "delete those VMs first",
+                ));
+            }
+            let event = self.event(EventKind::ImageDeleted, target(&held.value), "");
+            self.records().commit(Edit::default().delete(&held).event(&event)).await?;
+            Ok(held.value)
+        })
+        .await?;
+        self.drop_files(&deleted).await?;
+        Ok(deleted)
+    }
+
+    async fn drop_files(&self, image: &Image) -> Result<()> {
+        let kept: BTreeSet<Digest> = self.records().all::<Image>().await?.iter().flat_map(|i| files(&i.value)).collect();
+        for digest in files(image) {
+            if !kept.contains(&digest)
+                && let Err(e) = self.inner.images.remove(digest).await
+            {
+                tracing::warn!(%digest, error = %Error::from(e).inline(), "a file of a deleted image stays");
+            }
+        }
+        Ok(())
+    }
+
+    /// A part of a file, for an agent that fetches an image.
+    pub(super) async fn read_image(&self, request: &ImageReadRequest) -> Result<Bytes> {
+        self.uploaded(request.digest)?;
+        let path = self.inner.images.path(request.digest);
+        let limit = u64::from(request.max_bytes.min(IMAGE_CHUNK_BYTES));
+        let read = async {
+            let mut file = tokio::fs::File::open(&path).await?;
+            file.seek(std::io::SeekFrom::Start(request.offset)).await?;
+            let mut bytes = Vec::new();
+            file.take(limit).read_to_end(&mut bytes).await?;
+            Ok::<_, std::io::Error>(bytes)
+        };
+        read.await.map(Bytes).map_err(|e| {
+            Error::new(ErrorKind::Unavailable, "a file of an image cannot be read", e.to_string(), "look at the disk of the control node")
+        })
+    }
+}
+
+/// The files that an image is made of.
+fn files(image: &Image) -> Vec<Digest> {
+    match &image.spec.boot {
+        Boot::Kernel { kernel, initrd, .. } => vec![image.spec.disk, *kernel, *initrd],
+        _ => vec![image.spec.disk],
+    }
+}
+
+fn target(image: &Image) -> ObjectRef {
+    ObjectRef::new(Kind::Image, image.meta.id, &image.meta.name)
+}

@@ -1,0 +1,322 @@
+//! What controllers and agents say to each other over the bus.
+//!
+//! ```text
+//!   controller --- network.ensure, network.remove, vm.ensure, vm.reset, console.*, vm.screenshot ---> agent
+//!   controller <-- node.report, vm.report, port.report, image.read --------------------------------- agent
+//! ```
+//!
+//! Desired state travels whole and is idempotent: a lost or doubled message does no harm, the next one
+//! heals it. What an agent does not know it asks for by reporting itself with a new boot id.
+
+use serde::{Deserialize, Serialize};
+use std::{net::Ipv4Addr, time::Duration};
+use vbm_core::{
+    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, ForwardId, Generation, Mac, Name, NetworkId, NetworkSpec, NetworkStatus,
+    NodePath, PortId, Protocol, Rule, Timestamp, VmId, VmStatus, VolumeId, WantedPower,
+};
+use vbm_rpc::Method;
+
+/// The service that controllers offer on the bus.
+pub const CONTROLLER_SERVICE: &str = "controller";
+/// The service that agents offer on the bus.
+pub const AGENT_SERVICE: &str = "agent";
+/// How much of a file one answer of `image.read` carries: well under the bus's frame, few calls for an image.
+pub const IMAGE_CHUNK_BYTES: u32 = 512 * 1024;
+/// How often an agent reports itself, in seconds.
+pub const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// A node that was silent so long counts as lost.
+pub const LOST_AFTER: Duration = Duration::from_secs(16);
+/// How long `console.read` waits for output before it answers with none.
+pub const CONSOLE_POLL: Duration = Duration::from_secs(2);
+
+macro_rules! methods {
+    ($($(#[$doc:meta])* $method:ident = $name:literal: $request:ty => $reply:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $method;
+        impl Method for $method {
+            const NAME: &'static str = $name;
+            type Request = $request;
+            type Reply = $reply;
+        }
+    )*};
+}
+
+methods! {
+    /// Makes a network on the node what it shall be.
+    NetworkEnsure = "network.ensure": WantedNetwork => NetworkStatus;
+    /// Takes a network off the node.
+    NetworkRemove = "network.remove": NetworkId => ();
+    /// Tells the node what a VM shall be; the node goes there by itself and reports as it goes.
+    VmEnsure = "vm.ensure": WantedVm => VmStatus;
+    /// Takes a VM and its disk off the node, at once.
+    VmRemove = "vm.remove": VmId => ();
+    /// Presses the reset button.
+    VmReset = "vm.reset": VmId => ();
+    /// A picture of the screen, as PNG.
+    VmScreenshot = "vm.screenshot": VmId => Bytes;
+    /// The newest part of the serial console's log.
+    ConsoleLog = "console.log": ConsoleLogRequest => Bytes;
+    /// Opens the serial console.
+    ConsoleOpen = "console.open": VmId => ConsoleId;
+    /// Output since the last read; waits a little when there is none.
+    ConsoleRead = "console.read": ConsoleId => ConsoleOutput;
+    /// Types.
+    ConsoleWrite = "console.write": ConsoleInput => ();
+    /// Closes the serial console.
+    ConsoleClose = "console.close": ConsoleId => ();
+    /// An agent tells of itself; the answer says what it shall hold.
+    NodeReport = "node.report": NodeReportRequest => NodeReportReply;
+    /// An agent tells of its VMs.
+    VmReport = "vm.report": VmReportRequest => ();
+    /// An agent tells of a lease.
+    PortReport = "port.report": PortReportRequest => ();
+    /// A part of a file that an image is made of.
+    ImageRead = "image.read": ImageReadRequest => Bytes;
+}
+
+/// Bytes that travel as bytes, not as a list of numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Serialize for Bytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes(bytes.to_vec()))
+            }
+            fn visit_byte_buf<E: serde::de::Error>(self, bytes: Vec<u8>) -> Result<Bytes, E> {
+                Ok(Bytes(bytes))
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Bytes, A::Error> {
+                let mut bytes = Vec::new();
+                while let Some(byte) = seq.next_element()? {
+                    bytes.push(byte);
+                }
+                Ok(Bytes(bytes))
+            }
+        }
+        deserializer.deserialize_bytes(Visitor)
+    }
+}
+
+/// A network as a node shall have it: with the ports of this node's VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedNetwork {
+    /// Its id.
+    pub id: NetworkId,
+    /// Its name.
+    pub name: Name,
+    /// The generation of its record.
+    pub generation: Generation,
+    /// Its spec.
+    pub spec: NetworkSpec,
+    /// The ports of this node's VMs.
+    pub ports: Vec<WantedPort>,
+    /// The forwards to those ports.
+    pub forwards: Vec<WantedForward>,
+}
+
+/// A port as a node shall have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedPort {
+    /// Its id.
+    pub id: PortId,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The host name its VM is told.
+    pub hostname: Name,
+    /// What may reach it.
+    pub rules: Vec<Rule>,
+}
+
+/// A forward as a node shall have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedForward {
+    /// Its id.
+    pub id: ForwardId,
+    /// tcp or udp.
+    pub protocol: Protocol,
+    /// The host's address.
+    pub listen_address: Option<Ipv4Addr>,
+    /// The host's port.
+    pub listen_port: u16,
+    /// Where it goes.
+    pub target: PortId,
+    /// Which port there.
+    pub target_port: u16,
+}
+
+/// A VM as a node shall have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedVm {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: Name,
+    /// The generation of its record.
+    pub generation: Generation,
+    /// Which hypervisor.
+    pub driver: DriverKind,
+    /// Virtual CPUs.
+    pub vcpus: u16,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Its disk.
+    pub root: WantedRoot,
+    /// How it boots.
+    pub boot: Boot,
+    /// Its NICs, in order.
+    pub nics: Vec<WantedNic>,
+    /// The power state wanted.
+    pub power: WantedPower,
+}
+
+/// A VM's disk: a linked clone of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedRoot {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The image's content.
+    pub image: Digest,
+    /// The image's format.
+    pub format: DiskFormat,
+    /// The image's file in bytes.
+    pub image_bytes: u64,
+    /// The volume's size in bytes.
+    pub virtual_bytes: u64,
+}
+
+/// A NIC as a node shall have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedNic {
+    /// The network.
+    pub network: NetworkId,
+    /// The port.
+    pub port: PortId,
+    /// The MAC.
+    pub mac: Mac,
+}
+
+/// An open serial console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ConsoleId(pub u64);
+
+/// How much of a console's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleLogRequest {
+    /// Whose.
+    pub vm: VmId,
+    /// The newest so many bytes.
+    pub max_bytes: u32,
+}
+
+/// What a console said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleOutput {
+    /// The bytes; none when nothing came within [`CONSOLE_POLL`].
+    pub bytes: Bytes,
+    /// Whether it has ended.
+    pub ended: bool,
+}
+
+/// What somebody typed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleInput {
+    /// Where.
+    pub console: ConsoleId,
+    /// What.
+    pub bytes: Bytes,
+}
+
+/// An agent tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReportRequest {
+    /// Where it stands.
+    pub path: NodePath,
+    /// Changes with each start of the agent.
+    pub boot_id: String,
+    /// The version of the agent.
+    pub version: String,
+    /// Its drivers.
+    pub capabilities: Vec<Capability>,
+    /// Its processors.
+    pub cpus: u32,
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+    /// Memory not in use, in MiB.
+    pub memory_free_mib: u64,
+    /// The highest epoch it has obeyed.
+    pub epoch: Epoch,
+    /// The VMs it holds.
+    pub vms: Vec<VmId>,
+    /// The networks it holds.
+    pub networks: Vec<NetworkId>,
+}
+
+/// What a controller answers an agent that told of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReportReply {
+    /// The controller's epoch.
+    pub epoch: Epoch,
+    /// Networks that it holds and nobody wants: to be removed.
+    pub surplus_networks: Vec<NetworkId>,
+    /// VMs that it holds and no record knows. They are left alone and shown by `vbm doctor`.
+    pub orphan_vms: Vec<VmId>,
+}
+
+/// An agent tells of its VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReportRequest {
+    /// From where.
+    pub node: NodePath,
+    /// What it saw.
+    pub vms: Vec<VmSeen>,
+}
+
+/// What an agent saw of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSeen {
+    /// Which.
+    pub id: VmId,
+    /// Its status.
+    pub status: VmStatus,
+    /// What the agent is doing with it, in words.
+    pub doing: Option<String>,
+    /// Whether it is a VM found running after a restart of the agent.
+    pub adopted: bool,
+}
+
+/// An agent tells of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortReportRequest {
+    /// Which port.
+    pub port: PortId,
+    /// From when.
+    pub at: Timestamp,
+    /// Until when; `None` when the guest gave it back.
+    pub until: Option<Timestamp>,
+}
+
+/// Which part of which file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageReadRequest {
+    /// The file.
+    pub digest: Digest,
+    /// From which byte.
+    pub offset: u64,
+    /// At most so many; [`IMAGE_CHUNK_BYTES`] is the limit.
+    pub max_bytes: u32,
+}
