@@ -218,6 +218,16 @@ impl DriverEvent {
     }
 }
 
+/// Why a VM in this state cannot be forgotten.
+pub(crate) fn not_off(power: PowerState) -> Error {
+    Error::Refused(vbm_core::Error::new(
+        vbm_core::ErrorKind::Conflict,
+        format!("cannot forget a VM that is {power}"),
+        "that is possible when it is off",
+        "stop it first with `vbm stop`",
+    ))
+}
+
 /// What only some drivers, versions or hosts can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -91,8 +91,8 @@ impl<A> Dedupe<A> {
         }
     }
 
-    /// A request has come.
-    pub(crate) fn begin(&mut self, key: &Key, id: Uuid, digest: u64, asker: A, now: Instant) -> Begun {
+    /// A request has come. The asker is taken when it gets the answer later (`New`, `Joined`), and left otherwise.
+    pub(crate) fn begin(&mut self, key: &Key, id: Uuid, digest: u64, asker: &mut Option<A>, now: Instant) -> Begun {
         self.evict(now);
         if let Some(record) = self.records.get_mut(key) {
             if record.digest != digest {
@@ -101,7 +101,7 @@ impl<A> Dedupe<A> {
             match &mut record.state {
                 State::Running { waiters } if waiters.len() >= limits::DEDUPE_MAX_WAITERS => return Begun::Full,
                 State::Running { waiters } => {
-                    waiters.push(asker);
+                    waiters.extend(asker.take());
                     return Begun::Joined;
                 }
                 State::Done { answer, .. } if record.id == id || !answer.repeatable => {
@@ -117,7 +117,7 @@ impl<A> Dedupe<A> {
                 id,
                 digest,
                 serial: self.serial,
-                state: State::Running { waiters: vec![asker] },
+                state: State::Running { waiters: asker.take().into_iter().collect() },
             },
         );
         Begun::New
@@ -203,45 +203,45 @@ mod tests {
     #[test]
     fn a_duplicate_gets_the_recorded_answer() {
         let (mut table, now) = (table(), Instant::now());
-        assert_eq!(table.begin(&key("a"), id(1), 7, 1, now), Begun::New);
+        assert_eq!(table.begin(&key("a"), id(1), 7, &mut Some(1), now), Begun::New);
         assert_eq!(table.finish(&key("a"), answer("x", false), now), [1]);
-        assert_eq!(table.begin(&key("a"), id(2), 7, 2, now), Begun::Recorded(answer("x", false)));
+        assert_eq!(table.begin(&key("a"), id(2), 7, &mut Some(2), now), Begun::Recorded(answer("x", false)));
     }
 
     #[test]
     fn a_duplicate_of_a_running_request_waits_for_its_answer() {
         let (mut table, now) = (table(), Instant::now());
-        table.begin(&key("a"), id(1), 7, 1, now);
-        assert_eq!(table.begin(&key("a"), id(2), 7, 2, now), Begun::Joined);
+        table.begin(&key("a"), id(1), 7, &mut Some(1), now);
+        assert_eq!(table.begin(&key("a"), id(2), 7, &mut Some(2), now), Begun::Joined);
         assert_eq!(table.finish(&key("a"), answer("x", false), now), [1, 2]);
     }
 
     #[test]
     fn a_key_used_for_another_request_is_a_conflict() {
         let (mut table, now) = (table(), Instant::now());
-        table.begin(&key("a"), id(1), 7, 1, now);
-        assert_eq!(table.begin(&key("a"), id(2), 8, 2, now), Begun::Conflict);
+        table.begin(&key("a"), id(1), 7, &mut Some(1), now);
+        assert_eq!(table.begin(&key("a"), id(2), 8, &mut Some(2), now), Begun::Conflict);
     }
 
     #[test]
     fn a_refusal_that_changed_nothing_is_replayed_to_a_duplicate_but_not_to_a_new_try() {
         let (mut table, now) = (table(), Instant::now());
-        table.begin(&key("a"), id(1), 7, 1, now);
+        table.begin(&key("a"), id(1), 7, &mut Some(1), now);
         table.finish(&key("a"), answer("no", true), now);
-        assert_eq!(table.begin(&key("a"), id(1), 7, 1, now), Begun::Recorded(answer("no", true)));
-        assert_eq!(table.begin(&key("a"), id(2), 7, 1, now), Begun::New);
+        assert_eq!(table.begin(&key("a"), id(1), 7, &mut Some(1), now), Begun::Recorded(answer("no", true)));
+        assert_eq!(table.begin(&key("a"), id(2), 7, &mut Some(1), now), Begun::New);
     }
 
     #[test]
     fn records_go_with_age_and_number() {
         let (mut table, now) = (table(), Instant::now());
         for name in ["a", "b", "c", "d"] {
-            table.begin(&key(name), id(1), 7, 1, now);
+            table.begin(&key(name), id(1), 7, &mut Some(1), now);
             table.finish(&key(name), answer("x", false), now);
         }
-        assert_eq!(table.begin(&key("a"), id(1), 7, 1, now), Begun::New, "the fourth pushed the first out");
-        assert!(matches!(table.begin(&key("d"), id(1), 7, 1, now), Begun::Recorded(_)));
-        assert_eq!(table.begin(&key("d"), id(1), 7, 1, now + TTL), Begun::New, "too old");
+        assert_eq!(table.begin(&key("a"), id(1), 7, &mut Some(1), now), Begun::New, "the fourth pushed the first out");
+        assert!(matches!(table.begin(&key("d"), id(1), 7, &mut Some(1), now), Begun::Recorded(_)));
+        assert_eq!(table.begin(&key("d"), id(1), 7, &mut Some(1), now + TTL), Begun::New, "too old");
     }
 
     proptest! {
@@ -254,7 +254,7 @@ mod tests {
                 now += Duration::from_millis(forward_ms);
                 let key = key(&name.to_string());
                 match what {
-                    0 => { table.begin(&key, id(name.into()), 1, 0, now); }
+                    0 => { table.begin(&key, id(name.into()), 1, &mut Some(0), now); }
                     1 => { table.finish(&key, answer("0123456789abcdef", name % 2 == 0), now); }
                     _ => { table.abandon(&key); }
                 }

@@ -8,6 +8,8 @@ pub const PAYLOAD_MAX_BYTES: usize = 1024 * 1024;
 pub const METHOD_MAX_BYTES: usize = 128;
 /// The longest idempotency key.
 pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 256;
+/// The longest trace parent: W3C Trace Context, section 3.2, has 55 in version 00.
+pub const TRACEPARENT_MAX_BYTES: usize = 256;
 /// The longest boot id.
 pub const BOOT_ID_MAX_BYTES: usize = 128;
 /// The most services of one member.

@@ -50,7 +50,7 @@ methods! {
     /// Tells the node what a VM shall be; the node goes there by itself and reports as it goes.
     VmEnsure = "vm.ensure": WantedVm => VmStatus;
     /// Takes a VM and its disk off the node, at once.
-    VmRemove = "vm.remove": VmId => ();
+    VmRemove = "vm.remove": GoneVm => ();
     /// Presses the reset button.
     VmReset = "vm.reset": VmId => ();
     /// A picture of the screen, as PNG.
@@ -208,6 +208,17 @@ pub struct WantedNic {
     pub port: PortId,
     /// The MAC.
     pub mac: Mac,
+}
+
+/// A VM that a node shall give up, with all that it may hold of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneVm {
+    /// Its id.
+    pub id: VmId,
+    /// Its disk.
+    pub volume: VolumeId,
+    /// Its NICs: network and port of each.
+    pub nics: Vec<(NetworkId, PortId)>,
 }
 
 /// An open serial console.

@@ -14,10 +14,10 @@
 
 use crate::store::{Compare, Entry, Revision, Store, Txn, TxnOutcome, Write};
 use bytes::Bytes;
-use serde::{Serialize, de::DeserializeOwned};
-use std::{fmt::Display, sync::Arc};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{fmt::Display, sync::Arc, time::Duration};
 use vbm_core::{
-    Error, ErrorKind, Event, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result, Vm, Volume,
+    Error, ErrorKind, Event, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result, Timestamp, Vm, Volume,
     limits::PAGE_MAX_ITEMS,
 };
 
@@ -88,6 +88,44 @@ pub(crate) const EVENT_PREFIX: &str = "event/";
 /// The index key of a name.
 fn name_key(kind: Kind, name: &str) -> String {
     format!("name/{kind}/{name}")
+}
+
+/// The answer to a request with an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// The hash of the request.
+    pub(crate) fingerprint: String,
+    pub(crate) status: u16,
+    pub(crate) content_type: String,
+    pub(crate) body: String,
+    pub(crate) at: Timestamp,
+}
+
+/// The first part of the keys of answers.
+const ANSWER_PREFIX: &str = "answer/";
+
+impl Records {
+    /// The answer that a request with this key got.
+    pub(crate) async fn answer(&self, key: &str) -> Result<Option<Answer>> {
+        Ok(self.store.get(&format!("{ANSWER_PREFIX}{key}")).await?.map(decode).transpose()?.map(|held| held.value))
+    }
+
+    pub(crate) async fn record_answer(&self, key: &str, answer: &Answer) -> Result<()> {
+        let write = vec![Write::Put(format!("{ANSWER_PREFIX}{key}"), encode(answer)?)];
+        // Nothing is compared, so nothing can be crossed.
+        self.store.txn(Txn { compare: Vec::new(), write }).await.map(drop).map_err(Error::from)
+    }
+
+    /// The keys of answers that are older than `kept`.
+    pub(crate) async fn answers_before(&self, now: Timestamp, kept: Duration) -> Result<Vec<String>> {
+        let mut old = Vec::new();
+        for key in self.keys_below(ANSWER_PREFIX).await? {
+            if self.answer(&key).await?.is_some_and(|a| now.since(a.at) > kept) {
+                old.push(format!("{ANSWER_PREFIX}{key}"));
+            }
+        }
+        Ok(old)
+    }
 }
 
 /// A record and the revision it was read at.

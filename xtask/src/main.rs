@@ -1,15 +1,17 @@
 //! `cargo xtask`: everything a developer types. See `cargo xtask help`.
 //!
 //! ```text
-//!  main -> guest | setup | test | ci | tidy        one module a command
-//!           \_______ run, place, say, fault        programs, paths, terminal, errors
+//!  main -> demo | test | bench | guest | setup | ci | tidy        one module a command
+//!           \_______ run, place, say, fault                     programs, paths, terminal, errors
 //! ```
 #![allow(
     clippy::disallowed_types,
     reason = "a synchronous tool that times real programs: std's clock is the right one"
 )]
 
+mod bench;
 mod ci;
+mod demo;
 mod fault;
 mod guest;
 mod place;
@@ -36,6 +38,19 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show all of it on this machine: installs what is missing, builds, and tells the story with real commands.
+    Demo,
+    /// Measure an area against its peers, side by side.
+    Bench {
+        /// Which: `cargo xtask bench help` lists them.
+        area: String,
+        /// Fewer and shorter runs: to see that it works, not to quote.
+        #[arg(long)]
+        quick: bool,
+        /// Where to write the figures, with the machine and the command.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Make the tiny guest operating system that demo and tests boot.
     Guest {
         /// Where to put it, instead of `target/guest`.
@@ -54,7 +69,6 @@ enum Command {
     Ci,
     /// Check the direction of dependencies, file lengths and paths.
     Tidy,
-    // `demo` and `bench` join here: one variant, one module, one arm in `run`.
 }
 
 fn main() -> ExitCode {
@@ -69,6 +83,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Done {
     match command {
+        Command::Demo => demo::command(),
+        Command::Bench { area, quick, json } => bench::command(&area, quick, json.as_deref()),
         Command::Guest { out } => {
             let guest = guest::ensure(out.as_deref())?;
             let how = if guest.made { "made" } else { "up to date" };

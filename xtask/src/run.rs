@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::fault::{Done, Fault};
 
 /// Directories that hold administration programs and are often missing from a user's path.
-const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+pub(crate) const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 /// How much of a failed program's output an error quotes.
 const QUOTED_LINES: usize = 6;
 

@@ -117,8 +117,10 @@ impl Pending {
         let mut calls = self.lock();
         match calls.get(&id).map(|call| &call.waiter) {
             Some(Waiter::Many(sender)) => {
-                if sender.try_send(answer).is_err() {
-                    tracing::warn!(%id, "a reply of a broadcast was dropped: {} wait unread", limits::BROADCAST_QUEUE_MAX);
+                let full = sender.try_send(answer).is_err();
+                drop(calls);
+                if full {
+                    tracing::warn!(%id, "a reply of a broadcast was dropped: too many wait unread");
                 }
             }
             Some(Waiter::One(_)) => {

@@ -22,7 +22,7 @@ use tokio_tungstenite::{
     tungstenite::{
         self, Message,
         handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 use vbm_core::{Error, ErrorKind};
@@ -30,11 +30,11 @@ use vbm_core::{Error, ErrorKind};
 /// The largest message either way, in bytes.
 const MESSAGE_MAX_BYTES: usize = 1 << 20;
 /// The most that one write puts into a message, in bytes.
-const WRITE_MAX_BYTES: usize = 64 << 10;
+const WRITE_MAX_BYTES: usize = 16 << 10;
 
 /// An open console. What the guest writes is read from it; what is written to it the guest reads.
 ///
-/// The end of what is read means that the VM or the server has ended. [`shutdown`](tokio::io::AsyncWriteExt::shutdown)
+/// The end of what is read means that the VM or the server has ended; a failed read, that the console broke off. [`shutdown`](tokio::io::AsyncWriteExt::shutdown)
 /// closes it; dropping it closes it as well, without a word.
 ///
 /// # Cancel safety
@@ -99,7 +99,13 @@ impl AsyncRead for Console {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
                 Some(Ok(Message::Binary(bytes))) => self.unread = bytes,
                 Some(Ok(Message::Text(text))) => self.unread = text.into(),
-                Some(Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed)) | None => self.ended = true,
+                Some(Ok(Message::Close(frame))) => {
+                    self.ended = true;
+                    if let Some(reason) = frame.and_then(failure) {
+                        return Poll::Ready(Err(io::Error::other(reason)));
+                    }
+                }
+                Some(Err(tungstenite::Error::ConnectionClosed)) | None => self.ended = true,
                 // A server that ends without a word of farewell: the guest's last bytes were read before.
                 Some(Err(tungstenite::Error::Protocol(
                     tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
@@ -139,6 +145,12 @@ impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Console").field("ended", &self.ended).finish_non_exhaustive()
     }
+}
+
+/// Why the server closed it, unless that was the ordinary end (RFC 6455 section 7.4.1).
+fn failure(frame: CloseFrame) -> Option<String> {
+    let ordinary = matches!(frame.code, CloseCode::Normal | CloseCode::Away | CloseCode::Status);
+    (!ordinary).then(|| frame.reason.to_string())
 }
 
 fn as_io(error: tungstenite::Error) -> io::Error {

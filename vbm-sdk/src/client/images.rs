@@ -138,7 +138,8 @@ async fn open(path: &Path) -> Result<(File, u64), Error> {
     Ok((file, about.len()))
 }
 
-fn cannot_read(path: &Path, error: &io::Error) -> Error {
+/// A file that cannot be read, in three lines.
+pub(crate) fn cannot_read(path: &Path, error: &io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
         io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,

@@ -57,7 +57,12 @@ pub use self::{
     vms::{Delete, Vms, WaitFor},
 };
 
-use crate::api::{API_VERSION, Version};
+pub(crate) use images::cannot_read;
+
+use crate::{
+    api::{API_VERSION, Version},
+    source::RandomIds,
+};
 use hyper::Method;
 use path::ApiPath;
 use std::{fmt, sync::Arc, time::Duration};
@@ -83,7 +88,7 @@ impl Client {
             shared: Arc::new(Shared {
                 endpoint,
                 deadline: CALL_DEADLINE,
-                ids: Arc::new(TimeOrderedIds),
+                ids: Arc::new(RandomIds),
             }),
         }
     }
@@ -201,14 +206,5 @@ impl fmt::Debug for Client {
             .field("endpoint", self.endpoint())
             .field("deadline", &self.shared.deadline)
             .finish_non_exhaustive()
-    }
-}
-
-/// Keys for those who inject no source of their own.
-struct TimeOrderedIds;
-
-impl IdSource for TimeOrderedIds {
-    fn next(&self) -> uuid::Uuid {
-        uuid::Uuid::now_v7()
     }
 }

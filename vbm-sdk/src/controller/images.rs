@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use vbm_core::{
     Boot, Digest, Error, ErrorKind, EventKind, Image, ImageId, ImageSpec, Kind, Meta, ObjectRef, Result, Vm,
 };
-use vbm_hyper::FileKind;
+use vbm_hyper::{ContentKind, ImportedFile};
 
 impl Controller {
     /// Takes a file in, under the name of its content.
@@ -17,7 +17,7 @@ impl Controller {
     /// # Errors
     /// It cannot be read or kept.
     pub async fn upload(&self, file: impl AsyncRead + Send + Unpin) -> Result<Blob> {
-        let imported = self.inner.images.import(file, None, FileKind::Blob).await?;
+        let imported = self.inner.images.import(file, None, ContentKind::Blob).await?;
         Ok(Blob { digest: imported.digest, bytes: imported.file_bytes })
     }
 
@@ -28,7 +28,7 @@ impl Controller {
     pub async fn create_image(&self, request: &CreateImage) -> Result<Image> {
         request.boot.check()?;
         let headline = format!("cannot make image {}", request.name);
-        let disk = self.inner.images.inspect(request.disk, request.format).await.map_err(|e| Error::from(e).context(headline.clone()))?;
+        let disk = self.check_disk(request).await.map_err(|e| e.context(headline.clone()))?;
         if let Boot::Kernel { kernel, initrd, .. } = &request.boot {
             for digest in [kernel, initrd] {
                 self.uploaded(*digest).map_err(|e| e.context(headline.clone()))?;
@@ -46,6 +46,16 @@ impl Controller {
         let event = self.event(EventKind::ImageImported, target(&image), format!("{:?}", image.spec.disk));
         self.records().commit(Edit::default().create(&image).event(&event)).await?;
         Ok(image)
+    }
+
+    /// Reads the disk once more, now as a disk: whether it is one, and how large a guest sees it.
+    async fn check_disk(&self, request: &CreateImage) -> Result<ImportedFile> {
+        self.uploaded(request.disk)?;
+        let path = self.inner.images.path(request.disk)?;
+        let file = tokio::fs::File::open(&path).await.map_err(|e| {
+            Error::new(ErrorKind::Unavailable, "the uploaded disk cannot be read", e.to_string(), "look at the disk of the control node")
+        })?;
+        Ok(self.inner.images.import(file, Some(request.disk), ContentKind::Disk(request.format)).await?)
     }
 
     fn uploaded(&self, digest: Digest) -> Result<()> {
@@ -102,7 +112,7 @@ impl Controller {
     /// A part of a file, for an agent that fetches an image.
     pub(super) async fn read_image(&self, request: &ImageReadRequest) -> Result<Bytes> {
         self.uploaded(request.digest)?;
-        let path = self.inner.images.path(request.digest);
+        let path = self.inner.images.path(request.digest)?;
         let limit = u64::from(request.max_bytes.min(IMAGE_CHUNK_BYTES));
         let read = async {
             let mut file = tokio::fs::File::open(&path).await?;

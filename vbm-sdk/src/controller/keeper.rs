@@ -8,9 +8,9 @@ use super::{
     Controller,
     plan::{NodePlan, World},
 };
-use crate::methods::{NetworkEnsure, NetworkRemove, VmEnsure, VmRemove, WantedNetwork, WantedVm};
+use crate::methods::{GoneVm, NetworkEnsure, NetworkRemove, VmEnsure, VmRemove, WantedNetwork, WantedVm};
 use crate::store::Revision;
-use futures::{StreamExt, stream};
+use futures::{FutureExt, future::join_all};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -170,7 +170,7 @@ impl Keeper {
             Some(problem) => after.problem = Some((world.revision, problem)),
         }
         // Ids are never used again, but what a set holds must not grow for ever.
-        after.removed_vms.retain(|v| plan.remove_vms.contains(v));
+        after.removed_vms.retain(|v| plan.remove_vms.iter().any(|g| g.id == *v));
         after.removed_networks.retain(|n| plan.remove_networks.contains(n));
         let news = before.revision != after.revision || before.problem != after.problem;
         self.reached.send_replace(after);
@@ -183,8 +183,8 @@ impl Keeper {
     async fn keep(&mut self, plan: &NodePlan, world: &World) -> Option<Error> {
         let mut first: Option<Error> = None;
         let mut failed: BTreeMap<NetworkId, Error> = BTreeMap::new();
-        for id in &plan.remove_vms {
-            if let Err(e) = self.remove_vm(*id).await {
+        for gone in &plan.remove_vms {
+            if let Err(e) = self.remove_vm(gone).await {
                 first.get_or_insert(e);
             }
         }
@@ -230,12 +230,13 @@ impl Keeper {
         Ok(())
     }
 
-    async fn remove_vm(&mut self, id: VmId) -> Result<()> {
+    async fn remove_vm(&mut self, gone: &GoneVm) -> Result<()> {
+        let id = gone.id;
         if self.reached.borrow().removed_vms.contains(&id) {
             return Ok(());
         }
         self.told.vms.remove(&id);
-        self.controller.ask_node::<VmRemove>(&self.path, &id).await?;
+        self.controller.ask_node::<VmRemove>(&self.path, gone).await?;
         self.reached.send_modify(|r| drop(r.removed_vms.insert(id)));
         self.news.notify_one();
         Ok(())
@@ -244,19 +245,18 @@ impl Keeper {
     async fn ensure_vms(&mut self, plan: &NodePlan, failed: &BTreeMap<NetworkId, Error>, world: &World) -> Option<Error> {
         self.told.vms.retain(|id, _| plan.vms.iter().any(|v| v.id == *id));
         let news: Vec<&WantedVm> = plan.vms.iter().filter(|v| self.told.vms.get(&v.id) != Some(*v)).collect();
-        let this = &*self;
-        let results: Vec<(WantedVm, Result<()>)> = stream::iter(news)
-            .map(|wanted| async move { (wanted.clone(), this.ensure_vm(wanted, failed, world).await) })
-            .buffer_unordered(VMS_AT_ONCE)
-            .collect()
-            .await;
         let mut first = None;
-        for (wanted, result) in results {
-            match result {
-                Ok(()) => drop(self.told.vms.insert(wanted.id, wanted)),
-                Err(e) => drop(first.get_or_insert(e)),
+        let mut told = Vec::new();
+        for some in news.chunks(VMS_AT_ONCE) {
+            let asked: Vec<_> = some.iter().map(|wanted| self.ensure_vm(wanted, failed, world).boxed()).collect();
+            for (wanted, result) in some.iter().zip(join_all(asked).await) {
+                match result {
+                    Ok(()) => told.push((*wanted).clone()),
+                    Err(e) => drop(first.get_or_insert(e)),
+                }
             }
         }
+        self.told.vms.extend(told.into_iter().map(|wanted| (wanted.id, wanted)));
         first
     }
 

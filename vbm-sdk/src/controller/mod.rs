@@ -14,6 +14,7 @@
 //! only what differs from what the node was last told. Everything can be dropped and begun anew: the
 //! records are the only memory.
 
+mod consoles;
 mod forwards;
 mod groups;
 mod images;
@@ -27,6 +28,8 @@ mod reports;
 mod views;
 mod vms;
 
+pub(crate) use consoles::ConsoleSession;
+pub use consoles::CONSOLE_LOG_MAX_BYTES;
 pub use reads::EventStream;
 
 use crate::records::{Edit, Records};
@@ -50,7 +53,7 @@ pub struct ControllerConfig {
     /// Where the records are.
     pub store: Arc<dyn Store>,
     /// Where the files of images are.
-    pub images: Arc<ImageStore>,
+    pub images: ImageStore,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Makes ids.
@@ -65,7 +68,7 @@ pub struct Controller {
 
 struct Inner {
     records: Records,
-    images: Arc<ImageStore>,
+    images: ImageStore,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn IdSource>,
     epoch: Epoch,
@@ -130,8 +133,12 @@ impl Controller {
         self.inner.tasks.wait().await;
     }
 
-    fn records(&self) -> &Records {
+    pub(crate) fn records(&self) -> &Records {
         &self.inner.records
+    }
+
+    pub(crate) fn now(&self) -> vbm_core::Timestamp {
+        self.inner.clock.now()
     }
 
     fn bus(&self) -> Result<&Bus> {

@@ -21,6 +21,8 @@ use vbm_core::{
 pub(super) const APPLY: &str = "apply";
 /// How long something may find no node before its operation fails. A daemon that just started has none yet.
 const NO_NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the answer to a request with an idempotency key is kept.
+const ANSWER_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Writes of one transaction when history is trimmed.
 const TRIM_BATCH: usize = 256;
 
@@ -225,6 +227,7 @@ impl Controller {
         let mut ended: Vec<_> = self.records().all::<Operation>().await?.into_iter().filter(|o| o.value.state.is_final()).collect();
         ended.truncate(ended.len().saturating_sub(keep));
         surplus.extend(ended.into_iter().map(|o| o.value.key()));
+        surplus.extend(self.records().answers_before(self.inner.clock.now(), ANSWER_KEPT).await?);
         for batch in surplus.chunks(TRIM_BATCH) {
             let write = batch.iter().map(|key| Write::Delete(key.clone())).collect();
             drop(self.records().store().txn(Txn { compare: Vec::new(), write }).await?);

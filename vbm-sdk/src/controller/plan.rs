@@ -3,7 +3,7 @@
 //! The plan is complete each time; it knows nothing of what was sent before. Whoever carries it out
 //! compares it with what it told the node last and sends the difference.
 
-use crate::methods::{WantedForward, WantedNetwork, WantedNic, WantedPort, WantedRoot, WantedVm};
+use crate::methods::{GoneVm, WantedForward, WantedNetwork, WantedNic, WantedPort, WantedRoot, WantedVm};
 use crate::store::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use vbm_core::{
@@ -30,7 +30,7 @@ pub(crate) struct World {
 pub(crate) struct NodePlan {
     pub(crate) networks: Vec<WantedNetwork>,
     pub(crate) vms: Vec<WantedVm>,
-    pub(crate) remove_vms: Vec<VmId>,
+    pub(crate) remove_vms: Vec<GoneVm>,
     pub(crate) remove_networks: Vec<NetworkId>,
 }
 
@@ -44,7 +44,7 @@ impl World {
         NodePlan {
             networks: alive.into_iter().map(|n| self.wanted_network(n, &staying_ids)).collect(),
             vms: staying.into_iter().filter_map(|v| self.wanted_vm(v)).collect(),
-            remove_vms: leaving.into_iter().map(|v| v.meta.id).collect(),
+            remove_vms: leaving.into_iter().map(|v| self.gone_vm(v)).collect(),
             remove_networks: dead.into_iter().map(|n| n.meta.id).collect(),
         }
     }
@@ -103,6 +103,11 @@ impl World {
             nics,
             power: vm.spec.power,
         })
+    }
+
+    fn gone_vm(&self, vm: &Vm) -> GoneVm {
+        let ports = vm.spec.ports.iter().filter_map(|p| self.ports.get(p));
+        GoneVm { id: vm.meta.id, volume: vm.spec.root_volume, nics: ports.map(|p| (p.spec.network, p.meta.id)).collect() }
     }
 
     /// A node for a VM.

@@ -49,14 +49,20 @@ impl MemoryStore {
 
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryStore").field("tip", &*self.shared.tip.borrow()).finish_non_exhaustive()
+        f.debug_struct("MemoryStore")
+            .field("tip", &*self.shared.tip.borrow())
+            .finish_non_exhaustive()
     }
 }
 
 impl Shared {
     fn state(&self) -> Result<MutexGuard<'_, State>, StoreError> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.closed { Err(StoreError::Closed) } else { Ok(state) }
+        if state.closed {
+            Err(StoreError::Closed)
+        } else {
+            Ok(state)
+        }
     }
 }
 
@@ -66,13 +72,18 @@ impl State {
     }
 
     fn apply(&mut self, txn: Txn) -> TxnOutcome {
-        let revision_of = |key: &str| Ok::<_, std::convert::Infallible>(self.records.get(key).map(|found| found.0));
+        let revision_of =
+            |key: &str| Ok::<_, std::convert::Infallible>(self.records.get(key).map(|found| found.0));
         let Ok(conflict) = rules::first_conflict(&txn, revision_of);
         if let Some(key) = conflict {
             return TxnOutcome::Conflict(key);
         }
         let revision = Revision(self.revision.0 + 1);
-        let changes: Vec<Change> = txn.write.into_iter().filter_map(|write| self.write(revision, write)).collect();
+        let changes: Vec<Change> = txn
+            .write
+            .into_iter()
+            .filter_map(|write| self.write(revision, write))
+            .collect();
         if !changes.is_empty() {
             self.revision = revision;
             self.log_bytes += changes.iter().map(Change::bytes).sum::<usize>();
@@ -87,11 +98,17 @@ impl State {
         match write {
             Write::Put(key, value) => {
                 self.records.insert(key.clone(), (revision, value.clone()));
-                Some(Change { revision, key, value: Some(value) })
+                Some(Change {
+                    revision,
+                    key,
+                    value: Some(value),
+                })
             }
-            Write::Delete(key) => {
-                self.records.remove(&key).map(|_| Change { revision, key, value: None })
-            }
+            Write::Delete(key) => self.records.remove(&key).map(|_| Change {
+                revision,
+                key,
+                value: None,
+            }),
         }
     }
 
@@ -111,9 +128,17 @@ impl State {
         let entries = matching
             .by_ref()
             .take(limit)
-            .map(|(key, (revision, value))| Entry { key: key.clone(), value: value.clone(), revision: *revision })
+            .map(|(key, (revision, value))| Entry {
+                key: key.clone(),
+                value: value.clone(),
+                revision: *revision,
+            })
             .collect();
-        Page { entries, more: matching.next().is_some(), revision: self.revision }
+        Page {
+            entries,
+            more: matching.next().is_some(),
+            revision: self.revision,
+        }
     }
 
     fn read_after(&self, prefix: &str, after: Revision) -> Result<LogPart, StoreError> {
@@ -168,7 +193,10 @@ impl Store for MemoryStore {
         let outcome = state.apply(txn);
         if state.revision != before {
             // Under the lock, so that tips come in order.
-            self.shared.tip.send_replace(Tip { revision: state.revision, closed: false });
+            self.shared.tip.send_replace(Tip {
+                revision: state.revision,
+                closed: false,
+            });
         }
         Ok(outcome)
     }
@@ -184,7 +212,10 @@ impl Store for MemoryStore {
     async fn close(&self) {
         if let Ok(mut state) = self.state() {
             state.closed = true;
-            self.shared.tip.send_replace(Tip { revision: state.revision, closed: true });
+            self.shared.tip.send_replace(Tip {
+                revision: state.revision,
+                closed: true,
+            });
         }
     }
 }

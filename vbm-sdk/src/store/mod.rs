@@ -33,7 +33,20 @@ use std::fmt;
 use vbm_core::{Error, ErrorKind};
 
 /// The number of a write. Grows by one with each transaction that wrote something.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 
@@ -178,9 +191,12 @@ pub enum StoreError {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Invalid(why) => {
-                Self::new(ErrorKind::InvalidInput, "the request does not fit the store", why, "ask for less at once")
-            }
+            StoreError::Invalid(why) => Self::new(
+                ErrorKind::InvalidInput,
+                "the request does not fit the store",
+                why,
+                "ask for less at once",
+            ),
             StoreError::Compacted { asked, oldest } => Self::new(
                 ErrorKind::Stale,
                 format!("revision {asked} is no longer kept"),
@@ -206,9 +222,12 @@ impl From<StoreError> for Error {
                 "look at the disk (is it full, is it failing?), then try again",
             )
             .with_outcome(vbm_core::Outcome::Unknown),
-            StoreError::Closed => {
-                Self::new(ErrorKind::Unavailable, "the store is closed", "the daemon is shutting down", "try again when it runs")
-            }
+            StoreError::Closed => Self::new(
+                ErrorKind::Unavailable,
+                "the store is closed",
+                "the daemon is shutting down",
+                "try again when it runs",
+            ),
         }
     }
 }
@@ -222,7 +241,7 @@ impl From<StoreError> for Error {
 /// keys, and the others of that revision may not have been seen yet.
 pub type Watch = futures::stream::BoxStream<'static, Result<Change, StoreError>>;
 
-/// Where records live. See the module's text for the model; [`conformance`] is what each store must pass.
+/// Where records live. See the module's text for the model; `conformance` (feature `conformance`) is what each store must pass.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
     /// The entry of a key.

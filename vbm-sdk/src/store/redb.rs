@@ -24,6 +24,8 @@
 
 mod file;
 mod read;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use self::writer::{Job, Writer};
@@ -104,7 +106,10 @@ impl RedbStore {
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             slot: RwLock::new(Slot::Open(database)),
-            tip: channel::Sender::new(Tip { revision: state.revision, closed: false }),
+            tip: channel::Sender::new(Tip {
+                revision: state.revision,
+                closed: false,
+            }),
             heal: jobs.downgrade(),
         });
         let writer = Writer::new(Arc::clone(&shared), queue, state);
@@ -112,7 +117,11 @@ impl RedbStore {
             .name("vbm-store".into())
             .spawn(move || writer.run())
             .map_err(|error| StoreError::Failed(format!("no thread for the writer: {error}")))?;
-        Ok(Self { shared, jobs, writer: Mutex::new(Some(thread)) })
+        Ok(Self {
+            shared,
+            jobs,
+            writer: Mutex::new(Some(thread)),
+        })
     }
 
     /// Which file it is.
@@ -140,7 +149,10 @@ impl Shared {
         match tokio::task::spawn_blocking(move || shared.read_now(read)).await {
             Ok(result) => result,
             Err(error) if error.is_cancelled() => Err(StoreError::Closed),
-            Err(error) => Err(StoreError::Failed(format!("reading {} panicked: {error}", self.path.display()))),
+            Err(error) => Err(StoreError::Failed(format!(
+                "reading {} panicked: {error}",
+                self.path.display()
+            ))),
         }
     }
 
@@ -199,13 +211,19 @@ impl Store for RedbStore {
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
         let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
-        self.shared.read(move |snapshot| read::list(snapshot, &prefix, after.as_deref(), limit)).await
+        self.shared
+            .read(move |snapshot| read::list(snapshot, &prefix, after.as_deref(), limit))
+            .await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         txn.check()?;
         let (reply, answer) = oneshot::channel();
-        let job = Job::Txn { bytes: txn.bytes(), txn, reply };
+        let job = Job::Txn {
+            bytes: txn.bytes(),
+            txn,
+            reply,
+        };
         self.jobs.send(job).await.map_err(|_closed| StoreError::Closed)?;
         match answer.await {
             Ok(result) => result,

@@ -2,8 +2,8 @@
 //! where a list begins, when the log forgets. Both stores call these, so they cannot disagree.
 
 use super::{
-    Compare, KEY_MAX_BYTES, LOG_MAX_BYTES, LOG_MAX_REVISIONS, Revision, StoreError, TXN_MAX_BYTES, TXN_MAX_ITEMS,
-    Txn, VALUE_MAX_BYTES, Write,
+    Compare, KEY_MAX_BYTES, LOG_MAX_BYTES, LOG_MAX_REVISIONS, Revision, StoreError, TXN_MAX_BYTES,
+    TXN_MAX_ITEMS, Txn, VALUE_MAX_BYTES, Write,
 };
 use std::{collections::HashSet, ops::Bound};
 
@@ -36,7 +36,10 @@ impl Write {
 impl Txn {
     /// The bytes of all keys and values that it carries.
     pub(super) fn bytes(&self) -> usize {
-        self.compare.iter().map(|compare| compare.key().len()).sum::<usize>()
+        self.compare
+            .iter()
+            .map(|compare| compare.key().len())
+            .sum::<usize>()
             + self.write.iter().map(Write::bytes).sum::<usize>()
     }
 
@@ -47,9 +50,16 @@ impl Txn {
     pub fn check(&self) -> Result<(), StoreError> {
         let items = self.compare.len() + self.write.len();
         if items > TXN_MAX_ITEMS {
-            return Err(invalid(format!("{items} comparisons and writes, at most {TXN_MAX_ITEMS} are allowed")));
+            return Err(invalid(format!(
+                "{items} comparisons and writes, at most {TXN_MAX_ITEMS} are allowed"
+            )));
         }
-        for key in self.compare.iter().map(Compare::key).chain(self.write.iter().map(Write::key)) {
+        for key in self
+            .compare
+            .iter()
+            .map(Compare::key)
+            .chain(self.write.iter().map(Write::key))
+        {
             check_key(key)?;
         }
         let mut written = HashSet::with_capacity(self.write.len());
@@ -68,7 +78,9 @@ impl Txn {
         }
         let bytes = self.bytes();
         if bytes > TXN_MAX_BYTES {
-            return Err(invalid(format!("{bytes} bytes in one transaction, at most {TXN_MAX_BYTES} are allowed")));
+            return Err(invalid(format!(
+                "{bytes} bytes in one transaction, at most {TXN_MAX_BYTES} are allowed"
+            )));
         }
         Ok(())
     }
@@ -82,7 +94,9 @@ fn check_key(key: &str) -> Result<(), StoreError> {
     match key.len() {
         0 => Err(invalid("a key is empty".into())),
         1..=KEY_MAX_BYTES => Ok(()),
-        bytes => Err(invalid(format!("a key has {bytes} bytes, at most {KEY_MAX_BYTES} are allowed"))),
+        bytes => Err(invalid(format!(
+            "a key has {bytes} bytes, at most {KEY_MAX_BYTES} are allowed"
+        ))),
     }
 }
 
@@ -134,8 +148,14 @@ mod tests {
     #[test]
     fn a_cursor_is_good_from_just_before_the_oldest_to_the_newest() {
         let good = |from| check_cursor(Revision(from), Revision(5), Revision(9)).is_ok();
-        assert_eq!((0..12).filter(|from| good(*from)).collect::<Vec<_>>(), [4, 5, 6, 7, 8, 9]);
-        assert!(check_cursor(Revision(0), Revision(1), Revision(0)).is_ok(), "an empty store");
+        assert_eq!(
+            (0..12).filter(|from| good(*from)).collect::<Vec<_>>(),
+            [4, 5, 6, 7, 8, 9]
+        );
+        assert!(
+            check_cursor(Revision(0), Revision(1), Revision(0)).is_ok(),
+            "an empty store"
+        );
         assert!(check_cursor(Revision(u64::MAX), Revision(1), Revision(0)).is_err());
     }
 

@@ -57,7 +57,13 @@ pub(super) trait Log: Send + Sync + 'static {
 pub(super) async fn open<L: Log>(log: Arc<L>, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
     let tip = log.tip();
     let first = log.read_after(prefix, from).await?;
-    let cursor = Cursor { log, tip, prefix: prefix.to_owned(), at: first.upto, read: first.changes.into_iter() };
+    let cursor = Cursor {
+        log,
+        tip,
+        prefix: prefix.to_owned(),
+        at: first.upto,
+        read: first.changes.into_iter(),
+    };
     Ok(stream::unfold(Some(cursor), step).boxed())
 }
 

@@ -2,7 +2,10 @@
 
 use super::read::{self, FileState, ReadError};
 use crate::store::{Revision, StoreError};
-use ::redb::{Builder, Database, DatabaseError, ReadableDatabase as _, StorageError, TableDefinition, backends::FileBackend};
+use ::redb::{
+    Builder, Database, DatabaseError, ReadableDatabase as _, StorageError, TableDefinition,
+    backends::FileBackend,
+};
 use std::{
     fs::{self, File, OpenOptions},
     io,
@@ -15,8 +18,12 @@ use std::{
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// key -> (revision, value)
 pub(super) const RECORDS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("records");
-/// (revision, place in the transaction) -> (key, value or removed)
-pub(super) const LOG: TableDefinition<'_, (u64, u32), (&str, Option<&[u8]>)> = TableDefinition::new("log");
+/// Which revision, and the place of the change in its transaction.
+pub(super) type LogPlace = (u64, u32);
+/// Which key, and its new value; none when it was removed.
+pub(super) type LogRow<'a> = (&'a str, Option<&'a [u8]>);
+/// The changes of the newest revisions.
+pub(super) const LOG: TableDefinition<'_, LogPlace, LogRow<'_>> = TableDefinition::new("log");
 
 /// In [`META`]: the newest revision.
 pub(super) const REVISION: &str = "revision";
@@ -33,10 +40,10 @@ const FILE_MODE: u32 = 0o600;
 /// Opens the store, or makes it.
 pub(super) fn open_or_create(path: &Path) -> Result<(Database, FileState), StoreError> {
     // When several make it at once, one wins the link and the others find it in use.
-    if !exists(path)? {
-        if let Some(made) = create(path)? {
-            return Ok(made);
-        }
+    if !exists(path)?
+        && let Some(made) = create(path)?
+    {
+        return Ok(made);
     }
     let opened = open(path, Check::All)?;
     // With the file open and so locked, nobody else is making it: this is left from one that was killed.
@@ -70,28 +77,41 @@ pub(super) fn open(path: &Path, check: Check) -> Result<(Database, FileState), S
         let found = state.schema;
         return Err(corrupt(
             path,
-            format!("its schema is {found}, and this version of VBM reads schema {SCHEMA_VERSION}: it was made by another version"),
+            format!(
+                "its schema is {found}, and this version of VBM reads schema {SCHEMA_VERSION}: it was made by another version"
+            ),
         ));
     }
     Ok((database, state))
 }
 
 /// Makes the store and links it to its place; `None` when somebody else was faster.
-fn create(path: &Path) -> Result<Option<(Database, FileState)>, StoreError> {
+pub(super) fn create(path: &Path) -> Result<Option<(Database, FileState)>, StoreError> {
     let beside = beside(path);
-    let file = options().create(true).open(&beside).map_err(|error| failed(&beside, &error))?;
+    let file = options()
+        .create(true)
+        .open(&beside)
+        .map_err(|error| failed(&beside, &error))?;
     let database = match open_database(&beside, file, Check::All) {
         Err(StoreError::Corrupt { .. }) => {
             // Left half made by one that was killed.
             remove_if_there(&beside)?;
-            let file = options().create_new(true).open(&beside).map_err(|error| failed(&beside, &error))?;
+            let file = options()
+                .create_new(true)
+                .open(&beside)
+                .map_err(|error| failed(&beside, &error))?;
             open_database(&beside, file, Check::All)?
         }
         // Somebody else is making it now: to the caller it is the store that is in use.
-        Err(StoreError::InUse { .. }) => return Err(StoreError::InUse { path: path.to_owned() }),
+        Err(StoreError::InUse { .. }) => {
+            return Err(StoreError::InUse {
+                path: path.to_owned(),
+            });
+        }
         other => other?,
     };
-    initialise(&database).map_err(|error| StoreError::Failed(format!("making {}: {error}", path.display())))?;
+    initialise(&database)
+        .map_err(|error| StoreError::Failed(format!("making {}: {error}", path.display())))?;
     let linked = fs::hard_link(&beside, path);
     remove_if_there(&beside)?;
     match linked {
@@ -100,7 +120,11 @@ fn create(path: &Path) -> Result<Option<(Database, FileState)>, StoreError> {
         Err(error) => return Err(failed(path, &error)),
     }
     sync_directory(path).map_err(|error| failed(path, &error))?;
-    let state = FileState { schema: SCHEMA_VERSION, revision: Revision(0), log_bytes: 0 };
+    let state = FileState {
+        schema: SCHEMA_VERSION,
+        revision: Revision(0),
+        log_bytes: 0,
+    };
     Ok(Some((database, state)))
 }
 
@@ -124,10 +148,12 @@ fn open_database(path: &Path, file: File, check: Check) -> Result<Database, Stor
         builder.create_with_backend(FileBackend::new(file)?)
     })?
     .map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
-            StoreError::InUse { path: path.to_owned() }
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => StoreError::InUse {
+            path: path.to_owned(),
+        },
+        DatabaseError::UpgradeRequired(version) => {
+            corrupt(path, format!("the file has the old format {version} of redb"))
         }
-        DatabaseError::UpgradeRequired(version) => corrupt(path, format!("the file has the old format {version} of redb")),
         DatabaseError::Storage(StorageError::Io(error)) if !says_corrupt(&error) => failed(path, &error),
         other => corrupt(path, other.to_string()),
     })
@@ -139,20 +165,31 @@ fn guarded<T>(path: &Path, read: impl FnOnce() -> T) -> Result<T, StoreError> {
 }
 
 fn unreadable(path: &Path, error: ReadError) -> StoreError {
-    use ::redb::Error::{Corrupted, Io, TableDoesNotExist, TableIsMultimap, TableTypeMismatch, TypeDefinitionChanged};
+    use ::redb::Error::{
+        Corrupted, Io, TableDoesNotExist, TableIsMultimap, TableTypeMismatch, TypeDefinitionChanged,
+    };
     match error {
         ReadError::Store(error) => error,
         ReadError::File(Io(error)) if !says_corrupt(&error) => failed(path, &error),
         ReadError::File(
-            error @ (TableDoesNotExist(_) | TableIsMultimap(_) | TableTypeMismatch { .. } | TypeDefinitionChanged { .. }),
-        ) => corrupt(path, format!("it is a redb file, but not a store of VBM: {error}")),
+            error @ (TableDoesNotExist(_)
+            | TableIsMultimap(_)
+            | TableTypeMismatch { .. }
+            | TypeDefinitionChanged { .. }),
+        ) => corrupt(
+            path,
+            format!("it is a redb file, but not a store of VBM: {error}"),
+        ),
         ReadError::File(Corrupted(why)) => corrupt(path, why),
         ReadError::File(error) => corrupt(path, error.to_string()),
     }
 }
 
 fn says_corrupt(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+    )
 }
 
 /// Whether a failure only says that there is no space.
@@ -162,7 +199,10 @@ pub(super) fn says_full(error: &::redb::Error) -> bool {
 }
 
 fn corrupt(path: &Path, detail: impl Into<String>) -> StoreError {
-    StoreError::Corrupt { path: path.to_owned(), detail: detail.into() }
+    StoreError::Corrupt {
+        path: path.to_owned(),
+        detail: detail.into(),
+    }
 }
 
 fn failed(path: &Path, error: &io::Error) -> StoreError {

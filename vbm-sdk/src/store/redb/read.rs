@@ -1,6 +1,6 @@
 //! What is read from a snapshot of the file.
 
-use super::file::{LOG, META, RECORDS, REVISION, SCHEMA};
+use super::file::{LOG, LogPlace, LogRow, META, RECORDS, REVISION, SCHEMA};
 use crate::store::{
     Change, Entry, PAGE_MAX_ENTRIES, Page, Revision, StoreError, rules,
     watch::{LOG_READ_MAX_BYTES, LOG_READ_MAX_REVISIONS, LogPart},
@@ -41,11 +41,15 @@ pub(super) fn state(snapshot: &ReadTransaction) -> Result<FileState, ReadError> 
     for row in snapshot.open_table(LOG)?.iter()? {
         log_bytes += row_bytes(row?.1.value());
     }
-    Ok(FileState { schema, revision, log_bytes })
+    Ok(FileState {
+        schema,
+        revision,
+        log_bytes,
+    })
 }
 
 /// The bytes of key and value of a row of the log.
-pub(super) fn row_bytes((key, value): (&str, Option<&[u8]>)) -> usize {
+pub(super) fn row_bytes((key, value): LogRow<'_>) -> usize {
     key.len() + value.map_or(0, <[u8]>::len)
 }
 
@@ -75,7 +79,11 @@ pub(super) fn list(
 ) -> Result<Page, ReadError> {
     let limit = limit.min(PAGE_MAX_ENTRIES);
     let records = snapshot.open_table(RECORDS)?;
-    let mut page = Page { entries: Vec::new(), more: false, revision: revision(snapshot)? };
+    let mut page = Page {
+        entries: Vec::new(),
+        more: false,
+        revision: revision(snapshot)?,
+    };
     for row in records.range::<&str>((rules::list_start(prefix, after), Bound::Unbounded))? {
         let (key, found) = row?;
         if !key.value().starts_with(prefix) {
@@ -97,19 +105,26 @@ pub(super) fn list(
 
 /// The oldest revision of the log; the next one to come when the log is empty.
 pub(super) fn oldest(
-    log: &impl ReadableTable<(u64, u32), (&'static str, Option<&'static [u8]>)>,
+    log: &impl ReadableTable<LogPlace, LogRow<'static>>,
     newest: Revision,
 ) -> Result<Revision, ::redb::StorageError> {
     let first = log.first()?.map(|(place, _)| place.value().0);
     Ok(Revision(first.unwrap_or(newest.0 + 1)))
 }
 
-pub(super) fn log_after(snapshot: &ReadTransaction, prefix: &str, after: Revision) -> Result<LogPart, ReadError> {
+pub(super) fn log_after(
+    snapshot: &ReadTransaction,
+    prefix: &str,
+    after: Revision,
+) -> Result<LogPart, ReadError> {
     let newest = revision(snapshot)?;
     let log = snapshot.open_table(LOG)?;
     rules::check_cursor(after, oldest(&log, newest)?, newest).map_err(ReadError::Store)?;
     let last = after.0.saturating_add(LOG_READ_MAX_REVISIONS).min(newest.0);
-    let mut part = LogPart { changes: Vec::new(), upto: Revision(last) };
+    let mut part = LogPart {
+        changes: Vec::new(),
+        upto: Revision(last),
+    };
     let mut bytes = 0;
     for row in log.range((after.0 + 1, 0)..=(last, u32::MAX))? {
         let (place, change) = row?;
@@ -119,7 +134,10 @@ pub(super) fn log_after(snapshot: &ReadTransaction, prefix: &str, after: Revisio
             continue;
         }
         // A part ends with a whole revision.
-        let begins_another = part.changes.last().is_some_and(|last| last.revision.0 != revision);
+        let begins_another = part
+            .changes
+            .last()
+            .is_some_and(|last| last.revision.0 != revision);
         if bytes >= LOG_READ_MAX_BYTES && begins_another {
             part.upto = Revision(revision - 1);
             break;

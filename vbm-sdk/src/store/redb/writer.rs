@@ -11,7 +11,7 @@
 
 use super::{
     Shared, Slot,
-    file::{self, Check, LOG, META, RECORDS, REVISION},
+    file::{self, Check, LOG, LogPlace, LogRow, META, RECORDS, REVISION},
     read::{self, FileState},
 };
 use crate::store::{Revision, StoreError, Txn, TxnOutcome, Write, rules};
@@ -81,7 +81,11 @@ struct Done {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, jobs: mpsc::Receiver<Job>, state: FileState) -> Self {
-        Self { shared, jobs, log_bytes: state.log_bytes }
+        Self {
+            shared,
+            jobs,
+            log_bytes: state.log_bytes,
+        }
     }
 
     /// Works until it is told to close, or the store was dropped.
@@ -187,7 +191,13 @@ impl Writer {
 
     /// A reader met a failure: finds out whether the file can still be used.
     fn probe(&self) {
-        let found = self.shared.slot.read().unwrap_or_else(PoisonError::into_inner).get().map(usable);
+        let found = self
+            .shared
+            .slot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get()
+            .map(usable);
         if let Ok(Err(error)) = found {
             self.fail(&error);
         }
@@ -195,7 +205,10 @@ impl Writer {
 
     /// Opens the file again after the disk was full, and goes on from what it holds.
     fn reopen_if_full(&mut self) {
-        let is_full = matches!(*self.shared.slot.read().unwrap_or_else(PoisonError::into_inner), Slot::Full(_));
+        let is_full = matches!(
+            *self.shared.slot.read().unwrap_or_else(PoisonError::into_inner),
+            Slot::Full(_)
+        );
         if !is_full {
             return;
         }
@@ -262,13 +275,17 @@ fn apply(database: &Database, txns: &[Txn], log_bytes: usize) -> Result<Done, ::
     } else {
         write.commit()?;
     }
-    Ok(Done { outcomes, newest: after, log_bytes })
+    Ok(Done {
+        outcomes,
+        newest: after,
+        log_bytes,
+    })
 }
 
 /// The tables during one commit.
 struct Tables<'txn> {
     records: Table<'txn, &'static str, (u64, &'static [u8])>,
-    log: Table<'txn, (u64, u32), (&'static str, Option<&'static [u8]>)>,
+    log: Table<'txn, LogPlace, LogRow<'static>>,
     revision: Revision,
     log_bytes: usize,
 }

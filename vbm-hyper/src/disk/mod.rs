@@ -1,0 +1,121 @@
+//! Disks: images that are never changed, and the thin clones of them that VMs write to.
+//!
+//! ```text
+//!   import --> tmp/… --sha256, fsync, check--> sha256/<digest>  0444, one file per content
+//!                                                   ^  ^
+//!                              refs/<digest>/<holder>  | backing file
+//!                                                      |
+//!                                      pool: <volume>.qcow2   one per VM disk, chains are one deep
+//! ```
+//!
+//! - An image names no other file: no backing file, no external data file. Who uploads a disk cannot read the host's files with it.
+//! - A reference is written before the clone that needs it and removed after it, so an image never goes while it is a base.
+//! - Each directory has one owner at a time (a lock); so what lies in `tmp` when it is opened is left over and swept.
+
+mod images;
+mod pool;
+pub mod qcow2;
+
+pub use images::{ContentKind, ImageStore, ImportedFile, StoredFile};
+pub use pool::{Pool, VolumeFile};
+
+use crate::{Error, Result};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Runs file work off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(Error::ShutDown("the runtime")),
+    }
+}
+
+/// Makes a directory and becomes its only owner, as long as the file lives.
+pub(crate) fn own(dir: &Path) -> Result<File> {
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let path = dir.join("lock");
+    let lock = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(Error::io("open", &path))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+        if errno == rustix::io::Errno::WOULDBLOCK {
+            Error::InUse { dir: dir.to_owned() }
+        } else {
+            Error::io("lock", &path)(errno.into())
+        }
+    })?;
+    Ok(lock)
+}
+
+/// Makes what was renamed, created or removed in a directory survive a power cut.
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(Error::io("sync", dir))
+}
+
+/// A file that is removed unless it was kept.
+struct Temp {
+    path: PathBuf,
+    file: File,
+    kept: bool,
+}
+
+impl Temp {
+    fn create(dir: &Path) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!(
+            ".tmp-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = dir.join(name);
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io("create", &path))?;
+        Ok(Self {
+            path,
+            file,
+            kept: false,
+        })
+    }
+
+    /// Whether a directory entry is one of these.
+    fn is_one(name: &str) -> bool {
+        name.starts_with(".tmp-")
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "a temporary file stays behind");
+        }
+    }
+}
+
+/// Removes what earlier owners left half-made. Returns how many files.
+fn sweep(dir: &Path) -> Result<usize> {
+    let mut swept = 0;
+    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        if entry.file_name().to_str().is_some_and(Temp::is_one) {
+            fs::remove_file(entry.path()).map_err(Error::io("remove", entry.path()))?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}

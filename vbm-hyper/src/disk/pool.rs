@@ -1,0 +1,286 @@
+//! A pool: the volumes of one directory, each a linked clone of an image.
+
+use super::{ImageStore, Temp, blocking, own, qcow2, sweep, sync_dir};
+use crate::{Error, Result};
+use sha2::{Digest as _, Sha256};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    os::unix::{ffi::OsStrExt, fs::{FileExt, MetadataExt, PermissionsExt}},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use vbm_core::{Digest, VolumeId};
+
+/// A volume in a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VolumeFile {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its file.
+    pub path: PathBuf,
+    /// The image it is a clone of.
+    pub image: Digest,
+    /// The size that the guest sees, in bytes.
+    pub virtual_bytes: u64,
+    /// What it occupies on the disk, in bytes.
+    pub used_bytes: u64,
+}
+
+/// The volumes of one directory. Cheap to clone.
+///
+/// One process owns the directory at a time.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    /// Begins the notes of this pool in the image store; other pools have other ones.
+    prefix: String,
+    images: ImageStore,
+    _owner: File,
+}
+
+impl Pool {
+    /// Opens the pool in `dir`, makes it if it is not there, removes what was left half-made, and brings the
+    /// references to images in line with the volumes that are there.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when another process has it; [`Error::Io`].
+    pub async fn open(dir: impl Into<PathBuf>, images: ImageStore) -> Result<Self> {
+        let dir = dir.into();
+        blocking(move || {
+            let dir = std::path::absolute(&dir).map_err(Error::io("find", &dir))?;
+            let owner = own(&dir)?;
+            let swept = sweep(&dir)?;
+            let inner = Inner {
+                prefix: format!("volume-{}-", &hex::encode(Sha256::digest(dir.as_os_str().as_bytes()))[..8]),
+                dir,
+                images,
+                _owner: owner,
+            };
+            let mended = inner.mend_references()?;
+            if swept + mended > 0 {
+                tracing::info!(swept, mended, dir = %inner.dir.display(), "the pool was swept");
+            }
+            Ok(Self {
+                inner: Arc::new(inner),
+            })
+        })
+        .await
+    }
+
+    /// Makes a linked clone of an image: a volume of `virtual_bytes` whose content is the image's until it is written.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchImage`], [`Error::VolumeExists`], [`Error::DiskFull`], [`Error::Io`]; [`Error::Invalid`] when it would be smaller
+    /// than the image or larger than 64 TiB. Nothing half-made is left.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not end it: the volume is made or not, never half.
+    pub async fn clone_image(&self, image: Digest, volume: VolumeId, virtual_bytes: u64) -> Result<PathBuf> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.clone_image(image, volume, virtual_bytes)).await
+    }
+
+    /// The file of a volume, if it is there.
+    pub fn path(&self, volume: VolumeId) -> Option<PathBuf> {
+        Some(self.inner.path(volume)).filter(|path| path.is_file())
+    }
+
+    /// Removes a volume and lets go of its image. Removing what is not there is no error.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn remove(&self, volume: VolumeId) -> Result<()> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.remove(volume)).await
+    }
+
+    /// All volumes, by id. A file that is no volume of ours is left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn list(&self) -> Result<Vec<VolumeFile>> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.list()).await
+    }
+}
+
+impl Inner {
+    fn path(&self, volume: VolumeId) -> PathBuf {
+        self.dir.join(format!("{volume}.qcow2"))
+    }
+
+    /// The word that notes in the image store that a volume of this pool needs an image.
+    fn holder(&self, volume: VolumeId) -> String {
+        format!("{}{volume}", self.prefix)
+    }
+
+    fn clone_image(&self, image: Digest, volume: VolumeId, virtual_bytes: u64) -> Result<PathBuf> {
+        let path = self.path(volume);
+        if path.exists() {
+            return Err(Error::VolumeExists(volume));
+        }
+        let invalid = |why: String| {
+            Error::invalid(
+                format!("volume {volume} cannot be made"),
+                why,
+                "choose a size that fits the image",
+            )
+        };
+        let holder = self.holder(volume);
+        self.images.hold_now(image, &holder)?;
+        let made = (|| {
+            let (base, format, base_bytes) = self.images.disk(image)?;
+            if virtual_bytes < base_bytes {
+                return Err(invalid(format!(
+                    "{virtual_bytes} bytes are less than the {base_bytes} of its image"
+                )));
+            }
+            let base = base
+                .to_str()
+                .ok_or_else(|| invalid("the path of its image is not UTF-8".into()))?;
+            let overlay = qcow2::overlay(base, format, virtual_bytes).map_err(invalid)?;
+            self.write(&path, volume, &overlay)
+        })();
+        match made {
+            Ok(()) => Ok(path),
+            Err(error) => {
+                // Another clone of the same image under the same id keeps the note.
+                if read_volume(&path).ok().is_none_or(|(found, _)| found != image) {
+                    self.images.release_now(image, &holder)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn write(&self, path: &Path, volume: VolumeId, overlay: &qcow2::Overlay) -> Result<()> {
+        let mut temp = Temp::create(&self.dir)?;
+        let failed = |source| Error::io("write", path)(source);
+        temp.file
+            .set_permissions(fs::Permissions::from_mode(0o600))
+            .map_err(failed)?;
+        temp.file.set_len(overlay.file_bytes).map_err(failed)?;
+        for (at, bytes) in &overlay.parts {
+            temp.file.write_all_at(bytes, *at).map_err(failed)?;
+        }
+        temp.file.sync_data().map_err(failed)?;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(rustix::fs::CWD, &temp.path, rustix::fs::CWD, path, flags) {
+            Ok(()) => {
+                temp.kept = true;
+                sync_dir(&self.dir)
+            }
+            Err(rustix::io::Errno::EXIST) => Err(Error::VolumeExists(volume)),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
+    fn remove(&self, volume: VolumeId) -> Result<()> {
+        let path = self.path(volume);
+        let image = read_volume(&path).ok().map(|(image, _)| image);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(&self.dir)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("remove", &path)(error)),
+        }
+        let holder = self.holder(volume);
+        match image {
+            Some(image) => self.images.release_now(image, &holder),
+            None => self
+                .images
+                .all_holders()?
+                .into_iter()
+                .filter(|(_, found)| *found == holder)
+                .try_for_each(|(image, _)| self.images.release_now(image, &holder)),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<VolumeFile>> {
+        let mut list = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))? {
+            let path = entry.map_err(Error::io("list", &self.dir))?.path();
+            let id = path.file_name().and_then(|name| name.to_str());
+            let Some(id) = id.and_then(|name| name.strip_suffix(".qcow2")?.parse::<VolumeId>().ok()) else {
+                continue;
+            };
+            match (read_volume(&path), fs::metadata(&path)) {
+                (Ok((image, virtual_bytes)), Ok(meta)) => list.push(VolumeFile {
+                    id,
+                    image,
+                    virtual_bytes,
+                    used_bytes: meta.blocks() * 512,
+                    path,
+                }),
+                (Err(why), _) => {
+                    tracing::warn!(path = %path.display(), why, "a volume cannot be understood; it is left alone");
+                }
+                (_, Err(error)) => {
+                    tracing::warn!(path = %path.display(), %error, "a volume cannot be looked at")
+                }
+            }
+        }
+        list.sort_by_key(|volume| volume.id);
+        Ok(list)
+    }
+
+    /// The volumes are the truth about which images are needed; the notes are brought in line with them.
+    fn mend_references(&self) -> Result<usize> {
+        let mut mended = 0;
+        let mut stale: HashSet<_> = self
+            .images
+            .all_holders()?
+            .into_iter()
+            .filter(|(_, holder)| holder.starts_with(&self.prefix))
+            .collect();
+        for volume in self.list()? {
+            let note = (volume.image, self.holder(volume.id));
+            if !stale.remove(&note) {
+                match self.images.hold_now(volume.image, &note.1) {
+                    Ok(()) => mended += 1,
+                    Err(error) => tracing::warn!(volume = %volume.id, %error, "the image of a volume is missing"),
+                }
+            }
+        }
+        for (image, holder) in stale {
+            let id = holder[self.prefix.len()..].parse::<VolumeId>();
+            // A volume that is there but cannot be understood keeps its image.
+            if id.is_ok_and(|id| self.path(id).exists() && read_volume(&self.path(id)).is_err()) {
+                continue;
+            }
+            self.images.release_now(image, &holder)?;
+            mended += 1;
+        }
+        Ok(mended)
+    }
+}
+
+/// The image and the virtual size of a volume's file.
+fn read_volume(path: &Path) -> Result<(Digest, u64), String> {
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let file_bytes = file.metadata().map_err(|e| e.to_string())?.len();
+    let mut head = [0; qcow2::HEADER_BYTES];
+    file.read_exact_at(&mut head, 0).map_err(|e| e.to_string())?;
+    let header = qcow2::Header::parse(&head, file_bytes)?;
+    let (at, len) = header.backing.ok_or("it is no linked clone")?;
+    if len as usize > qcow2::BACKING_MAX_BYTES {
+        return Err("the name of its base is too long".into());
+    }
+    let mut name = vec![0; len as usize];
+    file.read_exact_at(&mut name, at).map_err(|e| e.to_string())?;
+    let name = String::from_utf8(name).map_err(|e| e.to_string())?;
+    let digest = Path::new(&name)
+        .file_name()
+        .and_then(|n| n.to_str())
+        .and_then(|n| n.parse().ok());
+    Ok((
+        digest.ok_or("its base is no image of ours")?,
+        header.virtual_bytes,
+    ))
+}

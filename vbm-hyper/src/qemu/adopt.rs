@@ -1,0 +1,188 @@
+//! After a restart of the daemon: find again what runs.
+//!
+//! A process is ours if the manifest's boot is this boot, the pid's start time is the manifest's, and its command line names the
+//! VM; the pidfd is taken before these are read, so that nobody can slip in between. The monitor must name the VM's uuid.
+
+use super::{
+    Entry, Shared,
+    keeper::{self, Begin},
+    process::{self, Proc},
+    record::{Ended, Manifest, VmDir},
+};
+use crate::{
+    Adopted, DriverEvent, Error, Result, Seen,
+    limits::{ADOPT_DEADLINE, ADOPT_MAX_PARALLEL, KILL_DEADLINE},
+};
+use std::{collections::HashMap, path::Path, sync::Arc};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use vbm_core::{CrashCause, PowerEvent, PowerState, VmId};
+
+/// What the run directory knows, before anything is adopted.
+pub(super) fn known(root: &Path) -> Result<HashMap<VmId, Entry>> {
+    let mut vms = HashMap::new();
+    for entry in std::fs::read_dir(root).map_err(Error::io("list", root))? {
+        let entry = entry.map_err(Error::io("list", root))?;
+        let Some(id) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<VmId>().ok())
+        else {
+            continue;
+        };
+        let dir = VmDir::new(root, id);
+        let power = if dir.file("manifest").exists() || dir.file("starting").exists() {
+            PowerState::Unknown
+        } else {
+            match dir.read::<Ended>("ended") {
+                Ok(ended) => ended.map_or(PowerState::Off, |ended| ended.power),
+                Err(error) => {
+                    tracing::warn!(%id, %error, "how a VM ended cannot be read");
+                    PowerState::Off
+                }
+            }
+        };
+        vms.insert(id, Entry::Resting(Seen::resting(power)));
+    }
+    Ok(vms)
+}
+
+/// What became of a VM that a manifest, or its absence, leaves open.
+enum Fate {
+    /// It runs.
+    Lives(Manifest, Proc),
+    /// It ended while nobody looked.
+    Ended(Option<Manifest>, PowerState),
+}
+
+pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<Vec<Adopted>> {
+    let _one_at_a_time = shared.adopting.lock().await;
+    let unknown: Vec<VmId> = shared
+        .lock()
+        .iter()
+        .filter(|(_, e)| matches!(e, Entry::Resting(s) if s.power == PowerState::Unknown))
+        .map(|(id, _)| *id)
+        .collect();
+    let permits = Arc::new(Semaphore::new(ADOPT_MAX_PARALLEL));
+    let mut ended = Vec::new();
+    let mut joins = JoinSet::new();
+    for id in unknown {
+        let (shared, permits) = (Arc::clone(shared), Arc::clone(&permits));
+        joins.spawn(async move {
+            let _permit = permits.acquire_owned().await;
+            adopt_one(&shared, id).await
+        });
+    }
+    while let Some(joined) = joins.join_next().await {
+        if let Ok(Some(adopted)) = joined {
+            ended.push(adopted);
+        }
+    }
+    let live: Vec<_> = shared
+        .lock()
+        .values()
+        .filter_map(|entry| match entry {
+            Entry::Live(machine) => Some(Adopted::new(machine.definition.clone(), machine.seen())),
+            Entry::Resting(_) | Entry::Reserved => None,
+        })
+        .collect();
+    ended.extend(live);
+    Ok(ended)
+}
+
+/// Adopts one; returns it if it has ended.
+async fn adopt_one(shared: &Arc<Shared>, id: VmId) -> Option<Adopted> {
+    match fate(shared, id) {
+        Ok(Fate::Lives(manifest, process)) => {
+            watch(shared, manifest, process).await;
+            None
+        }
+        Ok(Fate::Ended(manifest, power)) => {
+            let seen = settle(shared, id, power);
+            manifest.map(|manifest| Adopted::new(manifest.definition, seen))
+        }
+        Err(error) => {
+            tracing::error!(%id, %error, "a VM cannot be understood; it is left alone and stays unknown");
+            None
+        }
+    }
+}
+
+fn fate(shared: &Shared, id: VmId) -> Result<Fate> {
+    let dir = VmDir::new(&shared.root, id);
+    let Some(manifest) = dir.manifest()? else {
+        // A start was begun and not finished: nobody was told that it runs.
+        for stray in process::find_strays(id, dir.path()) {
+            tracing::warn!(%id, pid = stray.pid(), "a half-started QEMU is ended");
+            stray.kill();
+        }
+        return Ok(Fate::Ended(None, PowerState::Off));
+    };
+    if manifest.boot_id != shared.boot_id {
+        return Ok(Fate::Ended(
+            Some(manifest),
+            PowerState::Crashed(CrashCause::Host),
+        ));
+    }
+    match Proc::open(manifest.pid) {
+        Ok(process) if process.start_ticks() == manifest.start_ticks && process.runs(id) => {
+            Ok(Fate::Lives(manifest, process))
+        }
+        // Gone, or a stranger with its pid.
+        _ => Ok(Fate::Ended(
+            Some(manifest),
+            PowerState::Crashed(CrashCause::Hypervisor),
+        )),
+    }
+}
+
+async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) {
+    let id = manifest.definition.id;
+    let begin = Begin {
+        has_display: manifest.argv.iter().any(|arg| arg == "-vnc"),
+        definition: manifest.definition,
+        process,
+        accelerator: manifest.accelerator,
+        started_at: manifest.started_at,
+        power: PowerState::Unknown,
+    };
+    let machine = keeper::keep(shared, begin);
+    shared.lock().insert(id, Entry::Live(Arc::clone(&machine)));
+    let known = machine.wait_for(|view| view.seen.power != PowerState::Unknown);
+    if timeout(ADOPT_DEADLINE, known).await.is_err() {
+        tracing::warn!(%id, "a VM runs, but its monitor does not answer; it goes on being tried");
+    }
+}
+
+/// Writes down how it ended and clears away what it left.
+fn settle(shared: &Shared, id: VmId, power: PowerState) -> Seen {
+    let ended = matches!(power, PowerState::Crashed(_)).then(|| Ended {
+        power,
+        at: shared.clock.now(),
+    });
+    if let Err(error) = VmDir::new(&shared.root, id).end_run(ended.as_ref()) {
+        tracing::warn!(%id, %error, "what a VM left cannot be cleared away");
+    }
+    let seen = Seen::resting(power);
+    shared.lock().insert(id, Entry::Resting(seen.clone()));
+    let event = match power {
+        PowerState::Crashed(cause) => PowerEvent::Crash(cause),
+        _ => PowerEvent::ShutDown,
+    };
+    shared.tell(DriverEvent::new(id, event, seen.clone()));
+    seen
+}
+
+/// Ends a VM that was not adopted yet.
+pub(super) async fn kill_unknown(shared: &Arc<Shared>, id: VmId) -> Result<()> {
+    if let Fate::Lives(_, process) = fate(shared, id)? {
+        process.kill();
+        timeout(KILL_DEADLINE, process.exited())
+            .await
+            .map_err(|_| Error::Timeout {
+                command: "the end of the process".into(),
+                after: KILL_DEADLINE,
+            })?;
+    }
+    settle(shared, id, PowerState::Off);
+    Ok(())
+}

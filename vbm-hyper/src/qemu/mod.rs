@@ -1,0 +1,412 @@
+//! QEMU.
+//!
+//! ```text
+//!   QemuDriver --start--> QEMU process (own session, outlives us)
+//!      |  |                 ^ pidfd      ^ monitor      ^ serial socket
+//!      |  `-- entry of VM --+------------+--------------+
+//!      |                  keeper (one task): power state     hub (one task): serial line
+//!      `-- run directory: manifests, sockets, logs           see `record`
+//! ```
+//!
+//! | module | does |
+//! |---|---|
+//! | `argv`, `lifecycle` | decide, purely: the command line; what reports mean for the power state |
+//! | `qmp` | the monitor's protocol |
+//! | `record`, `process` | run directory; pidfd |
+//! | `probe` | what this host can do |
+//! | `start`, `keeper`, `adopt`, `serial` | act |
+
+mod adopt;
+mod argv;
+mod consoles;
+mod keeper;
+mod lifecycle;
+mod probe;
+mod process;
+mod qmp;
+mod record;
+mod serial;
+mod start;
+
+pub use probe::AcceleratorChoice;
+
+use crate::{
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, NicBackend, Result, Seen, SystemClock, VmDefinition,
+    disk,
+    limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
+};
+use async_trait::async_trait;
+use keeper::Machine;
+use lifecycle::Input;
+use probe::Found;
+use process::Proc;
+use record::{Ended, VmDir};
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vbm_core::{Capability, Clock, DriverKind, PauseReason, PowerEvent, PowerState, VmId};
+
+/// Where and how QEMU is run.
+#[derive(Clone)]
+pub struct QemuConfig {
+    /// The run directory: manifests, sockets and logs. At most 66 bytes long, for the sake of unix sockets. It must not
+    /// survive a boot of the host as a rule, but may: `/run/vbm`, for example.
+    pub root: PathBuf,
+    /// The program, if not the `qemu-system-x86_64` of the search path.
+    pub program: Option<PathBuf>,
+    /// The accelerator, if not the best that works.
+    pub accelerator: Option<AcceleratorChoice>,
+    /// The clock that start times are read from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl QemuConfig {
+    /// The best QEMU of the search path, with runs recorded below `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            program: None,
+            accelerator: None,
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// The same with a chosen accelerator.
+    #[must_use]
+    pub fn with_accelerator(mut self, choice: AcceleratorChoice) -> Self {
+        self.accelerator = Some(choice);
+        self
+    }
+
+    /// The same with a chosen program.
+    #[must_use]
+    pub fn with_program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = Some(program.into());
+        self
+    }
+}
+
+impl std::fmt::Debug for QemuConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QemuConfig")
+            .field("root", &self.root)
+            .field("program", &self.program)
+            .field("accelerator", &self.accelerator)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs VMs by QEMU: with KVM where it works, else by emulation.
+#[derive(Debug)]
+pub struct QemuDriver {
+    shared: Arc<Shared>,
+}
+
+/// What the driver and its tasks share.
+struct Shared {
+    config: QemuConfig,
+    root: PathBuf,
+    boot_id: String,
+    clock: Arc<dyn Clock>,
+    vms: Mutex<HashMap<VmId, Entry>>,
+    events: broadcast::Sender<DriverEvent>,
+    tasks: TaskTracker,
+    end: CancellationToken,
+    /// What the probe found, and when it should be looked again.
+    found: tokio::sync::Mutex<Option<(Arc<Found>, Option<Instant>)>>,
+    adopting: tokio::sync::Mutex<()>,
+    owner: Mutex<Option<File>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is known of a VM. One that runs is its keeper's; this only points at it.
+#[derive(Clone, Debug)]
+enum Entry {
+    /// No process of it is known. `Unknown` when a manifest says that there may be one.
+    Resting(Seen),
+    /// A start is preparing its process.
+    Reserved,
+    /// It has a process and a keeper.
+    Live(Arc<Machine>),
+}
+
+impl Entry {
+    fn seen(&self) -> Seen {
+        match self {
+            Self::Resting(seen) => seen.clone(),
+            Self::Reserved => Seen::resting(PowerState::Starting),
+            Self::Live(machine) => machine.seen(),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Entry>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: DriverEvent) {
+        // No subscriber is no failure.
+        drop(self.events.send(event));
+    }
+
+    /// The process of a VM has ended.
+    fn rest(&self, id: VmId, process: &Arc<Proc>, seen: Seen) {
+        let mut vms = self.lock();
+        if matches!(vms.get(&id), Some(Entry::Live(machine)) if Arc::ptr_eq(&machine.process, process)) {
+            vms.insert(id, Entry::Resting(seen));
+        }
+    }
+
+    fn open(&self) -> Result<()> {
+        if self.end.is_cancelled() {
+            Err(Error::ShutDown("the QEMU driver"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn entry(&self, id: VmId) -> Result<Entry> {
+        self.open()?;
+        self.lock().get(&id).cloned().ok_or(Error::NoSuchVm(id))
+    }
+
+    /// The process of a VM, if the power table allows `event` now.
+    fn live(&self, id: VmId, event: PowerEvent) -> Result<Arc<Machine>> {
+        let entry = self.entry(id)?;
+        entry.seen().power.after(event)?;
+        match entry {
+            Entry::Live(machine) => Ok(machine),
+            Entry::Resting(_) | Entry::Reserved => Err(Error::Busy { vm: id, job: "start" }),
+        }
+    }
+
+    /// What this host can do; asked once a boot, and again after a time if the answer was the slower one.
+    async fn found(&self) -> Result<Arc<Found>> {
+        let mut known = self.found.lock().await;
+        if let Some((found, again)) = &*known
+            && again.is_none_or(|again| Instant::now() < again)
+        {
+            return Ok(Arc::clone(found));
+        }
+        let found = probe::probe(
+            self.config.program.as_deref(),
+            self.config.accelerator,
+            &self.tasks,
+        )
+        .await?;
+        let may_improve = found.accelerator.name != "kvm" && self.config.accelerator.is_none();
+        let again = may_improve.then(|| Instant::now() + PROBE_FALLBACK_TTL);
+        let found = Arc::new(found);
+        *known = Some((Arc::clone(&found), again));
+        Ok(found)
+    }
+}
+
+impl QemuDriver {
+    /// Opens the run directory, makes it if it is not there. Starts and adopts nothing.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when another process has it, [`Error::Invalid`] when its path is too long, [`Error::Io`].
+    pub async fn open(config: QemuConfig) -> Result<Self> {
+        let root = std::path::absolute(&config.root).map_err(Error::io("find", &config.root))?;
+        record::check_root(&root)?;
+        let owner = disk::own(&root)?;
+        let vms = adopt::known(&root)?;
+        let shared = Shared {
+            boot_id: record::boot_id()?,
+            clock: Arc::clone(&config.clock),
+            vms: Mutex::new(vms),
+            events: broadcast::channel(limits::EVENTS_MAX).0,
+            tasks: TaskTracker::new(),
+            end: CancellationToken::new(),
+            found: tokio::sync::Mutex::default(),
+            adopting: tokio::sync::Mutex::default(),
+            owner: Mutex::new(Some(owner)),
+            root,
+            config,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+}
+
+impl Drop for QemuDriver {
+    /// Lets go of everything, as [`Driver::shutdown`] does, but does not wait for it.
+    fn drop(&mut self) {
+        self.shared.end.cancel();
+        self.shared.tasks.close();
+    }
+}
+
+#[async_trait]
+impl Driver for QemuDriver {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Qemu
+    }
+
+    async fn probe(&self) -> Capability {
+        let found = self.shared.found().await;
+        let (version, accelerator, problem) = match found {
+            Ok(found) => (found.version.clone(), Some(found.accelerator.clone()), None),
+            Err(error) => (String::new(), None, Some(error.into())),
+        };
+        Capability {
+            driver: DriverKind::Qemu,
+            version,
+            accelerator,
+            problem,
+        }
+    }
+
+    async fn start(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+        self.shared.open()?;
+        start::start(&self.shared, definition, nics).await
+    }
+
+    async fn stop(&self, id: VmId) -> Result<()> {
+        let machine = self.shared.live(id, PowerEvent::Stop)?;
+        machine.tell(Input::StopAsked).await;
+        machine.command("system_powerdown", Value::Null).await.map(drop)
+    }
+
+    async fn kill(&self, id: VmId) -> Result<()> {
+        match self.shared.entry(id)? {
+            Entry::Live(machine) => {
+                machine.tell(Input::KillAsked).await;
+                machine.process.kill();
+                let over = timeout(KILL_DEADLINE, machine.wait_for(|_| false)).await;
+                over.map(drop).map_err(|_| Error::Timeout {
+                    command: "the end of the process".into(),
+                    after: KILL_DEADLINE,
+                })
+            }
+            Entry::Reserved => Err(Error::Busy { vm: id, job: "start" }),
+            Entry::Resting(seen) if seen.power == PowerState::Unknown => {
+                adopt::kill_unknown(&self.shared, id).await
+            }
+            Entry::Resting(_) => {
+                VmDir::new(&self.shared.root, id).end_run(None)?;
+                self.shared
+                    .lock()
+                    .insert(id, Entry::Resting(Seen::resting(PowerState::Off)));
+                Ok(())
+            }
+        }
+    }
+
+    async fn reset(&self, id: VmId) -> Result<()> {
+        let machine = self.shared.live(id, PowerEvent::Reset)?;
+        let before = machine.view.borrow().resets;
+        machine.command("system_reset", Value::Null).await?;
+        reached(&machine, "system_reset", |view| view.resets > before).await
+    }
+
+    async fn pause(&self, id: VmId) -> Result<()> {
+        let machine = self.shared.live(id, PowerEvent::Pause(PauseReason::Requested))?;
+        machine.tell(Input::PauseAsked).await;
+        machine.command("stop", Value::Null).await?;
+        reached(&machine, "stop", |view| {
+            matches!(view.seen.power, PowerState::Paused(_))
+        })
+        .await
+    }
+
+    async fn resume(&self, id: VmId) -> Result<()> {
+        let machine = self.shared.live(id, PowerEvent::Resume)?;
+        machine.command("cont", Value::Null).await?;
+        reached(&machine, "cont", |view| view.seen.power == PowerState::Running).await
+    }
+
+    async fn inspect(&self, id: VmId) -> Result<Seen> {
+        Ok(self.shared.entry(id)?.seen())
+    }
+
+    async fn inventory(&self) -> Result<Vec<(VmId, Seen)>> {
+        self.shared.open()?;
+        let vms = self.shared.lock();
+        Ok(vms.iter().map(|(id, entry)| (*id, entry.seen())).collect())
+    }
+
+    async fn adopt(&self) -> Result<Vec<Adopted>> {
+        self.shared.open()?;
+        adopt::adopt(&self.shared).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<DriverEvent> {
+        self.shared.events.subscribe()
+    }
+
+    fn consoles(&self) -> Option<&dyn Consoles> {
+        Some(self)
+    }
+
+    fn missing(&self, facet: Facet) -> Option<String> {
+        match facet {
+            Facet::Consoles | Facet::TapNics => None,
+            Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
+        }
+    }
+
+    async fn undefine(&self, id: VmId) -> Result<()> {
+        self.shared.open()?;
+        // Held while the files go, so that no start comes in between.
+        let mut vms = self.shared.lock();
+        let power = vms.get(&id).map_or(PowerState::Off, |entry| entry.seen().power);
+        if !matches!(power, PowerState::Off | PowerState::Crashed(_)) {
+            return Err(crate::driver::not_off(power));
+        }
+        VmDir::new(&self.shared.root, id).remove()?;
+        vms.remove(&id);
+        Ok(())
+    }
+
+    async fn shutdown(&self) {
+        self.shared.end.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        self.shared.lock().clear();
+        drop(
+            self.shared
+                .owner
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+    }
+}
+
+/// Waits until what QEMU has accepted has happened.
+async fn reached(
+    machine: &Machine,
+    command: &str,
+    wanted: impl FnMut(&keeper::View) -> bool,
+) -> Result<()> {
+    match timeout(COMMAND_DEADLINE, machine.wait_for(wanted)).await {
+        Ok(view) if !view.over => Ok(()),
+        Ok(_) => Err(Error::Disconnected {
+            command: command.to_owned(),
+        }),
+        Err(_) => Err(Error::Timeout {
+            command: command.to_owned(),
+            after: COMMAND_DEADLINE,
+        }),
+    }
+}

@@ -1,0 +1,276 @@
+//! The hub of one serial line: the one connection to QEMU's chardev, shared by any number of readers.
+//!
+//! The hub always reads, so the guest never waits for a reader. QEMU writes all output to the serial log as well, also while no
+//! daemon runs; the hub keeps that log within its cap by making it the old one. Between the copy and the truncation a
+//! burst of output may be missed in the log (not by readers).
+
+use super::record::{VmDir, tail};
+use crate::{
+    Error, Result, SerialStream,
+    console::SerialReader,
+    limits::{
+        MONITOR_RETRY, SERIAL_CHUNK_BYTES, SERIAL_INPUT_MAX_CHUNKS, SERIAL_LOG_MAX_BYTES,
+        SERIAL_READER_MAX_CHUNKS, SERIAL_READERS_MAX, SERIAL_SCROLLBACK_BYTES,
+    },
+};
+use bytes::{Bytes, BytesMut};
+use std::{fs, io};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How many bytes come between two looks at the size of the log.
+const LOG_CHECK_BYTES: u64 = 256 * 1024;
+/// Readers that wait to be let in.
+const JOINS_MAX: usize = 16;
+
+type Join = oneshot::Sender<Result<SerialStream>>;
+
+/// The handle of a hub.
+#[derive(Clone, Debug)]
+pub(super) struct Hub {
+    joins: mpsc::Sender<Join>,
+}
+
+impl Hub {
+    /// Starts a hub. It ends when `end` is cancelled: with the run of the VM, or with the daemon.
+    pub(super) fn start(dir: VmDir, end: CancellationToken, tasks: &TaskTracker) -> Self {
+        let (joins, queue) = mpsc::channel(JOINS_MAX);
+        let (input, typed) = mpsc::channel(SERIAL_INPUT_MAX_CHUNKS);
+        let task = Task {
+            past: past(&dir),
+            dir,
+            joins: queue,
+            input,
+            typed,
+            readers: Vec::new(),
+            unchecked_bytes: LOG_CHECK_BYTES,
+        };
+        tasks.spawn(async move {
+            // Cancel safe: what is dropped here is over anyway.
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = task.run() => {}
+            }
+        });
+        Self { joins }
+    }
+
+    /// A new reader: what was said lately, then what is said.
+    pub(super) async fn join(&self) -> Result<SerialStream> {
+        const GONE: Error = Error::ShutDown("the serial line");
+        let (reply, answer) = oneshot::channel();
+        self.joins.send(reply).await.map_err(|_| GONE)?;
+        answer.await.map_err(|_| GONE)?
+    }
+}
+
+/// What the log remembers of this run: of a VM that was found again.
+fn past(dir: &VmDir) -> BytesMut {
+    let log = tail(&dir.serial_log(), SERIAL_SCROLLBACK_BYTES as u64).unwrap_or_default();
+    BytesMut::from(log.as_slice())
+}
+
+struct Task {
+    dir: VmDir,
+    joins: mpsc::Receiver<Join>,
+    input: mpsc::Sender<Bytes>,
+    typed: mpsc::Receiver<Bytes>,
+    readers: Vec<SerialReader>,
+    past: BytesMut,
+    unchecked_bytes: u64,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            match UnixStream::connect(self.dir.serial()).await {
+                Ok(stream) => {
+                    let (from_guest, to_guest) = stream.into_split();
+                    self.serve(from_guest, to_guest).await;
+                }
+                Err(error) => tracing::debug!(%error, "a serial line cannot be reached yet"),
+            }
+            sleep(MONITOR_RETRY).await;
+        }
+    }
+
+    /// Until the connection ends.
+    async fn serve(&mut self, mut from_guest: OwnedReadHalf, mut to_guest: OwnedWriteHalf) {
+        let mut writing = Bytes::new();
+        loop {
+            let mut chunk = BytesMut::with_capacity(SERIAL_CHUNK_BYTES);
+            // Cancel safe: `recv`, `read_buf` and `write_buf` have no effect until they return.
+            tokio::select! {
+                read = from_guest.read_buf(&mut chunk) => match read {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => self.said(chunk.freeze()).await,
+                },
+                written = to_guest.write_buf(&mut writing), if !writing.is_empty() => {
+                    if written.is_err() {
+                        return;
+                    }
+                }
+                typed = self.typed.recv(), if writing.is_empty() => {
+                    writing = typed.unwrap_or_default();
+                }
+                join = self.joins.recv() => match join {
+                    Some(join) => self.let_in(join),
+                    // The VM's keeper is gone.
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn let_in(&mut self, join: Join) {
+        self.readers.retain(|reader| !reader.is_closed());
+        let answer = if self.readers.len() >= SERIAL_READERS_MAX {
+            Err(Error::invalid(
+                "the serial line has no place for one more reader",
+                format!("{SERIAL_READERS_MAX} read it already"),
+                "close one of them",
+            ))
+        } else {
+            let past = Bytes::copy_from_slice(&self.past);
+            let (stream, reader) = SerialStream::pair(past, self.input.clone(), SERIAL_READER_MAX_CHUNKS);
+            self.readers.push(reader);
+            Ok(stream)
+        };
+        drop(join.send(answer));
+    }
+
+    async fn said(&mut self, chunk: Bytes) {
+        self.past.extend_from_slice(&chunk);
+        if self.past.len() > 2 * SERIAL_SCROLLBACK_BYTES {
+            self.past = self.past.split_off(self.past.len() - SERIAL_SCROLLBACK_BYTES);
+        }
+        self.readers.retain(|reader| reader.send(&chunk));
+        self.unchecked_bytes += chunk.len() as u64;
+        if self.unchecked_bytes >= LOG_CHECK_BYTES {
+            self.unchecked_bytes = 0;
+            let dir = self.dir.clone();
+            match tokio::task::spawn_blocking(move || cap_log(&dir)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "a serial log cannot be kept within its cap"),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// QEMU holds the log open and appends, so it is copied and cut rather than renamed.
+fn cap_log(dir: &VmDir) -> io::Result<()> {
+    let log = dir.serial_log();
+    if fs::metadata(&log)?.len() < SERIAL_LOG_MAX_BYTES {
+        return Ok(());
+    }
+    let kept = tail(&log, SERIAL_LOG_MAX_BYTES)?;
+    let temp = dir.file(".serial.log.new");
+    fs::write(&temp, kept)?;
+    fs::rename(&temp, dir.serial_log_before())?;
+    fs::OpenOptions::new().write(true).open(&log)?.set_len(0)
+}
+
+/// The last bytes of this run from the logs. Blocks on the disk.
+pub(super) fn scrollback(dir: &VmDir, max_bytes: usize) -> Result<Vec<u8>> {
+    let read = |path: std::path::PathBuf, max: usize| match tail(&path, max as u64) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("read", path)(error)),
+        other => Ok(other.unwrap_or_default()),
+    };
+    let now = read(dir.serial_log(), max_bytes)?;
+    let mut bytes = read(dir.serial_log_before(), max_bytes - now.len().min(max_bytes))?;
+    bytes.extend(now);
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+    use vbm_core::VmId;
+
+    fn dir() -> (tempfile::TempDir, VmDir) {
+        let root = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(root.path(), VmId::from_uuid(uuid::Uuid::from_u128(9)));
+        dir.create().unwrap();
+        (root, dir)
+    }
+
+    #[tokio::test]
+    async fn all_readers_see_the_same_and_what_they_type_reaches_the_guest() {
+        let (_root, dir) = dir();
+        fs::write(dir.serial_log(), b"before ").unwrap();
+        let listener = UnixListener::bind(dir.serial()).unwrap();
+        let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let hub = Hub::start(dir, end.clone(), &tasks);
+        let (mut guest, _) = listener.accept().await.unwrap();
+        let mut first = hub.join().await.unwrap();
+        guest.write_all(b"hello").await.unwrap();
+        let mut text = [0; 12];
+        first.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"before hello");
+        let mut second = hub.join().await.unwrap();
+        second.read_exact(&mut text).await.unwrap();
+        assert_eq!(
+            &text, b"before hello",
+            "a late reader sees the past without a gap"
+        );
+        second.write_all(b"ls\n").await.unwrap();
+        let mut typed = [0; 3];
+        guest.read_exact(&mut typed).await.unwrap();
+        assert_eq!(&typed, b"ls\n");
+        end.cancel();
+        let mut rest = Vec::new();
+        first.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty());
+        assert!(hub.join().await.is_err());
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_does_not_read_is_cut_off_and_the_guest_never_waits() {
+        let (_root, dir) = dir();
+        let listener = UnixListener::bind(dir.serial()).unwrap();
+        fs::write(dir.serial_log(), b"").unwrap();
+        let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let hub = Hub::start(dir, end.clone(), &tasks);
+        let (mut guest, _) = listener.accept().await.unwrap();
+        let mut lazy = hub.join().await.unwrap();
+        let flood = vec![b'x'; 2 * SERIAL_READER_MAX_CHUNKS * SERIAL_CHUNK_BYTES];
+        guest.write_all(&flood).await.unwrap();
+        guest.write_all(b"the end").await.unwrap();
+        // The hub takes all of it; then the lazy reader finds out.
+        let mut late = hub.join().await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"the end") {
+            late.read_buf(&mut seen).await.unwrap();
+        }
+        let error = lazy.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        end.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    #[test]
+    fn a_full_log_becomes_the_old_one_and_scrollback_reads_across() {
+        let (_root, dir) = dir();
+        let len = usize::try_from(SERIAL_LOG_MAX_BYTES).unwrap();
+        fs::write(dir.serial_log(), vec![b'a'; len]).unwrap();
+        cap_log(&dir).unwrap();
+        assert_eq!(fs::metadata(dir.serial_log()).unwrap().len(), 0);
+        fs::write(dir.serial_log(), b"bb").unwrap();
+        assert_eq!(scrollback(&dir, 4).unwrap(), b"aabb");
+        assert_eq!(scrollback(&dir, 1).unwrap(), b"b");
+        assert_eq!(scrollback(&dir, usize::MAX / 2).unwrap().len(), len + 2);
+    }
+}

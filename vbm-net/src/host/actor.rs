@@ -1,0 +1,249 @@
+//! The actor of one network: the only one that changes it. It takes one command at a time from a bounded queue.
+
+use super::{
+    HostShared,
+    apply::{self, Run},
+    link::Links,
+    netns::NetNs,
+    record::{self, Record},
+    sysctl, tap, teardown,
+};
+use crate::{
+    DesiredNetwork, NetError, NetworkSeen, Nic, PortSeen, Validated,
+    dhcp::{
+        Leases, ServerConfig,
+        server::{Context, Server},
+    },
+    model::gateway_mac,
+    names,
+    plan::{Transit, guard, inside},
+    sim::{nic_in_use, not_here},
+};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use vbm_core::{NetworkId, PortId};
+
+/// The most commands that wait for one network.
+pub(crate) const COMMANDS_MAX_PENDING: usize = 64;
+
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, NetError>>;
+
+/// Everything one can ask of a network's actor.
+pub(crate) enum Command {
+    Ensure(Box<Validated<DesiredNetwork>>, Answer<NetworkSeen>),
+    Remove(Answer<Vec<String>>),
+    OpenNic(PortId, Answer<Nic>),
+    CloseNic(PortId, Answer<()>),
+    Look(Answer<Option<NetworkSeen>>),
+}
+
+pub(crate) struct Actor {
+    shared: Arc<HostShared>,
+    id: NetworkId,
+    ns: NetNs,
+    wanted: Option<Validated<DesiredNetwork>>,
+    transit: Option<Transit>,
+    /// Whether the last `ensure` went well.
+    ready: bool,
+    server: Option<Server>,
+    leases: Leases,
+}
+
+impl Actor {
+    /// Starts the actor; it ends when the backend stops or its queue is closed.
+    pub(crate) fn start(shared: Arc<HostShared>, id: NetworkId) -> mpsc::Sender<Command> {
+        let (queue, commands) = mpsc::channel(COMMANDS_MAX_PENDING);
+        let actor = Self {
+            ns: NetNs::named(&names::namespace(id)),
+            id,
+            wanted: None,
+            transit: None,
+            ready: false,
+            server: None,
+            leases: Leases::new(),
+            shared: Arc::clone(&shared),
+        };
+        shared.tracker.spawn(actor.run(commands));
+        queue
+    }
+
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            tokio::select! {
+                // Cancel safe: a command not received stays in the queue, and is answered `Stopped` when that is dropped.
+                () = self.shared.stop.cancelled() => return,
+                command = commands.recv() => match command {
+                    Some(command) => self.handle(command).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// A caller who left does not hear the answer; the work is done all the same.
+    async fn handle(&mut self, command: Command) {
+        match command {
+            Command::Ensure(wanted, answer) => drop(answer.send(self.ensure(*wanted).await)),
+            Command::Remove(answer) => drop(answer.send(self.remove().await)),
+            Command::OpenNic(port, answer) => drop(answer.send(self.open_nic(port).await)),
+            Command::CloseNic(port, answer) => drop(answer.send(self.close_nic(port).await)),
+            Command::Look(answer) => drop(answer.send(self.look().await)),
+        }
+    }
+
+    async fn ensure(&mut self, wanted: Validated<DesiredNetwork>) -> Result<NetworkSeen, NetError> {
+        let first = !self.ready;
+        self.ready = false;
+        // From here on NICs open by what is wanted now, and only if the kernel holds it.
+        let wanted = self.wanted.insert(wanted);
+        let applied = Run::new(&self.shared, wanted, first).apply().await?;
+        self.transit = applied.transit;
+        let mut changed = applied.changed;
+        self.serve(applied.bridge, &mut changed).await?;
+        self.shared.step("dhcp");
+        self.ready = true;
+        if !changed.is_empty() {
+            tracing::info!(network = %self.id, changes = changed.len(), "the network is as wanted");
+            tracing::debug!(network = %self.id, ?changed, "what was changed");
+        }
+        let mut seen = self.seen(&applied.taps);
+        seen.changed = changed;
+        Ok(seen)
+    }
+
+    /// Makes the DHCP server run on the bridge that stands now.
+    async fn serve(&mut self, bridge: u32, changed: &mut Vec<String>) -> Result<(), NetError> {
+        self.keep_leases();
+        let Some(wanted) = &self.wanted else { return Ok(()) };
+        self.leases.retain(|port, lease| wanted.ports.iter().any(|p| p.id == *port && p.address == lease.address));
+        let config = ServerConfig::from(wanted);
+        if let Some(server) = self.server.as_ref().filter(|s| s.serves(bridge)) {
+            if server.reconfigure(config) {
+                changed.push("DHCP settings".into());
+            }
+            return Ok(());
+        }
+        let failed = |e| NetError::kernel("starting the DHCP server", e);
+        let socket = self.ns.run(move || crate::dhcp::open_socket(bridge)).await?.map_err(failed)?;
+        let context = Context {
+            network: self.id,
+            clock: Arc::clone(&self.shared.clock),
+            events: self.shared.events.clone(),
+            tracker: self.shared.tracker.clone(),
+        };
+        let server = Server::start(socket, bridge, config, self.leases.clone(), context).map_err(failed)?;
+        self.server = Some(server);
+        changed.push("DHCP server".into());
+        Ok(())
+    }
+
+    fn keep_leases(&mut self) {
+        if let Some(server) = &self.server {
+            self.leases = server.leases();
+        }
+    }
+
+    fn seen(&mut self, taps: &[String]) -> NetworkSeen {
+        self.keep_leases();
+        let ports = self.wanted.iter().flat_map(|w| &w.ports).map(|p| {
+            let tap = names::tap(p.id);
+            PortSeen {
+                id: p.id,
+                open: taps.contains(&tap),
+                tap,
+                guarded: self.ready,
+                lease: self.leases.get(&p.id).copied().filter(|l| l.address == p.address),
+            }
+        });
+        NetworkSeen {
+            id: self.id,
+            namespace: names::namespace(self.id),
+            gateway_mac: gateway_mac(self.id),
+            transit: self.transit.map(Transit::net),
+            ready: self.ready,
+            ports: ports.collect(),
+            changed: Vec::new(),
+        }
+    }
+
+    async fn look(&mut self) -> Result<Option<NetworkSeen>, NetError> {
+        let Some(record) = self.our_record()? else { return Ok(None) };
+        self.transit = record.transit();
+        let mut taps = Vec::new();
+        if self.ns.exists() {
+            let links = Links::open(&self.ns).await?.list().await?;
+            taps.extend(links.into_iter().map(|l| l.name).filter(|n| n.starts_with(names::TAP_PREFIX)));
+        }
+        Ok(Some(self.seen(&taps)))
+    }
+
+    fn our_record(&self) -> Result<Option<Record>, NetError> {
+        Ok(Record::load(self.id)?.filter(|r| r.network == self.id && r.owner == self.shared.owner))
+    }
+
+    async fn remove(&mut self) -> Result<Vec<String>, NetError> {
+        // The socket holds the namespace.
+        self.server = None;
+        self.wanted = None;
+        self.leases.clear();
+        self.ready = false;
+        self.transit = None;
+        let Some(record) = self.our_record()? else { return Ok(Vec::new()) };
+        let torn = {
+            let _one_at_a_time = self.shared.host_rules.lock().await;
+            teardown::network(&record).await
+        };
+        let mut errors = torn.errors;
+        if errors.is_empty() {
+            errors.extend(record::forget(&self.shared.state_dir, self.id).err());
+        }
+        tracing::info!(network = %self.id, removed = torn.removed.len(), failed = errors.len(), "the network is removed");
+        NetError::join(errors).map(|()| torn.removed)
+    }
+
+    async fn open_nic(&mut self, port: PortId) -> Result<Nic, NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        if !wanted.ports.iter().any(|p| p.id == port) {
+            return Err(not_here("port", port));
+        }
+        let name = names::tap(port);
+        let links = Links::open(&self.ns).await?;
+        if links.get(&name).await?.is_some() {
+            return Err(nic_in_use(port));
+        }
+        self.verify(wanted).await?;
+        let mtu = u32::from(wanted.spec.mtu);
+        let bridge = links.get(names::BRIDGE).await?.ok_or_else(|| not_here("network", self.id))?;
+        let tap = name.clone();
+        let fd = self.ns.run(move || tap::open(&tap)).await?.map_err(|e| match e.raw_os_error() {
+            Some(nix::libc::EBUSY) => nic_in_use(port),
+            _ => NetError::kernel(format!("making {name}"), e),
+        })?;
+        // From here on an error drops the descriptor, and with it the tap.
+        let link = links.get(&name).await?.ok_or_else(|| not_here("port", port))?;
+        links.set_alias(&link, &names::alias(&self.shared.owner, self.id)).await?;
+        if link.mtu != mtu {
+            links.set_mtu(&link, mtu).await?;
+        }
+        links.set_bridge(&link, bridge.index).await?;
+        links.set_up(&link).await?;
+        Ok(Nic::Tap { fd, vnet_hdr: true })
+    }
+
+    /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened.
+    async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
+        apply::verify_guard(&guard::render(wanted), &self.ns).await?;
+        apply::verify_rules(&inside::render(wanted, self.transit), &self.ns).await?;
+        match sysctl::check(&self.ns, sysctl::groups()).await? {
+            None => Ok(()),
+            Some(detail) => Err(NetError::NotVerified { what: "a kernel setting".into(), detail }),
+        }
+    }
+
+    async fn close_nic(&mut self, port: PortId) -> Result<(), NetError> {
+        if self.our_record()?.is_none() || !self.ns.exists() {
+            return Ok(());
+        }
+        Links::open(&self.ns).await?.delete(&names::tap(port)).await.map(drop)
+    }
+}

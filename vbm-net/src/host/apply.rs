@@ -1,0 +1,420 @@
+//! Makes the kernel hold one network, step by step. Each step looks first and changes only what differs, so a run
+//! over any half-made state ends in the same place.
+//!
+//! ```text
+//!   record -> namespace -> bridge -> guard -> rules -> settings -> transit -> host rules -> taps that must go
+//!          -> flows that must end -> read back -> DHCP
+//! ```
+//!
+//! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
+//! network is at most too closed.
+
+use super::{
+    HostShared,
+    exec,
+    link::{Link, Links},
+    netns::NetNs,
+    record::{self, Record},
+    sysctl,
+};
+use crate::{
+    DesiredNetwork, NetError, Validated, names,
+    names::HostChain,
+    plan::{Transit, flows, guard, host as host_plan, inside, tables, transit as transit_plan},
+};
+use ipnet::Ipv4Net;
+use vbm_core::NetworkId;
+
+/// The most flows that are cut one by one in one call; beyond it the rest waits for the next.
+const FLOWS_CUT_MAX: usize = 1_024;
+
+/// What one run came to.
+pub(crate) struct Applied {
+    pub(crate) changed: Vec<String>,
+    pub(crate) transit: Option<Transit>,
+    /// The index of the bridge, where DHCP listens.
+    pub(crate) bridge: u32,
+    /// Names of taps that exist.
+    pub(crate) taps: Vec<String>,
+}
+
+/// One run over one network.
+pub(crate) struct Run<'a> {
+    shared: &'a HostShared,
+    net: &'a Validated<DesiredNetwork>,
+    ns: NetNs,
+    alias: String,
+    changed: Vec<String>,
+    /// Whether rules may differ from those under which flows began.
+    rules_changed: bool,
+}
+
+impl<'a> Run<'a> {
+    /// `first`: this process has not looked at this network yet, so it cannot know which flows a crash left.
+    pub(crate) fn new(shared: &'a HostShared, net: &'a Validated<DesiredNetwork>, first: bool) -> Self {
+        Self {
+            shared,
+            net,
+            ns: NetNs::named(&names::namespace(net.id)),
+            alias: names::alias(&shared.owner, net.id),
+            changed: Vec::new(),
+            rules_changed: first,
+        }
+    }
+
+    pub(crate) async fn apply(mut self) -> Result<Applied, NetError> {
+        let mut record = self.record()?;
+        self.shared.step("record");
+        if self.ns.create().await? {
+            self.changed.push(format!("namespace {}", names::namespace(self.net.id)));
+        }
+        self.shared.step("namespace");
+        let changed = sysctl::apply(&self.ns, sysctl::inside()).await?;
+        self.changed.extend(changed);
+        let links = Links::open(&self.ns).await?;
+        let bridge = self.bridge(&links).await?;
+        self.shared.step("bridge");
+        self.guard().await?;
+        self.shared.step("guard");
+        let transit = self.choose_transit(&mut record).await?;
+        self.shared.step("choice");
+        self.rules(transit).await?;
+        self.shared.step("rules");
+        let changed = sysctl::apply(&self.ns, sysctl::groups()).await?;
+        self.changed.extend(changed);
+        self.uplink(&links, transit).await?;
+        self.shared.step("uplink");
+        self.host_rules(transit).await?;
+        self.shared.step("host rules");
+        let taps = self.taps(&links).await?;
+        self.shared.step("taps");
+        if self.rules_changed {
+            self.cut_flows(transit).await?;
+        }
+        self.shared.step("flows");
+        Ok(Applied { changed: self.changed, transit, bridge: bridge.index, taps })
+    }
+
+    /// Claims the name for this network before anything bears it.
+    fn record(&mut self) -> Result<Record, NetError> {
+        let id = self.net.id;
+        match Record::load(id)? {
+            Some(found) if found.network == id && found.owner == self.shared.owner => Ok(found),
+            Some(found) => Err(NetError::Conflict {
+                what: format!("network {id} cannot be made on this host"),
+                why: format!("its name is used by network {} of instance '{}'", found.network, found.owner),
+                fix: "if that instance is gone, run `vbm doctor --fix`; else make the network again, with a new id".into(),
+            }),
+            None => {
+                let host_namespace = self.shared.host.path().to_owned();
+                let record =
+                    Record { owner: self.shared.owner.clone(), network: id, host_namespace, transit: None };
+                record.store()?;
+                self.changed.push("record".into());
+                Ok(record)
+            }
+        }
+    }
+
+    async fn bridge(&mut self, links: &Links) -> Result<Link, NetError> {
+        let mac = self.net.gateway_mac();
+        if links.get(names::BRIDGE).await?.is_none() {
+            links.add_bridge(names::BRIDGE, mac).await?;
+            self.changed.push(format!("bridge {}", names::BRIDGE));
+        }
+        let bridge = self.expect(links, names::BRIDGE).await?;
+        if bridge.mac != Some(mac) {
+            links.set_mac(&bridge, mac).await?;
+            self.changed.push(format!("MAC of {}", bridge.name));
+        }
+        self.tag(links, &bridge).await?;
+        self.mtu(links, &bridge).await?;
+        let address = Ipv4Net::new(self.net.spec.gateway, self.net.spec.cidr.prefix_len())
+            .map_err(|e| NetError::kernel("the gateway's address", std::io::Error::other(e)))?;
+        if links.only_address(&bridge, address).await? {
+            self.changed.push(format!("address of {}", bridge.name));
+        }
+        self.up(links, &bridge).await?;
+        Ok(bridge)
+    }
+
+    async fn expect(&self, links: &Links, name: &str) -> Result<Link, NetError> {
+        links.get(name).await?.ok_or_else(|| NetError::NotVerified {
+            what: format!("link {name}"),
+            detail: "it vanished as soon as it was made".into(),
+        })
+    }
+
+    async fn tag(&mut self, links: &Links, link: &Link) -> Result<(), NetError> {
+        if link.alias.as_deref() != Some(&self.alias) {
+            links.set_alias(link, &self.alias).await?;
+            self.changed.push(format!("tag of {}", link.name));
+        }
+        Ok(())
+    }
+
+    async fn mtu(&mut self, links: &Links, link: &Link) -> Result<(), NetError> {
+        let mtu = u32::from(self.net.spec.mtu);
+        if link.mtu != mtu {
+            links.set_mtu(link, mtu).await?;
+            self.changed.push(format!("MTU of {}", link.name));
+        }
+        Ok(())
+    }
+
+    async fn up(&mut self, links: &Links, link: &Link) -> Result<(), NetError> {
+        if !link.up {
+            links.set_up(link).await?;
+            self.changed.push(format!("{} up", link.name));
+        }
+        Ok(())
+    }
+
+    async fn guard(&mut self) -> Result<(), NetError> {
+        let want = guard::render(self.net);
+        let (script, changed) = guard::diff(&want, &exec::guard_read(&self.ns).await?);
+        if script.is_empty() {
+            return Ok(());
+        }
+        exec::guard_write(&self.ns, &script).await?;
+        self.changed.extend(changed);
+        self.rules_changed = true;
+        verify_guard(&want, &self.ns).await
+    }
+
+    async fn rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
+        let want = inside::render(self.net, transit);
+        let diff = tables::diff(&want, &exec::iptables_read(&self.ns).await?);
+        if diff.script.is_empty() {
+            return Ok(());
+        }
+        exec::iptables_write(&self.ns, &diff.script).await?;
+        self.changed.extend(diff.changes);
+        self.rules_changed = true;
+        verify_rules(&want, &self.ns).await
+    }
+
+    /// The pair it has, had before, or a free one; recorded before it is used.
+    async fn choose_transit(&mut self, record: &mut Record) -> Result<Option<Transit>, NetError> {
+        if !inside::has_uplink(self.net) {
+            return Ok(None);
+        }
+        if let Some(transit) = record.transit() {
+            return Ok(Some(transit));
+        }
+        let _lock = record::transit_lock().await?;
+        let pool = self.shared.transit_pool;
+        let mut taken = self.taken().await?;
+        let (records, _) = Record::all()?;
+        taken.extend(records.iter().filter(|r| r.host_namespace == record.host_namespace).filter_map(|r| r.transit));
+        let free = |t: &Transit| pool.contains(&t.net()) && !taken.iter().any(|n| transit_plan::overlaps(*n, t.net()));
+        let transit = record::remembered(&self.shared.state_dir, self.net.id)?
+            .filter(free)
+            .or_else(|| transit_plan::choose(pool, self.net.id, &taken))
+            .ok_or_else(|| NetError::TransitExhausted { pool: pool.to_string() })?;
+        record.transit = Some(transit.net());
+        record.store()?;
+        record::remember(&self.shared.state_dir, self.net.id, transit)?;
+        Ok(Some(transit))
+    }
+
+    /// What the host uses of the pool already, but for wide routes that merely cover it; and the network's own addresses.
+    async fn taken(&self) -> Result<Vec<Ipv4Net>, NetError> {
+        let host = Links::open(&self.shared.host).await?;
+        let mut taken: Vec<Ipv4Net> = host.addresses().await?.into_iter().map(|(_, net, _)| net.addr().into()).collect();
+        let narrow = |net: &Ipv4Net| net.prefix_len() > self.shared.transit_pool.prefix_len();
+        taken.extend(host.routes().await?.into_iter().map(|(net, _)| net).filter(narrow));
+        taken.push(self.net.spec.cidr);
+        Ok(taken)
+    }
+
+    /// The pair of links between host and namespace, their addresses, the way out.
+    async fn uplink(&mut self, links: &Links, transit: Option<Transit>) -> Result<(), NetError> {
+        let (outer, inner) = (names::transit(self.net.id), names::UPLINK);
+        let host = Links::open(&self.shared.host).await?;
+        let Some(transit) = transit else {
+            for gone in [host.delete(&outer).await?, links.delete(inner).await?] {
+                self.changed.extend(gone.then(|| "no more transit".to_owned()));
+            }
+            return Ok(());
+        };
+        let paired = match (host.get(&outer).await?, links.get(inner).await?) {
+            (Some(a), Some(b)) => a.peer == Some(b.index) && b.peer == Some(a.index),
+            _ => false,
+        };
+        if !paired {
+            self.not_foreign(&host, &outer).await?;
+            host.delete(&outer).await?;
+            links.delete(inner).await?;
+            host.add_veth(&outer, inner, &self.ns).await?;
+            self.changed.push(format!("transit {outer}"));
+        }
+        let (outer, inner) = (self.expect(&host, &outer).await?, self.expect(links, inner).await?);
+        self.tag(&host, &outer).await?;
+        self.tag(links, &inner).await?;
+        let changed = sysctl::apply(&self.shared.host, sysctl::host(&outer.name)).await?;
+        if changed.iter().any(|c| c.contains("ip_forward")) {
+            tracing::info!("IP forwarding was switched on in the host's namespace: NAT networks need it");
+        }
+        self.changed.extend(changed);
+        for (links, link, address) in [(&host, &outer, transit.host()), (links, &inner, transit.inner())] {
+            let address = Ipv4Net::new(address, transit.net().prefix_len())
+                .map_err(|e| NetError::kernel("the transit's address", std::io::Error::other(e)))?;
+            if links.only_address(link, address).await? {
+                self.changed.push(format!("address of {}", link.name));
+            }
+            self.up(links, link).await?;
+        }
+        if links.default_route(transit.host()).await? {
+            self.changed.push("default route".into());
+        }
+        Ok(())
+    }
+
+    /// A link of our name that bears another's tag is not ours to replace.
+    async fn not_foreign(&self, host: &Links, name: &str) -> Result<(), NetError> {
+        match host.get(name).await?.and_then(|l| l.alias) {
+            Some(alias) if alias != self.alias => Err(NetError::Conflict {
+                what: format!("link {name} cannot be made"),
+                why: format!("a link of that name exists and is tagged '{alias}'"),
+                fix: "remove it if nobody uses it".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
+        let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
+        let changed = host_rules(self.shared, self.net.id, want.as_ref()).await?;
+        self.rules_changed |= !changed.is_empty();
+        self.changed.extend(changed);
+        Ok(())
+    }
+
+    /// Taps of ports that nobody wants any more go; those that stay get what changed.
+    async fn taps(&mut self, links: &Links) -> Result<Vec<String>, NetError> {
+        let wanted: Vec<String> = self.net.ports.iter().map(|p| names::tap(p.id)).collect();
+        let mut standing = Vec::new();
+        for link in links.list().await?.into_iter().filter(|l| l.name.starts_with(names::TAP_PREFIX)) {
+            if wanted.contains(&link.name) {
+                self.mtu(links, &link).await?;
+                standing.push(link.name);
+            } else if links.delete(&link.name).await? {
+                self.changed.push(format!("no more {}", link.name));
+            }
+        }
+        Ok(standing)
+    }
+
+    async fn cut_flows(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
+        let standing = read_flows(&self.ns, None).await?;
+        let inside = flows::to_cut(self.net, transit, &standing);
+        let mut cut = delete_flows(&self.ns, &inside).await?;
+        if let Some(transit) = transit {
+            let standing = read_flows(&self.shared.host, Some(transit)).await?;
+            let outside = flows::stale_at_host(self.net, transit, &standing);
+            cut += delete_flows(&self.shared.host, &outside).await?;
+        }
+        if cut > 0 {
+            self.changed.push(format!("cut {cut} flows"));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the host's rules of one network those wanted, and the hooks stand. One at a time for an owner: its chains are shared by its
+/// networks.
+pub(crate) async fn host_rules(
+    shared: &HostShared,
+    network: NetworkId,
+    want: Option<&host_plan::HostRules>,
+) -> Result<Vec<String>, NetError> {
+    let _one_at_a_time = shared.host_rules.lock().await;
+    let (host, owner) = (&shared.host, &shared.owner);
+    let observed = exec::iptables_read(host).await?;
+    let diff = host_plan::diff(owner, network, want, &observed);
+    let mut changed = diff.changes;
+    if !diff.script.is_empty() {
+        exec::iptables_write(host, &diff.script).await?;
+    }
+    if want.is_some() {
+        shared.step("host chains");
+        let missing = host_plan::missing_hooks(owner, &observed);
+        if !missing.is_empty() {
+            changed.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
+            insert_hooks(host, owner, missing).await?;
+        }
+    }
+    if !changed.is_empty() {
+        let now = exec::iptables_read(host).await?;
+        let left = host_plan::diff(owner, network, want, &now);
+        let hooks = want.is_some() && !host_plan::missing_hooks(owner, &now).is_empty();
+        if !left.script.is_empty() || hooks {
+            let detail = left.script.lines().nth(1).unwrap_or("a hook is missing or stands twice").to_owned();
+            return Err(NetError::NotVerified { what: "a rule on the host".into(), detail });
+        }
+    }
+    Ok(changed)
+}
+
+/// The jumps from built-in chains, each first in its chain: another's final DROP must not come before them. The `iptables` crate
+/// runs one program a call; this is at most ten, once for a host.
+async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Result<(), NetError> {
+    let rules: Vec<_> = chains.into_iter().map(|c| (c, host_plan::hook_rule(owner, c))).collect();
+    let failed = |said: String| NetError::Command { program: "iptables", doing: "hooking our chains in".into(), said };
+    let work = move || -> Result<(), String> {
+        let iptables = iptables::new(false).map_err(|e| e.to_string())?;
+        for (chain, rule) in rules {
+            // One that stands twice, or lower down, goes first.
+            while iptables.exists(chain.table(), chain.hook(), &rule).map_err(|e| e.to_string())? {
+                iptables.delete(chain.table(), chain.hook(), &rule).map_err(|e| e.to_string())?;
+            }
+            iptables.insert(chain.table(), chain.hook(), &rule, 1).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    };
+    host.run(work).await?.map_err(failed)
+}
+
+/// Fails unless the kernel holds just this guard.
+pub(crate) async fn verify_guard(want: &guard::Guard, ns: &NetNs) -> Result<(), NetError> {
+    let (script, _) = guard::diff(want, &exec::guard_read(ns).await?);
+    differs("the guard", &script)
+}
+
+/// Fails unless the kernel holds just these rules.
+pub(crate) async fn verify_rules(want: &tables::Tables, ns: &NetNs) -> Result<(), NetError> {
+    let diff = tables::diff(want, &exec::iptables_read(ns).await?);
+    differs("a security rule", &diff.script)
+}
+
+fn differs(what: &str, script: &str) -> Result<(), NetError> {
+    match script.lines().find(|l| !l.starts_with('*') && !l.starts_with("table")) {
+        None => Ok(()),
+        Some(line) => Err(NetError::NotVerified { what: what.to_owned(), detail: format!("missing: {line}") }),
+    }
+}
+
+async fn read_flows(ns: &NetNs, answered_by: Option<Transit>) -> Result<Vec<flows::Flow>, NetError> {
+    let address = answered_by.map(|t| t.inner().to_string());
+    let mut args = vec!["-L", "-f", "ipv4"];
+    if let Some(address) = &address {
+        args.extend(["--reply-src", address]);
+    }
+    let text = exec::must(ns, exec::Program::Conntrack, &args, "", "reading flows").await?;
+    Ok(flows::parse(&text))
+}
+
+/// Deletes flows one by one; one that ended by itself meanwhile is fine. Returns how many were given.
+async fn delete_flows(ns: &NetNs, flows: &[flows::Flow]) -> Result<usize, NetError> {
+    for flow in flows.iter().take(FLOWS_CUT_MAX) {
+        let (from, to) = (flow.from.to_string(), flow.to.to_string());
+        let ports = (flow.from_port.map(|p| p.to_string()), flow.to_port.map(|p| p.to_string()));
+        let mut args = vec!["-D", "-f", "ipv4", "-s", &from, "-d", &to];
+        if let (Some(from_port), Some(to_port)) = (&ports.0, &ports.1) {
+            args.extend(["-p", &flow.protocol, "--sport", from_port, "--dport", to_port]);
+        }
+        exec::run(ns, exec::Program::Conntrack, &args, "").await?;
+    }
+    Ok(flows.len())
+}

@@ -1,0 +1,163 @@
+//! The few programs that are run, each inside a namespace, with a time limit, its input on stdin.
+
+use super::netns::NetNs;
+use crate::NetError;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+use tokio::{io::AsyncWriteExt, process::Command};
+
+/// The longest that one program may take: a full rule set of thousands of ports takes seconds.
+pub(crate) const EXEC_MAX: Duration = Duration::from_secs(30);
+/// How long iptables waits for another's lock, in seconds, as its argument.
+const LOCK_WAIT_SECONDS: &str = "10";
+/// The most of a program's complaint that is shown.
+const SAID_MAX_CHARS: usize = 600;
+
+/// The programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    Iptables,
+    IptablesSave,
+    IptablesLegacySave,
+    IptablesRestore,
+    Nft,
+    Conntrack,
+}
+
+impl Program {
+    /// Those that must be there.
+    pub(crate) const NEEDED: [Self; 5] =
+        [Self::Iptables, Self::IptablesSave, Self::IptablesRestore, Self::Nft, Self::Conntrack];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::IptablesSave => "iptables-save",
+            Self::IptablesLegacySave => "iptables-legacy-save",
+            Self::IptablesRestore => "iptables-restore",
+            Self::Nft => "nft",
+            Self::Conntrack => "conntrack",
+        }
+    }
+    const fn package(self) -> &'static str {
+        match self {
+            Self::Nft => "nftables",
+            Self::Conntrack => "conntrack",
+            _ => "iptables",
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn find(self) -> Result<PathBuf, NetError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+            .map(|dir| dir.join(self.name()))
+            .find(|file| is_program(file))
+            .ok_or(NetError::MissingProgram { program: self.name(), package: self.package() })
+    }
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+/// What a program said.
+pub(crate) struct Said {
+    pub(crate) ok: bool,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// Runs a program in a namespace.
+///
+/// # Cancel safety
+/// Dropping the future kills the program.
+pub(crate) async fn run(
+    ns: &NetNs,
+    program: Program,
+    args: &[&str],
+    input: &str,
+) -> Result<Said, NetError> {
+    let path = program.find()?;
+    let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+    let spawn = move || -> io::Result<_> {
+        Command::new(path)
+            .args(args)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+    };
+    let doing = || format!("running {}", program.name());
+    let mut child = ns.run(spawn).await?.map_err(|e| NetError::kernel(doing(), e))?;
+    let mut stdin = child.stdin.take();
+    let feed = async {
+        if let Some(pipe) = &mut stdin {
+            // A program that stops reading says why on stderr.
+            drop(pipe.write_all(input.as_bytes()).await);
+        }
+        drop(stdin);
+    };
+    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = tokio::time::timeout(EXEC_MAX, both)
+        .await
+        .map_err(|_| NetError::TimedOut { doing: doing(), limit: EXEC_MAX })?
+        .map_err(|e| NetError::kernel(doing(), e))?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Said { ok: output.status.success(), out: text(output.stdout), err: text(output.stderr) })
+}
+
+/// Runs a program that must succeed; returns what it printed.
+pub(crate) async fn must(
+    ns: &NetNs,
+    program: Program,
+    args: &[&str],
+    input: &str,
+    doing: &str,
+) -> Result<String, NetError> {
+    let said = run(ns, program, args, input).await?;
+    if said.ok {
+        return Ok(said.out);
+    }
+    let complaint = said.err.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = complaint.chars().take(SAID_MAX_CHARS).collect();
+    Err(NetError::Command { program: program.name(), doing: doing.to_owned(), said })
+}
+
+/// All tables of a namespace, as they stand.
+pub(crate) async fn iptables_read(ns: &NetNs) -> Result<crate::plan::tables::Tables, NetError> {
+    let text = must(ns, Program::IptablesSave, &[], "", "reading the rules").await?;
+    Ok(crate::plan::tables::parse(&text))
+}
+
+/// Applies a script as one transaction a table.
+pub(crate) async fn iptables_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
+    let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
+    must(ns, Program::IptablesRestore, &args, script, "writing rules").await.map(drop)
+}
+
+/// The guard of a namespace, as it stands; empty when there is none.
+pub(crate) async fn guard_read(ns: &NetNs) -> Result<crate::plan::guard::Guard, NetError> {
+    let said = run(ns, Program::Nft, &["-s", "-nn", "list", "table", "bridge", crate::names::GUARD_TABLE], "").await?;
+    if said.ok {
+        return Ok(crate::plan::guard::parse(&said.out));
+    }
+    if said.err.contains("No such file") {
+        return Ok(crate::plan::guard::Guard::default());
+    }
+    let said = said.err.chars().take(SAID_MAX_CHARS).collect();
+    Err(NetError::Command { program: "nft", doing: "reading the guard".into(), said })
+}
+
+/// Applies a script as one transaction.
+pub(crate) async fn guard_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
+    must(ns, Program::Nft, &["-f", "-"], script, "writing the guard").await.map(drop)
+}

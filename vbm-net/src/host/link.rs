@@ -1,0 +1,246 @@
+//! Links, addresses and routes of one namespace, over netlink.
+
+use super::netns::NetNs;
+use crate::NetError;
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::{
+    Error as NlError, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        address::{AddressAttribute, AddressMessage},
+        link::{InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
+        route::{RouteAddress, RouteAttribute},
+    },
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsRawFd,
+};
+use tokio::task::JoinHandle;
+use vbm_core::Mac;
+
+/// What is seen of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) alias: Option<String>,
+    /// The bridge it is a port of.
+    pub(crate) bridge: Option<u32>,
+    /// The index of a veth's other end, in that end's namespace.
+    pub(crate) peer: Option<u32>,
+}
+
+/// A netlink connection into one namespace. Its task ends when this is dropped.
+pub(crate) struct Links {
+    handle: Handle,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn io_error(error: &NlError) -> io::Error {
+    match error {
+        NlError::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn failed(doing: impl Into<String>) -> impl FnOnce(NlError) -> NetError {
+    let doing = doing.into();
+    move |error| NetError::kernel(doing, io_error(&error))
+}
+
+fn is_absent(error: &NlError) -> bool {
+    use nix::libc::{ENODEV, ENOENT};
+    matches!(io_error(error).raw_os_error(), Some(ENODEV | ENOENT))
+}
+
+impl Links {
+    /// Opens a connection.
+    pub(crate) async fn open(ns: &NetNs) -> Result<Self, NetError> {
+        let made = ns.run(rtnetlink::new_connection).await?;
+        let (connection, handle, _) = made.map_err(|e| NetError::kernel("opening netlink", e))?;
+        Ok(Self { handle, task: tokio::spawn(connection) })
+    }
+
+    pub(crate) async fn get(&self, name: &str) -> Result<Option<Link>, NetError> {
+        let mut found = std::pin::pin!(self.handle.link().get().match_name(name).execute());
+        match found.try_next().await {
+            Ok(message) => Ok(message.map(read)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(failed(format!("looking for {name}"))(error)),
+        }
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<Link>, NetError> {
+        let all: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("listing links"))?;
+        Ok(all.into_iter().map(read).collect())
+    }
+
+    /// Makes the bridge: no STP delay, no multicast snooping, no IGMP of its own.
+    pub(crate) async fn add_bridge(&self, name: &str, mac: Mac) -> Result<(), NetError> {
+        let bridge = LinkMessageBuilder::<LinkBridge>::new(name)
+            .append_info_data(InfoBridge::ForwardDelay(0))
+            .append_info_data(InfoBridge::MulticastSnooping(false))
+            .address(mac.octets().to_vec())
+            .down();
+        self.handle.link().add(bridge.build()).execute().await.map_err(failed("making the bridge"))
+    }
+
+    /// Makes a veth pair here, its peer directly in the other namespace: moving one later costs far more.
+    pub(crate) async fn add_veth(&self, name: &str, peer: &str, peer_ns: &NetNs) -> Result<(), NetError> {
+        let file = peer_ns.open()?;
+        let other = LinkUnspec::new_with_name(peer).setns_by_fd(file.as_raw_fd()).build();
+        let pair = LinkVeth::new(name, peer).set_info_data(InfoData::Veth(InfoVeth::Peer(other)));
+        self.handle.link().add(pair.build()).execute().await.map_err(failed(format!("making {name}")))
+    }
+
+    /// Removes a link; one that is not there is fine. Returns whether it was.
+    pub(crate) async fn delete(&self, name: &str) -> Result<bool, NetError> {
+        let Some(link) = self.get(name).await? else { return Ok(false) };
+        match self.handle.link().del(link.index).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(failed(format!("removing {name}"))(error)),
+        }
+    }
+
+    async fn set(&self, doing: String, message: LinkMessage) -> Result<(), NetError> {
+        self.handle.link().set(message).execute().await.map_err(failed(doing))
+    }
+
+    pub(crate) async fn set_alias(&self, link: &Link, alias: &str) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_index(link.index).alias(alias).build();
+        self.set(format!("tagging {}", link.name), message).await
+    }
+    pub(crate) async fn set_up(&self, link: &Link) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_index(link.index).up().build();
+        self.set(format!("bringing {} up", link.name), message).await
+    }
+    pub(crate) async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_index(link.index).mtu(mtu).build();
+        self.set(format!("setting the MTU of {}", link.name), message).await
+    }
+    pub(crate) async fn set_mac(&self, link: &Link, mac: Mac) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_index(link.index).address(mac.octets().to_vec()).build();
+        self.set(format!("setting the MAC of {}", link.name), message).await
+    }
+    pub(crate) async fn set_bridge(&self, link: &Link, bridge: u32) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_index(link.index).controller(bridge).build();
+        self.set(format!("joining {} to the bridge", link.name), message).await
+    }
+
+    /// The IPv4 addresses of this namespace with their links' indices.
+    pub(crate) async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net, AddressMessage)>, NetError> {
+        let all: Vec<AddressMessage> =
+            self.handle.address().get().execute().try_collect().await.map_err(failed("listing addresses"))?;
+        Ok(all.into_iter().filter_map(|m| Some((m.header.index, address(&m)?, m))).collect())
+    }
+
+    /// Makes the link have just this address. Returns whether anything had to change.
+    pub(crate) async fn only_address(&self, link: &Link, wanted: Ipv4Net) -> Result<bool, NetError> {
+        let mut changed = false;
+        let mut there = false;
+        for (index, net, message) in self.addresses().await? {
+            if index != link.index {
+                continue;
+            }
+            if net == wanted {
+                there = true;
+            } else {
+                changed = true;
+                let gone = self.handle.address().del(message).execute().await;
+                gone.map_err(failed(format!("removing {net} from {}", link.name)))?;
+            }
+        }
+        if !there {
+            changed = true;
+            let add = self.handle.address().add(link.index, IpAddr::V4(wanted.addr()), wanted.prefix_len());
+            add.execute().await.map_err(failed(format!("giving {wanted} to {}", link.name)))?;
+        }
+        Ok(changed)
+    }
+
+    /// Destinations of IPv4 routes, the default route among them as /0, with its gateway.
+    pub(crate) async fn routes(&self) -> Result<Vec<(Ipv4Net, Option<Ipv4Addr>)>, NetError> {
+        let ask = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let all: Vec<_> =
+            self.handle.route().get(ask).execute().try_collect().await.map_err(failed("listing routes"))?;
+        let read = |message: rtnetlink::packet_route::route::RouteMessage| {
+            let (mut to, mut via) = (Ipv4Addr::UNSPECIFIED, None);
+            for attribute in &message.attributes {
+                match attribute {
+                    RouteAttribute::Destination(RouteAddress::Inet(a)) => to = *a,
+                    RouteAttribute::Gateway(RouteAddress::Inet(a)) => via = Some(*a),
+                    _ => {}
+                }
+            }
+            Some((Ipv4Net::new(to, message.header.destination_prefix_length).ok()?, via))
+        };
+        Ok(all.into_iter().filter_map(read).collect())
+    }
+
+    /// Makes the default route go here. Returns whether it did not before.
+    pub(crate) async fn default_route(&self, gateway: Ipv4Addr) -> Result<bool, NetError> {
+        let stands = |(net, via): &(Ipv4Net, Option<Ipv4Addr>)| net.prefix_len() == 0 && *via == Some(gateway);
+        if self.routes().await?.iter().any(stands) {
+            return Ok(false);
+        }
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        let add = self.handle.route().add(route).replace().execute().await;
+        add.map_err(failed("setting the default route"))?;
+        Ok(true)
+    }
+}
+
+fn address(message: &AddressMessage) -> Option<Ipv4Net> {
+    let v4 = |a: &IpAddr| match a {
+        IpAddr::V4(a) => Some(*a),
+        IpAddr::V6(_) => None,
+    };
+    // `Local` is the interface's own; on a point-to-point link `Address` is the other end's.
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(a) => v4(a),
+        _ => None,
+    });
+    let plain = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Address(a) => v4(a),
+        _ => None,
+    });
+    Ipv4Net::new(local.or(plain)?, message.header.prefix_len).ok()
+}
+
+fn read(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        alias: None,
+        bridge: None,
+        peer: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(mac) => link.mac = <[u8; 6]>::try_from(mac).ok().map(Mac::new),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Controller(index) => link.bridge = Some(index),
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            _ => {}
+        }
+    }
+    link
+}

@@ -1,0 +1,316 @@
+//! Networks on a real host: namespaces, netlink, iptables, nft, packet sockets.
+//!
+//! ```text
+//!   HostNetwork --registry--> actor of network A --> apply / teardown --> kernel
+//!        |                    actor of network B        ^ netns: a thread for each visit
+//!        |                          +-- DHCP server     | exec:  iptables-restore, nft, conntrack
+//!        +-- owner lock, events                         | link:  netlink
+//! ```
+
+mod actor;
+mod apply;
+pub(crate) mod exec;
+pub(crate) mod link;
+pub(crate) mod netns;
+mod probe;
+pub(crate) mod record;
+mod sysctl;
+mod tap;
+pub(crate) mod teardown;
+
+use crate::{
+    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, Validated,
+    backend::EVENTS_MAX_PENDING, names,
+};
+use actor::{Actor, Command};
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use netns::NetNs;
+use record::{OwnerLock, Record};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vbm_core::{Clock, NetworkId, PortId};
+
+/// Called with the name of each step of `ensure` as it is done: for tests that crash there.
+pub type StepHook = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Which network namespace is the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HostNamespace {
+    /// That of this process.
+    #[default]
+    Current,
+    /// The one bound to this path, for example `/run/netns/lab`.
+    Path(PathBuf),
+}
+
+/// How a [`HostNetwork`] is to work.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct HostConfig {
+    /// The tag on everything this instance makes: 1 to 64 of `A-Z a-z 0-9 - _ .`. Two instances on one host need two.
+    pub owner: String,
+    /// Where the host's side is.
+    pub host_namespace: HostNamespace,
+    /// Where the pairs between host and namespaces come from.
+    pub transit_pool: Ipv4Net,
+    /// Where records are kept that outlive a reboot.
+    pub state_dir: PathBuf,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    #[doc(hidden)]
+    pub on_step: Option<StepHook>,
+}
+
+impl HostConfig {
+    /// The usual settings.
+    pub fn new(owner: impl Into<String>, state_dir: impl Into<PathBuf>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            owner: owner.into(),
+            host_namespace: HostNamespace::Current,
+            transit_pool: crate::plan::transit::DEFAULT_POOL,
+            state_dir: state_dir.into(),
+            clock,
+            on_step: None,
+        }
+    }
+
+    /// The host's side is in this namespace.
+    #[must_use]
+    pub fn in_namespace(mut self, path: impl Into<PathBuf>) -> Self {
+        self.host_namespace = HostNamespace::Path(path.into());
+        self
+    }
+
+    /// Pairs between host and namespaces come from here; at least a /31.
+    #[must_use]
+    pub const fn with_transit_pool(mut self, pool: Ipv4Net) -> Self {
+        self.transit_pool = pool;
+        self
+    }
+}
+
+impl fmt::Debug for HostConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostConfig")
+            .field("owner", &self.owner)
+            .field("host_namespace", &self.host_namespace)
+            .field("transit_pool", &self.transit_pool)
+            .field("state_dir", &self.state_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all actors share.
+pub(crate) struct HostShared {
+    owner: String,
+    host: NetNs,
+    transit_pool: Ipv4Net,
+    state_dir: PathBuf,
+    clock: Arc<dyn Clock>,
+    on_step: Option<StepHook>,
+    events: broadcast::Sender<NetEvent>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    /// One change to the owner's host chains at a time.
+    host_rules: tokio::sync::Mutex<()>,
+    lock: Mutex<Option<OwnerLock>>,
+}
+
+impl HostShared {
+    fn step(&self, name: &str) {
+        if let Some(hook) = &self.on_step {
+            hook(name);
+        }
+    }
+}
+
+/// Networks on a real host. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct HostNetwork {
+    shared: Arc<HostShared>,
+    actors: Arc<Mutex<BTreeMap<NetworkId, mpsc::Sender<Command>>>>,
+}
+
+impl fmt::Debug for HostNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostNetwork").field("owner", &self.shared.owner).finish_non_exhaustive()
+    }
+}
+
+impl HostNetwork {
+    /// Opens the host: checks rights, programs, kernel and the firewall's backend, and takes the lock of this instance.
+    /// Makes nothing. Must be called on a tokio runtime with time and I/O.
+    ///
+    /// # Errors
+    /// [`NetError::NotRoot`], [`NetError::MissingProgram`], [`NetError::MissingFacility`], [`NetError::Firewall`];
+    /// [`NetError::Conflict`] when another process has this instance's networks; [`NetError::Invalid`] for a bad tag or pool.
+    pub async fn open(config: HostConfig) -> Result<Self, NetError> {
+        check(&config)?;
+        let host = match &config.host_namespace {
+            HostNamespace::Current => NetNs::at("/proc/self/ns/net"),
+            HostNamespace::Path(path) => NetNs::at(path),
+        };
+        probe::probe(&host).await?;
+        let lock = OwnerLock::take(&config.owner)?;
+        let (events, _) = broadcast::channel(EVENTS_MAX_PENDING);
+        let shared = HostShared {
+            owner: config.owner,
+            host,
+            transit_pool: config.transit_pool.trunc(),
+            state_dir: config.state_dir,
+            clock: config.clock,
+            on_step: config.on_step,
+            events,
+            stop: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            host_rules: tokio::sync::Mutex::new(()),
+            lock: Mutex::new(Some(lock)),
+        };
+        Ok(Self { shared: Arc::new(shared), actors: Arc::default() })
+    }
+
+    fn registry(&self) -> MutexGuard<'_, BTreeMap<NetworkId, mpsc::Sender<Command>>> {
+        self.actors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks a network's actor, which is started if there is none.
+    async fn ask<T>(
+        &self,
+        id: NetworkId,
+        command: impl FnOnce(actor::Answer<T>) -> Command,
+    ) -> Result<T, NetError> {
+        if self.shared.stop.is_cancelled() {
+            return Err(NetError::Stopped);
+        }
+        let queue = {
+            let mut actors = self.registry();
+            actors.entry(id).or_insert_with(|| Actor::start(Arc::clone(&self.shared), id)).clone()
+        };
+        let (answer, result) = oneshot::channel();
+        queue.send(command(answer)).await.map_err(|_| NetError::Stopped)?;
+        result.await.unwrap_or(Err(NetError::Stopped))
+    }
+
+    async fn remove_one(&self, id: NetworkId) -> Result<Vec<String>, NetError> {
+        let removed = self.ask(id, Command::Remove).await?;
+        // Queues are cloned under this lock only, so one that nobody else holds and that is empty can be closed.
+        let mut actors = self.registry();
+        if actors.get(&id).is_some_and(|q| q.strong_count() == 1 && q.capacity() == q.max_capacity()) {
+            actors.remove(&id);
+        }
+        Ok(removed)
+    }
+
+    fn our_records(&self) -> Result<(Vec<Record>, Vec<NetError>), NetError> {
+        let (mut records, errors) = Record::all()?;
+        records.retain(|r| r.owner == self.shared.owner);
+        Ok((records, errors))
+    }
+
+    /// Host rules of ours that no record speaks of: somebody removed the record by hand.
+    async fn sweep_rules(&self, records: &[Record]) -> Result<Vec<String>, NetError> {
+        if !records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _one_at_a_time = self.shared.host_rules.lock().await;
+        let observed = exec::iptables_read(&self.shared.host).await?;
+        let diff = crate::plan::host::remove_all(&self.shared.owner, &observed);
+        if !diff.script.is_empty() {
+            exec::iptables_write(&self.shared.host, &diff.script).await?;
+        }
+        Ok(diff.changes)
+    }
+}
+
+fn check(config: &HostConfig) -> Result<(), NetError> {
+    let invalid = |what: String, why: &str, fix: &str| {
+        Err(NetError::Invalid(vbm_core::Error::new(vbm_core::ErrorKind::InvalidInput, what, why, fix)))
+    };
+    if !names::is_owner(&config.owner) {
+        return invalid(
+            format!("'{}' cannot be an owner tag", config.owner),
+            "it is not 1 to 64 of letters, digits, '-', '_' and '.', beginning with a letter or digit",
+            "choose one such as vbm-1",
+        );
+    }
+    if config.transit_pool.prefix_len() > 31 {
+        return invalid(
+            format!("{} cannot be a transit pool", config.transit_pool),
+            "it holds no pair of addresses",
+            "choose a wider one, or leave it out",
+        );
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl NetworkBackend for HostNetwork {
+    async fn ensure(&self, desired: DesiredNetwork) -> Result<NetworkSeen, NetError> {
+        if self.shared.stop.is_cancelled() {
+            return Err(NetError::Stopped);
+        }
+        let wanted = Box::new(Validated::<DesiredNetwork>::new(desired)?);
+        self.ask(wanted.id, |answer| Command::Ensure(wanted, answer)).await
+    }
+
+    async fn remove(&self, id: NetworkId) -> Result<(), NetError> {
+        self.remove_one(id).await.map(drop)
+    }
+
+    async fn open_nic(&self, network: NetworkId, port: PortId) -> Result<Nic, NetError> {
+        self.ask(network, |answer| Command::OpenNic(port, answer)).await
+    }
+
+    async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError> {
+        self.ask(network, |answer| Command::CloseNic(port, answer)).await
+    }
+
+    async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {
+        let (records, errors) = self.our_records()?;
+        let mut seen = Vec::new();
+        for record in records {
+            seen.extend(self.ask(record.network, Command::Look).await?);
+        }
+        NetError::join(errors).map(|()| seen)
+    }
+
+    async fn sweep(&self, keep: &BTreeSet<NetworkId>) -> Result<Vec<String>, NetError> {
+        let (records, mut errors) = self.our_records()?;
+        let (mut removed, mut kept) = (Vec::new(), Vec::new());
+        for record in records {
+            if keep.contains(&record.network) {
+                kept.push(record);
+                continue;
+            }
+            match self.remove_one(record.network).await {
+                Ok(lines) => removed.extend(lines),
+                Err(error) => errors.push(error),
+            }
+        }
+        match self.sweep_rules(&kept).await {
+            Ok(lines) => removed.extend(lines),
+            Err(error) => errors.push(error),
+        }
+        NetError::join(errors).map(|()| removed)
+    }
+
+    fn events(&self) -> broadcast::Receiver<NetEvent> {
+        self.shared.events.subscribe()
+    }
+
+    async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        self.registry().clear();
+        self.shared.tracker.close();
+        self.shared.tracker.wait().await;
+        drop(self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}

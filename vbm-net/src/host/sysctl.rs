@@ -1,0 +1,104 @@
+//! Kernel settings of a namespace. `/proc/sys/net` shows those of the namespace of the thread that looks.
+
+use super::netns::NetNs;
+use crate::NetError;
+use std::{fs, io, path::Path};
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    /// Below `/proc/sys/net`.
+    pub(crate) path: String,
+    pub(crate) value: &'static str,
+    /// Whether its absence is fine: the kernel lacks what it switches off.
+    pub(crate) optional: bool,
+}
+
+fn must(path: impl Into<String>, value: &'static str) -> Setting {
+    Setting { path: path.into(), value, optional: false }
+}
+fn may(path: impl Into<String>, value: &'static str) -> Setting {
+    Setting { path: path.into(), value, optional: true }
+}
+
+/// What a network's namespace is set to, before it has a link.
+pub(crate) fn inside() -> Vec<Setting> {
+    vec![
+        must("ipv4/ip_forward", "1"),
+        // IPv4 only for now: no link-local addresses, no router advertisements.
+        may("ipv6/conf/all/disable_ipv6", "1"),
+        may("ipv6/conf/default/disable_ipv6", "1"),
+        must("ipv4/conf/all/send_redirects", "0"),
+        must("ipv4/conf/default/send_redirects", "0"),
+        must("ipv4/conf/all/accept_redirects", "0"),
+    ]
+}
+
+/// What the security groups rest on: bridged packets pass iptables, and a cut TCP flow cannot begin in its middle.
+pub(crate) fn groups() -> Vec<Setting> {
+    vec![
+        must("bridge/bridge-nf-call-iptables", "1"),
+        may("bridge/bridge-nf-call-arptables", "0"),
+        must("netfilter/nf_conntrack_tcp_loose", "0"),
+    ]
+}
+
+/// The host's own: it forwards, and answers from its loopback may come by this link.
+pub(crate) fn host(link: &str) -> Vec<Setting> {
+    vec![
+        must("ipv4/ip_forward", "1"),
+        must(format!("ipv4/conf/{link}/route_localnet"), "1"),
+        may(format!("ipv6/conf/{link}/disable_ipv6"), "1"),
+    ]
+}
+
+/// Makes settings hold. Returns those that did not before.
+pub(crate) async fn apply(ns: &NetNs, settings: Vec<Setting>) -> Result<Vec<String>, NetError> {
+    ns.run(move || {
+        let mut changed = Vec::new();
+        for setting in &settings {
+            match set(setting) {
+                Ok(true) => changed.push(format!("net/{} = {}", setting.path, setting.value)),
+                Ok(false) => {}
+                Err(e) if setting.optional && e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing(setting)),
+                Err(e) => return Err(NetError::kernel(format!("setting net/{}", setting.path), e)),
+            }
+        }
+        Ok(changed)
+    })
+    .await?
+}
+
+/// Whether settings hold now; the first that does not, else.
+pub(crate) async fn check(ns: &NetNs, settings: Vec<Setting>) -> Result<Option<String>, NetError> {
+    ns.run(move || {
+        let holds = |s: &Setting| match fs::read_to_string(file(s)) {
+            Ok(now) => now.trim() == s.value,
+            Err(e) => s.optional && e.kind() == io::ErrorKind::NotFound,
+        };
+        settings.iter().find(|s| !holds(s)).map(|s| format!("net/{} is not {}", s.path, s.value))
+    })
+    .await
+}
+
+fn missing(setting: &Setting) -> NetError {
+    let facility = match setting.path.split('/').next() {
+        Some("bridge") => "br_netfilter (bridged packets through iptables)",
+        Some("netfilter") => "nf_conntrack (stateful rules)",
+        _ => "IPv4 forwarding",
+    };
+    NetError::MissingFacility { facility, why: format!("/proc/sys/net/{} does not exist", setting.path) }
+}
+
+fn file(setting: &Setting) -> impl AsRef<Path> + use<> {
+    Path::new("/proc/sys/net").join(&setting.path)
+}
+
+fn set(setting: &Setting) -> io::Result<bool> {
+    if fs::read_to_string(file(setting))?.trim() == setting.value {
+        return Ok(false);
+    }
+    fs::write(file(setting), setting.value)?;
+    Ok(true)
+}

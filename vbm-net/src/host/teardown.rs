@@ -1,0 +1,81 @@
+//! Removes a network by its record, from any half-made state. Goes past failures and returns them all; the record goes
+//! last, and only when nothing failed, so that what is left can be found again.
+
+use super::{exec, link::Links, netns::NetNs, record::Record};
+use crate::{NetError, names, plan::host as host_plan};
+
+/// What a teardown came to.
+#[derive(Default)]
+pub(crate) struct Torn {
+    /// A line for each thing removed.
+    pub(crate) removed: Vec<String>,
+    pub(crate) errors: Vec<NetError>,
+}
+
+impl Torn {
+    pub(crate) fn note<T>(&mut self, result: Result<T, NetError>) -> Option<T> {
+        result.map_err(|e| self.errors.push(e)).ok()
+    }
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.removed.extend(other.removed);
+        self.errors.extend(other.errors);
+    }
+}
+
+/// Removes all of one network. The caller serialises calls for one owner's host rules.
+pub(crate) async fn network(record: &Record) -> Torn {
+    let mut torn = Torn::default();
+    let name = names::namespace(record.network);
+    let ns = NetNs::named(&name);
+    let host = NetNs::at(&record.host_namespace);
+    // Before the namespace: a process that holds a tap keeps the namespace alive, unseen, with all its links.
+    if ns.exists() {
+        let links = links(&ns, &mut torn).await;
+        torn.absorb(links);
+    }
+    if host.exists() {
+        torn.absorb(on_host(record, &host).await);
+    }
+    if torn.note(ns.delete()) == Some(true) {
+        torn.removed.push(format!("namespace {name}"));
+    }
+    if torn.errors.is_empty() {
+        torn.note(record.remove());
+    }
+    torn
+}
+
+async fn links(ns: &NetNs, outer: &mut Torn) -> Torn {
+    let mut torn = Torn::default();
+    let Some(links) = outer.note(Links::open(ns).await) else { return torn };
+    let Some(all) = outer.note(links.list().await) else { return torn };
+    for link in all {
+        let ours = link.name.starts_with(names::TAP_PREFIX) || [names::UPLINK, names::BRIDGE].contains(&&*link.name);
+        if ours && torn.note(links.delete(&link.name).await) == Some(true) {
+            torn.removed.push(format!("link {} in {}", link.name, ns.path().display()));
+        }
+    }
+    torn
+}
+
+async fn on_host(record: &Record, host: &NetNs) -> Torn {
+    let mut torn = Torn::default();
+    let link = names::transit(record.network);
+    if let Some(links) = torn.note(Links::open(host).await)
+        && torn.note(links.delete(&link).await) == Some(true)
+    {
+        torn.removed.push(format!("link {link}"));
+    }
+    if let Some(observed) = torn.note(exec::iptables_read(host).await) {
+        let diff = host_plan::diff(&record.owner, record.network, None, &observed);
+        if !diff.script.is_empty() && torn.note(exec::iptables_write(host, &diff.script).await).is_some() {
+            torn.removed.extend(diff.changes);
+        }
+    }
+    if let Some(transit) = record.transit() {
+        let inner = transit.inner().to_string();
+        // Answers 1 when there is none, which is fine.
+        torn.note(exec::run(host, exec::Program::Conntrack, &["-D", "-f", "ipv4", "--reply-src", &inner], "").await);
+    }
+    torn
+}

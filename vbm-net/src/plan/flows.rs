@@ -1,0 +1,169 @@
+//! Which running flows a change must cut: those that the new rules and forwards would not let begin.
+//!
+//! Removing a rule does not end a flow: the kernel remembers it and lets its packets pass as `ESTABLISHED`. So after
+//! each change the flows towards VMs are read, judged by the same rules, and those that fail are
+//! deleted. `nf_conntrack_tcp_loose` is off in the namespace, so that a cut TCP flow cannot begin again in its middle.
+
+use super::{Transit, allows, inside};
+use crate::{DesiredNetwork, Validated};
+use std::net::Ipv4Addr;
+use vbm_core::Protocol;
+
+/// One flow of the kernel's table, as `conntrack -L` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    /// `tcp`, `udp`, `icmp`; others as their number's name.
+    pub protocol: String,
+    /// Who began it.
+    pub from: Ipv4Addr,
+    /// Whom it was sent to, before any translation.
+    pub to: Ipv4Addr,
+    /// The originator's port, where there are ports.
+    pub from_port: Option<u16>,
+    /// The destination port, before any translation.
+    pub to_port: Option<u16>,
+    /// Who answers: the VM itself, after translation.
+    pub answerer: Ipv4Addr,
+    /// The port that answers.
+    pub answerer_port: Option<u16>,
+}
+
+/// Reads `conntrack -L`; lines that are no flow are passed over.
+pub fn parse(text: &str) -> Vec<Flow> {
+    text.lines().filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &str) -> Option<Flow> {
+    let protocol = line.split_whitespace().next()?.to_owned();
+    let field = |key: &str, nth: usize| {
+        line.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('=')).nth(nth)
+    };
+    let address = |key, nth| field(key, nth).and_then(|v| v.parse().ok());
+    let port = |key, nth| field(key, nth).and_then(|v| v.parse().ok());
+    Some(Flow {
+        protocol,
+        from: address("src", 0)?,
+        to: address("dst", 0)?,
+        from_port: port("sport", 0),
+        to_port: port("dport", 0),
+        answerer: address("src", 1)?,
+        answerer_port: port("sport", 1),
+    })
+}
+
+/// The flows that may not go on.
+pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: &[Flow]) -> Vec<Flow> {
+    flows.iter().filter(|flow| !may_go_on(net, transit, flow)).cloned().collect()
+}
+
+fn may_go_on(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flow: &Flow) -> bool {
+    let inside = |a: Ipv4Addr| net.spec.cidr.contains(&a);
+    // Out of the network, or begun by what is no VM's address: groups do not speak of it.
+    if !inside(flow.answerer) || flow.answerer == net.spec.gateway {
+        return !inside(flow.from) || flow.from == net.spec.gateway || net.ports.iter().any(|p| p.address == flow.from);
+    }
+    let Some(port) = net.ports.iter().find(|p| p.address == flow.answerer) else { return false };
+    if inside(flow.from) && flow.from != net.spec.gateway && !net.ports.iter().any(|p| p.address == flow.from) {
+        return false;
+    }
+    let protocol = match flow.protocol.as_str() {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "icmp" => Protocol::Icmp,
+        _ => Protocol::Any,
+    };
+    let by_forward = transit.is_some_and(|t| t.inner() == flow.to);
+    if by_forward {
+        let doors = inside::doors(net);
+        let stands = inside::forwards(net).into_iter().any(|(forward, target)| {
+            forward.protocol == protocol
+                && Some(doors[&forward.id]) == flow.to_port
+                && target.address == flow.answerer
+                && Some(forward.target_port) == flow.answerer_port
+        });
+        if !stands {
+            return false;
+        }
+    }
+    allows(&port.rules, protocol, flow.from, flow.answerer_port)
+}
+
+/// Of the host's flows that a namespace answers, those whose forward is gone or leads elsewhere now.
+pub fn stale_at_host(net: &Validated<DesiredNetwork>, transit: Transit, flows: &[Flow]) -> Vec<Flow> {
+    let doors = inside::doors(net);
+    let stands = |flow: &Flow| {
+        inside::forwards(net).into_iter().any(|(forward, _)| {
+            forward.protocol.to_string() == flow.protocol
+                && Some(doors[&forward.id]) == flow.answerer_port
+                && Some(forward.listen_port) == flow.to_port
+                && forward.listen_address.is_none_or(|a| a == flow.to)
+        })
+    };
+    let forwarded = |flow: &&Flow| flow.answerer == transit.inner() && flow.to != transit.inner();
+    flows.iter().filter(forwarded).filter(|flow| !stands(flow)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::lab;
+    use proptest::prelude::*;
+    use vbm_core::NetworkMode;
+
+    const TCP: &str = "tcp      6 431999 ESTABLISHED src=192.0.2.9 dst=169.254.64.3 sport=4000 dport=8080 src=10.77.0.10 dst=192.0.2.9 sport=80 dport=4000 [ASSURED] mark=0 use=1";
+
+    fn transit() -> Option<Transit> {
+        Transit::new("169.254.64.2/31".parse().unwrap())
+    }
+
+    #[test]
+    fn a_flow_is_read_as_conntrack_prints_it() {
+        let flow = &parse(TCP)[0];
+        assert_eq!((flow.protocol.as_str(), flow.to_port, flow.answerer_port), ("tcp", Some(8080), Some(80)));
+        assert_eq!(flow.answerer, Ipv4Addr::new(10, 77, 0, 10));
+        assert_eq!(parse("conntrack v1.4.7 (conntrack-tools): 0 flow entries have been shown."), []);
+    }
+
+    #[test]
+    fn a_flow_goes_on_as_long_as_its_rule_and_its_forward_stand() {
+        let net = lab(NetworkMode::Nat);
+        let flows = parse(TCP);
+        assert_eq!(to_cut(&net, transit(), &flows), []);
+        let mut no_rule = net.clone().into_inner();
+        no_rule.ports[0].rules.clear();
+        let no_rule = Validated::<DesiredNetwork>::new(no_rule).unwrap();
+        assert_eq!(to_cut(&no_rule, transit(), &flows), flows);
+        let mut no_forward = net.into_inner();
+        no_forward.forwards.clear();
+        let no_forward = Validated::<DesiredNetwork>::new(no_forward).unwrap();
+        assert_eq!(to_cut(&no_forward, transit(), &flows), flows);
+    }
+
+    #[test]
+    fn what_a_vm_began_goes_on_unless_the_vm_is_gone() {
+        let net = lab(NetworkMode::Nat);
+        let flow = |from: &str, answerer: &str| {
+            parse(&format!("udp 17 29 src={from} dst={answerer} sport=1 dport=53 src={answerer} dst={from} sport=53 dport=1"))
+        };
+        assert_eq!(to_cut(&net, transit(), &flow("10.77.0.10", "192.0.2.9")), []);
+        assert_eq!(to_cut(&net, transit(), &flow("10.77.0.99", "192.0.2.9")).len(), 1);
+        assert_eq!(to_cut(&net, transit(), &flow("10.77.0.10", "10.77.0.11")).len(), 1);
+        assert_eq!(to_cut(&net, transit(), &flow("192.0.2.9", "10.77.0.99")).len(), 1);
+    }
+
+    #[test]
+    fn the_host_forgets_flows_of_a_forward_that_is_gone() {
+        let host = "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=192.0.2.1 sport=4000 dport=8080 src=169.254.64.3 dst=192.0.2.9 sport=8080 dport=4000 [ASSURED]";
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        let with = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        assert_eq!(stale_at_host(&with, transit().unwrap(), &parse(host)), []);
+        net.forwards.clear();
+        let without = Validated::<DesiredNetwork>::new(net).unwrap();
+        assert_eq!(stale_at_host(&without, transit().unwrap(), &parse(host)).len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn reading_garbage_never_panics(text in "(tcp|src=|dst=|[0-9. =]){0,40}") { parse(&text); }
+    }
+}

@@ -1,0 +1,269 @@
+//! The guard: who a port may pretend to be, and what may be put on its wire. nft, family bridge.
+//!
+//! ```text
+//!   tap --> prerouting (drop)  verdict map by tap --> in-<port>: its MAC, its ARP sender, its IPv4 source,
+//!                                                     never a DHCP server, nothing but ARP and IPv4
+//!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IPv4 for its address; DHCP answers to its MAC
+//! ```
+//!
+//! It runs at priority -300, before `br_netfilter` hands packets to iptables, so no `ESTABLISHED` can overtake
+//! it. A tap that the maps do not name carries nothing. Networks are IPv4 only for now: IPv6, and with it router
+//! advertisements, is dropped like every other protocol. ARP probes (RFC 5227, sender 0.0.0.0) pass.
+
+use crate::{DesiredNetwork, DesiredPort, Validated, names};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+/// Before `br_netfilter` (0) and everything else.
+const PRIORITY: i32 = -300;
+/// Where `chaddr` stands behind the start of the UDP header: 8 bytes of UDP, 28 of BOOTP (RFC 951), in bits.
+const CHADDR_AT_BITS: u32 = (8 + 28) * 8;
+const IN_MAP: &str = "in";
+const TO_MAP: &str = "to";
+const MAPS: [&str; 2] = [IN_MAP, TO_MAP];
+
+/// The guard of one namespace: chains by name, and the two maps from tap to chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Lines of each chain, as `nft -s -nn list` prints them.
+    pub chains: BTreeMap<String, Vec<String>>,
+    /// Elements of each map: `"tap" : jump chain`.
+    pub maps: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// The guard that is wanted.
+pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
+    let mut guard = Guard::default();
+    for (hook, key, map) in [("prerouting", "iifname", IN_MAP), ("postrouting", "oifname", TO_MAP)] {
+        let lines = vec![
+            format!("type filter hook {hook} priority {PRIORITY}; policy drop;"),
+            format!("{key} vmap @{map}"),
+        ];
+        guard.chains.insert(hook.into(), lines);
+        guard.maps.insert(map.into(), BTreeSet::new());
+    }
+    for port in &net.ports {
+        let tap = names::tap(port.id);
+        for (map, chain, lines) in [
+            (IN_MAP, names::guard_in(port.id), from_port(port)),
+            (TO_MAP, names::guard_to(port.id), to_port(port)),
+        ] {
+            guard.maps.entry(map.into()).or_default().insert(format!("\"{tap}\" : jump {chain}"));
+            guard.chains.insert(chain, lines);
+        }
+    }
+    guard
+}
+
+fn from_port(port: &DesiredPort) -> Vec<String> {
+    let (mac, ip) = (port.mac, port.address);
+    vec![
+        format!("ether saddr != {mac} drop"),
+        format!("arp saddr ether != {mac} drop"),
+        "arp operation 1 arp saddr ip 0.0.0.0 accept".into(),
+        format!("arp saddr ip {ip} accept"),
+        "ether type != 0x0800 drop".into(),
+        "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept".into(),
+        format!("ip saddr != {ip} drop"),
+        "udp sport 67 drop".into(),
+        "accept".into(),
+    ]
+}
+
+fn to_port(port: &DesiredPort) -> Vec<String> {
+    let mac: String = port.mac.octets().iter().map(|b| format!("{b:02x}")).collect();
+    vec![
+        "ether type 0x0806 accept".into(),
+        format!("ip daddr {} accept", port.address),
+        format!(
+            "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
+            mac.trim_start_matches('0')
+        ),
+        "drop".into(),
+    ]
+}
+
+/// Reads `nft -s -nn list table bridge vbm`.
+pub fn parse(text: &str) -> Guard {
+    enum In { Nothing, Chain(String), Map(String) }
+    let mut guard = Guard::default();
+    let mut inside = In::Nothing;
+    let mut elements = false;
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = block(line, "chain") {
+            guard.chains.entry(name.clone()).or_default();
+            inside = In::Chain(name);
+        } else if let Some(name) = block(line, "map") {
+            guard.maps.entry(name.clone()).or_default();
+            inside = In::Map(name);
+        } else if line == "}" {
+            inside = In::Nothing;
+        } else {
+            match &inside {
+                In::Chain(name) if !line.is_empty() => {
+                    guard.chains.entry(name.clone()).or_default().push(line.to_owned());
+                }
+                In::Map(name) => {
+                    let rest = line.strip_prefix("elements = {");
+                    elements |= rest.is_some();
+                    if elements {
+                        let rest = rest.unwrap_or(line);
+                        elements = !rest.contains('}');
+                        let found = rest.trim_end_matches('}').split(',').map(str::trim).filter(|e| !e.is_empty());
+                        guard.maps.entry(name.clone()).or_default().extend(found.map(str::to_owned));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    guard
+}
+
+fn block(line: &str, kind: &str) -> Option<String> {
+    let name = line.strip_prefix(kind)?.strip_prefix(' ')?.strip_suffix(" {")?;
+    (!name.contains(' ')).then(|| name.to_owned())
+}
+
+/// The script that turns the observed guard into the desired one, and a line a change; empty when they are equal.
+/// One `nft -f` runs it as one transaction.
+pub fn diff(want: &Guard, have: &Guard) -> (String, Vec<String>) {
+    if want == have {
+        return (String::new(), Vec::new());
+    }
+    let skeleton = |g: &Guard| -> Option<Vec<Vec<String>>> {
+        let chains = ["prerouting", "postrouting"].iter().map(|c| g.chains.get(*c).cloned()).collect::<Option<_>>()?;
+        MAPS.iter().all(|m| g.maps.contains_key(*m)).then_some(chains)
+    };
+    if skeleton(want) != skeleton(have) {
+        return (whole(want), vec!["the guard".into()]);
+    }
+    changes(want, have)
+}
+
+/// The whole table, replacing what stands.
+fn whole(want: &Guard) -> String {
+    let t = names::GUARD_TABLE;
+    let mut script = format!("table bridge {t}\ndelete table bridge {t}\ntable bridge {t} {{\n");
+    let mut put = |text: std::fmt::Arguments<'_>| {
+        // A String never refuses to be written to.
+        let _infallible = script.write_fmt(text);
+    };
+    for (name, elements) in &want.maps {
+        put(format_args!("map {name} {{\ntype ifname : verdict\n"));
+        if !elements.is_empty() {
+            let all: Vec<_> = elements.iter().map(String::as_str).collect();
+            put(format_args!("elements = {{ {} }}\n", all.join(", ")));
+        }
+        put(format_args!("}}\n"));
+    }
+    for (name, lines) in &want.chains {
+        put(format_args!("chain {name} {{\n{}\n}}\n", lines.join("\n")));
+    }
+    script + "}\n"
+}
+
+/// Only the chains and elements that differ. Elements go before the chains that they jump to, and come after.
+fn changes(want: &Guard, have: &Guard) -> (String, Vec<String>) {
+    let t = names::GUARD_TABLE;
+    let [mut first, mut chains, mut rules, mut last, mut gone] = [const { String::new() }; 5];
+    let mut told = Vec::new();
+    let element = |out: &mut String, verb: &str, map: &str, e: &str| {
+        // Deleting takes the key alone.
+        let e = if verb == "delete" { e.split(" : ").next().unwrap_or(e) } else { e };
+        *out += &format!("{verb} element bridge {t} {map} {{ {e} }}\n");
+    };
+    for map in MAPS {
+        let (w, h) = (&want.maps[map], &have.maps[map]);
+        h.difference(w).for_each(|e| element(&mut first, "delete", map, e));
+        w.difference(h).for_each(|e| element(&mut last, "add", map, e));
+    }
+    for (name, lines) in want.chains.iter().filter(|(n, lines)| have.chains.get(*n) != Some(lines)) {
+        told.push(format!("guard {name}"));
+        chains += &format!("add chain bridge {t} {name}\nflush chain bridge {t} {name}\n");
+        for line in lines {
+            rules += &format!("add rule bridge {t} {name} {line}\n");
+        }
+    }
+    for name in have.chains.keys().filter(|n| !want.chains.contains_key(*n)) {
+        told.push(format!("no more guard {name}"));
+        gone += &format!("flush chain bridge {t} {name}\ndelete chain bridge {t} {name}\n");
+    }
+    if told.is_empty() {
+        told.push("taps of the guard".into());
+    }
+    ([first, chains, rules, last, gone].concat(), told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::lab;
+    use proptest::prelude::*;
+    use vbm_core::NetworkMode;
+
+    const LISTED: &str = "table bridge vbm {\n\tmap in {\n\t\ttype ifname : verdict\n\t\telements = { \"tap0000000a\" : jump in-0000000a,\n\t\t\t     \"tap0000000b\" : jump in-0000000b }\n\t}\n\n\tmap to {\n\t\ttype ifname : verdict\n\t}\n\n\tchain prerouting {\n\t\ttype filter hook prerouting priority -300; policy drop;\n\t\tiifname vmap @in\n\t}\n}\n";
+
+    #[test]
+    fn what_nft_lists_is_read() {
+        let guard = parse(LISTED);
+        assert_eq!(guard.maps["in"].len(), 2);
+        assert!(guard.maps["in"].contains("\"tap0000000b\" : jump in-0000000b"));
+        assert!(guard.maps["to"].is_empty());
+        assert_eq!(guard.chains["prerouting"][1], "iifname vmap @in");
+    }
+
+    #[test]
+    fn what_is_written_whole_is_what_is_wanted() {
+        let want = render(&lab(NetworkMode::Nat));
+        let (script, told) = diff(&want, &Guard::default());
+        assert_eq!(parse(&script), want);
+        assert_eq!(told, ["the guard"]);
+        assert_eq!(diff(&want, &want), (String::new(), Vec::new()));
+    }
+
+    #[test]
+    fn a_port_may_be_nobody_but_itself() {
+        let want = render(&lab(NetworkMode::Nat));
+        assert_eq!(
+            want.chains["in-0000000a"],
+            [
+                "ether saddr != 52:54:00:77:00:00 drop",
+                "arp saddr ether != 52:54:00:77:00:00 drop",
+                "arp operation 1 arp saddr ip 0.0.0.0 accept",
+                "arp saddr ip 10.77.0.10 accept",
+                "ether type != 0x0800 drop",
+                "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+                "ip saddr != 10.77.0.10 drop",
+                "udp sport 67 drop",
+                "accept",
+            ]
+        );
+    }
+
+    #[test]
+    fn adding_and_removing_one_port_touches_no_other() {
+        let both = render(&lab(NetworkMode::Nat));
+        let mut one = lab(NetworkMode::Nat).into_inner();
+        one.ports.pop();
+        one.forwards.clear();
+        let one = render(&Validated::<DesiredNetwork>::new(one).unwrap());
+        let (script, _) = diff(&both, &one);
+        assert!(script.contains("add chain bridge vbm in-0000000b") && !script.contains("0000000a"), "{script}");
+        let (script, _) = diff(&one, &both);
+        assert_eq!(
+            script,
+            "delete element bridge vbm in { \"tap0000000b\" }\n\
+             delete element bridge vbm to { \"tap0000000b\" }\n\
+             flush chain bridge vbm in-0000000b\ndelete chain bridge vbm in-0000000b\n\
+             flush chain bridge vbm to-0000000b\ndelete chain bridge vbm to-0000000b\n"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn reading_garbage_never_panics(text in "(chain|map|elements = |[a-z {}\",:\\n\\t])*") { parse(&text); }
+    }
+}

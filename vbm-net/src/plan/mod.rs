@@ -1,0 +1,81 @@
+//! From what is wanted to the exact text of rules: pure functions, no I/O.
+//!
+//! ```text
+//!   Validated<DesiredNetwork> --inside::render--> Tables   --+
+//!                             --guard::render---> Guard    --+-- diff(observed) --> script or nothing
+//!                             --host::render----> HostRules--+
+//!   iptables-save, nft list  --parse------------> observed --+
+//! ```
+//!
+//! Rules are written in the very form in which `iptables-save` and `nft list` print them, so that reading back
+//! is a comparison of text: no hash to trust, no rule that merely looks applied. Each script is one transaction of
+//! the kernel: either the whole new set stands or the whole old one.
+
+pub mod flows;
+pub mod guard;
+pub mod host;
+pub mod inside;
+pub mod tables;
+pub mod transit;
+
+use ipnet::Ipv4Net;
+use std::net::Ipv4Addr;
+use vbm_core::{Protocol, Rule};
+
+/// The addresses between host and namespace: a /31 (RFC 3021), the host has the even one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Transit(Ipv4Net);
+
+impl Transit {
+    /// From its /31; `None` for any other size.
+    pub fn new(net: Ipv4Net) -> Option<Self> {
+        (net.prefix_len() == 31).then(|| Self(net.trunc()))
+    }
+    /// The /31.
+    pub const fn net(self) -> Ipv4Net {
+        self.0
+    }
+    /// The host's end.
+    pub fn host(self) -> Ipv4Addr {
+        self.0.network()
+    }
+    /// The namespace's end.
+    pub fn inner(self) -> Ipv4Addr {
+        self.0.broadcast()
+    }
+}
+
+/// Whether a port's rules let a new flow in. The oracle for tests, and what decides which flows a change cuts.
+pub fn allows(rules: &[Rule], protocol: Protocol, from: Ipv4Addr, to_port: Option<u16>) -> bool {
+    rules.iter().any(|rule| {
+        (rule.protocol == Protocol::Any || rule.protocol == protocol)
+            && rule.ports.is_none_or(|ports| to_port.is_some_and(|port| ports.contains(port)))
+            && rule.from.is_none_or(|net| net.contains(&from))
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    use crate::{DesiredNetwork, Validated, conformance::Fixture};
+    use vbm_core::{NetworkMode, SeededIds};
+
+    /// Two ports, the first open for some traffic; one forward of each kind.
+    pub(crate) fn lab(mode: NetworkMode) -> Validated<DesiredNetwork> {
+        let ids = SeededIds::new(1);
+        let fixture = Fixture::new(&ids);
+        let mut net = fixture.network(mode, 2);
+        net.id = "0190b6f2-4c1e-7cc3-a7a4-0d1f0000beef".parse().unwrap();
+        net.ports[0].id = "0190b6f2-4c1e-7cc3-a7a4-0d1f0000000a".parse().unwrap();
+        net.ports[1].id = "0190b6f2-4c1e-7cc3-a7a4-0d1f0000000b".parse().unwrap();
+        net.ports[0].rules =
+            ["tcp/80", "udp/5000-5010@10.0.0.0/8", "icmp", "any@192.168.0.0/16"].map(|r| r.parse().unwrap()).into();
+        if mode == NetworkMode::Nat {
+            net.forwards.push(fixture.forward(8080, net.ports[0].id, 80));
+            let mut second = fixture.forward(8080, net.ports[1].id, 81);
+            second.listen_address = Some([192, 0, 2, 1].into());
+            second.protocol = vbm_core::Protocol::Udp;
+            net.forwards.push(second);
+        }
+        Validated::<DesiredNetwork>::new(net).unwrap()
+    }
+}

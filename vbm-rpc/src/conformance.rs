@@ -1,0 +1,223 @@
+//! What every transport must do, as tests that anyone's transport can run.
+//!
+//! Each function is one sentence about the bus, takes a transport whose bus is empty, and panics when the sentence is not
+//! true. [`transport_conformance!`](crate::transport_conformance) makes one test of each:
+//!
+//! ```
+//! mod memory {
+//!     vbm_rpc::transport_conformance! {
+//!         [#[tokio::test(start_paused = true)]]
+//!         async { Some((vbm_rpc::memory::MemoryBus::new().into(), ())) }
+//!     }
+//! }
+//! # fn main() {}
+//! ```
+//!
+//! The second part is a future of the transport and of whatever must live as long as the test; `None` leaves the test
+//! out, and has said why.
+
+mod calls;
+mod life;
+mod routes;
+
+pub use calls::*;
+pub use life::*;
+pub use routes::*;
+
+use crate::{Bus, CallOptions, Context, Member, Method, Route, Router, Service, transport::Transport};
+use serde::{Deserialize, Serialize};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{sleep, timeout};
+use vbm_core::{Error, ErrorKind, NodePath};
+
+/// One test for each sentence: attributes of the tests in brackets, then a future of `Some((transport, guard))`.
+#[macro_export]
+macro_rules! transport_conformance {
+    ([$($attribute:tt)*] $fixture:expr) => {
+        $crate::transport_conformance! { @all [$($attribute)*] $fixture;
+            a_call_comes_back_with_its_reply
+            a_refusal_arrives_as_it_was_made
+            an_unknown_method_is_no_route
+            a_panic_of_a_handler_is_a_refusal_and_not_the_end
+            a_call_with_no_time_left_is_not_started
+            a_slow_handler_is_lost_and_known_to_have_started
+            a_dropped_call_cancels_its_handler
+            a_repeated_key_gets_the_recorded_answer
+            a_key_used_for_another_request_is_a_conflict
+            duplicates_of_a_running_request_share_its_answer
+            a_refusal_that_changed_nothing_may_be_tried_again_with_its_key
+            a_stale_epoch_is_refused
+            a_payload_over_the_limit_is_refused_and_one_at_the_limit_passes
+            both_codecs_carry_a_call
+            a_thousand_calls_are_in_flight_at_once
+            both_directions_work_at_once_on_one_attachment
+            a_route_to_the_wrong_verb_is_refused
+            nobody_there_is_no_route_at_once
+            any_picks_exactly_one_member
+            scopes_are_prefixes_of_paths_at_every_depth
+            a_cast_runs_once
+            a_broadcast_reaches_all_below_its_scope
+            a_broadcast_names_the_silent
+            a_broadcast_ends_at_its_quorum
+            a_later_joiner_sees_no_old_broadcast
+            presence_tells_who_is_there_and_what_they_can
+            a_restarted_worker_serves_again
+            a_request_waits_for_a_killed_worker_to_return
+            a_request_whose_deadline_passed_in_the_queue_is_never_started
+            a_request_of_a_killed_worker_for_any_goes_to_another
+            who_attaches_last_has_the_path
+            a_shutdown_ends_every_task_and_every_wait
+            a_shutdown_lets_running_handlers_answer
+            a_bad_member_is_refused
+        }
+    };
+    (@all $attributes:tt $fixture:expr; $($name:ident)*) => {
+        $($crate::transport_conformance! { @one $attributes $fixture; $name })*
+    };
+    (@one [$($attribute:tt)*] $fixture:expr; $name:ident) => {
+        $($attribute)*
+        async fn $name() {
+            let fixture: Option<(std::sync::Arc<dyn $crate::Transport>, _)> = $fixture.await;
+            let Some((transport, _guard)) = fixture else { return };
+            $crate::conformance::$name(transport).await;
+        }
+    };
+}
+
+/// No sentence takes longer than this to be true or false.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A deadline that is not meant to be met.
+const SHORT: Duration = Duration::from_millis(400);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Ask {
+    text: String,
+    wait_ms: u64,
+}
+
+/// Gives the text back with the path of who answered; waits first.
+struct Echo;
+impl Method for Echo {
+    const NAME: &'static str = "conformance.echo";
+    const FENCED: bool = false;
+    type Request = Ask;
+    type Reply = (NodePath, String);
+}
+
+/// Counts, behind the epoch gate.
+struct Count;
+impl Method for Count {
+    const NAME: &'static str = "conformance.count";
+    type Request = String;
+    type Reply = u64;
+}
+
+/// Nobody answers it.
+struct Unknown;
+impl Method for Unknown {
+    const NAME: &'static str = "conformance.unknown";
+    type Request = ();
+    type Reply = ();
+}
+
+/// What the workers of one test share.
+#[derive(Clone, Default)]
+struct Seen {
+    started: Arc<AtomicUsize>,
+    cancelled: Arc<AtomicUsize>,
+    count: Arc<AtomicU64>,
+}
+
+impl Seen {
+    fn started(&self) -> usize {
+        self.started.load(Ordering::SeqCst)
+    }
+}
+
+fn path(text: &str) -> NodePath {
+    text.parse().expect("a path")
+}
+fn worker() -> Service {
+    Service::new("worker").expect("a name")
+}
+fn ask(text: &str) -> Ask {
+    Ask { text: text.into(), wait_ms: 0 }
+}
+fn slow(wait: Duration) -> Ask {
+    Ask { text: "slow".into(), wait_ms: wait.as_millis().try_into().unwrap_or(u64::MAX) }
+}
+fn within(deadline: Duration) -> CallOptions {
+    CallOptions::default().deadline(deadline)
+}
+
+/// A boot id never used before in this process.
+fn boot() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("boot-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn router(at: &NodePath, seen: &Seen) -> Router {
+    let (at, echo, count) = (at.clone(), seen.clone(), seen.clone());
+    Router::new()
+        .method::<Echo, _, _>(move |context: Context, ask: Ask| {
+            let (at, seen) = (at.clone(), echo.clone());
+            async move {
+                seen.started.fetch_add(1, Ordering::SeqCst);
+                tokio::select! {
+                    () = sleep(Duration::from_millis(ask.wait_ms)) => {}
+                    () = context.cancelled.cancelled() => { seen.cancelled.fetch_add(1, Ordering::SeqCst); }
+                }
+                match ask.text.as_str() {
+                    "refuse" => Err(Error::new(ErrorKind::Conflict, "no", "because", "do this")),
+                    "panic" => panic!("on request of a test"),
+                    _ => Ok((at, ask.text)),
+                }
+            }
+        })
+        .method::<Count, _, _>(move |_context: Context, _name: String| {
+            let seen = count.clone();
+            async move { Ok(seen.count.fetch_add(1, Ordering::SeqCst) + 1) }
+        })
+}
+
+async fn client(transport: &Arc<dyn Transport>, at: &str) -> Bus {
+    let member = Member::new(path(at), boot());
+    Bus::attach(transport.clone(), member, Router::new()).await.expect("a client attaches")
+}
+
+async fn serve(transport: &Arc<dyn Transport>, at: &str, seen: &Seen) -> Bus {
+    let member = Member::new(path(at), boot()).service(worker());
+    Bus::attach(transport.clone(), member, router(&path(at), seen)).await.expect("a worker attaches")
+}
+
+/// Waits until something is true; it is looked at again after a short pause, at most for [`PATIENCE`].
+async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let watch = async {
+        while !is_true() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
+}
+
+/// Nothing on the bus may hang: the future ends within [`PATIENCE`].
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("this hangs: {what}"))
+}
+
+async fn echo(bus: &Bus, route: &Route, text: &str) -> (NodePath, String) {
+    soon("a call", bus.call::<Echo>(route, &ask(text), within(PATIENCE))).await.expect("a reply")
+}
+
+async fn end(buses: impl IntoIterator<Item = Bus>) {
+    for bus in buses {
+        soon("a shutdown", bus.shutdown()).await;
+    }
+}

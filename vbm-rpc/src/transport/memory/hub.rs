@@ -1,0 +1,422 @@
+//! The state of a memory bus: who is present, what is kept for whom. Synchronous; one lock, held for map operations.
+
+use super::{
+    QUEUE_MAX_PER_NODE,
+    faults::{Dice, Faults},
+};
+use crate::{
+    BusError, MemberInfo, Route, Service, limits,
+    transport::{Completion, Delivery, Destination, Inbound, Keeper, SendError, Sent},
+};
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use vbm_core::NodePath;
+
+#[derive(Default)]
+pub(super) struct Hub {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<NodePath, Node>,
+    /// For a service that nobody offers now: its last member went with it undone.
+    orphans: Vec<Entry>,
+    next: u64,
+    dice: Dice,
+}
+
+/// What belongs to a path.
+#[derive(Default)]
+struct Node {
+    kept: BTreeMap<u64, Entry>,
+    /// Of `kept`, what the present process was not given yet, by when it may be.
+    ready: BTreeSet<(Instant, u64)>,
+    replies: BTreeMap<(Instant, u64), Bytes>,
+    present: Option<Present>,
+}
+
+struct Present {
+    info: MemberInfo,
+    inbound: Inbound,
+    seat: Arc<Seat>,
+    /// Gone without a word: counts as present until then.
+    dead_at: Option<Instant>,
+    /// Retired: gets replies only.
+    retired: bool,
+}
+
+impl Present {
+    fn live(&self, now: Instant) -> bool {
+        !self.retired && self.dead_at.is_none_or(|at| now < at)
+    }
+}
+
+struct Entry {
+    frame: Bytes,
+    since: Instant,
+    until: Instant,
+    origin: Origin,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Origin {
+    Node,
+    Any(NodePath, Service),
+    All,
+}
+
+/// One attachment's place.
+pub(super) struct Seat {
+    path: NodePath,
+    pub(super) serial: u64,
+    requests: Notify,
+    replies: Notify,
+    pub(super) ended: watch::Sender<Option<BusError>>,
+}
+
+impl Seat {
+    pub(super) fn wake(&self, lane: Pumped) -> &Notify {
+        match lane {
+            Pumped::Requests => &self.requests,
+            Pumped::Replies => &self.replies,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pumped {
+    Requests,
+    Replies,
+}
+
+pub(super) enum Next {
+    Request(Delivery),
+    Reply(Bytes),
+    Wait(Option<Instant>),
+    Ended,
+}
+
+/// Forgets an entry when it is completed.
+struct Kept {
+    hub: Arc<Hub>,
+    path: NodePath,
+    serial: u64,
+}
+
+impl Keeper for Kept {
+    fn completed(&self) {
+        if let Some(node) = self.hub.lock().nodes.get_mut(&self.path) {
+            node.kept.remove(&self.serial);
+        }
+    }
+}
+
+impl Hub {
+    pub(super) fn new(faults: Faults) -> Self {
+        let state = State { dice: Dice::new(faults), ..State::default() };
+        Self { state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_faults(&self, faults: Faults) {
+        self.lock().dice = Dice::new(faults);
+    }
+
+    pub(super) fn queued(&self, path: &NodePath) -> usize {
+        self.lock().nodes.get(path).map_or(0, |node| node.kept.len())
+    }
+
+    pub(super) fn attach(&self, info: MemberInfo, inbound: Inbound) -> Arc<Seat> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.next += 1;
+        let seat = Arc::new(Seat {
+            path: info.path.clone(),
+            serial: state.next,
+            requests: Notify::new(),
+            replies: Notify::new(),
+            ended: watch::Sender::new(None),
+        });
+        let path = info.path.clone();
+        let node = state.nodes.entry(path.clone()).or_default();
+        let present = Present { info: info.clone(), inbound, seat: seat.clone(), dead_at: None, retired: false };
+        if let Some(old) = node.present.replace(present) {
+            old.seat.ended.send_replace(Some(BusError::Displaced {
+                path: info.path.to_string(),
+                by: info.boot_id.clone(),
+            }));
+            old.seat.requests.notify_one();
+            old.seat.replies.notify_one();
+        }
+        state.give_away(&path, now);
+        for entry in std::mem::take(&mut state.orphans) {
+            state.give(entry, now);
+        }
+        // What the process before left undone, this one gets.
+        if let Some(node) = state.nodes.get_mut(&path) {
+            node.ready = node.kept.iter().map(|(serial, entry)| (entry.since, *serial)).collect();
+        }
+        seat
+    }
+
+    pub(super) fn members(&self, scope: &NodePath, now: Instant) -> Vec<MemberInfo> {
+        let state = self.lock();
+        let present = state.nodes.values().filter_map(|node| node.present.as_ref());
+        present.filter(|p| p.live(now) && scope.contains(&p.info.path)).map(|p| p.info.clone()).collect()
+    }
+
+    pub(super) fn send(
+        &self,
+        to: &Destination,
+        frame: Bytes,
+        ttl: Duration,
+        now: Instant,
+    ) -> Result<Sent, SendError> {
+        let mut state = self.lock();
+        match to {
+            Destination::Inbox { path, boot_id } => {
+                let copies = state.dice.copies();
+                state.next += 1;
+                let serial = state.next;
+                let Some(node) = state.nodes.get_mut(path) else {
+                    return Err(SendError::NoRoute("the asker is gone".into()));
+                };
+                let Some(present) = node.present.as_ref().filter(|p| p.info.boot_id == *boot_id) else {
+                    return Err(SendError::NoRoute("the asker is gone".into()));
+                };
+                if present.dead_at.is_some() {
+                    return Ok(Sent::default());
+                }
+                let (inbound, seat) = (present.inbound.clone(), present.seat.clone());
+                let mut direct = 0;
+                for delay in copies {
+                    if delay.is_zero() {
+                        direct += 1;
+                    } else {
+                        node.replies.insert((now + delay, serial), frame.clone());
+                        seat.replies.notify_one();
+                    }
+                }
+                drop(state);
+                for _ in 0..direct {
+                    inbound.control(frame.clone());
+                }
+                Ok(Sent::default())
+            }
+            Destination::Route(route) => state.request(route, &frame, ttl, now),
+        }
+    }
+
+    /// What a pump moves next.
+    pub(super) fn next(self: &Arc<Self>, seat: &Arc<Seat>, lane: Pumped, now: Instant) -> Next {
+        let mut state = self.lock();
+        state.take_over(now);
+        let death = state.next_death();
+        let Some(node) = state.nodes.get_mut(&seat.path) else { return Next::Ended };
+        if node.present.as_ref().is_none_or(|present| present.seat.serial != seat.serial) {
+            return Next::Ended;
+        }
+        if lane == Pumped::Replies {
+            return match node.replies.first_key_value() {
+                Some((&(at, serial), _)) if at <= now => {
+                    node.replies.remove(&(at, serial)).map_or(Next::Wait(None), Next::Reply)
+                }
+                Some((&(at, _), _)) => Next::Wait(Some(at)),
+                None => Next::Wait(None),
+            };
+        }
+        let retired = node.present.as_ref().is_some_and(|present| present.retired);
+        while let Some(&(at, serial)) = node.ready.first() {
+            if retired {
+                break;
+            }
+            if at > now {
+                return Next::Wait(Some(death.map_or(at, |death| death.min(at))));
+            }
+            node.ready.pop_first();
+            let Some(entry) = node.kept.get(&serial) else { continue };
+            if entry.until <= now {
+                node.kept.remove(&serial);
+                continue;
+            }
+            let keeper = Kept { hub: self.clone(), path: seat.path.clone(), serial };
+            return Next::Request(Delivery {
+                frame: entry.frame.clone(),
+                since: entry.since,
+                done: Completion::new(Arc::new(keeper)),
+            });
+        }
+        Next::Wait(death)
+    }
+
+    /// Takes the member off presence; what it took for a service and has not begun goes to others at `forget`.
+    pub(super) fn leave(&self, seat: &Seat, now: Instant) {
+        let mut state = self.lock();
+        if let Some(present) = state.present(seat) {
+            present.retired = true;
+        }
+        state.take_over(now);
+    }
+
+    pub(super) fn forget(&self, seat: &Seat, now: Instant) {
+        let mut state = self.lock();
+        if state.present(seat).is_none() {
+            return;
+        }
+        state.vacate(&seat.path, now);
+    }
+
+    pub(super) fn sever(&self, seat: &Seat, now: Instant) {
+        let mut state = self.lock();
+        if let Some(present) = state.present(seat) {
+            present.dead_at = Some(now + limits::PRESENCE_TTL);
+            present.retired = false;
+        }
+        state.wake_all();
+    }
+}
+
+impl State {
+    fn present(&mut self, seat: &Seat) -> Option<&mut Present> {
+        let present = self.nodes.get_mut(&seat.path)?.present.as_mut()?;
+        (present.seat.serial == seat.serial).then_some(present)
+    }
+
+    fn wake_all(&self) {
+        for present in self.nodes.values().filter_map(|node| node.present.as_ref()) {
+            present.seat.requests.notify_one();
+        }
+    }
+
+    fn request(&mut self, route: &Route, frame: &Bytes, ttl: Duration, now: Instant) -> Result<Sent, SendError> {
+        let until = now + ttl;
+        let entry = |origin| Entry { frame: frame.clone(), since: now, until, origin };
+        match route {
+            Route::Node(path) => {
+                let live = |p: &Present| p.live(now);
+                if !self.nodes.get(path).and_then(|node| node.present.as_ref()).is_some_and(live) {
+                    return Err(SendError::NoRoute(format!("no live process has the path {path}")));
+                }
+                self.put(path, entry(Origin::Node))?;
+                Ok(Sent::default())
+            }
+            Route::Any { scope, service } => {
+                self.put_any(scope, service, entry(Origin::Any(scope.clone(), service.clone())), now)?;
+                Ok(Sent::default())
+            }
+            Route::All { scope, service } => {
+                let members = self.serving(scope, service, now);
+                if members.is_empty() {
+                    return Err(nobody(scope, service));
+                }
+                for path in &members {
+                    self.put(path, entry(Origin::All))?;
+                }
+                Ok(Sent { members })
+            }
+        }
+    }
+
+    fn serving(&self, scope: &NodePath, service: &Service, now: Instant) -> Vec<NodePath> {
+        let present = self.nodes.values().filter_map(|node| node.present.as_ref());
+        present.filter(|p| p.live(now) && p.info.serves(scope, service)).map(|p| p.info.path.clone()).collect()
+    }
+
+    /// To the member with the least to do; in turn among equals.
+    fn put_any(&mut self, scope: &NodePath, service: &Service, entry: Entry, now: Instant) -> Result<(), SendError> {
+        let members = self.serving(scope, service, now);
+        let kept = |path: &NodePath| self.nodes.get(path).map_or(0, |node| node.kept.len());
+        let least = members.iter().map(&kept).min().ok_or_else(|| nobody(scope, service))?;
+        let idle: Vec<_> = members.iter().filter(|path| kept(path) == least).collect();
+        let turn = usize::try_from(self.next).unwrap_or(0) % idle.len();
+        let path = idle[turn].clone();
+        self.put(&path, entry)
+    }
+
+    fn put(&mut self, path: &NodePath, entry: Entry) -> Result<(), SendError> {
+        let copies = self.dice.copies();
+        let Some(node) = self.nodes.get_mut(path) else { return Ok(()) };
+        if node.kept.len() >= QUEUE_MAX_PER_NODE {
+            return Err(SendError::Overloaded(format!("{QUEUE_MAX_PER_NODE} requests wait for {path}")));
+        }
+        for delay in copies {
+            self.next += 1;
+            let copy = Entry { frame: entry.frame.clone(), origin: entry.origin.clone(), ..entry };
+            node.kept.insert(self.next, copy);
+            node.ready.insert((entry.since + delay, self.next));
+        }
+        if let Some(present) = &node.present {
+            present.seat.requests.notify_one();
+        }
+        Ok(())
+    }
+
+    fn next_death(&self) -> Option<Instant> {
+        self.nodes.values().filter_map(|node| node.present.as_ref()?.dead_at).min()
+    }
+
+    /// What dead members had taken for a service goes to live ones.
+    fn take_over(&mut self, now: Instant) {
+        if self.next_death().is_none_or(|at| now < at) {
+            return;
+        }
+        let dead = |node: &Node| node.present.as_ref().and_then(|p| p.dead_at).is_some_and(|at| at <= now);
+        let paths: Vec<_> =
+            self.nodes.iter().filter(|(_, node)| dead(node)).map(|(path, _)| path.clone()).collect();
+        for path in paths {
+            self.vacate(&path, now);
+        }
+    }
+
+    /// The member is gone.
+    fn vacate(&mut self, path: &NodePath, now: Instant) {
+        if let Some(node) = self.nodes.get_mut(path) {
+            node.present = None;
+        }
+        self.give_away(path, now);
+    }
+
+    /// Keeps what is for this very node, forgets broadcasts, and gives what was for any to who is there.
+    fn give_away(&mut self, path: &NodePath, now: Instant) {
+        let Some(node) = self.nodes.get_mut(path) else { return };
+        node.ready.clear();
+        node.replies.clear();
+        let (keep, give): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut node.kept).into_iter().partition(|(_, entry)| entry.origin == Origin::Node);
+        node.kept = keep.into_iter().filter(|(_, entry)| entry.until > now).collect();
+        if node.kept.is_empty() && node.present.is_none() {
+            self.nodes.remove(path);
+        }
+        for entry in give.into_values() {
+            self.give(entry, now);
+        }
+    }
+
+    fn give(&mut self, entry: Entry, now: Instant) {
+        let Origin::Any(scope, service) = entry.origin.clone() else { return };
+        if entry.until <= now {
+            return;
+        }
+        if self.serving(&scope, &service, now).is_empty() && self.orphans.len() < QUEUE_MAX_PER_NODE {
+            self.orphans.push(entry);
+        } else if let Err(error) = self.put_any(&scope, &service, entry, now) {
+            tracing::warn!(%scope, %service, ?error, "a request was given up: its worker left and others are full");
+        }
+    }
+}
+
+fn nobody(scope: &NodePath, service: &Service) -> SendError {
+    SendError::NoRoute(format!("no live member below {scope} offers {service}"))
+}

@@ -1,0 +1,144 @@
+//! Every key of the bus. `{...}` is the hash tag: what belongs to a shard lies in one slot of a cluster.
+//!
+//! | key | type | what | lives |
+//! |---|---|---|---|
+//! | `ns:v1:{shard}:n:<path>` | stream | requests for one node | [`STREAM_TTL`], renewed by the node |
+//! | `ns:v1:{shard}:p:<path>` | string | presence of one node, JSON | [`PRESENCE_TTL`](crate::limits::PRESENCE_TTL) |
+//! | `ns:v1:{shard}:r:<path>:<boot>` | stream | replies for one process | [`INBOX_TTL`], renewed by the process |
+//! | `ns:v1:{shard}:b` | stream | broadcasts to a shard | [`STREAM_TTL`], renewed by its members |
+//! | `ns:v1:{shard of scope}:g:<scope>:<service>` | stream, group | requests for any | [`STREAM_TTL`], renewed by its members |
+//! | `ns:v1:{shard of scope}:l:<scope>:<service>` | sorted set | who is alive: path by expiry in Redis' ms | [`STREAM_TTL`] |
+//! | `ns:v1:{shard of scope}:d:<scope>:<service>` | stream | dead letters | [`STREAM_TTL`] |
+
+use crate::Service;
+use std::time::Duration;
+use vbm_core::NodePath;
+
+/// How many names of a path make its shard: `zone/cluster`.
+const SHARD_DEPTH: usize = 2;
+/// Queues live this long after their last owner: longer than the longest deadline.
+pub(super) const STREAM_TTL: Duration = Duration::from_secs(2 * 3600);
+/// A reply inbox lives this long after its process.
+pub(super) const INBOX_TTL: Duration = Duration::from_secs(120);
+/// The one consumer group of every anycast stream.
+pub(super) const GROUP: &str = "workers";
+/// The field of an entry that holds its packed frames.
+pub(super) const FIELD_FRAMES: &str = "f";
+/// The field of a broadcast that holds its scope.
+pub(super) const FIELD_SCOPE: &str = "s";
+/// The field of a broadcast that holds its service.
+pub(super) const FIELD_SERVICE: &str = "v";
+
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+/// The shard of a node: the first names of the path that holds it.
+pub(super) fn shard(path: &NodePath) -> NodePath {
+    ancestor(&path.parent().unwrap_or_default(), SHARD_DEPTH)
+}
+
+/// A path and every scope that holds it, the root last.
+pub(super) fn scopes(path: &NodePath) -> Vec<NodePath> {
+    std::iter::successors(Some(path.clone()), NodePath::parent).collect()
+}
+
+/// The scopes of a path that can be shards.
+pub(super) fn shards_above(path: &NodePath) -> Vec<NodePath> {
+    scopes(path).into_iter().filter(|scope| scope.segments().len() <= SHARD_DEPTH).collect()
+}
+
+fn ancestor(path: &NodePath, depth: usize) -> NodePath {
+    scopes(path).into_iter().find(|scope| scope.segments().len() <= depth).unwrap_or_default()
+}
+
+impl Keys {
+    pub(super) fn new(namespace: &str) -> Self {
+        Self { prefix: format!("{namespace}:v1") }
+    }
+
+    fn at(&self, shard: &NodePath, rest: &str) -> String {
+        format!("{}:{{{shard}}}:{rest}", self.prefix)
+    }
+
+    pub(super) fn node(&self, path: &NodePath) -> String {
+        self.at(&shard(path), &format!("n:{path}"))
+    }
+    pub(super) fn presence(&self, path: &NodePath) -> String {
+        self.at(&shard(path), &format!("p:{path}"))
+    }
+    pub(super) fn inbox(&self, path: &NodePath, boot_id: &str) -> String {
+        self.at(&shard(path), &format!("r:{path}:{boot_id}"))
+    }
+    pub(super) fn broadcast(&self, shard: &NodePath) -> String {
+        self.at(shard, "b")
+    }
+    pub(super) fn any(&self, scope: &NodePath, service: &Service) -> String {
+        self.at(&ancestor(scope, SHARD_DEPTH), &format!("g:{scope}:{service}"))
+    }
+    pub(super) fn dead_letters(&self, scope: &NodePath, service: &Service) -> String {
+        self.at(&ancestor(scope, SHARD_DEPTH), &format!("d:{scope}:{service}"))
+    }
+    /// Who offers `service` below `scope`; without a service, who is there at all.
+    pub(super) fn alive(&self, scope: &NodePath, service: Option<&Service>) -> String {
+        let service = service.map_or("*", Service::as_str);
+        self.at(&ancestor(scope, SHARD_DEPTH), &format!("l:{scope}:{service}"))
+    }
+}
+
+/// The consumer name of one run of one process.
+pub(super) fn consumer(path: &NodePath, boot_id: &str) -> String {
+    format!("{path}|{boot_id}")
+}
+
+/// Path and boot id of a consumer name.
+pub(super) fn parse_consumer(name: &str) -> Option<(NodePath, &str)> {
+    let (path, boot) = name.split_once('|')?;
+    Some((path.parse().ok()?, boot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> NodePath {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_belongs_to_a_node_lies_in_the_slot_of_its_cluster() {
+        let keys = Keys::new("vbm");
+        let node = path("eu/r1/n1");
+        assert_eq!(keys.node(&node), "vbm:v1:{eu/r1}:n:eu/r1/n1");
+        assert_eq!(keys.presence(&node), "vbm:v1:{eu/r1}:p:eu/r1/n1");
+        assert_eq!(keys.inbox(&node, "b1"), "vbm:v1:{eu/r1}:r:eu/r1/n1:b1");
+        assert_eq!(keys.broadcast(&shard(&node)), "vbm:v1:{eu/r1}:b");
+        assert_eq!(keys.node(&path("n1")), "vbm:v1:{/}:n:n1");
+        assert_eq!(keys.node(&path("a/b/c/d")), "vbm:v1:{a/b}:n:a/b/c/d");
+    }
+
+    #[test]
+    fn a_group_and_its_liveness_lie_in_one_slot() {
+        let (keys, service) = (Keys::new("x"), Service::new("agent").unwrap());
+        for scope in ["/", "eu", "eu/r1", "eu/r1/x/y"] {
+            let (any, alive) = (keys.any(&path(scope), &service), keys.alive(&path(scope), Some(&service)));
+            let tag = |key: &str| key.split_once('{').unwrap().1.split_once('}').unwrap().0.to_owned();
+            assert_eq!(tag(&any), tag(&alive));
+        }
+    }
+
+    #[test]
+    fn scopes_go_up_to_the_root() {
+        let all: Vec<_> = scopes(&path("a/b/c")).iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["a/b/c", "a/b", "a", "/"]);
+        assert_eq!(scopes(&NodePath::root()).len(), 1);
+    }
+
+    #[test]
+    fn consumer_names_are_read_back() {
+        let node = path("eu/r1/n1");
+        assert_eq!(parse_consumer(&consumer(&node, "b-1")), Some((node, "b-1")));
+        assert_eq!(parse_consumer("garbage"), None);
+    }
+}

@@ -1,0 +1,242 @@
+//! Who is there: registering, asking, leaving.
+
+use super::{
+    Core,
+    config::RedisConfig,
+    connect::{Answer, Commands, Down},
+    keys::{self, GROUP, INBOX_TTL, STREAM_TTL},
+    lock, pack, scripts,
+};
+use crate::{BusError, MemberInfo, Service, limits::PRESENCE_TTL};
+use redis::{Pipeline, Value, cmd, pipe};
+use tokio::time::Instant;
+use vbm_core::NodePath;
+
+/// Whether registering takes the path from another process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// At the start: who comes last wins.
+    Take,
+    /// Later: another one who came since has won.
+    Keep,
+}
+
+/// Why registering was refused.
+pub(super) enum Refusal {
+    Displaced(String),
+    Redis(String),
+}
+
+impl Refusal {
+    pub(super) fn into_error(self, config: &RedisConfig) -> BusError {
+        match self {
+            Self::Displaced(by) => BusError::Displaced { path: String::new(), by },
+            Self::Redis(why) => BusError::Unsuitable {
+                server: config.to_string(),
+                why,
+                fix: "let this user read and write the keys of the bus and run scripts (ACL SETUSER)".into(),
+            },
+        }
+    }
+}
+
+/// The anycast queues that a member serves: scope and service.
+pub(super) fn served(me: &MemberInfo) -> Vec<(NodePath, Service)> {
+    let scopes = keys::scopes(&me.path);
+    let pairs = me.services.iter().flat_map(|service| scopes.iter().map(move |scope| (scope.clone(), service.clone())));
+    pairs.collect()
+}
+
+/// The liveness sets that a member stands in.
+fn liveness_keys(core: &Core) -> Vec<String> {
+    let services = || core.me.services.iter().map(Some).chain([None]);
+    let scopes = keys::scopes(&core.me.path);
+    scopes.iter().flat_map(|scope| services().map(move |service| core.keys.alive(scope, service))).collect()
+}
+
+fn ms(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Makes the queues, appears in presence. Gives the place in the broadcast stream from which on this member is
+/// addressed: it was read before anyone could see the member.
+pub(super) async fn register(
+    core: &Core,
+    commands: &mut Commands,
+    claim: Claim,
+) -> Result<Result<String, Refusal>, Down> {
+    let mut batch = pipe();
+    batch.add_command(cmd("TIME"));
+    let broadcast = core.keys.broadcast(&keys::shard(&core.me.path));
+    let own = [
+        (core.keys.node(&core.me.path), STREAM_TTL),
+        (core.keys.inbox(&core.me.path, &core.me.boot_id), INBOX_TTL),
+        (broadcast.clone(), STREAM_TTL),
+    ];
+    for (key, ttl) in &own {
+        // An empty stream comes of a group that is made and removed.
+        batch.cmd("XGROUP").arg("CREATE").arg(key).arg("making").arg("$").arg("MKSTREAM");
+        batch.cmd("XGROUP").arg("DESTROY").arg(key).arg("making");
+        batch.cmd("PEXPIRE").arg(key).arg(ms(*ttl));
+    }
+    for (scope, service) in served(&core.me) {
+        let key = core.keys.any(&scope, &service);
+        batch.cmd("XGROUP").arg("CREATE").arg(&key).arg(GROUP).arg("0").arg("MKSTREAM");
+        batch.cmd("PEXPIRE").arg(&key).arg(ms(STREAM_TTL));
+    }
+    batch.cmd("XINFO").arg("STREAM").arg(&broadcast);
+    add_presence(core, &mut batch, claim);
+    let asked = Instant::now();
+    let answers = commands.run(&mut batch).await?;
+    set_clock(core, asked, answers.first());
+    let Some([stream, presence]) = answers.last_chunk() else {
+        return Err(Down("too few answers".into()));
+    };
+    if let Err(refusal) = read_presence(presence, claim) {
+        return Ok(Err(refusal));
+    }
+    let cursor = stream.as_ref().ok().and_then(|info| pack::text(pack::field(info, "last-generated-id")?));
+    let Some(cursor) = cursor.map(str::to_owned) else {
+        let why = stream.as_ref().err().cloned().unwrap_or_else(|| "it has no streams".into());
+        return Ok(Err(Refusal::Redis(why)));
+    };
+    let mut batch = pipe();
+    add_liveness(core, &mut batch);
+    for answer in commands.run(&mut batch).await? {
+        if let Err(why) = answer {
+            return Ok(Err(Refusal::Redis(why)));
+        }
+    }
+    Ok(Ok(cursor))
+}
+
+pub(super) fn add_presence(core: &Core, batch: &mut Pipeline, claim: Claim) {
+    let key = core.keys.presence(&core.me.path);
+    // A struct of strings and numbers can always be written.
+    let value = serde_json::to_string(&core.me).unwrap_or_default();
+    match claim {
+        Claim::Take => batch.cmd("SET").arg(key).arg(value).arg("PX").arg(ms(PRESENCE_TTL)),
+        Claim::Keep => {
+            batch.cmd("EVAL").arg(scripts::RENEW).arg(1).arg(key).arg(value).arg(&core.me.boot_id).arg(ms(PRESENCE_TTL))
+        }
+    };
+}
+
+pub(super) fn read_presence(answer: &Answer, claim: Claim) -> Result<(), Refusal> {
+    match (answer, claim) {
+        (Err(why), _) => Err(Refusal::Redis(why.clone())),
+        (Ok(_), Claim::Take) => Ok(()),
+        (Ok(value), Claim::Keep) => match pack::text(value) {
+            Some("") | None => Ok(()),
+            Some(other) => Err(Refusal::Displaced(other.to_owned())),
+        },
+    }
+}
+
+pub(super) fn add_liveness(core: &Core, batch: &mut Pipeline) {
+    let path = core.me.path.to_string();
+    let now = core.now_ms();
+    for key in liveness_keys(core) {
+        batch.cmd("ZADD").arg(&key).arg(now + ms(PRESENCE_TTL)).arg(&path);
+        batch.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now);
+        batch.cmd("PEXPIRE").arg(&key).arg(ms(STREAM_TTL));
+    }
+}
+
+/// Notes Redis' time. It was told somewhere between asking and now; the middle is taken.
+pub(super) fn set_clock(core: &Core, asked: Instant, answer: Option<&Answer>) {
+    let Some(Ok(Value::Array(parts))) = answer else { return };
+    let mut parts = parts.iter().filter_map(pack::number).filter_map(|n| u64::try_from(n).ok());
+    if let (Some(seconds), Some(micros)) = (parts.next(), parts.next()) {
+        let middle = asked + asked.elapsed() / 2;
+        *lock(&core.clock) = (middle, seconds.saturating_mul(1_000_000).saturating_add(micros));
+    }
+}
+
+/// Who is present below a scope, sorted by path.
+pub(super) async fn members(core: &Core, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
+    let paths = core.alive(scope, None).await?;
+    let mut batch = pipe();
+    for path in &paths {
+        batch.cmd("GET").arg(core.keys.presence(path));
+    }
+    let mut commands = core.commands().await?;
+    let answers = commands
+        .run(&mut batch)
+        .await
+        .map_err(|Down(why)| BusError::Unreachable { server: core.server.clone(), why })?;
+    let read = |answer: Answer| serde_json::from_str(pack::text(&answer.ok()?)?).ok();
+    Ok(answers.into_iter().filter_map(read).collect())
+}
+
+/// Whether that very run of a member is alive, for each.
+pub(super) async fn runs_alive(
+    core: &Core,
+    commands: &mut Commands,
+    runs: &[(NodePath, String)],
+) -> Result<Vec<bool>, Down> {
+    let mut batch = pipe();
+    for (path, _) in runs {
+        batch.cmd("GET").arg(core.keys.presence(path));
+    }
+    let answers = commands.run(&mut batch).await?;
+    let same = |(answer, (_, boot_id)): (Answer, &(NodePath, String))| {
+        let value = answer.ok();
+        let member = value.as_ref().and_then(|v| serde_json::from_str::<MemberInfo>(pack::text(v)?).ok());
+        member.is_some_and(|member| member.boot_id == *boot_id)
+    };
+    Ok(answers.into_iter().zip(runs).map(same).collect())
+}
+
+/// Takes the member off presence, unless another process has its path.
+pub(super) async fn retire(core: &Core) {
+    let retire = || {
+        let mut command = cmd("EVAL");
+        command.arg(scripts::RETIRE).arg(1).arg(core.keys.presence(&core.me.path)).arg(&core.me.boot_id);
+        command
+    };
+    let mine = match core.ask(retire).await {
+        Ok(answer) => pack::number(&answer) == Some(1),
+        Err(error) => return tracing::warn!(%error, "presence was not taken back; it runs out by itself"),
+    };
+    if !mine {
+        return;
+    }
+    let path = core.me.path.to_string();
+    let mut batch = pipe();
+    for key in liveness_keys(core) {
+        batch.cmd("ZREM").arg(key).arg(&path);
+    }
+    run_last(core, &mut batch).await;
+}
+
+/// Forgets what is empty and serves nobody any more.
+pub(super) async fn forget(core: &Core) {
+    let me = &core.me;
+    let now = core.now_ms();
+    let mut batch = pipe();
+    batch.cmd("DEL").arg(core.keys.inbox(&me.path, &me.boot_id));
+    batch.cmd("EVAL").arg(scripts::FORGET_NODE).arg(2).arg(core.keys.presence(&me.path)).arg(core.keys.node(&me.path));
+    for (scope, service) in served(me) {
+        let (alive, any) = (core.keys.alive(&scope, Some(&service)), core.keys.any(&scope, &service));
+        let eval = batch.cmd("EVAL").arg(scripts::FORGET_ANY).arg(2).arg(alive).arg(any);
+        eval.arg(now).arg(GROUP).arg(&core.consumer);
+    }
+    for shard in keys::shards_above(&me.path) {
+        let (alive, stream) = (core.keys.alive(&shard, None), core.keys.broadcast(&shard));
+        batch.cmd("EVAL").arg(scripts::FORGET_BROADCAST).arg(2).arg(alive).arg(stream).arg(now);
+    }
+    run_last(core, &mut batch).await;
+}
+
+async fn run_last(core: &Core, batch: &mut Pipeline) {
+    let Ok(mut commands) = core.commands().await else { return };
+    match commands.run(batch).await {
+        Ok(answers) => {
+            for why in answers.into_iter().filter_map(Answer::err) {
+                tracing::warn!(why, "something was left behind; it runs out by itself");
+            }
+        }
+        Err(Down(why)) => tracing::warn!(why, "queues were left behind; they run out by themselves"),
+    }
+}

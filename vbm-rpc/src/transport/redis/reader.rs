@@ -1,0 +1,180 @@
+//! The reader: requests for this node, broadcasts to its shard, replies for its process, on one blocking connection.
+
+use super::{
+    Core,
+    connect::{Blocking, Down, backoff},
+    keys, lock,
+    pack::{self, Entry, parse_id},
+    presence::{self, Claim},
+};
+use crate::transport::{Completion, Delivery};
+use redis::cmd;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::sleep};
+use vbm_core::NodePath;
+
+/// How long the server holds a read when there is nothing.
+const BLOCK: Duration = Duration::from_secs(2);
+/// How long it holds one for replies alone, while requests wait in this process.
+const BLOCK_BUSY: Duration = Duration::from_millis(20);
+/// The most entries of one stream in one read.
+const READ_MAX_ENTRIES: usize = 64;
+/// The beginning of a stream.
+const START: &str = "0-0";
+
+/// Hands requests to the bus, waiting for room as long as it takes, so that the reader need not.
+pub(super) async fn feed(core: Arc<Core>, mut fed: mpsc::UnboundedReceiver<Delivery>) {
+    while let Some(delivery) = fed.recv().await {
+        let taken = core.inbound.request(delivery).await;
+        core.backlog.fetch_sub(1, Ordering::AcqRel);
+        if !taken {
+            return;
+        }
+    }
+}
+
+struct Reader {
+    core: Arc<Core>,
+    /// Unbounded in itself: requests are read only while it is empty.
+    feed: mpsc::UnboundedSender<Delivery>,
+    node: Arc<str>,
+    node_cursor: String,
+    broadcast: Arc<str>,
+    broadcast_cursor: String,
+    inbox: Arc<str>,
+    inbox_cursor: String,
+}
+
+pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, broadcast_cursor: String) {
+    let me = &core.me;
+    let mut reader = Reader {
+        node: core.keys.node(&me.path).into(),
+        node_cursor: START.into(),
+        broadcast: core.keys.broadcast(&keys::shard(&me.path)).into(),
+        broadcast_cursor,
+        inbox: core.keys.inbox(&me.path, &me.boot_id).into(),
+        inbox_cursor: START.into(),
+        core: core.clone(),
+        feed,
+    };
+    let mut attempt = 0;
+    loop {
+        match core.connector.blocking().await {
+            Ok(mut connection) => {
+                let Err(Down(why)) = reader.read_all(&mut connection, &mut attempt).await;
+                tracing::debug!(why, "the reader's connection broke");
+            }
+            Err(Down(why)) => tracing::debug!(attempt, why, "the reader cannot connect"),
+        }
+        core.probe();
+        sleep(backoff(attempt, core.seed ^ 1)).await;
+        attempt += 1;
+    }
+}
+
+impl Reader {
+    /// Reads until the connection breaks.
+    async fn read_all(
+        &mut self,
+        connection: &mut Blocking,
+        attempt: &mut u32,
+    ) -> Result<std::convert::Infallible, Down> {
+        self.rewind(connection).await?;
+        loop {
+            let busy = self.core.backlog.load(Ordering::Acquire) > 0;
+            let block = if busy { BLOCK_BUSY } else { BLOCK };
+            let mut read = cmd("XREAD");
+            read.arg("COUNT").arg(READ_MAX_ENTRIES).arg("BLOCK").arg(u64::try_from(block.as_millis()).unwrap_or(0));
+            read.arg("STREAMS").arg(&*self.inbox);
+            if busy || self.core.retired.is_cancelled() {
+                read.arg(&self.inbox_cursor);
+            } else {
+                read.arg(&*self.node).arg(&*self.broadcast);
+                read.arg(&self.inbox_cursor).arg(&self.node_cursor).arg(&self.broadcast_cursor);
+            }
+            let answer = connection.read(&read, block).await?.map_err(Down)?;
+            *attempt = 0;
+            for (key, entries) in pack::streams(answer) {
+                self.take(&key, entries);
+            }
+        }
+    }
+
+    fn take(&mut self, key: &str, entries: Vec<Entry>) {
+        let Some(last) = entries.last().map(|entry| entry.id.clone()) else { return };
+        if key == &*self.inbox {
+            for frame in entries.into_iter().flat_map(|entry| entry.frames) {
+                self.core.inbound.control(frame);
+            }
+            lock(&self.core.inbox_cursor).clone_from(&last);
+            self.inbox_cursor = last;
+        } else if key == &*self.node {
+            for entry in entries {
+                let deliveries = self.core.deliveries(&self.node, entry, false);
+                self.give(deliveries);
+            }
+            self.node_cursor = last;
+        } else if key == &*self.broadcast {
+            for entry in entries {
+                let deliveries = self.broadcast_deliveries(entry);
+                self.give(deliveries);
+            }
+            self.broadcast_cursor = last;
+        }
+    }
+
+    /// Nobody keeps a broadcast for a member: there is nothing to complete.
+    fn broadcast_deliveries(&self, entry: Entry) -> Vec<Delivery> {
+        let me = &self.core.me;
+        let scope = entry.scope.as_deref().and_then(|text| text.parse::<NodePath>().ok());
+        let offered = me.services.iter().any(|service| Some(service.as_str()) == entry.service.as_deref());
+        if !offered || !scope.is_some_and(|scope| scope.contains(&me.path)) {
+            return Vec::new();
+        }
+        let since = self.core.written_at(&entry.id);
+        let delivery = |frame| Delivery { frame, since, done: Completion::nothing() };
+        entry.frames.into_iter().map(delivery).collect()
+    }
+
+    fn give(&self, deliveries: Vec<Delivery>) {
+        self.core.backlog.fetch_add(deliveries.len(), Ordering::AcqRel);
+        for delivery in deliveries {
+            // Fails only when the feeder has ended: the bus takes nothing any more.
+            drop(self.feed.send(delivery));
+        }
+    }
+
+    /// After a reconnect: what is left in the node's queue is not done, so it is read from the beginning (what the
+    /// bus has already is known by id). The other cursors are set back if the server knows less than was read: a
+    /// server that lost its memory would give entries below the cursor, and they would never be seen.
+    async fn rewind(&mut self, connection: &mut Blocking) -> Result<(), Down> {
+        self.node_cursor = START.into();
+        for (key, cursor) in [
+            (&self.broadcast, &mut self.broadcast_cursor),
+            (&self.inbox, &mut self.inbox_cursor),
+        ] {
+            let mut info = cmd("XINFO");
+            info.arg("STREAM").arg(&**key);
+            let answer = connection.read(&info, Duration::ZERO).await?;
+            let last = answer.ok().and_then(|info| parse_id(pack::text(pack::field(&info, "last-generated-id")?)?));
+            if last < parse_id(cursor) {
+                tracing::warn!(%key, cursor, "Redis has forgotten entries: reading from the beginning");
+                *cursor = START.into();
+            }
+        }
+        lock(&self.core.inbox_cursor).clone_from(&self.inbox_cursor);
+        Ok(())
+    }
+}
+
+/// Makes the queues again when Redis has forgotten them. For readers that meet a missing group.
+pub(super) async fn register_again(core: &Arc<Core>) -> Result<(), Down> {
+    let mut commands = core.connector.commands().await?;
+    if let Err(presence::Refusal::Displaced(by)) = presence::register(core, &mut commands, Claim::Keep).await? {
+        core.displaced(&by);
+    }
+    Ok(())
+}

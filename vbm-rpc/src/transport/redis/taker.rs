@@ -1,0 +1,99 @@
+//! The taker: requests for any member of the services that this one offers, on a blocking connection of its own.
+//!
+//! It takes only while the bus has room, so that a busy member leaves the work to idle ones.
+
+use super::{
+    Core,
+    connect::{Blocking, Down, backoff},
+    keys::GROUP,
+    pack, presence, reader,
+};
+use redis::cmd;
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// How long the server holds a read when there is nothing.
+const BLOCK: Duration = Duration::from_secs(2);
+/// The most entries of one stream in one read.
+const TAKE_MAX_ENTRIES: usize = 16;
+/// From the first request that this run of the process took and has not completed.
+const MINE: &str = "0";
+/// Requests that nobody has taken.
+const NEW: &str = ">";
+
+pub(super) async fn run(core: Arc<Core>) {
+    // Not cancel safe for single entries: those taken at this moment go to another member.
+    core.retired.run_until_cancelled(take_all(&core)).await;
+}
+
+async fn take_all(core: &Arc<Core>) {
+    let keys: Vec<Arc<str>> =
+        presence::served(&core.me).iter().map(|(scope, service)| core.keys.any(scope, service).into()).collect();
+    let mut attempt = 0;
+    loop {
+        match core.connector.blocking().await {
+            Ok(mut connection) => match take_until_down(core, &mut connection, &keys, &mut attempt).await {
+                Ok(()) => return,
+                Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
+            },
+            Err(Down(why)) => tracing::debug!(attempt, why, "the taker cannot connect"),
+        }
+        core.probe();
+        sleep(backoff(attempt, core.seed ^ 2)).await;
+        attempt += 1;
+    }
+}
+
+/// `Ok` when the bus takes no more.
+async fn take_until_down(
+    core: &Arc<Core>,
+    connection: &mut Blocking,
+    keys: &[Arc<str>],
+    attempt: &mut u32,
+) -> Result<(), Down> {
+    // First what was taken and may have been lost with the last connection, page by page, then what is new.
+    let mut cursors: Vec<String> = vec![MINE.into(); keys.len()];
+    loop {
+        if !core.inbound.wait_for_room().await {
+            return Ok(());
+        }
+        let mut read = cmd("XREADGROUP");
+        read.arg("GROUP").arg(GROUP).arg(&core.consumer).arg("COUNT").arg(TAKE_MAX_ENTRIES);
+        read.arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0)).arg("STREAMS");
+        for key in keys {
+            read.arg(&**key);
+        }
+        read.arg(&cursors);
+        let answer = match connection.read(&read, BLOCK).await? {
+            Ok(answer) => answer,
+            Err(why) if why.contains("NOGROUP") => {
+                tracing::warn!("Redis has forgotten a group: it is made again");
+                reader::register_again(core).await?;
+                sleep(backoff(*attempt, core.seed ^ 3)).await;
+                *attempt += 1;
+                continue;
+            }
+            Err(why) => return Err(Down(why)),
+        };
+        *attempt = 0;
+        let mut any = false;
+        for (key, entries) in pack::streams(answer) {
+            let Some(at) = keys.iter().position(|known| **known == *key) else { continue };
+            let (Some(key), Some(cursor)) = (keys.get(at), cursors.get_mut(at)) else { continue };
+            if let (Some(last), true) = (entries.last(), cursor != NEW) {
+                cursor.clone_from(&last.id);
+                any = true;
+            }
+            for entry in entries {
+                for delivery in core.deliveries(key, entry, true) {
+                    if !core.inbound.request(delivery).await {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if !any {
+            cursors.fill(NEW.into());
+        }
+    }
+}

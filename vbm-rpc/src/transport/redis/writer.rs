@@ -1,0 +1,473 @@
+//! The writer: the only task that writes frames, and the supervisor of the connection.
+//!
+//! ```text
+//!   queue --> take all there is --> plan (pure) --> one batch --> settle each op by its answers --+
+//!     ^                                               | connection broke                          |
+//!     |                                               v                                           |
+//!   parked (destination not back yet) <--- connect, register, raise the generation, same ops -----+
+//! ```
+
+use super::{
+    Core,
+    connect::{Answer, BACKOFF_MAX, Commands, Down, backoff},
+    keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE, GROUP},
+    lock,
+    pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
+    presence::{self, Claim},
+};
+use crate::{Service, transport::SendError};
+use bytes::Bytes;
+use redis::Pipeline;
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    time::{Instant, sleep, sleep_until},
+};
+use vbm_core::NodePath;
+
+/// The most operations of one batch.
+const BATCH_MAX_OPS: usize = 4_096;
+/// The most entries of a reply inbox; its reader trims it at each heartbeat.
+const INBOX_MAX_ENTRIES: usize = 16_384;
+/// How often a frame whose destination is coming back is tried.
+const PARK_EVERY: Duration = Duration::from_millis(100);
+/// After a reconnect members register again; until this has passed, absence is not believed.
+const SETTLE: Duration = BACKOFF_MAX.saturating_mul(3);
+/// The most destinations whose number of workers is remembered.
+const WORKERS_MAX_REMEMBERED: usize = 1_024;
+
+/// Where a frame is written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Target {
+    Node(NodePath),
+    Any { scope: NodePath, service: Service },
+    Shard { shard: NodePath, scope: NodePath, service: Service },
+    Inbox { path: NodePath, boot_id: String },
+}
+
+pub(super) enum Op {
+    Send(SendOp),
+    /// An entry is done with.
+    Complete { key: Arc<str>, id: String, group: bool },
+    /// Look whether the connection lives.
+    Probe,
+    /// Say when everything before this is written.
+    Flushed(oneshot::Sender<()>),
+}
+
+/// A frame to be written.
+pub(super) struct SendOp {
+    target: Target,
+    frame: Bytes,
+    until: Instant,
+    /// The destination may be absent for a while.
+    patient: bool,
+    /// Set before the first attempt: from then on it may be in Redis.
+    written: Arc<AtomicBool>,
+    /// An attempt broke off: it may be in Redis, acknowledged or not.
+    uncertain: bool,
+    done: Option<oneshot::Sender<Result<(), SendError>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl SendOp {
+    pub(super) fn new(target: Target, frame: Bytes, until: Instant, room: OwnedSemaphorePermit) -> Self {
+        Self {
+            target,
+            frame,
+            until,
+            patient: false,
+            written: Arc::default(),
+            uncertain: false,
+            done: None,
+            _room: room,
+        }
+    }
+
+    pub(super) fn answering(
+        mut self,
+        done: oneshot::Sender<Result<(), SendError>>,
+        written: Arc<AtomicBool>,
+    ) -> Self {
+        self.done = Some(done);
+        self.written = written;
+        self
+    }
+
+    pub(super) fn patient(mut self, patient: bool) -> Self {
+        self.patient = patient;
+        self
+    }
+
+    fn settle(self, result: Result<(), SendError>) {
+        match self.done {
+            // An error means that the caller has given up.
+            Some(done) => drop(done.send(result)),
+            None => {
+                if let Err(error) = result {
+                    tracing::debug!(?error, target = ?self.target, "a frame that nobody waits for was not written");
+                }
+            }
+        }
+    }
+}
+
+/// All frames for one target, in order.
+struct Group {
+    target: Target,
+    ops: Vec<SendOp>,
+    chunks: Vec<Range<usize>>,
+}
+
+/// What one batch does.
+#[derive(Default)]
+struct Plan {
+    groups: Vec<Group>,
+    /// Entries done with: by key and whether it has a group.
+    completed: BTreeMap<(Arc<str>, bool), Vec<String>>,
+    flushed: Vec<oneshot::Sender<()>>,
+    probe: bool,
+}
+
+impl Plan {
+    fn add(&mut self, index: &mut HashMap<Target, usize>, op: Op) {
+        match op {
+            Op::Send(op) => {
+                let at = *index.entry(op.target.clone()).or_insert_with(|| {
+                    self.groups.push(Group { target: op.target.clone(), ops: Vec::new(), chunks: Vec::new() });
+                    self.groups.len() - 1
+                });
+                self.groups[at].ops.push(op);
+            }
+            Op::Complete { key, id, group } => self.completed.entry((key, group)).or_default().push(id),
+            Op::Probe => self.probe = true,
+            Op::Flushed(done) => self.flushed.push(done),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.groups.is_empty() && self.completed.is_empty() && self.flushed.is_empty() && !self.probe
+    }
+
+    /// Ends what is too late, and cuts the rest into entries. `workers` is the number of consumers last seen alive.
+    fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>) {
+        for group in &mut self.groups {
+            let (late, ready): (Vec<_>, Vec<_>) = mem::take(&mut group.ops).into_iter().partition(|op| {
+                op.written.store(true, Ordering::SeqCst);
+                op.until <= now
+            });
+            for op in late {
+                let error = match op.uncertain {
+                    true => SendError::Uncertain("the connection to Redis broke while it was written".into()),
+                    false => SendError::Expired("the queue of this process".into()),
+                };
+                op.settle(Err(error));
+            }
+            let share = match (&group.target, workers.get(&group.target)) {
+                (Target::Any { .. }, Some(&workers)) => ready.len().div_ceil(workers.max(1)),
+                (Target::Any { .. }, None) => 1,
+                _ => PACK_MAX_FRAMES,
+            };
+            let sizes: Vec<usize> = ready.iter().map(|op| op.frame.len()).collect();
+            group.chunks = chunks(&sizes, share.clamp(1, PACK_MAX_FRAMES), PACK_MAX_BYTES);
+            group.ops = ready;
+        }
+        self.groups.retain(|group| !group.ops.is_empty());
+    }
+}
+
+/// Cuts frames of these sizes into runs of at most `max_frames` and, but for single ones, `max_bytes`.
+fn chunks(sizes: &[usize], max_frames: usize, max_bytes: usize) -> Vec<Range<usize>> {
+    let (mut cut, mut from, mut bytes) = (Vec::new(), 0, 0);
+    for (at, size) in sizes.iter().enumerate() {
+        if at > from && (at - from >= max_frames || bytes + size > max_bytes) {
+            cut.push(from..at);
+            (from, bytes) = (at, 0);
+        }
+        bytes += size;
+    }
+    if from < sizes.len() {
+        cut.push(from..sizes.len());
+    }
+    cut
+}
+
+pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::UnboundedReceiver<Op>, commands: Commands) {
+    let mut writer = Writer {
+        connected_at: Instant::now(),
+        again: false,
+        parked: Vec::new(),
+        workers: HashMap::new(),
+    };
+    let mut commands = Some(commands);
+    let (mut plan, mut index) = (Plan::default(), HashMap::new());
+    let mut taken = Vec::new();
+    loop {
+        if plan.is_empty() {
+            let next = writer.parked.iter().map(|(at, _)| *at).min();
+            tokio::select! {
+                // Cancel safe: nothing is taken when another arm wins.
+                count = queue.recv_many(&mut taken, BATCH_MAX_OPS) => if count == 0 { return },
+                () = wait_until(next) => {}
+            }
+        }
+        for op in writer.due(Instant::now()) {
+            plan.add(&mut index, Op::Send(op));
+        }
+        for op in taken.drain(..) {
+            plan.add(&mut index, op);
+        }
+        let Some(connection) = &mut commands else {
+            commands = writer.connect(&core).await;
+            continue;
+        };
+        plan.cut(Instant::now(), &writer.workers);
+        match writer.flush(&core, connection, &mut plan).await {
+            Ok(()) => {
+                (plan, index) = (Plan::default(), HashMap::new());
+            }
+            Err(Down(why)) => {
+                tracing::warn!(why, "the connection to {} broke", core.server);
+                core.conn.send_replace(None);
+                commands = None;
+                for op in plan.groups.iter_mut().flat_map(|group| &mut group.ops) {
+                    op.uncertain = true;
+                }
+                index = plan.groups.iter().enumerate().map(|(at, group)| (group.target.clone(), at)).collect();
+            }
+        }
+    }
+}
+
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Writer {
+    connected_at: Instant,
+    /// This is not the first connection.
+    again: bool,
+    /// Frames whose destination is coming back, and when to try again.
+    parked: Vec<(Instant, SendOp)>,
+    /// How many workers each anycast target had.
+    workers: HashMap<Target, usize>,
+}
+
+impl Writer {
+    fn due(&mut self, now: Instant) -> Vec<SendOp> {
+        let (due, parked) = mem::take(&mut self.parked).into_iter().partition(|(at, _)| *at <= now);
+        self.parked = parked;
+        let due: Vec<(Instant, SendOp)> = due;
+        due.into_iter().map(|(_, op)| op).collect()
+    }
+
+    /// Members may not be back yet after this process came back.
+    fn settling(&self) -> bool {
+        self.again && self.connected_at.elapsed() < SETTLE
+    }
+
+    /// Connects and registers again; returns when it has.
+    async fn connect(&mut self, core: &Arc<Core>) -> Option<Commands> {
+        for attempt in 0.. {
+            match reconnect(core).await {
+                Ok(commands) => {
+                    self.connected_at = Instant::now();
+                    self.again = true;
+                    tracing::info!("connected to {} again", core.server);
+                    core.conn.send_replace(Some(commands.clone()));
+                    core.generations.send_modify(|generation| *generation += 1);
+                    return Some(commands);
+                }
+                Err(Down(why)) => tracing::debug!(attempt, why, "{} is not back", core.server),
+            }
+            sleep(backoff(attempt, core.seed)).await;
+        }
+        None
+    }
+
+    async fn flush(&mut self, core: &Arc<Core>, commands: &mut Commands, plan: &mut Plan) -> Result<(), Down> {
+        let mut batch = redis::pipe();
+        for group in &plan.groups {
+            add_group(core, &mut batch, group);
+        }
+        for ((key, group), ids) in &plan.completed {
+            if *group {
+                batch.cmd("XACK").arg(&**key).arg(GROUP).arg(ids);
+            }
+            batch.cmd("XDEL").arg(&**key).arg(ids);
+        }
+        if batch.is_empty() && plan.probe {
+            batch.cmd("PING");
+        }
+        let mut answers = commands.run(&mut batch).await?.into_iter();
+        if plan.probe {
+            core.conn.send_replace(Some(commands.clone()));
+        }
+        for group in mem::take(&mut plan.groups) {
+            self.settle(core, group, &mut answers);
+        }
+        let mut held = lock(&core.held);
+        for ((key, _), ids) in mem::take(&mut plan.completed) {
+            for id in ids {
+                held.remove(&(key.clone(), id));
+            }
+        }
+        drop(held);
+        for done in plan.flushed.drain(..) {
+            if done.send(()).is_err() {
+                tracing::debug!("nobody waits for the last write any more");
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells each op of a group how it went.
+    fn settle(&mut self, core: &Arc<Core>, group: Group, answers: &mut impl Iterator<Item = Answer>) {
+        let alive = match &group.target {
+            Target::Node(_) | Target::Any { .. } => {
+                let count = answers.next().and_then(Result::ok).as_ref().and_then(pack::number).unwrap_or(0);
+                usize::try_from(count).unwrap_or(0)
+            }
+            // Presence was looked at before.
+            Target::Shard { .. } => 1,
+            // Its reader made the stream: without a stream there is nobody.
+            Target::Inbox { .. } => 0,
+        };
+        let inbox = matches!(group.target, Target::Inbox { .. });
+        if matches!(group.target, Target::Any { .. }) {
+            if self.workers.len() >= WORKERS_MAX_REMEMBERED {
+                self.workers.clear();
+            }
+            self.workers.insert(group.target.clone(), alive);
+        }
+        let settling = self.settling();
+        let mut ops = group.ops.into_iter();
+        for chunk in group.chunks {
+            let answer = answers.next().unwrap_or_else(|| Err("no answer".into()));
+            let refused = answer.as_ref().err().cloned();
+            let id = answer.ok().as_ref().and_then(pack::text).map(str::to_owned);
+            let chunk: Vec<SendOp> = ops.by_ref().take(chunk.len()).collect();
+            if let Some(why) = refused {
+                for op in chunk {
+                    op.settle(Err(refusal(&why)));
+                }
+                continue;
+            }
+            // With somebody there, or about to be, the entry stays; else it is taken out again.
+            let stays = id.is_some() && (alive > 0 || inbox || settling || chunk.iter().any(|op| op.patient));
+            if let (Some(id), false) = (id, stays) {
+                core.complete(stream_key(core, &group.target).into(), id, false);
+            }
+            for op in chunk {
+                if stays {
+                    op.settle(Ok(()));
+                } else if op.patient || settling || alive > 0 {
+                    // Somebody is there and makes the stream at the next heartbeat, or comes back.
+                    self.parked.push((Instant::now() + PARK_EVERY, op));
+                } else {
+                    let why = absent(&op.target);
+                    op.settle(Err(SendError::NoRoute(why)));
+                }
+            }
+        }
+    }
+}
+
+/// A refusal of one command by a server that works otherwise: nothing was written.
+fn refusal(why: &str) -> SendError {
+    if why.contains("OOM") {
+        return SendError::Overloaded(format!("the memory of Redis is full: {why}"));
+    }
+    SendError::NoRoute(format!("Redis refused it: {why}"))
+}
+
+fn absent(target: &Target) -> String {
+    match target {
+        Target::Node(path) => format!("no live process has the path {path}"),
+        Target::Any { scope, service } | Target::Shard { scope, service, .. } => {
+            format!("no live member below {scope} offers {service}")
+        }
+        Target::Inbox { path, .. } => format!("the asker {path} is gone"),
+    }
+}
+
+fn stream_key(core: &Core, target: &Target) -> String {
+    match target {
+        Target::Node(path) => core.keys.node(path),
+        Target::Any { scope, service } => core.keys.any(scope, service),
+        Target::Shard { shard, .. } => core.keys.broadcast(shard),
+        Target::Inbox { path, boot_id } => core.keys.inbox(path, boot_id),
+    }
+}
+
+/// The commands of one group: is somebody there, then its entries. `settle` reads the answers in the same order.
+fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
+    match &group.target {
+        Target::Node(path) => {
+            batch.cmd("EXISTS").arg(core.keys.presence(path));
+        }
+        Target::Any { scope, service } => {
+            batch.cmd("ZCOUNT").arg(core.keys.alive(scope, Some(service))).arg(core.now_ms()).arg("+inf");
+        }
+        Target::Shard { .. } | Target::Inbox { .. } => {}
+    }
+    let key = stream_key(core, &group.target);
+    for chunk in &group.chunks {
+        let frames = pack::pack(group.ops[chunk.clone()].iter().map(|op| &op.frame));
+        let add = batch.cmd("XADD").arg(&key).arg("NOMKSTREAM");
+        if let Target::Inbox { .. } = &group.target {
+            add.arg("MAXLEN").arg("~").arg(INBOX_MAX_ENTRIES);
+        }
+        add.arg("*").arg(FIELD_FRAMES).arg(&frames[..]);
+        if let Target::Shard { scope, service, .. } = &group.target {
+            add.arg(FIELD_SCOPE).arg(scope.to_string()).arg(FIELD_SERVICE).arg(service.as_str());
+        }
+    }
+}
+
+/// A new connection with everything registered on it. Fails for good only when another process took the path, and
+/// then still gives the connection: replies go on.
+async fn reconnect(core: &Arc<Core>) -> Result<Commands, Down> {
+    let mut commands = core.connector.commands().await?;
+    if core.retired.is_cancelled() {
+        return Ok(commands);
+    }
+    match presence::register(core, &mut commands, Claim::Keep).await? {
+        Ok(_cursor) => {}
+        Err(presence::Refusal::Displaced(by)) => core.displaced(&by),
+        Err(presence::Refusal::Redis(why)) => return Err(Down(why)),
+    }
+    Ok(commands)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn chunks_cover_every_frame_once_within_the_limits(
+            sizes in proptest::collection::vec(0usize..100, 0..200), max_frames in 1usize..50, max_bytes in 1usize..300) {
+            let cut = chunks(&sizes, max_frames, max_bytes);
+            let covered: Vec<usize> = cut.iter().cloned().flatten().collect();
+            prop_assert_eq!(covered, (0..sizes.len()).collect::<Vec<_>>());
+            for chunk in cut {
+                prop_assert!(chunk.len() <= max_frames);
+                prop_assert!(chunk.len() == 1 || sizes[chunk].iter().sum::<usize>() <= max_bytes);
+            }
+        }
+    }
+}

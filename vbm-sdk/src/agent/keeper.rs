@@ -1,0 +1,299 @@
+//! Keepers: one task per VM that brings it to what is wanted and tells how it is.
+
+use super::{
+    Agent,
+    decide::{Memory, Step, decide},
+};
+use crate::methods::{GoneVm, VmSeen, WantedVm};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use vbm_core::{Boot, DriverKind, Error, ErrorKind, Generation, PowerState, Result, VmId, VmStatus};
+use vbm_hyper::{BootSource, ContentKind, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle};
+use vbm_net::Nic;
+
+/// How long a guest may take to shut down.
+const STOP_GRACE: Duration = Duration::from_secs(60);
+/// After the first failure; doubled with each further one.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// The longest wait after a failure.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// A failure that may pass is told as the VM's problem after so many tries.
+const TRIES_BEFORE_PROBLEM: u32 = 3;
+
+/// The handle of a keeper.
+#[derive(Clone)]
+pub(super) struct VmKeeper {
+    wanted: watch::Sender<Option<WantedVm>>,
+    status: watch::Receiver<VmStatus>,
+    end: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl VmKeeper {
+    /// `adopted` says that the VM was found running after a restart of the agent.
+    pub(super) fn spawn(agent: &Agent, driver: DriverKind, id: VmId, adopted: bool) -> Self {
+        let (wanted, wanted_seen) = watch::channel(None);
+        let (status, status_seen) = watch::channel(VmStatus::default());
+        let (end, ended) = (agent.inner.stop.child_token(), CancellationToken::new());
+        let keeper = Keeper {
+            agent: agent.clone(),
+            id,
+            driver,
+            memory: Memory::default(),
+            failures: 0,
+            problem: None,
+            adopted,
+            status,
+        };
+        let (stop, done) = (end.clone(), ended.clone().drop_guard());
+        agent.inner.tasks.spawn(async move {
+            keeper.run(wanted_seen, stop).await;
+            drop(done);
+        });
+        Self { wanted, status: status_seen, end, ended }
+    }
+
+    /// Says what is wanted. An older generation than the one known is ignored.
+    pub(super) fn want(&self, wanted: WantedVm) {
+        self.wanted.send_if_modified(|now| {
+            let newer = now.as_ref().is_none_or(|n| n.generation <= wanted.generation && *n != wanted);
+            if newer {
+                *now = Some(wanted);
+            }
+            newer
+        });
+    }
+
+    pub(super) fn status(&self) -> VmStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Ends the task and waits for it.
+    pub(super) async fn end(&self) {
+        self.end.cancel();
+        self.ended.cancelled().await;
+    }
+}
+
+struct Keeper {
+    agent: Agent,
+    id: VmId,
+    driver: DriverKind,
+    memory: Memory,
+    failures: u32,
+    problem: Option<Error>,
+    adopted: bool,
+    status: watch::Sender<VmStatus>,
+}
+
+impl Keeper {
+    async fn run(mut self, mut wanted: watch::Receiver<Option<WantedVm>>, stop: CancellationToken) {
+        tokio::select! {
+            () = self.keep(&mut wanted) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Looks, acts, and looks again. Ends when nobody can want anything any more.
+    ///
+    /// Dropping it in the middle of an act does not undo the act: jobs belong to the VM's actor, a disk is made
+    /// whole or not at all, and the next look sees what came of it.
+    async fn keep(&mut self, wanted: &mut watch::Receiver<Option<WantedVm>>) {
+        let machine = self.agent.machines(self.driver).map(|m| m.vm(self.id));
+        let mut known = None;
+        loop {
+            let Some(want) = wanted.borrow_and_update().clone() else {
+                if wanted.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            if known.replace(want.generation) != Some(want.generation) {
+                self.failures = 0;
+                self.problem = None;
+            }
+            let machine = match &machine {
+                Ok(machine) => machine,
+                Err(problem) => {
+                    self.problem = Some(problem.clone());
+                    self.report(None, &want, None);
+                    if wanted.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let mut seen = machine.watch();
+            let power = seen.borrow_and_update().power();
+            let step = decide(want.power, want.generation, power, self.memory);
+            if step == Step::Settled {
+                self.memory.reached = Some(want.generation);
+                self.problem = None;
+            }
+            self.report(Some(machine), &want, None);
+            let gone = if matches!(step, Step::Settled | Step::Wait) {
+                tokio::select! {
+                    changed = wanted.changed() => changed.is_err(),
+                    changed = seen.changed() => changed.is_err(),
+                }
+            } else {
+                tokio::select! {
+                    done = self.act(step, &want, machine) => match done {
+                        Ok(()) => { self.failures = 0; false }
+                        Err(error) => self.failed(error, &want, machine, wanted).await,
+                    },
+                    changed = wanted.changed() => changed.is_err(),
+                }
+            };
+            if gone {
+                return;
+            }
+        }
+    }
+
+    async fn act(&self, step: Step, want: &WantedVm, machine: &VmHandle) -> Result<()> {
+        match step {
+            Step::Settled | Step::Wait => Ok(()),
+            Step::Start => self.start(want, machine).await,
+            Step::Stop => self.stop(want, machine).await,
+            Step::ForceOff => machine.force_off().await.map_err(Error::from),
+            Step::Pause => machine.pause().await.map_err(Error::from),
+            Step::Resume => machine.resume().await.map_err(Error::from),
+        }
+    }
+
+    async fn stop(&self, want: &WantedVm, machine: &VmHandle) -> Result<()> {
+        self.report(Some(machine), want, Some("asking the guest to shut down"));
+        match machine.stop(STOP_GRACE).await.map_err(Error::from)? {
+            StopOutcome::StillRunning { waited, .. } => Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("{} did not shut down", want.name),
+                format!("the guest did not obey its power button within {} s", waited.as_secs()),
+                format!("look at its console, or end it with `vbm stop --force {}`", want.name),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    async fn start(&self, want: &WantedVm, machine: &VmHandle) -> Result<()> {
+        let inner = &self.agent.inner;
+        self.report(Some(machine), want, Some("bringing the image"));
+        self.agent.bring(want.root.image, ContentKind::Disk(want.root.format)).await?;
+        let boot = self.boot(&want.boot).await?;
+        self.report(Some(machine), want, Some("making the disk"));
+        let root_disk = match inner.volumes.path(want.root.volume) {
+            Some(path) => path,
+            None => inner.volumes.clone_image(want.root.image, want.root.volume, want.root.virtual_bytes).await.map_err(Error::from)?,
+        };
+        self.report(Some(machine), want, Some("opening its NICs"));
+        let mut backends = Vec::with_capacity(want.nics.len());
+        for nic in &want.nics {
+            // A VM that is off holds no NIC; one that is left is of a start that was broken off.
+            inner.networks.close_nic(nic.network, nic.port).await.map_err(Error::from)?;
+            match inner.networks.open_nic(nic.network, nic.port).await.map_err(Error::from)? {
+                Nic::Tap { fd, .. } => backends.push(NicBackend::Tap(fd)),
+                _ => return Err(Error::internal("a NIC cannot be used", "the network gave a kind that no driver takes")),
+            }
+        }
+        let definition = VmDefinition {
+            id: want.id,
+            name: want.name.clone(),
+            vcpus: want.vcpus,
+            memory_mib: want.memory_mib,
+            root_disk,
+            boot,
+            nics: want.nics.iter().map(|n| NicDefinition { port: n.port, mac: n.mac, mtu: None }).collect(),
+        };
+        self.report(Some(machine), want, Some("starting the hypervisor"));
+        machine.start(definition, backends).await.map_err(Error::from)?;
+        Ok(())
+    }
+
+    async fn boot(&self, boot: &Boot) -> Result<BootSource> {
+        let images = &self.agent.inner.images;
+        match boot {
+            Boot::Disk => Ok(BootSource::Disk),
+            Boot::Kernel { kernel, initrd, cmdline } => {
+                for digest in [kernel, initrd] {
+                    self.agent.bring(*digest, ContentKind::Blob).await?;
+                }
+                Ok(BootSource::Kernel { kernel: images.path(*kernel).map_err(Error::from)?, initrd: images.path(*initrd).map_err(Error::from)?, cmdline: cmdline.clone() })
+            }
+            _ => Err(Error::new(ErrorKind::Unsupported, "the VM cannot be booted", "its image boots in a way that this agent does not know", "upgrade the agent")),
+        }
+    }
+
+    /// Waits before the next try; ends the wait when something else is wanted. True when nobody can want anything any more.
+    async fn failed(&mut self, error: Error, want: &WantedVm, machine: &VmHandle, wanted: &mut watch::Receiver<Option<WantedVm>>) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        tracing::warn!(vm = %want.name, failures = self.failures, error = %error.inline(), "the VM is not as wanted");
+        let passing = error.is_retryable();
+        if !passing || self.failures >= TRIES_BEFORE_PROBLEM {
+            self.problem = Some(error);
+        }
+        self.report(Some(machine), want, None);
+        let doubled = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+        let wait = if passing { doubled } else { RETRY_MAX };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => false,
+            changed = wanted.changed() => changed.is_err(),
+        }
+    }
+
+    /// Tells how the VM is.
+    fn report(&self, machine: Option<&VmHandle>, want: &WantedVm, doing: Option<&str>) {
+        let seen = machine.map(|m| m.watch().borrow().seen.clone());
+        let told_off = self.problem.is_some();
+        let status = VmStatus {
+            power: seen.as_ref().map_or(PowerState::Off, |s| s.power),
+            observed: if told_off { want.generation } else { self.memory.reached.unwrap_or(Generation(0)) },
+            accelerator: seen.as_ref().and_then(|s| s.accelerator.clone()),
+            pid: seen.as_ref().and_then(|s| s.pid),
+            since: self.agent.inner.clock.now(),
+            problem: self.problem.clone(),
+        };
+        self.status.send_replace(status.clone());
+        self.agent.inner.reporter.tell(VmSeen {
+            id: self.id,
+            status,
+            doing: doing.map(str::to_owned),
+            adopted: self.adopted && self.memory.reached == Some(want.generation),
+        });
+    }
+}
+
+impl Agent {
+    pub(super) async fn vm_ensure(&self, wanted: WantedVm) -> Result<VmStatus> {
+        let keeper = self.keeper(wanted.driver, wanted.id, false);
+        keeper.want(wanted);
+        Ok(keeper.status())
+    }
+
+    /// Ends a VM and removes all that this node holds of it. Goes past failures and gives the first one back.
+    pub(super) async fn vm_remove(&self, gone: GoneVm) -> Result<()> {
+        if let Some(keeper) = self.forget_keeper(gone.id) {
+            keeper.end().await;
+        }
+        let mut first = None;
+        let mut note = |done: Result<()>| {
+            if let Err(e) = done {
+                first.get_or_insert(e);
+            }
+        };
+        if let Ok((_, machine)) = self.machine(gone.id) {
+            note(machine.force_off().await.map_err(Error::from));
+            note(machine.remove().await.map_err(Error::from));
+        }
+        for (network, port) in gone.nics {
+            note(self.inner.networks.close_nic(network, port).await.map_err(Error::from));
+        }
+        note(self.inner.volumes.remove(gone.volume).await.map_err(Error::from));
+        first.map_or(Ok(()), Err)
+    }
+
+    pub(super) async fn vm_reset(&self, id: VmId) -> Result<()> {
+        let (_, machine) = self.machine(id)?;
+        machine.reset().await.map_err(Error::from)
+    }
+}

@@ -1,0 +1,227 @@
+//! The agent: the hand of the platform on a node.
+//!
+//! ```text
+//!   bus --network.ensure--> NetworkBackend          DHCP, NAT, rules
+//!   bus --vm.ensure-------> keeper of the VM        one task per VM: image, disk, NICs, power
+//!   bus --console.*-------> consoles
+//!        <--node.report, vm.report, port.report-- reporter
+//! ```
+//!
+//! The agent keeps nothing of its own: what is wanted comes from the controller, what is there is asked of
+//! the host. After a restart it adopts the VMs that run on, reports itself with a new boot id, and is told the rest.
+
+mod consoles;
+mod decide;
+mod epoch;
+mod images;
+mod keeper;
+mod networks;
+mod report;
+
+use crate::methods::{
+    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove, VmEnsure, VmRemove, VmReset,
+    VmScreenshot,
+};
+use consoles::OpenConsoles;
+use keeper::VmKeeper;
+use report::Reporter;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vbm_core::{Capability, Clock, DriverKind, Error, ErrorKind, NodePath, Result, VmId};
+use vbm_hyper::{Driver, ImageStore, Machines, Pool, VmHandle};
+use vbm_net::NetworkBackend;
+use vbm_rpc::{Bus, Router};
+
+/// What an agent stands on.
+pub struct AgentConfig {
+    /// Where it stands.
+    pub path: NodePath,
+    /// The hypervisors of this host.
+    pub drivers: Vec<Arc<dyn Driver>>,
+    /// The networks of this host.
+    pub networks: Arc<dyn NetworkBackend>,
+    /// The images that are on this host.
+    pub images: ImageStore,
+    /// The disks that are on this host.
+    pub volumes: Pool,
+    /// Where the highest epoch that was obeyed is kept.
+    pub epoch_file: PathBuf,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// An agent. Cheap to clone; all clones are the same one.
+#[derive(Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: NodePath,
+    boot_id: String,
+    machines: BTreeMap<DriverKind, Machines>,
+    capabilities: Vec<Capability>,
+    networks: Arc<dyn NetworkBackend>,
+    images: ImageStore,
+    fetching: images::Fetching,
+    volumes: Pool,
+    epoch: Arc<epoch::EpochFile>,
+    clock: Arc<dyn Clock>,
+    bus: OnceLock<Bus>,
+    keepers: Mutex<HashMap<VmId, VmKeeper>>,
+    consoles: OpenConsoles,
+    reporter: Reporter,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent").field("path", &self.inner.path).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// An agent of this host; adopts the VMs that run here already. `boot_id` must differ from that of every
+    /// agent before it on this path.
+    ///
+    /// # Errors
+    /// A driver cannot say what runs, or the epoch file cannot be read.
+    pub async fn open(config: AgentConfig, boot_id: String) -> Result<Self> {
+        let mut machines = BTreeMap::new();
+        let mut capabilities = Vec::new();
+        for driver in config.drivers {
+            capabilities.push(driver.probe().await);
+            machines.insert(driver.kind(), Machines::open(driver).await?);
+        }
+        let inner = Inner {
+            path: config.path,
+            boot_id,
+            machines,
+            capabilities,
+            networks: config.networks,
+            images: config.images,
+            fetching: images::Fetching::default(),
+            volumes: config.volumes,
+            epoch: Arc::new(epoch::EpochFile::open(config.epoch_file)?),
+            clock: config.clock,
+            bus: OnceLock::new(),
+            keepers: Mutex::default(),
+            consoles: OpenConsoles::default(),
+            reporter: Reporter::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Begins to report, over this bus. Call once.
+    ///
+    /// # Errors
+    /// It was started before.
+    pub fn start(&self, bus: Bus) -> Result<()> {
+        self.inner.bus.set(bus).map_err(|_| Error::internal("the agent was started twice", "start is for once"))?;
+        for (kind, machines) in &self.inner.machines {
+            for adopted in machines.adopted() {
+                self.keeper(*kind, adopted.id, true);
+            }
+        }
+        let this = self.clone();
+        self.inner.tasks.spawn(async move { this.report_self().await });
+        let this = self.clone();
+        self.inner.tasks.spawn(async move { this.report_vms().await });
+        let this = self.clone();
+        self.inner.tasks.spawn(async move { this.report_leases().await });
+        Ok(())
+    }
+
+    /// Ends its tasks and lets go of the host. VMs and networks run on.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        for machines in self.inner.machines.values() {
+            machines.shutdown().await;
+        }
+        self.inner.networks.shutdown().await;
+    }
+
+    /// The id of this start of the agent.
+    pub fn boot_id(&self) -> &str {
+        &self.inner.boot_id
+    }
+
+    fn bus(&self) -> Result<&Bus> {
+        self.inner.bus.get().ok_or_else(|| Error::internal("the agent has no bus", "it was not started"))
+    }
+
+    /// What this agent answers on the bus. Commands of an epoch that is not the highest one seen are refused.
+    pub fn router(&self) -> Router {
+        macro_rules! answer {
+            ($router:expr, $($method:ident => $handler:ident),* $(,)?) => {{
+                let router = $router;
+                $(let this = self.clone();
+                let router = router.method::<$method, _, _>(move |_, request| {
+                    let this = this.clone();
+                    async move { this.$handler(request).await }
+                });)*
+                router
+            }};
+        }
+        let router = Router::new().with_epoch_gate(self.inner.epoch.clone());
+        answer!(
+            router,
+            NetworkEnsure => network_ensure,
+            NetworkRemove => network_remove,
+            VmEnsure => vm_ensure,
+            VmRemove => vm_remove,
+            VmReset => vm_reset,
+            VmScreenshot => vm_screenshot,
+            ConsoleLog => console_log,
+            ConsoleOpen => console_open,
+            ConsoleRead => console_read,
+            ConsoleWrite => console_write,
+            ConsoleClose => console_close,
+        )
+    }
+
+    /// The keeper of a VM; made when there is none.
+    fn keeper(&self, driver: DriverKind, id: VmId, adopted: bool) -> VmKeeper {
+        let mut keepers = self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        keepers.entry(id).or_insert_with(|| VmKeeper::spawn(self, driver, id, adopted)).clone()
+    }
+
+    fn forget_keeper(&self, id: VmId) -> Option<VmKeeper> {
+        self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+    }
+
+    fn machines(&self, driver: DriverKind) -> Result<&Machines> {
+        self.inner.machines.get(&driver).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("node {} has no driver {driver}", self.inner.path),
+                "its agent was started without it",
+                "choose another driver or node; `vbm node list` shows what they have",
+            )
+        })
+    }
+
+    /// The handle of a VM that is on this node, whatever its driver.
+    fn machine(&self, id: VmId) -> Result<(&Machines, VmHandle)> {
+        let machines = self.inner.machines.values().find(|m| m.list().iter().any(|(vm, _)| *vm == id));
+        let machines = machines.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Conflict,
+                "the VM is not on its node yet",
+                format!("node {} has not started it so far", self.inner.path),
+                "start it, and try again when it runs",
+            )
+        })?;
+        Ok((machines, machines.vm(id)))
+    }
+}

@@ -1,0 +1,46 @@
+//! Networks, as the controller wants them on this node.
+
+use super::Agent;
+use crate::methods::WantedNetwork;
+use vbm_core::{Error, NetworkId, NetworkStatus, Result};
+use vbm_net::{DesiredForward, DesiredNetwork, DesiredPort};
+
+impl Agent {
+    pub(super) async fn network_ensure(&self, wanted: WantedNetwork) -> Result<NetworkStatus> {
+        let generation = wanted.generation;
+        let seen = self.inner.networks.ensure(desired(wanted)).await.map_err(Error::from)?;
+        if !seen.changed.is_empty() {
+            tracing::info!(network = %seen.id, changed = ?seen.changed, "the network was made as wanted");
+        }
+        Ok(NetworkStatus {
+            observed: generation,
+            ready: seen.ready,
+            gateway_mac: Some(seen.gateway_mac),
+            namespace: Some(seen.namespace),
+            problem: None,
+        })
+    }
+
+    pub(super) async fn network_remove(&self, id: NetworkId) -> Result<()> {
+        self.inner.networks.remove(id).await.map_err(Error::from)
+    }
+}
+
+fn desired(wanted: WantedNetwork) -> DesiredNetwork {
+    let port = |p: crate::methods::WantedPort| DesiredPort { id: p.id, mac: p.mac, address: p.address, hostname: p.hostname, rules: p.rules };
+    let forward = |f: crate::methods::WantedForward| DesiredForward {
+        id: f.id,
+        protocol: f.protocol,
+        listen_address: f.listen_address,
+        listen_port: f.listen_port,
+        target: f.target,
+        target_port: f.target_port,
+    };
+    DesiredNetwork {
+        id: wanted.id,
+        name: wanted.name,
+        spec: wanted.spec,
+        ports: wanted.ports.into_iter().map(port).collect(),
+        forwards: wanted.forwards.into_iter().map(forward).collect(),
+    }
+}

@@ -1,0 +1,174 @@
+//! Reports: what the agent tells the controller, until it was heard.
+//!
+//! Of each VM and port only the newest is kept: a report says how things are, not what changed, so
+//! nothing is lost when two become one.
+
+use super::Agent;
+use crate::methods::{
+    CONTROLLER_SERVICE, NodeReport, NodeReportRequest, PortReport, PortReportRequest, REPORT_EVERY, VmReport, VmReportRequest, VmSeen,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{Notify, broadcast::error::RecvError};
+use vbm_core::{Error, NodePath, Result, VmId};
+use vbm_net::NetEvent;
+use vbm_rpc::{CallOptions, Method, Route, Service};
+
+/// The longest that a controller may take to answer a report.
+const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+/// After a report that was not heard.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// The most VMs of one report.
+const VMS_PER_REPORT: usize = 128;
+
+/// What is still to be told.
+#[derive(Default)]
+pub(super) struct Reporter {
+    vms: Mutex<BTreeMap<VmId, VmSeen>>,
+    news: Notify,
+}
+
+impl Reporter {
+    /// Tells this of a VM, instead of what was still to be told of it.
+    pub(super) fn tell(&self, seen: VmSeen) {
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        let adopted = seen.adopted || vms.get(&seen.id).is_some_and(|s| s.adopted);
+        vms.insert(seen.id, VmSeen { adopted, ..seen });
+        drop(vms);
+        self.news.notify_one();
+    }
+
+    fn take(&self) -> Vec<VmSeen> {
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        let some: Vec<VmId> = vms.keys().copied().take(VMS_PER_REPORT).collect();
+        some.iter().filter_map(|id| vms.remove(id)).collect()
+    }
+
+    /// Puts back what was not heard, where nothing newer came in between.
+    fn put_back(&self, seen: Vec<VmSeen>) {
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        for vm in seen {
+            vms.entry(vm.id).or_insert(vm);
+        }
+    }
+}
+
+impl Agent {
+    async fn tell_controller<M: Method>(&self, request: &M::Request) -> Result<M::Reply> {
+        let route = Route::any(NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
+        let options = CallOptions::default().deadline(REPORT_DEADLINE);
+        self.bus()?.call::<M>(&route, request, options).await.map_err(Error::from)
+    }
+
+    /// Tells of the node, now and then, until shutdown.
+    pub(super) async fn report_self(&self) {
+        loop {
+            let wait = match self.report_self_once().await {
+                Ok(()) => REPORT_EVERY,
+                Err(e) => {
+                    tracing::warn!(error = %e.inline(), "no controller heard this node");
+                    RETRY_AFTER
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.inner.stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn report_self_once(&self) -> Result<()> {
+        let (memory_mib, memory_free_mib) = memory_mib();
+        let networks = self.inner.networks.inventory().await.map_err(Error::from)?;
+        let vms = self.inner.machines.values().flat_map(|m| m.list()).map(|(id, _)| id).collect();
+        let report = NodeReportRequest {
+            path: self.inner.path.clone(),
+            boot_id: self.inner.boot_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            capabilities: self.inner.capabilities.clone(),
+            cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            memory_mib,
+            memory_free_mib,
+            epoch: self.inner.epoch.highest(),
+            vms,
+            networks: networks.iter().map(|n| n.id).collect(),
+        };
+        let reply = self.tell_controller::<NodeReport>(&report).await?;
+        for id in reply.surplus_networks {
+            tracing::info!(network = %id, "removing a network that no record knows");
+            if let Err(e) = self.inner.networks.remove(id).await {
+                tracing::warn!(network = %id, error = %Error::from(e).inline(), "a surplus network could not be removed");
+            }
+        }
+        for id in reply.orphan_vms {
+            tracing::warn!(vm = %id, "this VM runs here and no record knows it; `vbm doctor` shows it");
+        }
+        Ok(())
+    }
+
+    /// Tells of VMs as they change, until shutdown.
+    pub(super) async fn report_vms(&self) {
+        loop {
+            let seen = self.inner.reporter.take();
+            if seen.is_empty() {
+                tokio::select! {
+                    () = self.inner.reporter.news.notified() => continue,
+                    () = self.inner.stop.cancelled() => return,
+                }
+            }
+            let report = VmReportRequest { node: self.inner.path.clone(), vms: seen };
+            if let Err(e) = self.tell_controller::<VmReport>(&report).await {
+                tracing::debug!(error = %e.inline(), "a report was not heard; it is told again");
+                self.inner.reporter.put_back(report.vms);
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY_AFTER) => {}
+                    () = self.inner.stop.cancelled() => return,
+                }
+            }
+        }
+    }
+
+    /// Tells of leases, until shutdown.
+    pub(super) async fn report_leases(&self) {
+        let mut events = self.inner.networks.events();
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = self.inner.stop.cancelled() => return,
+            };
+            let report = match event {
+                Ok(NetEvent::PortLeased { port, since, until, .. }) => PortReportRequest { port, at: since, until: Some(until) },
+                Ok(NetEvent::PortReleased { port, .. }) => PortReportRequest { port, at: self.inner.clock.now(), until: None },
+                Ok(other) => {
+                    tracing::warn!(event = ?other, "something happened on a network");
+                    continue;
+                }
+                Err(RecvError::Lagged(lost)) => {
+                    tracing::warn!(lost, "leases came faster than they could be told");
+                    continue;
+                }
+                Err(RecvError::Closed) => return,
+            };
+            while let Err(e) = self.tell_controller::<PortReport>(&report).await {
+                tracing::debug!(error = %e.inline(), "a lease was not heard; it is told again");
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY_AFTER) => {}
+                    () = self.inner.stop.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+/// The memory of this host in MiB: all of it, and what is available (proc(5), meminfo).
+fn memory_mib() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|l| l.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+    };
+    (field("MemTotal:").unwrap_or(0), field("MemAvailable:").unwrap_or(0))
+}

@@ -1,0 +1,140 @@
+//! `vbmd`: the daemon. A thin main around [`vbm_sdk::server`].
+
+use clap::{Parser, Subcommand, ValueEnum};
+use std::{io::Write, path::PathBuf, process::ExitCode};
+use tokio::signal::unix::{SignalKind, signal};
+use vbm_core::{Error, NodePath, Result};
+use vbm_sdk::{
+    cli::exit_code,
+    server::{DriverChoice, NetworkChoice, Role, Server},
+};
+
+/// The daemon of VBM: virtual machines, networks, and what belongs to them.
+///
+/// `vbmd` alone is one machine: controller, agent, a bus and a store in one process. `vbmd controller` and
+/// `vbmd agent` are the two halves as processes of their own, over Redis.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    role: Option<RoleArg>,
+    /// Where the data is: records, images, disks.
+    #[arg(long, global = true, env = "VBM_DATA_DIR", default_value = "/var/lib/vbm")]
+    data_dir: PathBuf,
+    /// Where sockets and manifests of VMs are; must be short. [default: /run/vbm/INSTANCE]
+    #[arg(long, global = true)]
+    run_dir: Option<PathBuf>,
+    /// The unix socket of the API.
+    #[arg(long, global = true, env = "VBM_SOCKET", default_value = vbm_sdk::client::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// The bus, for `controller` and `agent`: redis://HOST:PORT or redis+unix:///PATH.
+    #[arg(long, global = true, env = "VBM_REDIS")]
+    redis: Option<String>,
+    /// Where this node stands, such as zone/cluster/node.
+    #[arg(long, global = true, env = "VBM_NODE", default_value = "local")]
+    node: NodePath,
+    /// Which hypervisor the node drives.
+    #[arg(long, global = true, value_enum, default_value = "qemu")]
+    driver: DriverArg,
+    /// Where the node makes networks.
+    #[arg(long, global = true, value_enum, default_value = "host")]
+    network: NetworkArg,
+    /// Nothing of this instance is worth keeping: once it is gone, `vbm doctor --fix` removes it, VMs included.
+    #[arg(long, global = true)]
+    ephemeral: bool,
+    /// What is logged, such as `info` or `vbm_net=debug`.
+    #[arg(long, global = true, env = "VBM_LOG", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum RoleArg {
+    /// The brain alone: API, records, decisions. Needs --redis.
+    Controller,
+    /// The hand alone: runs VMs and networks on this host. Needs --redis.
+    Agent,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DriverArg {
+    /// QEMU, with KVM where it works.
+    Qemu,
+    /// Simulated VMs.
+    Sim,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum NetworkArg {
+    /// Namespaces, bridges and rules on this host.
+    Host,
+    /// Simulated networks.
+    Sim,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&Error::internal("the runtime cannot be started", e.to_string())),
+    };
+    match runtime.block_on(run(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+fn fail(error: &Error) -> ExitCode {
+    // Nobody is left to be told when standard error is gone.
+    drop(writeln!(std::io::stderr(), "error: {error}"));
+    ExitCode::from(exit_code(error.kind()))
+}
+
+async fn run(args: Args) -> Result<()> {
+    let on_signal = |kind| signal(kind).map_err(|e| Error::internal("signals cannot be received", e.to_string()));
+    let (mut terminate, mut interrupt) = (on_signal(SignalKind::terminate())?, on_signal(SignalKind::interrupt())?);
+    let role = match args.role {
+        None => Role::All,
+        Some(RoleArg::Controller) => Role::Controller,
+        Some(RoleArg::Agent) => Role::Agent,
+    };
+    let mut builder = Server::builder(args.data_dir)
+        .role(role)
+        .node(args.node)
+        .ephemeral(args.ephemeral)
+        .driver(match args.driver {
+            DriverArg::Qemu => DriverChoice::Qemu,
+            DriverArg::Sim => DriverChoice::Sim,
+        })
+        .network(match args.network {
+            NetworkArg::Host => NetworkChoice::Host,
+            NetworkArg::Sim => NetworkChoice::Sim,
+        });
+    if role != Role::Agent {
+        builder = builder.socket(args.socket);
+    }
+    if let Some(run_dir) = args.run_dir {
+        builder = builder.run_dir(run_dir);
+    }
+    if let Some(redis) = args.redis {
+        builder = builder.redis(redis);
+    }
+    let server = builder.start().await?;
+    say_ready(&server)?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("ending: SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("ending: SIGINT"),
+    }
+    server.shutdown().await;
+    Ok(())
+}
+
+/// One line on standard output, for whoever started the daemon and waits.
+fn say_ready(server: &Server) -> Result<()> {
+    let place = server.socket().map_or_else(|| "none".to_owned(), |s| s.display().to_string());
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "vbmd ready socket={place} instance={}", server.instance())
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::internal("standard output cannot be written", e.to_string()))
+}

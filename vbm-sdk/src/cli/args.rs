@@ -1,0 +1,618 @@
+//! What may be typed. Values with a form of their own stay text here and are read by `forms`, so that their
+//! errors have three lines like all others.
+
+use super::exit;
+use crate::client::DEFAULT_SOCKET;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+The first minutes:
+  vbm image import tiny --guest DIR                 an image, made by `cargo xtask guest`
+  vbm network create lan 10.0.0.0/24                a network with NAT and DHCP
+  vbm group create web tcp/80 icmp                  what may reach a VM
+  vbm launch tiny web1 --network lan --group web    a VM that runs
+  vbm forward create web1 8080:80                   http://localhost:8080 is its port 80
+  vbm list                                          what there is
+  vbm console web1                                  its serial console; Ctrl-] detaches
+  vbm delete web1 --force                           gone
+
+Everything else is `vbm NOUN VERB`; each command has --help. Where a thing is named, its name, its id or the
+beginning of its id serves.";
+
+/// VBM: virtual machines, their networks and their disks.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vbm",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = format!("{EXAMPLES}\n\n{}", exit::TABLE),
+)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) globals: Globals,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(super) struct Globals {
+    /// The socket that vbmd listens on
+    #[arg(long, global = true, env = "VBM_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub(super) socket: PathBuf,
+    /// How to print answers; json is the API's own and stays stable
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(super) output: Format,
+    /// Wait until it is done: the default
+    #[arg(long, global = true, conflicts_with = "no_wait")]
+    pub(super) wait: bool,
+    /// Do not wait: print the operation that sees it through
+    #[arg(long = "async", id = "no_wait", global = true)]
+    pub(super) no_wait: bool,
+    /// How long to wait, such as 30, 30s or 5m [default: 5m]
+    #[arg(long, global = true, value_name = "SPAN")]
+    pub(super) timeout: Option<String>,
+    /// Print only answers: no progress, no hints
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Columns for people
+    Table,
+    /// The same with more columns
+    Wide,
+    /// The API's JSON
+    Json,
+    /// The same as YAML
+    Yaml,
+    /// One name a line
+    Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a VM of an image and start it
+    Launch(Launch),
+    /// List VMs
+    #[command(alias = "ls")]
+    List,
+    /// Show all about a VM
+    Info(OneVm),
+    /// Start VMs
+    Start(SomeVms),
+    /// Ask VMs to shut down, or end them with --force
+    Stop(Stop),
+    /// Reset VMs
+    Restart(SomeVms),
+    /// Halt VMs in memory
+    Pause(SomeVms),
+    /// Let paused VMs go on
+    Resume(SomeVms),
+    /// Delete VMs with their disks; those that run only with --force
+    #[command(alias = "rm")]
+    Delete(Delete),
+    /// Wait until a VM runs, is off, or has its address
+    Wait(Wait),
+    /// Use the serial console of a VM
+    Console(Console),
+    /// Save a picture of a VM's screen as PNG
+    Screenshot(Screenshot),
+    /// Networks: addresses, DHCP, NAT
+    #[command(subcommand)]
+    Network(Network),
+    /// Ports: who has which address
+    #[command(subcommand)]
+    Port(Port),
+    /// Security groups: what may reach a VM
+    #[command(subcommand)]
+    Group(Group),
+    /// Forwards: ports of the host that lead to a VM
+    #[command(subcommand)]
+    Forward(Forward),
+    /// Volumes: the disks of VMs
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Images: what VMs are made of
+    #[command(subcommand)]
+    Image(Image),
+    /// Nodes: the machines that run VMs
+    #[command(subcommand)]
+    Node(Node),
+    /// Operations: what takes time
+    #[command(subcommand)]
+    Operation(Operation),
+    /// Show what happened, and with --follow what happens
+    Events(Events),
+    /// Show the versions of vbm and vbmd
+    Version,
+    /// Look for what is missing or left over on this host, and repair it with --fix
+    Doctor(Doctor),
+    /// Print the completions for a shell
+    Completions(Completions),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm launch tiny
+  vbm launch tiny web1 --network lan --group web
+  vbm launch tiny db1 --cpus 2 --memory 1G --network lan,address=10.0.0.5 --network backup")]
+pub(super) struct Launch {
+    /// The image: see `vbm image list`
+    pub(super) image: String,
+    /// Its name; made up when left out
+    pub(super) name: Option<String>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = crate::api::default_vcpus())]
+    pub(super) cpus: u16,
+    /// Memory, such as 512 (MiB), 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(super) memory: String,
+    /// The size of its disk, such as 10G; that of the image when left out
+    #[arg(long, value_name = "SIZE")]
+    pub(super) disk: Option<String>,
+    /// A NIC on this network; may be repeated
+    #[arg(long = "network", value_name = "NET[,address=IP][,mac=MAC][,group=GROUP]")]
+    pub(super) networks: Vec<String>,
+    /// A security group for each NIC; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub(super) groups: Vec<String>,
+    /// The address of its only NIC; from the network's pool when left out
+    #[arg(long, value_name = "IP")]
+    pub(super) address: Option<String>,
+    /// The MAC of its only NIC; made up when left out
+    #[arg(long, value_name = "MAC")]
+    pub(super) mac: Option<String>,
+    /// The node that shall run it; chosen when left out
+    #[arg(long, value_name = "NODE")]
+    pub(super) node: Option<String>,
+    /// The hypervisor: qemu, virtual-box or sim; what the node offers when left out
+    #[arg(long, value_name = "DRIVER")]
+    pub(super) driver: Option<String>,
+    /// Make it, but leave it off
+    #[arg(long)]
+    pub(super) stopped: bool,
+    /// Free text for you and your programs; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub(super) labels: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneVm {
+    /// The VM
+    pub(super) vm: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SomeVms {
+    /// The VMs
+    #[arg(required = true, value_name = "VM")]
+    pub(super) vms: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Stop {
+    /// The VMs
+    #[arg(required = true, value_name = "VM")]
+    pub(super) vms: Vec<String>,
+    /// End them at once, without asking the guest
+    #[arg(short, long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Delete {
+    /// The VMs
+    #[arg(required = true, value_name = "VM")]
+    pub(super) vms: Vec<String>,
+    /// Also those that run: end them first, without asking the guest
+    #[arg(short, long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Wait {
+    /// The VM
+    pub(super) vm: String,
+    /// What to wait for
+    #[arg(long = "for", value_enum, value_name = "WHAT")]
+    pub(super) what: WaitWhat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum WaitWhat {
+    /// It runs
+    Running,
+    /// It is off
+    Off,
+    /// It runs and took its addresses by DHCP
+    Lease,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm console web1                                       in a terminal: Ctrl-] detaches
+  vbm console web1 --log                                 what it said so far
+  vbm console web1 --log --until 'guest ready'           what it said and says, until it says that
+  echo hostname | vbm console web1                       types a line; ends when the answer is over
+  echo hostname | vbm console web1 --until web1 --timeout 10")]
+pub(super) struct Console {
+    /// The VM
+    pub(super) vm: String,
+    /// Print what it said so far, at most so many bytes from the end; then end, or go on with --until
+    #[arg(long, value_name = "BYTES", num_args = 0..=1)]
+    pub(super) log: Option<Option<u64>>,
+    /// Go on until it says this; exit code 9 when it does not within --timeout
+    #[arg(long, value_name = "TEXT")]
+    pub(super) until: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Screenshot {
+    /// The VM
+    pub(super) vm: String,
+    /// Where to save it; `-` is stdout
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Network {
+    /// Make a network
+    Create(NetworkCreate),
+    /// List networks
+    #[command(alias = "ls")]
+    List,
+    /// Show all about a network
+    Info(OneNetwork),
+    /// Delete networks that have no ports
+    #[command(alias = "rm")]
+    Delete(SomeNetworks),
+    /// Show who has which address, and since when
+    Leases(OneNetwork),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm network create lan 10.0.0.0/24
+  vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example")]
+pub(super) struct NetworkCreate {
+    /// Its name
+    pub(super) name: String,
+    /// Its addresses, such as 10.0.0.0/24
+    pub(super) cidr: String,
+    /// How it meets the world: nat or isolated
+    #[arg(long, value_name = "MODE", default_value = "nat")]
+    pub(super) mode: String,
+    /// The gateway's address; the first usable one when left out
+    #[arg(long, value_name = "IP")]
+    pub(super) gateway: Option<String>,
+    /// The addresses for VMs that ask for none; all usable ones when left out
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub(super) pool: Option<String>,
+    /// A DNS server to tell VMs of; may be repeated
+    #[arg(long = "dns", value_name = "IP")]
+    pub(super) dns: Vec<String>,
+    /// The domain to tell VMs of
+    #[arg(long, value_name = "DOMAIN")]
+    pub(super) domain: Option<String>,
+    /// The MTU in bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(super) mtu: Option<u16>,
+    /// How long a lease lasts, such as 1h
+    #[arg(long, value_name = "SPAN")]
+    pub(super) lease: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneNetwork {
+    /// The network
+    pub(super) network: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SomeNetworks {
+    /// The networks
+    #[arg(required = true, value_name = "NETWORK")]
+    pub(super) networks: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Port {
+    /// List ports
+    #[command(alias = "ls")]
+    List(Belonging),
+}
+
+#[derive(Debug, Default, Args)]
+pub(super) struct Belonging {
+    /// Only those of this network
+    #[arg(long, value_name = "NETWORK")]
+    pub(super) network: Option<String>,
+    /// Only those of this VM
+    #[arg(long, value_name = "VM")]
+    pub(super) vm: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Group {
+    /// Make a group; without rules it lets nothing in
+    Create(GroupRules),
+    /// List groups
+    #[command(alias = "ls")]
+    List,
+    /// Show all about a group
+    Info(OneGroup),
+    /// Delete groups that no port uses
+    #[command(alias = "rm")]
+    Delete(SomeGroups),
+    /// Add rules, also for VMs that run
+    Allow(GroupSomeRules),
+    /// Take rules away, also for VMs that run
+    Deny(GroupSomeRules),
+    /// Put a VM into a group, running or not
+    Attach(GroupVm),
+    /// Take a VM out of a group, running or not
+    Detach(GroupVm),
+}
+
+const RULES: &str = "\
+A rule is PROTOCOL[/PORTS][@CIDR]:
+  tcp/80                    TCP port 80, from anywhere
+  udp/5000-5010@10.0.0.0/8  UDP ports 5000 to 5010, from there only
+  icmp                      ping
+  any@192.168.0.0/16        everything, from there only";
+
+#[derive(Debug, Args)]
+#[command(after_help = RULES)]
+pub(super) struct GroupRules {
+    /// The group
+    pub(super) group: String,
+    /// What may come in
+    #[arg(value_name = "RULE")]
+    pub(super) rules: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = RULES)]
+pub(super) struct GroupSomeRules {
+    /// The group
+    pub(super) group: String,
+    /// What may come in
+    #[arg(required = true, value_name = "RULE")]
+    pub(super) rules: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneGroup {
+    /// The group
+    pub(super) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SomeGroups {
+    /// The groups
+    #[arg(required = true, value_name = "GROUP")]
+    pub(super) groups: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GroupVm {
+    /// The group
+    pub(super) group: String,
+    /// The VM
+    pub(super) vm: String,
+    /// Only its NICs on this network
+    #[arg(long, value_name = "NETWORK")]
+    pub(super) network: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Forward {
+    /// Make a port of the host lead to a VM
+    Create(ForwardCreate),
+    /// List forwards
+    #[command(alias = "ls")]
+    List(Belonging),
+    /// Delete forwards
+    #[command(alias = "rm")]
+    Delete(SomeForwards),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm forward create web1 8080:80
+  vbm forward create web1 127.0.0.1:8080:80
+  vbm forward create dns1 5353:53/udp")]
+pub(super) struct ForwardCreate {
+    /// The VM it leads to
+    pub(super) vm: String,
+    /// From which port of the host to which port of the VM
+    #[arg(value_name = "[ADDRESS:]HOSTPORT:VMPORT[/udp]")]
+    pub(super) ports: String,
+    /// Its name; made up when left out
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
+    /// Through which of the VM's networks; needed when it has several
+    #[arg(long, value_name = "NETWORK")]
+    pub(super) network: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SomeForwards {
+    /// The forwards
+    #[arg(required = true, value_name = "FORWARD")]
+    pub(super) forwards: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Volume {
+    /// List volumes
+    #[command(alias = "ls")]
+    List(VolumeList),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VolumeList {
+    /// Only those of this VM
+    #[arg(long, value_name = "VM")]
+    pub(super) vm: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Image {
+    /// Make an image of files
+    Import(ImageImport),
+    /// List images
+    #[command(alias = "ls")]
+    List,
+    /// Show all about an image
+    Info(OneImage),
+    /// Delete images that no VM uses
+    #[command(alias = "rm")]
+    Delete(SomeImages),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "\
+Examples:
+  vbm image import debian --disk debian-12.qcow2
+  vbm image import tiny --guest DIR            a directory that `cargo xtask guest` made
+  vbm image import fast --disk disk.raw --kernel vmlinuz --initrd initrd.gz --cmdline 'console=ttyS0'",
+    group(clap::ArgGroup::new("source").required(true).args(["disk", "guest"])),
+)]
+pub(super) struct ImageImport {
+    /// Its name
+    pub(super) name: String,
+    /// The file of its disk
+    #[arg(long, value_name = "FILE")]
+    pub(super) disk: Option<PathBuf>,
+    /// The format of the disk: qcow2 or raw; recognised when left out
+    #[arg(long, value_name = "FORMAT", requires = "disk", value_parser = ["qcow2", "raw"])]
+    pub(super) format: Option<String>,
+    /// A kernel to boot instead of the disk's boot loader
+    #[arg(long, value_name = "FILE", requires_all = ["disk", "initrd"])]
+    pub(super) kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(super) initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "console=ttyS0")]
+    pub(super) cmdline: String,
+    /// A directory with guest.json, as `cargo xtask guest` makes it
+    #[arg(long, value_name = "DIR")]
+    pub(super) guest: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneImage {
+    /// The image
+    pub(super) image: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SomeImages {
+    /// The images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(super) images: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Node {
+    /// List nodes
+    #[command(alias = "ls")]
+    List,
+    /// Show all about a node
+    Info(OneNode),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneNode {
+    /// The node: its path
+    pub(super) node: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Operation {
+    /// List operations
+    #[command(alias = "ls")]
+    List,
+    /// Show all about an operation
+    Info(OneOperation),
+    /// Wait until an operation is over
+    Wait(OneOperation),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OneOperation {
+    /// The operation
+    pub(super) operation: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Only those after this revision
+    #[arg(long, value_name = "REVISION")]
+    pub(super) from: Option<u64>,
+    /// Do not end: show what happens as it happens
+    #[arg(short, long)]
+    pub(super) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// Repair what can be repaired: remove what is left over of VBM on this host
+    #[arg(long)]
+    pub(super) fix: bool,
+    /// With --fix: also end VMs that run without a vbmd
+    #[arg(long, requires = "fix")]
+    pub(super) end_vms: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_option_says_what_it_is() {
+        fn walk(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {} has no help", command.get_name(), arg.get_id());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn help_shows_the_first_minutes_and_the_exit_codes() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("vbm launch tiny web1 --network lan") && help.contains("Exit codes:"));
+    }
+
+    #[test]
+    fn waiting_and_not_waiting_exclude_each_other() {
+        assert!(Cli::try_parse_from(["vbm", "start", "a", "--wait", "--async"]).is_err());
+    }
+}

@@ -1,0 +1,337 @@
+//! The forms that people type, read into requests. Pure; each error has its three lines.
+
+use crate::api::NicRequest;
+use std::{collections::BTreeMap, net::Ipv4Addr};
+use vbm_core::{Error, ErrorKind, Protocol, Rule, group::parse_port};
+
+/// `[ADDRESS:]HOSTPORT:VMPORT[/tcp|/udp]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ForwardForm {
+    pub(super) address: Option<Ipv4Addr>,
+    pub(super) listen: u16,
+    pub(super) target: u16,
+    pub(super) protocol: Protocol,
+}
+
+fn invalid(what: String, why: impl Into<String>, fix: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, what, why, fix)
+}
+
+/// Reads a forward.
+///
+/// # Errors
+/// Anything but the form above with ports of 1 to 65535.
+pub(super) fn forward(text: &str) -> Result<ForwardForm, Error> {
+    let refuse = |why: String| {
+        invalid(
+            format!("'{text}' is not a forward"),
+            why,
+            "write HOSTPORT:VMPORT such as 8080:80, 127.0.0.1:8080:80 or 5353:53/udp",
+        )
+    };
+    let (ports, protocol) = match text.split_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((ports, "tcp")) => (ports, Protocol::Tcp),
+        Some((ports, "udp")) => (ports, Protocol::Udp),
+        Some((_, other)) => return Err(refuse(format!("'{other}' cannot be forwarded, only tcp and udp can"))),
+    };
+    let parts: Vec<&str> = ports.split(':').collect();
+    let (address, listen, target) = match parts[..] {
+        [listen, target] => (None, listen, target),
+        [address, listen, target] => {
+            let address = address.parse().map_err(|_| refuse(format!("'{address}' is not an IPv4 address")))?;
+            (Some(address), listen, target)
+        }
+        _ => return Err(refuse("it is not two ports joined by ':'".into())),
+    };
+    let port = |text: &str| parse_port(text).map_err(|e| refuse(format!("port '{text}': {}", e.why())));
+    Ok(ForwardForm {
+        address,
+        listen: port(listen)?,
+        target: port(target)?,
+        protocol,
+    })
+}
+
+/// Reads `NET[,address=IP][,mac=MAC][,group=GROUP]`.
+///
+/// # Errors
+/// A word that is not one of these, or a value that is not what its word says.
+pub(super) fn nic(text: &str) -> Result<NicRequest, Error> {
+    let refuse = |why: String| {
+        invalid(
+            format!("'{text}' is not a NIC"),
+            why,
+            "write NET[,address=IP][,mac=MAC][,group=GROUP], for example lan,address=10.0.0.5,group=web",
+        )
+    };
+    let mut parts = text.split(',');
+    let network = parts.next().unwrap_or_default();
+    if network.is_empty() || network.contains('=') {
+        return Err(refuse("it does not begin with the name of a network".into()));
+    }
+    let mut nic = NicRequest::on(network);
+    for part in parts {
+        let (key, value) = part.split_once('=').ok_or_else(|| refuse(format!("'{part}' has no '='")))?;
+        let twice = match key {
+            "address" => nic.address.replace(address(value)?).is_some(),
+            "mac" => nic.mac.replace(value.parse()?).is_some(),
+            "group" if !value.is_empty() => {
+                nic.groups.push(value.to_owned());
+                false
+            }
+            _ => return Err(refuse(format!("'{part}' is not one of address, mac and group with a value"))),
+        };
+        if twice {
+            return Err(refuse(format!("{key} stands there twice")));
+        }
+    }
+    Ok(nic)
+}
+
+/// Reads an address.
+///
+/// # Errors
+/// Anything but an IPv4 address.
+pub(super) fn address(text: &str) -> Result<Ipv4Addr, Error> {
+    text.parse().map_err(|_| {
+        invalid(
+            format!("'{text}' is not an IPv4 address"),
+            "it is not four numbers of 0 to 255 joined by '.'",
+            "write it as 10.0.0.5",
+        )
+    })
+}
+
+/// All NICs of a VM: `--network`, with the conveniences `--group`, `--address` and `--mac`.
+///
+/// # Errors
+/// A convenience without the NIC that it speaks of.
+pub(super) fn nics(
+    networks: &[String],
+    groups: &[String],
+    wanted_address: Option<&str>,
+    wanted_mac: Option<&str>,
+) -> Result<Vec<NicRequest>, Error> {
+    let mut nics = networks.iter().map(|text| nic(text)).collect::<Result<Vec<_>, _>>()?;
+    if nics.is_empty() && !groups.is_empty() {
+        return Err(lonely("--group", "a NIC that is in the group"));
+    }
+    for nic in &mut nics {
+        for group in groups {
+            if !nic.groups.contains(group) {
+                nic.groups.push(group.clone());
+            }
+        }
+    }
+    let only = |nics: &mut Vec<NicRequest>, flag: &str| match &mut nics[..] {
+        [nic] => Ok(std::mem::replace(nic, NicRequest::on(""))),
+        _ => Err(lonely(flag, "exactly one NIC")),
+    };
+    if let Some(text) = wanted_address {
+        let nic = only(&mut nics, "--address")?;
+        nics = vec![nic.address(address(text)?)];
+    }
+    if let Some(text) = wanted_mac {
+        let nic = only(&mut nics, "--mac")?;
+        nics = vec![nic.mac(text.parse()?)];
+    }
+    Ok(nics)
+}
+
+fn lonely(flag: &str, needs: &str) -> Error {
+    invalid(
+        format!("{flag} does not fit to the NICs"),
+        format!("it needs {needs}"),
+        "name the network with --network NET; of several, write --network NET,address=IP,mac=MAC,group=GROUP",
+    )
+}
+
+/// Reads `FIRST-LAST`.
+///
+/// # Errors
+/// Anything but two addresses joined by `-`.
+pub(super) fn pool(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), Error> {
+    let ends = text.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    ends.ok_or_else(|| {
+        invalid(
+            format!("'{text}' is not a pool"),
+            "it is not two IPv4 addresses joined by '-'",
+            "write it as 10.0.0.100-10.0.0.200",
+        )
+    })
+}
+
+/// Reads `KEY=VALUE`s.
+///
+/// # Errors
+/// One without `=` or without a key, or a key that stands there twice.
+pub(super) fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Error> {
+    let mut labels = BTreeMap::new();
+    for text in texts {
+        let refuse = |why: &str| invalid(format!("'{text}' is not a label"), why, "write it as KEY=VALUE");
+        match text.split_once('=') {
+            None => return Err(refuse("it has no '='")),
+            Some(("", _)) => return Err(refuse("its key is empty")),
+            Some((key, value)) => {
+                if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+                    return Err(refuse("its key stands there twice"));
+                }
+            }
+        }
+    }
+    Ok(labels)
+}
+
+/// Reads rules; each once.
+///
+/// # Errors
+/// Those of [`Rule`].
+pub(super) fn rules(texts: &[String]) -> Result<Vec<Rule>, Error> {
+    let mut rules = Vec::new();
+    for text in texts {
+        let rule: Rule = text.parse().map_err(|e: Error| in_rule(text, e))?;
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    Ok(rules)
+}
+
+/// The headline names the rule as it was typed, where the error speaks of a part of it.
+fn in_rule(text: &str, error: Error) -> Error {
+    if error.what().contains(&format!("'{text}'")) {
+        error
+    } else {
+        error.context(format!("'{text}' is not a rule"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn list(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&t| t.to_owned()).collect()
+    }
+
+    #[test]
+    fn forwards_are_read_as_they_are_written() {
+        let tcp = ForwardForm {
+            address: None,
+            listen: 8080,
+            target: 80,
+            protocol: Protocol::Tcp,
+        };
+        assert_eq!(forward("8080:80").unwrap(), tcp);
+        assert_eq!(forward("8080:80/tcp").unwrap(), tcp);
+        let local = Some(Ipv4Addr::LOCALHOST);
+        assert_eq!(forward("127.0.0.1:8080:80").unwrap(), ForwardForm { address: local, ..tcp });
+        let udp = forward("5353:53/udp").unwrap();
+        assert_eq!((udp.listen, udp.target, udp.protocol), (5353, 53, Protocol::Udp));
+    }
+
+    #[test]
+    fn forwards_that_make_no_sense_are_refused_with_their_reason() {
+        for (bad, why) in [
+            ("0:80", "port 0 does not exist"),
+            ("80:0", "port 0 does not exist"),
+            ("70000:80", "ports end at 65535"),
+            ("80:70000", "ports end at 65535"),
+            ("80", "two ports"),
+            ("", "two ports"),
+            ("a:b", "not a number"),
+            ("80:80/icmp", "only tcp and udp"),
+            ("1.2.3:80:80", "not an IPv4 address"),
+            ("1.2.3.4:1:2:3", "two ports"),
+            ("8080:80/", "only tcp and udp"),
+            ("-1:80", "not a number"),
+        ] {
+            let error = forward(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert!(error.why().contains(why), "{bad}: {}", error.why());
+            assert!(error.what().contains(&format!("'{bad}'")));
+        }
+    }
+
+    #[test]
+    fn a_nic_is_its_network_and_what_is_asked_of_it() {
+        let nic = nic("lan,address=10.0.0.5,mac=52:54:00:00:00:01,group=web,group=ssh").unwrap();
+        assert_eq!(nic.network, "lan");
+        assert_eq!(nic.address, Some(Ipv4Addr::new(10, 0, 0, 5)));
+        assert_eq!(nic.mac.unwrap().to_string(), "52:54:00:00:00:01");
+        assert_eq!(nic.groups, ["web", "ssh"]);
+    }
+
+    #[test]
+    fn nics_that_make_no_sense_are_refused() {
+        for bad in [
+            "",
+            ",address=10.0.0.5",
+            "address=10.0.0.5",
+            "lan,",
+            "lan,10.0.0.5",
+            "lan,address=10.0.0",
+            "lan,mac=52:54",
+            "lan,group=",
+            "lan,ip=10.0.0.5",
+            "lan,address=10.0.0.5,address=10.0.0.6",
+        ] {
+            assert_eq!(nic(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
+        }
+    }
+
+    #[test]
+    fn conveniences_reach_the_nics_that_they_speak_of() {
+        let made = nics(&list(&["lan"]), &list(&["web"]), Some("10.0.0.5"), Some("52:54:00:00:00:01")).unwrap();
+        assert_eq!(made.len(), 1);
+        assert_eq!(made[0].groups, ["web"]);
+        assert_eq!(made[0].address, Some(Ipv4Addr::new(10, 0, 0, 5)));
+        assert_eq!(made[0].mac.unwrap().to_string(), "52:54:00:00:00:01");
+        let both = nics(&list(&["a,group=x", "b"]), &list(&["x"]), None, None).unwrap();
+        assert!(both.iter().all(|n| n.groups == ["x"]), "each NIC is in it, and in it once");
+    }
+
+    #[test]
+    fn conveniences_without_their_nic_are_refused() {
+        assert!(nics(&[], &list(&["web"]), None, None).is_err());
+        assert!(nics(&[], &[], Some("10.0.0.5"), None).is_err());
+        assert!(nics(&list(&["a", "b"]), &[], Some("10.0.0.5"), None).is_err());
+        assert!(nics(&list(&["a", "b"]), &[], None, Some("52:54:00:00:00:01")).is_err());
+    }
+
+    #[test]
+    fn a_rule_that_is_refused_is_named_as_it_was_typed() {
+        for bad in ["443:80", "tcp/0", "tcp/70000", "tcp/80-", "icmp/8", "tcp/80@10.0.0.0", "sctp", ""] {
+            let error = rules(&list(&[bad])).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");
+            assert!(error.what().contains(&format!("'{bad}'")), "{bad}: {}", error.what());
+        }
+        assert_eq!(rules(&list(&["tcp/80", "icmp", "tcp/80"])).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn labels_and_pools_are_read_as_they_are_written() {
+        assert_eq!(labels(&list(&["a=1", "b=x=y"])).unwrap()["b"], "x=y");
+        for bad in [&["a"][..], &["=1"], &["a=1", "a=2"]] {
+            assert!(labels(&list(bad)).is_err(), "{bad:?}");
+        }
+        assert_eq!(pool("10.0.0.2-10.0.0.9").unwrap().1, Ipv4Addr::new(10, 0, 0, 9));
+        assert!(pool("10.0.0.2").is_err() && pool("10.0.0.2-x").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn reading_never_panics(text in ".{0,40}") {
+            drop((forward(&text), nic(&text), pool(&text)));
+            let texts = vec![text];
+            drop((labels(&texts), rules(&texts)));
+        }
+        #[test]
+        fn every_forward_survives_its_text(listen in 1u16.., target in 1u16..) {
+            let form = forward(&format!("{listen}:{target}")).unwrap();
+            prop_assert_eq!((form.listen, form.target), (listen, target));
+        }
+    }
+}

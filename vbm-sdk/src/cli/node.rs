@@ -1,0 +1,147 @@
+//! `vbm node` and `vbm version`.
+
+use super::{args::Node, human, info::Lines, session::Session, table::Table};
+use vbm_core::{Capability, Error, Timestamp};
+
+const NONE_YET: &str = "no nodes: `vbmd` alone is one, `vbmd agent --redis URL` joins another";
+
+pub(super) async fn run(on: &Session<'_>, verb: Node) -> Result<(), Error> {
+    match verb {
+        Node::List => {
+            let nodes = on.client.nodes().list().all().await?;
+            on.out.list(&nodes, |n| n.path.to_string(), &table(&nodes, on.now()), NONE_YET)
+        }
+        Node::Info(args) => {
+            let node = on.client.nodes().get(&args.node).await?;
+            on.out.item(&node, &node.path.to_string(), &detail(&node, on.now()))
+        }
+    }
+}
+
+/// `vbm version`: says its own version even when no vbmd answers.
+pub(super) async fn version(on: &Session<'_>) -> Result<(), Error> {
+    #[derive(serde::Serialize)]
+    struct Both {
+        vbm: &'static str,
+        vbmd: Option<crate::api::Version>,
+    }
+    let (vbmd, failure) = match on.client.version().await {
+        Ok(version) => (Some(version), None),
+        Err(error) => (None, Some(error)),
+    };
+    let mut lines = Lines::default();
+    lines.put("vbm", env!("CARGO_PKG_VERSION"));
+    if let Some(version) = &vbmd {
+        lines.put("vbmd", format!("{} (API {}, instance {})", version.version, version.api, version.instance));
+    }
+    let both = Both {
+        vbm: env!("CARGO_PKG_VERSION"),
+        vbmd,
+    };
+    on.out.item(&both, both.vbm, &lines.text())?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// `qemu/tcg`, or `qemu (missing)`.
+fn driver(capability: &Capability) -> String {
+    match (&capability.problem, &capability.accelerator) {
+        (Some(_), _) => format!("{} (!)", capability.driver),
+        (None, Some(accelerator)) => format!("{}/{}", capability.driver, accelerator.name),
+        (None, None) => capability.driver.to_string(),
+    }
+}
+
+fn state(node: &vbm_core::Node) -> String {
+    if node.spec.cordoned { format!("{}, cordoned", node.status.state) } else { node.status.state.to_string() }
+}
+
+fn table(nodes: &[vbm_core::Node], now: Timestamp) -> Table {
+    let mut table = Table::new(&["NODE", "STATE", "CPUS", "MEMORY", "FREE", "DRIVERS", "SEEN"], &["VERSION", "EPOCH"]);
+    for node in nodes {
+        let status = &node.status;
+        table.row([
+            node.path.to_string(),
+            state(node),
+            status.cpus.to_string(),
+            human::mib(status.memory_mib),
+            human::mib(status.memory_free_mib),
+            status.capabilities.iter().map(driver).collect::<Vec<_>>().join(","),
+            format!("{} ago", human::age(now, status.seen_at)),
+            status.version.clone(),
+            status.epoch.to_string(),
+        ]);
+    }
+    table
+}
+
+fn detail(node: &vbm_core::Node, now: Timestamp) -> String {
+    let status = &node.status;
+    let mut lines = Lines::default();
+    lines.put("Node", node.path.to_string());
+    lines.put("State", format!("{}, seen {} ago", state(node), human::age(now, status.seen_at)));
+    lines.put("CPUs", status.cpus.to_string());
+    lines.put("Memory", format!("{}, {} free", human::mib(status.memory_mib), human::mib(status.memory_free_mib)));
+    lines.put("Version", &*status.version);
+    for capability in &status.capabilities {
+        lines.put("Driver", format!("{} {}", capability.driver, capability.version));
+        if let Some(accelerator) = &capability.accelerator {
+            lines.put("  runs by", format!("{} ({})", accelerator.name, accelerator.reason));
+        }
+        lines.problem(capability.problem.as_ref());
+    }
+    lines.text()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vbm_core::{Accelerator, DriverKind, ErrorKind, NodeSpec, NodeState, NodeStatus};
+
+    fn sample() -> vbm_core::Node {
+        let missing = Error::new(ErrorKind::MissingDependency, "VirtualBox is missing", "no VBoxManage", "install it");
+        vbm_core::Node {
+            path: "n1".parse().unwrap(),
+            spec: NodeSpec::default(),
+            status: NodeStatus {
+                state: NodeState::Ready,
+                capabilities: vec![
+                    Capability {
+                        driver: DriverKind::Qemu,
+                        version: "9.2".into(),
+                        accelerator: Some(Accelerator {
+                            name: "tcg".into(),
+                            reason: "no /dev/kvm".into(),
+                        }),
+                        problem: None,
+                    },
+                    Capability {
+                        driver: DriverKind::VirtualBox,
+                        version: String::new(),
+                        accelerator: None,
+                        problem: Some(missing),
+                    },
+                ],
+                cpus: 2,
+                memory_mib: 4_096,
+                memory_free_mib: 2_048,
+                seen_at: Timestamp::from_micros(0),
+                ..NodeStatus::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_node_is_listed_with_what_it_can_run() {
+        assert_eq!(
+            table(&[sample()], Timestamp::from_micros(2_000_000)).render(false, Some(80)),
+            "NODE  STATE  CPUS  MEMORY  FREE  DRIVERS                   SEEN\n\
+             n1    ready  2     4G      2G    qemu/tcg,virtual-box (!)  2s ago"
+        );
+    }
+
+    #[test]
+    fn the_detail_of_a_node_says_why_a_driver_cannot_be_used() {
+        let text = detail(&sample(), Timestamp::from_micros(0));
+        assert!(text.contains("tcg (no /dev/kvm)") && text.contains("VirtualBox is missing"), "{text}");
+    }
+}

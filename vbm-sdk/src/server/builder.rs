@@ -1,0 +1,243 @@
+//! What a server is made of, and how it is started.
+
+use super::{Server, instance::Instance, parts};
+use crate::{
+    agent::{Agent, AgentConfig},
+    api::API_VERSION,
+    controller::{Controller, ControllerConfig},
+    http::{ApiState, router},
+    methods::{AGENT_SERVICE, CONTROLLER_SERVICE},
+    source::{RandomIds, SystemClock},
+};
+use std::{path::PathBuf, sync::Arc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vbm_core::{Clock, DriverKind, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
+use vbm_hyper::{ImageStore, Pool};
+use vbm_rpc::{Bus, Member, Router, Service, Transport};
+
+/// What a server is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// One machine: controller and agent on a bus inside the process.
+    #[default]
+    All,
+    /// The brain, on Redis.
+    Controller,
+    /// The hand, on Redis.
+    Agent,
+}
+
+/// Which hypervisors an agent drives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// QEMU.
+    #[default]
+    Qemu,
+    /// Simulated VMs: nothing runs.
+    Sim,
+}
+
+/// Where an agent makes networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkChoice {
+    /// On this host: namespaces, bridges, rules. Needs root.
+    #[default]
+    Host,
+    /// Simulated networks: nothing is made.
+    Sim,
+}
+
+/// A server in the making.
+#[derive(Clone)]
+#[must_use]
+pub struct Builder {
+    pub(super) data_dir: PathBuf,
+    pub(super) run_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    role: Role,
+    redis: Option<String>,
+    node: NodePath,
+    pub(super) driver: DriverChoice,
+    pub(super) network: NetworkChoice,
+    ephemeral: bool,
+    pub(super) in_memory: bool,
+    pub(super) clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
+}
+
+/// What the bus inside the process is known by.
+const CONTROLLER_PATH: &str = "control";
+/// The node of a server that is one machine.
+const LOCAL_NODE: &str = "local";
+
+impl Builder {
+    pub(super) fn new(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            run_dir: None,
+            socket: None,
+            role: Role::All,
+            redis: None,
+            node: LOCAL_NODE.parse().unwrap_or_default(),
+            driver: DriverChoice::Qemu,
+            network: NetworkChoice::Host,
+            ephemeral: false,
+            in_memory: false,
+            clock: Arc::new(SystemClock),
+            ids: Arc::new(RandomIds),
+        }
+    }
+
+    /// Serves the API on this unix socket too. Without it, only clients inside the process reach it.
+    pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
+        self.socket = Some(path.into());
+        self
+    }
+
+    /// Where sockets and manifests of VMs are; short, and gone after a boot of the host. `/run/vbm/<instance>` for root.
+    pub fn run_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.run_dir = Some(path.into());
+        self
+    }
+
+    /// What the server is. A controller or agent alone needs [`Builder::redis`].
+    pub const fn role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+
+    /// The bus: a Redis server's URL.
+    pub fn redis(mut self, url: impl Into<String>) -> Self {
+        self.redis = Some(url.into());
+        self
+    }
+
+    /// Where the agent stands in the tree of nodes; `local` when nobody says otherwise.
+    pub fn node(mut self, path: NodePath) -> Self {
+        self.node = path;
+        self
+    }
+
+    /// Which hypervisors the agent drives.
+    pub const fn driver(mut self, driver: DriverChoice) -> Self {
+        self.driver = driver;
+        self
+    }
+
+    /// Where the agent makes networks.
+    pub const fn network(mut self, network: NetworkChoice) -> Self {
+        self.network = network;
+        self
+    }
+
+    /// Nothing of this server is worth keeping once it is gone: `vbm doctor --fix` removes it, VMs included.
+    pub const fn ephemeral(mut self, ephemeral: bool) -> Self {
+        self.ephemeral = ephemeral;
+        self
+    }
+
+    /// Keeps the records in memory: they are gone with the server.
+    pub const fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
+    /// Another clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Another source of ids.
+    pub fn ids(mut self, ids: Arc<dyn IdSource>) -> Self {
+        self.ids = ids;
+        self
+    }
+
+    /// Starts the server. When it fails, nothing of it is left running.
+    ///
+    /// # Errors
+    /// The data is in use or cannot be read, the socket or Redis cannot be used, or the host lacks something.
+    pub async fn start(self) -> Result<Server> {
+        let (instance, record) = Instance::claim(&self.data_dir, self.run_dir.clone(), self.socket.clone(), self.ephemeral)?;
+        let mut server = Server {
+            instance,
+            controller: None,
+            agent: None,
+            buses: Vec::new(),
+            router: None,
+            socket: None,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        match self.fill(&mut server, &record).await {
+            Ok(()) => Ok(server),
+            Err(e) => {
+                server.shutdown().await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn fill(&self, server: &mut Server, record: &super::instance::InstanceRecord) -> Result<()> {
+        let transport = self.transport().await?;
+        let images = ImageStore::open(record.data_dir.join("images")).await.map_err(Error::from)?;
+        if self.role != Role::Agent {
+            let store = parts::store(self, record).await?;
+            let config = ControllerConfig {
+                store: Arc::clone(&store),
+                images: images.clone(),
+                clock: Arc::clone(&self.clock),
+                ids: Arc::clone(&self.ids),
+            };
+            let controller = Controller::open(config).await?;
+            server.controller = Some((controller.clone(), store));
+            let boot_id = self.ids.next().to_string();
+            let path: NodePath = format!("{CONTROLLER_PATH}/c{}", record.tag).parse()?;
+            let bus = attach(&transport, path, CONTROLLER_SERVICE, &boot_id, controller.epoch(), controller.router()).await?;
+            server.buses.push(bus.clone());
+            controller.start(bus)?;
+            server.router = Some(router(ApiState { controller, instance: record.tag.clone() }));
+        }
+        if self.role != Role::Controller {
+            let volumes = Pool::open(record.data_dir.join("volumes"), images.clone()).await.map_err(Error::from)?;
+            let config = AgentConfig {
+                path: self.node.clone(),
+                drivers: parts::drivers(self, record).await?,
+                networks: parts::networks(self, record).await?,
+                images,
+                volumes,
+                epoch_file: record.data_dir.join("epoch"),
+                clock: Arc::clone(&self.clock),
+            };
+            let agent = Agent::open(config, self.ids.next().to_string()).await?;
+            server.agent = Some(agent.clone());
+            let bus = attach(&transport, self.node.clone(), AGENT_SERVICE, agent.boot_id(), Epoch(0), agent.router()).await?;
+            server.buses.push(bus.clone());
+            agent.start(bus)?;
+        }
+        if let (Some(socket), true) = (&self.socket, server.router.is_some()) {
+            server.serve(socket).await?;
+        }
+        tracing::info!(instance = %record.tag, role = ?self.role, api = API_VERSION, "serving");
+        Ok(())
+    }
+
+    async fn transport(&self) -> Result<Arc<dyn Transport>> {
+        match (&self.redis, self.role) {
+            (Some(url), _) => parts::redis(url).await,
+            (None, Role::All) => Ok(Arc::new(vbm_rpc::memory::MemoryBus::new())),
+            (None, _) => Err(Error::new(
+                ErrorKind::InvalidInput,
+                "no bus was named",
+                "a controller or an agent alone speaks over Redis",
+                "give --redis redis://HOST:PORT, or run `vbmd` alone on one machine",
+            )),
+        }
+    }
+}
+
+async fn attach(transport: &Arc<dyn Transport>, path: NodePath, service: &str, boot_id: &str, epoch: Epoch, router: Router) -> Result<Bus> {
+    let member = Member::new(path, boot_id).service(Service::new(service)?).epoch(epoch);
+    Bus::attach(Arc::clone(transport), member, router).await.map_err(Error::from)
+}

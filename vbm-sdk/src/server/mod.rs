@@ -1,0 +1,124 @@
+//! The server: everything that `vbmd` is, as a library.
+//!
+//! ```text
+//!   Role::All         controller + agent on a bus inside the process; one redb file
+//!   Role::Controller  controller on Redis
+//!   Role::Agent       agent on Redis
+//! ```
+//!
+//! ```no_run
+//! # async fn example() -> vbm_core::Result<()> {
+//! use vbm_sdk::server::Server;
+//! let server = Server::builder("/var/lib/vbm").start().await?;
+//! let vms = server.client()?.vms().list().all().await?;
+//! println!("{} VMs", vms.len());
+//! server.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod builder;
+mod client;
+pub(crate) mod instance;
+mod parts;
+
+pub use builder::{Builder, DriverChoice, NetworkChoice, Role};
+
+use crate::{agent::Agent, client::Client, controller::Controller, http, store::Store};
+use axum::Router;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vbm_core::{Error, ErrorKind, Result};
+use vbm_rpc::Bus;
+
+/// A running server. Dropping it without [`Server::shutdown`] ends its tasks without waiting for them; VMs and
+/// networks run on in either case.
+pub struct Server {
+    instance: instance::Instance,
+    controller: Option<(Controller, Arc<dyn Store>)>,
+    agent: Option<Agent>,
+    buses: Vec<Bus>,
+    router: Option<Router>,
+    socket: Option<PathBuf>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("instance", &self.instance.tag()).field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Server {
+    /// A server whose data is in `data_dir`.
+    pub fn builder(data_dir: impl Into<PathBuf>) -> Builder {
+        Builder::new(data_dir.into())
+    }
+
+    /// A client of this server that stays inside the process.
+    ///
+    /// # Errors
+    /// The server is an agent only: it has no API.
+    pub fn client(&self) -> Result<Client> {
+        let router = self.router()?;
+        let connector = client::InProcess::new(router, self.stop.child_token(), self.tasks.clone());
+        Ok(Client::new(crate::client::Endpoint::in_process(Arc::new(connector))))
+    }
+
+    /// The API as a router, to be nested in another.
+    ///
+    /// # Errors
+    /// The server is an agent only: it has no API.
+    pub fn router(&self) -> Result<Router> {
+        self.router.clone().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "this server has no API", "it is an agent only", "ask a controller")
+        })
+    }
+
+    /// The socket that the API is served on, where it is.
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
+    /// The word for this server and its data, in the tags of what it makes on the host.
+    pub fn instance(&self) -> &str {
+        self.instance.tag()
+    }
+
+    /// Ends the server: requests under way, the controller, the agent, the bus, the store, in that order. VMs and networks run on.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Some((controller, _)) = &self.controller {
+            controller.shutdown().await;
+        }
+        if let Some(agent) = &self.agent {
+            agent.shutdown().await;
+        }
+        for bus in self.buses.drain(..) {
+            bus.shutdown().await;
+        }
+        if let Some((_, store)) = &self.controller {
+            store.close().await;
+        }
+    }
+
+    async fn serve(&mut self, path: &Path) -> Result<()> {
+        let socket = http::unix::Socket::bind(path).await?;
+        self.tasks.spawn(socket.serve(self.router()?, self.stop.clone()));
+        self.socket = Some(path.to_owned());
+        Ok(())
+    }
+}

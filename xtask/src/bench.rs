@@ -1,0 +1,56 @@
+//! `cargo xtask bench AREA`: the harness in `benches/`, built for speed, with everything that it measures against.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::fault::{Done, Fault};
+use crate::setup::{self, Need};
+use crate::{guest, place, run};
+
+/// Installs what is missing, makes the guest, measures.
+pub(crate) fn command(area: &str, quick: bool, json: Option<&Path>) -> Done {
+    // Relative to where it was typed: cargo runs the harness elsewhere.
+    let json = match json {
+        None => None,
+        Some(path) => Some(std::path::absolute(path).map_err(|error| Fault::file("find", path, &error))?),
+    };
+    setup::ensure(&Need::ALL)?;
+    let guest = guest::ensure(None)?;
+    let mut cargo = place::cargo();
+    cargo.env("VBM_GUEST_DIR", guest.dir);
+    run::stream(with_args(&mut cargo, area, quick, json.as_deref()))
+}
+
+fn with_args<'a>(cargo: &'a mut Command, area: &str, quick: bool, json: Option<&Path>) -> &'a mut Command {
+    cargo.args(["run", "--release", "--package", "vbm-benches", "--", area]);
+    if quick {
+        cargo.arg("--quick");
+    }
+    if let Some(path) = json {
+        cargo.arg("--json").arg(path);
+    }
+    cargo
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_typed_reaches_the_harness() {
+        let shown = |quick, json: Option<&str>| {
+            run::shown(with_args(
+                &mut Command::new("cargo"),
+                "dhcp",
+                quick,
+                json.map(Path::new),
+            ))
+        };
+        let plain = "cargo run --release --package vbm-benches -- dhcp";
+        assert_eq!(shown(false, None), plain);
+        assert_eq!(
+            shown(true, Some("/t/x.json")),
+            format!("{plain} --quick --json /t/x.json")
+        );
+    }
+}
