@@ -1,5 +1,6 @@
 //! Virtual machines on one host.
 pub mod actor;
+pub mod conformance;
 pub mod disk;
 pub mod limits;
 pub mod qemu;

@@ -190,14 +190,13 @@ impl Driver for SimDriver {
         }
         let run = self.world.begin(definition, nics)?;
         self.known().insert(id);
-        let guard = Guard {
+        let _guard = Guard {
             world: &self.world,
             id,
             run,
         };
         sleep(self.world.latency().start).await;
         let seen = self.world.finish_start(id, run)?;
-        std::mem::forget(guard);
         Ok(seen)
     }
 

@@ -53,7 +53,7 @@ impl Server {
         known: Leases,
         context: Context,
     ) -> io::Result<Self> {
-        let socket = AsyncFd::register_with_interest(socket, Interest::READABLE)?;
+        let socket = register(socket)?;
         let (config, config_seen) = watch::channel(Arc::new(config));
         let (leases_out, leases) = watch::channel(known);
         let stop = CancellationToken::new();
@@ -83,6 +83,12 @@ impl Server {
     pub(crate) fn leases(&self) -> Leases {
         self.leases.borrow().clone()
     }
+}
+
+#[expect(unsafe_code, reason = "registering wants a promise that the descriptor stays open")]
+fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open until it is dropped and always names the same descriptor; the AsyncFd owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
 }
 
 struct Shell {

@@ -275,8 +275,8 @@ impl Bus {
     /// Ends at once without telling anyone, as a crash would. For tests of what comes after a crash.
     pub async fn kill(self) {
         self.shared.link.sever();
-        self.shared.closing.cancel();
         self.shared.ended.cancel();
+        self.shared.closing.cancel();
         self.shared.pending.clear();
         self.shared.join().await;
     }

@@ -17,7 +17,7 @@ use vbm_rpc::redis::{RedisConfig, RedisTransport};
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether the caller has asked to leave Redis out. Without `redis-server` and without that, the test fails.
-pub fn left_out() -> bool {
+pub(crate) fn left_out() -> bool {
     let named = std::env::var("VBM_LEAVE_OUT").unwrap_or_default();
     let left_out = named.split(',').any(|name| name.trim() == "redis");
     if left_out {
@@ -26,7 +26,7 @@ pub fn left_out() -> bool {
     left_out
 }
 
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     dir: TempDir,
     child: Child,
     arguments: Vec<String>,
@@ -34,42 +34,42 @@ pub struct RedisServer {
 
 impl RedisServer {
     /// A server that keeps nothing on disk.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(&[]).await
     }
 
     /// A server with further arguments.
-    pub async fn with(arguments: &[&str]) -> Self {
+    pub(crate) async fn with(arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let child = spawn(dir.path(), &arguments).await;
         Self { dir, child, arguments }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis+unix://{}", self.dir.path().join("redis.sock").display())
     }
 
-    pub fn config(&self) -> RedisConfig {
+    pub(crate) fn config(&self) -> RedisConfig {
         RedisConfig::from_url(&self.url()).expect("an address")
     }
 
-    pub async fn transport(&self) -> RedisTransport {
+    pub(crate) async fn transport(&self) -> RedisTransport {
         RedisTransport::connect(self.config()).await.expect("a fit server")
     }
 
     /// SIGKILL.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("it can be killed");
     }
 
     /// Starts it again with what is on its disk.
-    pub async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.child = spawn(self.dir.path(), &self.arguments).await;
     }
 
     /// A plain connection, to look at the keys.
-    pub async fn raw(&self) -> redis::aio::MultiplexedConnection {
+    pub(crate) async fn raw(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.url()).expect("an address");
         client.get_multiplexed_async_connection().await.expect("a connection")
     }

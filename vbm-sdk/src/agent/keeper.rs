@@ -34,7 +34,8 @@ impl VmKeeper {
     /// `adopted` says that the VM was found running after a restart of the agent.
     pub(super) fn spawn(agent: &Agent, driver: DriverKind, id: VmId, adopted: bool) -> Self {
         let (wanted, wanted_seen) = watch::channel(None);
-        let (status, status_seen) = watch::channel(VmStatus::default());
+        let power = agent.machines(driver).map_or(PowerState::Off, |m| m.vm(id).watch().borrow().power());
+        let (status, status_seen) = watch::channel(VmStatus { power, ..VmStatus::default() });
         let (end, ended) = (agent.inner.stop.child_token(), CancellationToken::new());
         let keeper = Keeper {
             agent: agent.clone(),

@@ -151,6 +151,12 @@ impl Agent {
         self.inner.networks.shutdown().await;
     }
 
+    /// Whether this host holds neither a VM that may run nor a network of this agent.
+    pub async fn holds_nothing(&self) -> bool {
+        let still = self.inner.machines.values().flat_map(Machines::list).all(|(_, vm)| !vm.power().is_live());
+        still && self.inner.networks.inventory().await.is_ok_and(|networks| networks.is_empty())
+    }
+
     /// The id of this start of the agent.
     pub fn boot_id(&self) -> &str {
         &self.inner.boot_id

@@ -225,7 +225,9 @@ impl Keeper {
         }
         self.told.networks.remove(&id);
         self.controller.ask_node::<NetworkRemove>(&self.path, &id).await?;
-        self.reached.send_modify(|r| drop(r.removed_networks.insert(id)));
+        self.reached.send_modify(|r| {
+            r.removed_networks.insert(id);
+        });
         self.news.notify_one();
         Ok(())
     }
@@ -237,7 +239,9 @@ impl Keeper {
         }
         self.told.vms.remove(&id);
         self.controller.ask_node::<VmRemove>(&self.path, gone).await?;
-        self.reached.send_modify(|r| drop(r.removed_vms.insert(id)));
+        self.reached.send_modify(|r| {
+            r.removed_vms.insert(id);
+        });
         self.news.notify_one();
         Ok(())
     }

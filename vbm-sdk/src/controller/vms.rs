@@ -245,8 +245,7 @@ impl Controller {
         let operation = until_uncrossed(|| async {
             let held = self.records().must::<Vm>(id).await?;
             let mut vm = held.value.clone();
-            let settled = matches!(vm.status.power, PowerState::Off | PowerState::Crashed(_));
-            if !force && !(settled && vm.spec.power != WantedPower::Running || vm.spec.node.is_none() || matches!(vm.status.power, PowerState::Crashed(_))) {
+            if !force && !is_at_rest(&vm) {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!("cannot delete {}", vm.meta.name),
@@ -320,6 +319,15 @@ impl Controller {
         let vm = self.records().resolve::<Vm>(vm).await?.value;
         let tables = views::Tables::load(self.records()).await?;
         Ok(tables.vm(&vm))
+    }
+}
+
+/// Whether a VM neither runs nor is about to.
+fn is_at_rest(vm: &Vm) -> bool {
+    match vm.status.power {
+        PowerState::Crashed(_) => true,
+        PowerState::Off => vm.spec.node.is_none() || matches!(vm.spec.power, WantedPower::Off | WantedPower::ForcedOff),
+        _ => false,
     }
 }
 

@@ -80,8 +80,12 @@ impl Instance {
         Ok((Self { record: record.clone(), path, _data: data, _registry: locked }, record))
     }
 
-    /// Takes the instance off the registry: nothing of it is on the host any more.
-    pub(crate) fn unregister(&self) -> io::Result<()> {
+    /// Takes an ephemeral instance of which nothing is on the host any more off the registry, with its run directory.
+    pub(crate) fn forget(&self) -> io::Result<()> {
+        if !self.record.ephemeral {
+            return Ok(());
+        }
+        fs::remove_dir_all(&self.record.run_dir)?;
         fs::remove_file(&self.path)
     }
 }
@@ -171,10 +175,10 @@ mod tests {
         let (first, record) = Instance::claim(&dir.path().join("data"), Some(run.clone()), None, true).unwrap();
         let second = Instance::claim(&dir.path().join("data"), Some(run.clone()), None, true).unwrap_err();
         assert_eq!(second.kind(), ErrorKind::Conflict);
-        first.unregister().unwrap();
+        first.forget().unwrap();
         drop(first);
         let (again, same) = Instance::claim(&dir.path().join("data"), Some(run), None, true).unwrap();
         assert_eq!(record.tag, same.tag);
-        again.unregister().unwrap();
+        again.forget().unwrap();
     }
 }

@@ -104,7 +104,9 @@ impl Server {
         if let Some((controller, _)) = &self.controller {
             controller.shutdown().await;
         }
+        let mut holds_nothing = true;
         if let Some(agent) = &self.agent {
+            holds_nothing = agent.holds_nothing().await;
             agent.shutdown().await;
         }
         for bus in self.buses.drain(..) {
@@ -112,6 +114,9 @@ impl Server {
         }
         if let Some((_, store)) = &self.controller {
             store.close().await;
+        }
+        if holds_nothing && let Err(e) = self.instance.forget() {
+            tracing::warn!(error = %e, "the instance stays listed");
         }
     }
 

@@ -21,6 +21,8 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 pub(super) const STOP_WITHIN: Duration = Duration::from_secs(40);
 const KILL_WITHIN: Duration = Duration::from_secs(5);
 const READY: &str = "vbmd ready";
+/// In the line that says so: what everything is tagged with that it makes on the host.
+const INSTANCE: &str = "instance=";
 
 /// How it is started, each time in the same way.
 #[derive(Debug, Clone)]
@@ -79,6 +81,7 @@ enum News {
 /// A running `vbmd`.
 pub(super) struct Daemon {
     pub(super) pid: u32,
+    pub(super) instance: String,
     news: Receiver<News>,
     ended: Option<ExitStatus>,
 }
@@ -99,6 +102,7 @@ impl Daemon {
         }
         let mut daemon = Self {
             pid: child.id(),
+            instance: String::new(),
             news,
             ended: None,
         };
@@ -128,7 +132,14 @@ impl Daemon {
                 .news
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(News::Line(line)) if line.starts_with(READY) => return Ok(()),
+                Ok(News::Line(line)) if line.starts_with(READY) => {
+                    let mut words = line.split_whitespace();
+                    self.instance = words
+                        .find_map(|word| word.strip_prefix(INSTANCE))
+                        .unwrap_or_default()
+                        .to_owned();
+                    return Ok(());
+                }
                 Ok(News::Line(_)) => {}
                 Ok(News::Ended(status)) => {
                     self.ended = Some(status);
@@ -252,10 +263,11 @@ mod tests {
     fn a_daemon_is_ready_when_it_says_so_and_stops_when_asked() {
         let fake = Fake::new(
             "ready",
-            "trap 'exit 0' TERM; echo booting; echo \"vbmd ready socket=$4\"; while :; do read x <&- ; sleep 0.1; done",
+            "trap 'exit 0' TERM; echo booting; echo \"vbmd ready socket=$4 instance=0123abcd\"; while :; do read x <&- ; sleep 0.1; done",
         );
         let mut daemon = Daemon::start(&fake.recipe()).unwrap();
         assert!(daemon.is_running());
+        assert_eq!(daemon.instance, "0123abcd");
         assert_eq!(daemon.stop().unwrap().code(), Some(0));
         assert!(!daemon.is_running());
         assert_eq!(daemon.stop().unwrap().code(), Some(0));

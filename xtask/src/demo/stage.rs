@@ -3,7 +3,7 @@
 //! ```text
 //!   act --host / must / world--> shown, run by the shell (typed), shown again, answered
 //!       --silent--------------> run, not shown: what a claim is checked by
-//!   end, fault, ^C, panic -----> clear: vbmd asked to end (it takes all of its things along), world, directory
+//!   end, fault, ^C, panic -----> clear: VMs, networks (by a vbmd that is started again if need be), vbmd, world, files
 //! ```
 
 use std::ffi::OsString;
@@ -30,6 +30,11 @@ const SHOWN_LINES: usize = 12;
 const HOST: &str = "$";
 /// In the namespace that plays the outside world.
 const WORLD: &str = "world$";
+/// Nothing to delete is fine.
+const DELETE_ALL: [&str; 2] = [
+    "vbm list -o name | xargs --no-run-if-empty vbm delete --force",
+    "vbm network list -o name | xargs --no-run-if-empty vbm network delete",
+];
 /// Applets that stand in for a program that is not installed.
 const STAND_INS: [&str; 1] = ["ping"];
 
@@ -55,8 +60,8 @@ pub(super) struct Stage {
 pub(super) struct Learnt {
     pub(super) vm: Option<Vm>,
     pub(super) boot_id: Option<String>,
-    /// What `vbm doctor` had to say before anything was made.
-    pub(super) doctor: Vec<String>,
+    /// The tag of all that our vbmd makes on the host.
+    pub(super) instance: String,
 }
 
 impl Stage {
@@ -157,7 +162,9 @@ impl Stage {
         }
         self.show_line(&self.recipe.line());
         self.holds = true;
-        self.daemon = Some(Daemon::start(&self.recipe)?);
+        let daemon = Daemon::start(&self.recipe)?;
+        self.learnt.instance.clone_from(&daemon.instance);
+        self.daemon = Some(daemon);
         Ok(())
     }
 
@@ -165,6 +172,26 @@ impl Stage {
     pub(super) fn daemon_ended(&mut self) {
         self.daemon = None;
         self.holds = false;
+    }
+
+    /// Deletes the VMs and networks by the daemon that made them, or by one that takes over from it; then ends it.
+    fn clear_daemon(&mut self) -> Done {
+        let running = self
+            .daemon
+            .take()
+            .and_then(|mut daemon| daemon.is_running().then_some(daemon));
+        let mut daemon = running.map_or_else(|| Daemon::start(&self.recipe), Ok)?;
+        let deleted = DELETE_ALL.iter().try_for_each(|line| {
+            // Nothing interrupts the clearing.
+            let answer = typed::run(&mut self.command(HOST, line)?, line, LINE_WITHIN, None)?;
+            successful(line, answer).map(drop)
+        });
+        let stopped = daemon.stop().map(drop);
+        if stopped.is_err() {
+            // It was asked; what it did not do is told.
+            drop(daemon.kill());
+        }
+        deleted.and(stopped)
     }
 
     fn perform(&self, prompt: &str, line: &str, keep: Keep) -> Done<Answer> {
@@ -203,28 +230,11 @@ impl Stage {
     /// rest goes on. Doing it again does nothing.
     pub(super) fn clear(&mut self) -> Vec<Fault> {
         let mut faults = Vec::new();
-        if let Some(daemon) = self.daemon.as_mut() {
-            // One that does not run any more cannot have taken its things along.
-            if daemon.is_running() {
-                match daemon.stop() {
-                    Ok(_) => self.holds = false,
-                    Err(fault) => {
-                        faults.push(fault);
-                        faults.extend(daemon.kill().err());
-                    }
-                }
-            }
-        }
-        self.daemon = None;
         if std::mem::take(&mut self.holds) {
-            // It takes over what the dead one left, and ends in good order.
-            match Daemon::start(&self.recipe).and_then(|mut daemon| daemon.stop()) {
-                Ok(_) => {}
-                Err(fault) => faults.push(Fault {
-                    fix: "run `vbm doctor --fix`".to_owned(),
-                    ..fault
-                }),
-            }
+            faults.extend(self.clear_daemon().err().map(|fault| Fault {
+                fix: "run `vbm doctor --fix`: it ends what an ephemeral vbmd left".to_owned(),
+                ..fault
+            }));
         }
         self.world = None;
         let dir = &self.claim.dir;

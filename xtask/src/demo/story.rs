@@ -113,7 +113,6 @@ fn start(stage: &mut Stage) -> Done<String> {
     stage.show_line(&format!("export VBM_SOCKET={}", stage.recipe.socket.display()));
     stage.start_daemon()?;
     stage.must("vbm node list")?;
-    stage.learnt.doctor = doctor_problems(stage)?;
     Ok(format!(
         "pid {}",
         stage.daemon.as_ref().map_or(0, |daemon| daemon.pid)
@@ -364,18 +363,8 @@ fn delete(stage: &mut Stage) -> Done<String> {
 }
 
 fn stop(stage: &mut Stage) -> Done<String> {
-    let shown = stage.host("vbm doctor")?;
-    let now = doctor_problems(stage)?;
-    let new: Vec<&str> = now
-        .iter()
-        .filter(|problem| !stage.learnt.doctor.contains(problem))
-        .map(String::as_str)
-        .collect();
-    claim(
-        new.is_empty(),
-        "the doctor finds nothing of ours",
-        &format!("{}\n{}", new.join("\n"), shown.shown),
-    )?;
+    stage.host("vbm doctor")?;
+    claim_healthy(stage)?;
     let Some(mut daemon) = stage.daemon.take() else {
         return claim(false, "vbmd runs", "it was not started").map(|()| String::new());
     };
@@ -383,6 +372,7 @@ fn stop(stage: &mut Stage) -> Done<String> {
     let status = daemon.stop()?;
     claim(status.success(), "vbmd ends in good order", &status.to_string())?;
     stage.daemon_ended();
+    claim_healthy(stage)?;
     Ok("nothing found, ended in good order".to_owned())
 }
 
@@ -471,14 +461,28 @@ fn left_over(stage: &Stage, vm: &facts::Vm) -> Done<Vec<String>> {
     let links = stage.silent("ip -brief link")?;
     let rules = run::capture(&mut run::command("iptables-save"))?;
     let lines = links.lines().chain(rules.lines());
-    left.extend(lines.filter(|line| line.contains(&short)).map(str::to_owned));
+    let tag = &stage.learnt.instance;
+    left.extend(
+        lines
+            .filter(|line| line.contains(&short) || line.contains(tag))
+            .map(str::to_owned),
+    );
     Ok(left)
 }
 
-/// What the doctor calls a problem on this host now.
-fn doctor_problems(stage: &Stage) -> Done<Vec<String>> {
+/// The doctor finds nothing that is ours; other instances on this host are their owners' business.
+fn claim_healthy(stage: &Stage) -> Done {
     // It ends with 1 when it found something.
-    facts::problems(&stage.silent("vbm doctor -o json || test $? = 1")?)
+    let problems = facts::problems(&stage.silent("vbm doctor -o json || test $? = 1")?)?;
+    let ours: Vec<String> = problems
+        .into_iter()
+        .filter(|problem| problem.contains(&stage.learnt.instance))
+        .collect();
+    claim(
+        ours.is_empty(),
+        "the doctor finds nothing of ours",
+        &ours.join("\n       "),
+    )
 }
 
 /// The name of the program that a process runs; empty when there is no such process, or only its exit code.

@@ -116,7 +116,11 @@ pub(super) fn quoted(text: &str) -> String {
 /// Ends a child's process group, the child being its leader.
 fn end_group(child: &Child) {
     let mut kill = Command::new("sh");
-    kill.args(["-c", "kill -s KILL -- \"-$0\" 2>/dev/null", &child.id().to_string()]);
+    kill.args([
+        "-c",
+        "kill -s KILL -- \"-$0\" 2>/dev/null",
+        &child.id().to_string(),
+    ]);
     // A group that has just ended by itself is as good.
     drop(crate::run::capture(&mut kill));
 }

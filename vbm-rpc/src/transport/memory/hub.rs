@@ -11,7 +11,10 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -81,6 +84,8 @@ pub(super) struct Seat {
     requests: Notify,
     replies: Notify,
     pub(super) ended: watch::Sender<Option<BusError>>,
+    /// Its process crashed: what it still says is not heard.
+    severed: AtomicBool,
 }
 
 impl Seat {
@@ -108,13 +113,16 @@ pub(super) enum Next {
 /// Forgets an entry when it is completed.
 struct Kept {
     hub: Arc<Hub>,
-    path: NodePath,
+    seat: Arc<Seat>,
     serial: u64,
 }
 
 impl Keeper for Kept {
     fn completed(&self) {
-        if let Some(node) = self.hub.lock().nodes.get_mut(&self.path) {
+        if self.seat.severed.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Some(node) = self.hub.lock().nodes.get_mut(&self.seat.path) {
             node.kept.remove(&self.serial);
         }
     }
@@ -148,6 +156,7 @@ impl Hub {
             requests: Notify::new(),
             replies: Notify::new(),
             ended: watch::Sender::new(None),
+            severed: AtomicBool::new(false),
         });
         let path = info.path.clone();
         let node = state.nodes.entry(path.clone()).or_default();
@@ -251,7 +260,7 @@ impl Hub {
                 node.kept.remove(&serial);
                 continue;
             }
-            let keeper = Kept { hub: self.clone(), path: seat.path.clone(), serial };
+            let keeper = Kept { hub: self.clone(), seat: seat.clone(), serial };
             return Next::Request(Delivery {
                 frame: entry.frame.clone(),
                 since: entry.since,
@@ -279,6 +288,7 @@ impl Hub {
     }
 
     pub(super) fn sever(&self, seat: &Seat, now: Instant) {
+        seat.severed.store(true, Ordering::SeqCst);
         let mut state = self.lock();
         if let Some(present) = state.present(seat) {
             present.dead_at = Some(now + limits::PRESENCE_TTL);

@@ -1,0 +1,185 @@
+//! What the tests of this crate share: a ground with a real QEMU on it, and the tiny guest.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use async_trait::async_trait;
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use vbm_core::{VmId, VolumeId};
+use vbm_hyper::{
+    AcceleratorChoice, BootSource, ContentKind, Driver, ImageStore, Pool, QemuConfig, QemuDriver, Seen,
+    VmDefinition, conformance::Bench,
+};
+
+/// What the guest is told when it is booted directly; see the guest's own notes.
+pub const CMDLINE: &str = "console=tty0 console=ttyS0 quiet loglevel=3 edd=off no_timer_check tsc=reliable random.trust_cpu=on mitigations=off nokaslr cryptomgr.notests";
+/// What it says once it hears its power button.
+pub const READY: &str = "vbm-guest ready";
+/// How long a guest may take on a loaded host without KVM.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A definition of a small VM.
+pub fn definition(disk: impl Into<PathBuf>) -> VmDefinition {
+    VmDefinition {
+        id: VmId::from_uuid(uuid::Uuid::now_v7()),
+        name: "probe-1".parse().unwrap(),
+        vcpus: 1,
+        memory_mib: 96,
+        root_disk: disk.into(),
+        boot: BootSource::Disk,
+        nics: Vec::new(),
+    }
+}
+
+/// Whether a level is left out by `VBM_LEAVE_OUT`; says so if it is.
+pub fn left_out(level: &str) -> bool {
+    let all = std::env::var("VBM_LEAVE_OUT").unwrap_or_default();
+    let out = all.split(',').any(|name| name.trim() == level);
+    if out {
+        println!("LEFT OUT: VBM_LEAVE_OUT names {level}");
+    }
+    out
+}
+
+/// The folder with the tiny guest.
+pub fn guest_dir() -> PathBuf {
+    let dir = std::env::var_os("VBM_GUEST_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest"),
+        PathBuf::from,
+    );
+    let dir = std::path::absolute(dir).unwrap();
+    assert!(
+        dir.join("vmlinuz").is_file() && dir.join("guest.qcow2").is_file(),
+        "the tiny guest is not in {}: make it with `cargo xtask guest`, or name it by VBM_GUEST_DIR, or leave these tests out with VBM_LEAVE_OUT=qemu",
+        dir.display()
+    );
+    dir
+}
+
+/// A host: run directory, images, pool; and what runs there ends with it.
+pub struct QemuBench {
+    pub dir: tempfile::TempDir,
+    pub images: ImageStore,
+    pub pool: Pool,
+    image: vbm_core::Digest,
+    made: Mutex<Vec<VmId>>,
+}
+
+impl QemuBench {
+    pub async fn new() -> Box<dyn Bench> {
+        Box::new(Self::make().await)
+    }
+
+    pub async fn make() -> Self {
+        let dir = tempfile::Builder::new().prefix("vbm-hyper-").tempdir().unwrap();
+        let images = ImageStore::open(dir.path().join("images")).await.unwrap();
+        let disk = tokio::fs::File::open(guest_dir().join("guest.qcow2")).await.unwrap();
+        let image = images
+            .import(disk, None, ContentKind::Disk(vbm_core::DiskFormat::Qcow2))
+            .await
+            .unwrap()
+            .digest;
+        let pool = Pool::open(dir.path().join("pool"), images.clone()).await.unwrap();
+        Self { dir, images, pool, image, made: Mutex::default() }
+    }
+
+    pub fn config(&self) -> QemuConfig {
+        QemuConfig::new(self.dir.path().join("run")).with_accelerator(AcceleratorChoice::Tcg)
+    }
+
+    /// A VM with a fresh clone of the guest's disk, booted by the firmware.
+    pub fn from_disk(&self) -> VmDefinition {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        let clone = self.pool.clone_image(self.image, volume, 64 << 20);
+        let path = futures_now(clone);
+        let definition = definition(path);
+        self.made.lock().unwrap().push(definition.id);
+        definition
+    }
+
+    /// The same, booted directly.
+    pub fn direct(&self) -> VmDefinition {
+        let guest = guest_dir();
+        VmDefinition {
+            boot: BootSource::Kernel {
+                kernel: guest.join("vmlinuz"),
+                initrd: guest.join("initrd.cpio"),
+                cmdline: CMDLINE.into(),
+            },
+            ..self.from_disk()
+        }
+    }
+}
+
+/// Waits for a short piece of work from a place that is not async.
+fn futures_now<T: Send>(work: impl Future<Output = vbm_hyper::Result<T>> + Send) -> T {
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work)).unwrap()
+}
+
+impl Drop for QemuBench {
+    /// Ends what a failed test has left: only processes whose command line names a VM of this bench.
+    fn drop(&mut self) {
+        let run = self.dir.path().join("run");
+        for id in self.made.lock().unwrap().iter() {
+            let text = std::fs::read_to_string(run.join(id.to_string()).join("manifest")).unwrap_or_default();
+            let pid = text.lines().find_map(|line| line.trim().strip_prefix("\"pid\": ")?.strip_suffix(','));
+            if let Some(pid) = pid {
+                let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                if cmdline.contains(&id.to_string()) {
+                    kill_9(pid.parse().unwrap());
+                }
+            }
+        }
+    }
+}
+
+/// Kills a process that the test has started.
+pub fn kill_9(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+}
+
+/// Reads until `wanted` comes; panics with what came instead.
+pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), wanted: &str) -> String {
+    let mut text = Vec::new();
+    let reading = async {
+        while !String::from_utf8_lossy(&text).contains(wanted) {
+            if stream.read_buf(&mut text).await.unwrap() == 0 {
+                break;
+            }
+        }
+    };
+    let done = tokio::time::timeout(PATIENCE, reading).await;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(done.is_ok() && text.contains(wanted), "'{wanted}' did not come, but: {text}");
+    text
+}
+
+#[async_trait]
+impl Bench for QemuBench {
+    async fn open(&self) -> Arc<dyn Driver> {
+        Arc::new(QemuDriver::open(self.config()).await.unwrap())
+    }
+    fn definition(&self) -> VmDefinition {
+        self.from_disk()
+    }
+    fn obedient(&self) -> Result<VmDefinition, String> {
+        Ok(self.direct())
+    }
+    async fn booted(&self, driver: &dyn Driver, id: VmId) {
+        let mut serial = driver.consoles().unwrap().serial(id).await.unwrap();
+        read_until(&mut serial, READY).await;
+    }
+    fn dialogue(&self) -> (&'static str, &'static str) {
+        ("\necho twice-$((40+2))\n", "twice-42")
+    }
+    async fn accident(&self, _: VmId, seen: &Seen) {
+        kill_9(seen.pid.unwrap());
+    }
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
+}

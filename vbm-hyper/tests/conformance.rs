@@ -1,0 +1,43 @@
+//! The driver's promises, kept by the simulated driver and by QEMU.
+
+mod common;
+
+use async_trait::async_trait;
+use std::sync::Arc;
+use vbm_core::{CrashCause, VmId};
+use vbm_hyper::{Driver, Seen, SimDriver, SimWorld, VmDefinition, conformance::Bench};
+
+struct SimBench(SimWorld);
+
+impl SimBench {
+    async fn new() -> Box<dyn Bench> {
+        Box::new(Self(SimWorld::default()))
+    }
+}
+
+#[async_trait]
+impl Bench for SimBench {
+    async fn open(&self) -> Arc<dyn Driver> {
+        Arc::new(SimDriver::open(self.0.clone()).unwrap())
+    }
+    fn definition(&self) -> VmDefinition {
+        common::definition("/nonexistent/disk.qcow2")
+    }
+    async fn booted(&self, _: &dyn Driver, _: VmId) {}
+    fn dialogue(&self) -> (&'static str, &'static str) {
+        ("echo twice-$((40+2))\n", "\ntwice-$((40+2))\r")
+    }
+    async fn accident(&self, id: VmId, _: &Seen) {
+        self.0.crash(id, CrashCause::Hypervisor);
+    }
+}
+
+mod sim {
+    use super::SimBench;
+    vbm_hyper::conformance_suite!(SimBench::new());
+}
+
+mod qemu {
+    use super::common::QemuBench;
+    vbm_hyper::conformance_suite!(QemuBench::new());
+}

@@ -1,0 +1,402 @@
+//! A laboratory of namespaces: a host, the world outside, guests whose NIC is a real tap fd.
+//!
+//! ```text
+//!   outside 192.0.2.2 --veth-- 192.0.2.1 host --vbu/up0-- vbm-<net> --tap fd-- pump --tap eth0-- guest
+//! ```
+//!
+//! All of it bears names of this process only and goes when the lab is dropped, also on a panic.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+use uuid::Uuid;
+use vbm_core::{
+    Clock, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Timestamp, network::parse_cidr,
+};
+use vbm_net::{
+    DesiredForward, DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, Nic, doctor,
+};
+
+pub mod packet;
+
+/// How long anything in these tests may take before it counts as never.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// How often to look again.
+const POLL: Duration = Duration::from_millis(20);
+pub const HOST_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// Panics with what is missing, unless the caller left it out by name; then says so and answers false.
+pub fn can_run() -> bool {
+    let left_out = std::env::var("VBM_LEAVE_OUT").unwrap_or_default();
+    let left_out: BTreeSet<&str> = left_out.split(',').map(str::trim).collect();
+    for (name, there) in [("root", nix::unistd::geteuid().is_root()), ("namespaces", Path::new("/proc/self/ns/net").exists())] {
+        if left_out.contains(name) {
+            println!("LEFT OUT: this test needs {name}, and VBM_LEAVE_OUT names it");
+            return false;
+        }
+        assert!(there, "this test needs {name}; run it as root, or set VBM_LEAVE_OUT={name}");
+    }
+    for program in ["ip", "busybox", "iptables-save", "nft", "conntrack", "udhcpc"] {
+        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(program).exists());
+        assert!(found, "this test needs the program {program} (Debian: iproute2 busybox iptables nftables conntrack udhcpc), or VBM_LEAVE_OUT=namespaces");
+    }
+    true
+}
+
+#[macro_export]
+macro_rules! needs_namespaces {
+    () => {
+        if !common::can_run() {
+            return;
+        }
+    };
+}
+
+/// The system's clock.
+pub struct SystemClock;
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        Timestamp::from_micros(since.as_micros() as i64)
+    }
+}
+
+/// Ids that no other test on this machine has: process, time, count.
+pub struct FreshIds;
+static COUNT: AtomicU64 = AtomicU64::new(1);
+impl IdSource for FreshIds {
+    fn next(&self) -> Uuid {
+        let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut x = nanos ^ (u64::from(std::process::id()) << 40) ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Uuid::from_u64_pair(nanos, x ^ (x >> 31))
+    }
+}
+
+pub fn fresh(prefix: &str) -> String {
+    let id = FreshIds.next().simple().to_string();
+    format!("{prefix}{}", &id[24..])
+}
+
+/// Runs a program; panics unless it succeeds.
+pub fn sh(program: &str, args: &[&str]) -> String {
+    let out = try_sh(program, args);
+    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+pub fn try_sh(program: &str, args: &[&str]) -> Output {
+    Command::new(program).args(args).stdin(Stdio::null()).output().unwrap()
+}
+pub fn ip(args: &str) -> String {
+    sh("ip", &args.split_whitespace().collect::<Vec<_>>())
+}
+
+/// A namespace that is deleted when dropped.
+pub struct Ns(pub String);
+impl Ns {
+    pub fn new(prefix: &str) -> Self {
+        let ns = Self(fresh(prefix));
+        ip(&format!("netns add {}", ns.0));
+        ns.ip("link set lo up");
+        ns
+    }
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+    pub fn ip(&self, args: &str) -> String {
+        ip(&format!("-n {} {args}", self.0))
+    }
+    pub fn sh(&self, command: &str) -> String {
+        let out = self.try_sh(command);
+        assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+    pub fn try_sh(&self, command: &str) -> Output {
+        in_netns(&self.0, command)
+    }
+    pub fn spawn(&self, command: &str) -> Kid {
+        let mut all = vec!["netns", "exec", &self.0];
+        all.extend(command.split_whitespace());
+        Kid(Command::new("ip").args(all).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+    /// Runs a closure on a thread inside: its sockets are of this namespace.
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        let path = self.path();
+        std::thread::spawn(move || {
+            let file = std::fs::File::open(path).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            f()
+        })
+        .join()
+        .unwrap()
+    }
+    pub fn pings(&self, to: Ipv4Addr) -> bool {
+        self.try_sh(&format!("busybox ping -c 1 -W 1 {to}")).status.success()
+    }
+    pub fn wget(&self, url: &str) -> Option<String> {
+        let out = self.try_sh(&format!("busybox wget -T 2 -q -O - {url}"));
+        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+}
+impl Drop for Ns {
+    fn drop(&mut self) {
+        let _done = try_sh("ip", &["netns", "del", &self.0]);
+    }
+}
+
+pub fn in_netns(ns: &str, command: &str) -> Output {
+    let mut all = vec!["netns", "exec", ns];
+    all.extend(command.split_whitespace());
+    try_sh("ip", &all)
+}
+
+/// A child that is killed when dropped.
+pub struct Kid(pub Child);
+impl Kid {
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), signal).unwrap();
+    }
+}
+impl Drop for Kid {
+    fn drop(&mut self) {
+        let _killed = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// Waits until it is so; panics at the deadline.
+pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = tokio::time::Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < until, "not within {} s: {what}", DEADLINE.as_secs());
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A host in a namespace of its own, with a world outside, and a backend on it.
+pub struct Lab {
+    pub owner: String,
+    pub host: Ns,
+    pub outside: Ns,
+    pub dir: tempfile::TempDir,
+    pub net: HostNetwork,
+}
+
+impl Lab {
+    pub async fn new() -> Self {
+        let (host, outside) = (Ns::new("vbmt-h-"), Ns::new("vbmt-o-"));
+        ip(&format!("-n {} link add eth0 type veth peer name eth0 netns {}", host.0, outside.0));
+        for (ns, address) in [(&host, HOST_OUTSIDE), (&outside, OUTSIDE)] {
+            ns.ip(&format!("addr add {address}/24 dev eth0"));
+            ns.ip("link set eth0 up");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let owner = fresh("test-");
+        let net = HostNetwork::open(config(&owner, &host, dir.path())).await.unwrap();
+        Self { owner, host, outside, dir, net }
+    }
+
+    pub fn config(&self) -> HostConfig {
+        config(&self.owner, &self.host, self.dir.path())
+    }
+
+    /// As if the daemon was started again.
+    pub async fn reopen(&mut self) {
+        self.net.shutdown().await;
+        self.net = HostNetwork::open(self.config()).await.unwrap();
+    }
+
+    pub async fn ensure(&self, wanted: &DesiredNetwork) -> vbm_net::NetworkSeen {
+        self.net.ensure(wanted.clone()).await.unwrap()
+    }
+
+    pub async fn guest(&self, wanted: &DesiredNetwork, port: usize) -> Guest {
+        let port = &wanted.ports[port];
+        let nic = self.net.open_nic(wanted.id, port.id).await.unwrap();
+        Guest::new(nic, port.mac)
+    }
+
+    pub async fn raw(&self, wanted: &DesiredNetwork, port: usize) -> packet::Wire {
+        let Nic::Tap { fd, vnet_hdr, .. } = self.net.open_nic(wanted.id, wanted.ports[port].id).await.unwrap() else {
+            panic!("no tap")
+        };
+        assert!(vnet_hdr);
+        packet::Wire::new(fd)
+    }
+}
+
+pub fn config(owner: &str, host: &Ns, dir: &Path) -> HostConfig {
+    HostConfig::new(owner, dir, Arc::new(SystemClock)).in_namespace(host.path())
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let owner = self.owner.clone();
+        // A runtime of its own: the test's may be gone or unwinding.
+        let cleaned = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(doctor::remove_owners(&BTreeSet::from([owner])))
+        });
+        if let Ok(Err(error)) = cleaned.join() {
+            eprintln!("the lab was not cleaned up: {error}");
+        }
+    }
+}
+
+/// What stands on a host that a network could have left: links, rules, guard, namespaces, records.
+pub fn footprint(host: &Ns, ids: &[NetworkId]) -> String {
+    let links = host.ip("-o link show");
+    let links: Vec<_> = links.lines().filter_map(|l| l.split(':').nth(1)).collect();
+    let rules = host.sh("iptables-save");
+    let rules: Vec<_> = rules.lines().filter(|l| l.starts_with('-') || l.contains("VBM")).collect();
+    let namespaces: Vec<_> = std::fs::read_dir("/run/netns")
+        .unwrap()
+        .chain(std::fs::read_dir("/run/vbm/net").into_iter().flatten())
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| ids.iter().any(|id| n.contains(&id.short())))
+        .collect();
+    format!("{links:?}\n{rules:#?}\n{namespaces:?}")
+}
+
+/// A network of mode NAT at `10.9.0.0/24` with so many ports, all shut.
+pub fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
+    let ids = FreshIds;
+    let mut spec = NetworkSpec::new(mode, parse_cidr("10.9.0.0/24").unwrap()).unwrap();
+    spec.dns = vec![Ipv4Addr::new(192, 0, 2, 53)];
+    spec.domain = Some("lab.example".into());
+    spec.mtu = 1_400;
+    let ports = (0..ports).map(|i| DesiredPort {
+        id: PortId::from_uuid(ids.next()),
+        mac: Mac::local(0x09_00_00 + u32::from(i)),
+        address: Ipv4Addr::new(10, 9, 0, 10 + i),
+        hostname: format!("guest-{i}").parse().unwrap(),
+        rules: Vec::new(),
+    });
+    let ports = ports.collect();
+    DesiredNetwork { id: NetworkId::from_uuid(ids.next()), name: "lab".parse().unwrap(), spec, ports, forwards: vec![] }
+}
+
+pub fn open_port(wanted: &mut DesiredNetwork, port: usize, rules: &[&str]) {
+    wanted.ports[port].rules = rules.iter().map(|r| r.parse().unwrap()).collect();
+}
+
+pub fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize, target_port: u16) {
+    let target = wanted.ports[port].id;
+    wanted.forwards.push(DesiredForward {
+        id: vbm_core::ForwardId::from_uuid(FreshIds.next()),
+        protocol: Protocol::Tcp,
+        listen_address: None,
+        listen_port,
+        target,
+        target_port,
+    });
+}
+
+/// A guest: a namespace with a tap whose frames are copied to and from the NIC.
+pub struct Guest {
+    pub ns: Ns,
+    stop: Arc<AtomicBool>,
+    pump: Option<JoinHandle<()>>,
+    pub dir: tempfile::TempDir,
+    kids: Vec<Kid>,
+}
+
+impl Guest {
+    pub fn new(nic: Nic, mac: Mac) -> Self {
+        let Nic::Tap { fd, .. } = nic else { panic!("no tap") };
+        let ns = Ns::new("vbmt-g-");
+        let tap = ns.run(|| packet::open_tap("eth0"));
+        ns.ip(&format!("link set eth0 address {mac}"));
+        ns.ip("link set eth0 up");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let pump = std::thread::spawn(move || pump(&fd, &tap, &stopped));
+        Self { ns, stop, pump: Some(pump), dir: tempfile::tempdir().unwrap(), kids: Vec::new() }
+    }
+
+    /// Gives it its address by hand.
+    pub fn address(&self, wanted: &DesiredNetwork, port: usize) {
+        self.ns.ip(&format!("addr add {}/24 dev eth0", wanted.ports[port].address));
+        self.ns.ip(&format!("route add default via {}", wanted.spec.gateway));
+    }
+
+    /// The command line of a DHCP client that does what it is told, and writes down what it was told.
+    pub fn udhcpc(&self, more: &str) -> String {
+        let script = self.dir.path().join("script");
+        let text = format!(
+            "#!/bin/sh\nset > {d}/$1.tmp && mv {d}/$1.tmp {d}/$1\ncase $1 in bound|renew) ip addr flush dev eth0; ip addr add $ip/$mask dev eth0; [ -n \"$router\" ] && ip route add default via $router; exit 0;; esac\n",
+            d = self.dir.path().display()
+        );
+        std::fs::write(&script, text).unwrap();
+        sh("chmod", &["+x", script.to_str().unwrap()]);
+        format!("busybox udhcpc -i eth0 -f -t 10 -T 1 -O mtu -O domain -s {} {more}", script.display())
+    }
+
+    /// Takes a lease, as a guest does when it boots.
+    pub fn dhcp(&self) {
+        self.ns.sh(&self.udhcpc("-n -q"));
+    }
+
+    /// What the client's script was told at an occasion, once it was.
+    pub fn told(&self, occasion: &str) -> Option<String> {
+        std::fs::read_to_string(self.dir.path().join(occasion)).ok()
+    }
+
+    /// Serves a page with this text on port 80.
+    pub async fn serve(&mut self, text: &str) {
+        let www = self.dir.path().join("www");
+        std::fs::create_dir_all(&www).unwrap();
+        std::fs::write(www.join("index.html"), text).unwrap();
+        self.kids.push(self.ns.spawn(&format!("busybox httpd -f -p 80 -h {}", www.display())));
+        eventually("the guest's web server", || self.ns.wget("http://127.0.0.1/").is_some()).await;
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kids.clear();
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(pump) = self.pump.take() {
+            let _ended = pump.join();
+        }
+    }
+}
+
+fn pump(a: &OwnedFd, b: &OwnedFd, stop: &AtomicBool) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    let mut buffer = vec![0u8; 70_000];
+    while !stop.load(Ordering::Relaxed) {
+        let mut fds = [PollFd::new(a.as_fd(), PollFlags::POLLIN), PollFd::new(b.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::from(50u8)).is_err() {
+            continue;
+        }
+        let ready = fds.map(|f| f.revents().unwrap_or(PollFlags::empty()));
+        for (ready, from, to) in [(ready[0], a, b), (ready[1], b, a)] {
+            if ready.contains(PollFlags::POLLERR) {
+                return; // The tap was removed under us.
+            }
+            if ready.contains(PollFlags::POLLIN)
+                && let Ok(n) = nix::unistd::read(from.as_fd(), &mut buffer)
+            {
+                let _sent = nix::unistd::write(to, &buffer[..n]);
+            }
+        }
+    }
+    let _kept = (a.as_raw_fd(), b.as_raw_fd());
+}
