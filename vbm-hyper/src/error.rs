@@ -220,7 +220,9 @@ impl Error {
             Self::ImageInUse { .. } => "a linked clone cannot be read without its base".into(),
             Self::VolumeExists(_) => "ids of volumes are never used twice".into(),
             Self::InUse { .. } => "two owners would fight over the same VMs".into(),
-            Self::Timeout { .. } => "the host is overloaded, or the hypervisor hangs; it may still obey".into(),
+            Self::Timeout { .. } => {
+                "the host is overloaded, or the hypervisor hangs; it may still obey".into()
+            }
             Self::Disconnected { .. } => "the hypervisor closed its monitor, or ended".into(),
             Self::Invalid { why, .. }
             | Self::Unsupported { why, .. }

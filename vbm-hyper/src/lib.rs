@@ -1,19 +1,77 @@
 //! Virtual machines on one host.
+//!
+//! ```text
+//!    Machines --VmHandle--> actor, one per VM         what may be done now, one job at a time
+//!                             |
+//!    ImageStore, Pool         v
+//!      disks it boots from -> Driver                  small trait, the same for all hypervisors
+//!                             |      `-- Consoles     facets: there, or missing with a reason
+//!              .--------------+--------------.
+//!          QemuDriver                    SimDriver    conformance: one suite for both
+//!              |                             |
+//!       QEMU processes, which         SimWorld, which
+//!       outlive the daemon            outlives drivers
+//! ```
+//!
+//! The crate knows nothing of nodes, networks or stores: it takes definitions and open taps, and gives power states,
+//! events and streams of bytes.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`driver`] | the trait, definitions, what is seen |
+//! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
+//! | [`console`] | serial line, screen, VNC |
+//! | [`qemu`], [`sim`] | drivers |
+//! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
+//! | [`conformance`] | what every driver promises, as checks |
+//! | [`limits`] | every limit, with its unit |
+//!
+//! # Example
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use vbm_hyper::{BootSource, Machines, SimDriver, VmDefinition};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> vbm_hyper::Result<()> {
+//! // With a real hypervisor: QemuDriver::open(QemuConfig::new("/run/vbm")).await?
+//! let machines = Machines::open(Arc::new(SimDriver::new())).await?;
+//! let definition = VmDefinition {
+//!     id: vbm_core::VmId::from_uuid(uuid::Uuid::from_u128(1)),
+//!     name: "web-1".parse()?,
+//!     vcpus: 1,
+//!     memory_mib: 128,
+//!     root_disk: "/var/lib/vbm/pool/web-1.qcow2".into(),
+//!     boot: BootSource::Disk,
+//!     nics: vec![],
+//! };
+//! let vm = machines.vm(definition.id);
+//! let seen = vm.start(definition, vec![]).await?;
+//! assert_eq!(seen.power, vbm_core::PowerState::Running);
+//! assert!(vm.stop(Duration::from_secs(30)).await?.is_off());
+//! machines.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+
 pub mod actor;
+mod clock;
 pub mod conformance;
+pub mod console;
 pub mod disk;
+pub mod driver;
+mod error;
 pub mod limits;
 pub mod qemu;
 pub mod sim;
-mod clock;
-mod console;
-mod driver;
-mod error;
-pub use actor::*;
-pub use clock::*;
-pub use disk::*;
-pub use console::*;
-pub use driver::*;
-pub use error::*;
-pub use qemu::*;
-pub use sim::*;
+
+pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};
+pub use clock::SystemClock;
+pub use console::{ByteIo, ByteStream, Consoles, SerialStream};
+pub use disk::{ContentKind, ImageStore, ImportedFile, Pool, StoredFile, VolumeFile};
+pub use driver::{
+    Adopted, BootSource, Driver, DriverEvent, Facet, NicBackend, NicDefinition, Seen, VmDefinition,
+};
+pub use error::{Error, Result};
+pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
+pub use sim::{Fault, Latency, SimDriver, SimWorld};

@@ -54,7 +54,7 @@ pub const SERIAL_LOG_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// What a new reader of a serial line gets to see of the past.
 pub const SERIAL_SCROLLBACK_BYTES: usize = 64 * 1024;
 /// The most scrollback that one call returns.
-pub const SCROLLBACK_MAX_BYTES: usize = 2 * SERIAL_LOG_MAX_BYTES as usize;
+pub const SCROLLBACK_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// The largest piece of serial output or input.
 pub const SERIAL_CHUNK_BYTES: usize = 4 * 1024;
 /// Pieces of output that one reader may lag behind before it is cut off.

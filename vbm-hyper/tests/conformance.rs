@@ -1,5 +1,11 @@
 //! The driver's promises, kept by the simulated driver and by QEMU.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests panic and print as tests do"
+)]
+
 mod common;
 
 use async_trait::async_trait;
@@ -10,7 +16,7 @@ use vbm_hyper::{Driver, Seen, SimDriver, SimWorld, VmDefinition, conformance::Be
 struct SimBench(SimWorld);
 
 impl SimBench {
-    async fn new() -> Box<dyn Bench> {
+    async fn boxed() -> Box<dyn Bench> {
         Box::new(Self(SimWorld::default()))
     }
 }
@@ -34,10 +40,10 @@ impl Bench for SimBench {
 
 mod sim {
     use super::SimBench;
-    vbm_hyper::conformance_suite!(SimBench::new());
+    vbm_hyper::conformance_suite!(SimBench::boxed());
 }
 
 mod qemu {
     use super::common::QemuBench;
-    vbm_hyper::conformance_suite!(QemuBench::new());
+    vbm_hyper::conformance_suite!(QemuBench::boxed());
 }

@@ -5,7 +5,8 @@
 use crate::{DesiredForward, DesiredNetwork, DesiredPort, NetError, NetworkBackend, Nic};
 use std::{collections::BTreeSet, net::Ipv4Addr};
 use vbm_core::{
-    ErrorKind, ForwardId, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, network::parse_cidr,
+    ErrorKind, ForwardId, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol,
+    network::parse_cidr,
 };
 
 /// Makes networks for tests: valid, small, with ids from the caller's source.
@@ -93,7 +94,11 @@ pub async fn a_second_ensure_changes_nothing(backend: &dyn NetworkBackend, fixtu
         assert_eq!(first.transit.is_some(), mode == NetworkMode::Nat);
         assert_eq!(first.gateway_mac, wanted.gateway_mac());
         let second = expect(backend.ensure(wanted.clone()).await, "second ensure");
-        assert_eq!(second.changed, Vec::<String>::new(), "the second ensure of a {mode} network");
+        assert_eq!(
+            second.changed,
+            Vec::<String>::new(),
+            "the second ensure of a {mode} network"
+        );
         assert!(second.ready && second.ports.iter().all(|p| p.guarded && !p.open));
         assert_eq!(second.transit, first.transit);
         expect(backend.remove(wanted.id).await, "remove");
@@ -110,12 +115,16 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(
 ) {
     type Spoil = fn(&mut DesiredNetwork);
     let spoils: [(&str, Spoil); 9] = [
-        ("an address outside", |n| n.ports[0].address = Ipv4Addr::new(10, 78, 0, 1)),
+        ("an address outside", |n| {
+            n.ports[0].address = Ipv4Addr::new(10, 78, 0, 1)
+        }),
         ("the gateway's address", |n| n.ports[0].address = n.spec.gateway),
         ("an address twice", |n| n.ports[1].address = n.ports[0].address),
         ("a MAC twice", |n| n.ports[1].mac = n.ports[0].mac),
         ("the gateway's MAC", |n| n.ports[0].mac = n.gateway_mac()),
-        ("a multicast MAC", |n| n.ports[0].mac = Mac::new([1, 0, 0, 0, 0, 1])),
+        ("a multicast MAC", |n| {
+            n.ports[0].mac = Mac::new([1, 0, 0, 0, 0, 1])
+        }),
         ("a rule with ports for icmp", |n| {
             let rule = "tcp/1".parse().map(|mut r: vbm_core::Rule| {
                 r.protocol = Protocol::Icmp;
@@ -124,11 +133,15 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(
             n.ports[0].rules.extend(rule);
         }),
         ("a forward to port 0", |n| n.forwards[0].target_port = 0),
-        ("a forward to nowhere", |n| n.forwards[0].target = PortId::from_uuid(n.id.uuid())),
+        ("a forward to nowhere", |n| {
+            n.forwards[0].target = PortId::from_uuid(n.id.uuid())
+        }),
     ];
     for (what, spoil) in spoils {
         let mut wanted = fixture.network(NetworkMode::Nat, 2);
-        wanted.forwards.push(fixture.forward(40_000, wanted.ports[0].id, 80));
+        wanted
+            .forwards
+            .push(fixture.forward(40_000, wanted.ports[0].id, 80));
         spoil(&mut wanted);
         match backend.ensure(wanted.clone()).await {
             Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{what}: {error:?}"),
@@ -155,7 +168,10 @@ pub async fn a_nic_opens_once_and_again_after_it_was_closed(
         Ok(_) => panic!("a NIC was opened twice"),
     }
     let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
-    assert!(seen.ports[0].open && seen.changed.is_empty(), "an open NIC is not disturbed: {seen:?}");
+    assert!(
+        seen.ports[0].open && seen.changed.is_empty(),
+        "an open NIC is not disturbed: {seen:?}"
+    );
     expect(backend.close_nic(wanted.id, port).await, "close");
     expect(backend.close_nic(wanted.id, port).await, "close again");
     drop(nic);
@@ -185,22 +201,28 @@ pub async fn a_nic_that_its_holder_dropped_can_be_opened_again(
 ///
 /// # Panics
 /// When it is not so.
-pub async fn a_port_that_is_not_wanted_cannot_be_opened(
-    backend: &dyn NetworkBackend,
-    fixture: &Fixture<'_>,
-) {
+pub async fn a_port_that_is_not_wanted_cannot_be_opened(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
     let wanted = fixture.network(NetworkMode::Nat, 1);
     let port = wanted.ports[0].id;
     let refused = |result: Result<Nic, NetError>, what: &str| match result {
         Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{what}: {error:?}"),
         Ok(_) => panic!("{what} was opened"),
     };
-    refused(backend.open_nic(wanted.id, port).await, "a port of a network that was never made");
+    refused(
+        backend.open_nic(wanted.id, port).await,
+        "a port of a network that was never made",
+    );
     expect(backend.ensure(wanted.clone()).await, "ensure");
     let other = PortId::from_uuid(wanted.id.uuid());
-    refused(backend.open_nic(wanted.id, other).await, "a port that nobody wants");
+    refused(
+        backend.open_nic(wanted.id, other).await,
+        "a port that nobody wants",
+    );
     expect(backend.remove(wanted.id).await, "remove");
-    refused(backend.open_nic(wanted.id, port).await, "a port of a network that was removed");
+    refused(
+        backend.open_nic(wanted.id, port).await,
+        "a port of a network that was removed",
+    );
     expect(backend.close_nic(wanted.id, port).await, "closing it is fine");
 }
 
@@ -231,7 +253,11 @@ pub async fn forwards_and_rules_change_live(backend: &dyn NetworkBackend, fixtur
     let target = wanted.ports[1].id;
     expect(backend.ensure(wanted.clone()).await, "ensure");
     let nic = expect(backend.open_nic(wanted.id, target).await, "open");
-    for rules in [&["tcp/80"][..], &["tcp/80", "udp/53-60@10.0.0.0/8", "icmp", "any@192.168.0.0/16"], &[]] {
+    for rules in [
+        &["tcp/80"][..],
+        &["tcp/80", "udp/53-60@10.0.0.0/8", "icmp", "any@192.168.0.0/16"],
+        &[],
+    ] {
         wanted.ports[1].rules = rules.iter().map(|r| expect(r.parse(), "a rule")).collect();
         wanted.forwards = vec![fixture.forward(40_001, target, 80)];
         wanted.forwards.truncate(rules.len());
@@ -268,7 +294,10 @@ pub async fn removing_twice_is_fine_and_leaves_nothing(backend: &dyn NetworkBack
 /// # Panics
 /// When it is not so.
 pub async fn a_sweep_keeps_what_it_is_told_to(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
-    let (kept, gone) = (fixture.network(NetworkMode::Nat, 1), fixture.network(NetworkMode::Nat, 1));
+    let (kept, gone) = (
+        fixture.network(NetworkMode::Nat, 1),
+        fixture.network(NetworkMode::Nat, 1),
+    );
     expect(backend.ensure(kept.clone()).await, "ensure");
     expect(backend.ensure(gone.clone()).await, "ensure");
     let removed = expect(backend.sweep(&BTreeSet::from([kept.id])).await, "sweep");
@@ -313,9 +342,14 @@ pub async fn a_backend_that_was_shut_down_refuses(backend: &dyn NetworkBackend, 
     let (network, port) = (wanted.id, wanted.ports[0].id);
     assert!(matches!(backend.ensure(wanted).await, Err(NetError::Stopped)));
     assert!(matches!(backend.remove(network).await, Err(NetError::Stopped)));
-    assert!(matches!(backend.open_nic(network, port).await, Err(NetError::Stopped)));
+    assert!(matches!(
+        backend.open_nic(network, port).await,
+        Err(NetError::Stopped)
+    ));
 }
 
 async fn lists(backend: &dyn NetworkBackend, id: NetworkId) -> bool {
-    expect(backend.inventory().await, "inventory").iter().any(|n| n.id == id)
+    expect(backend.inventory().await, "inventory")
+        .iter()
+        .any(|n| n.id == id)
 }

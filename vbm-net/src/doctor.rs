@@ -48,8 +48,15 @@ pub async fn find_all() -> Result<Vec<Found>, NetError> {
     let mut alive = BTreeMap::new();
     let mut found = BTreeSet::new();
     let mut note = |owner: &str, network, what: String| {
-        let alive = *alive.entry(owner.to_owned()).or_insert_with(|| OwnerLock::is_held(owner));
-        found.insert(Found { owner: owner.to_owned(), alive, network, what });
+        let alive = *alive
+            .entry(owner.to_owned())
+            .or_insert_with(|| OwnerLock::is_held(owner));
+        found.insert(Found {
+            owner: owner.to_owned(),
+            alive,
+            network,
+            what,
+        });
     };
     for record in &records {
         let name = names::namespace(record.network);
@@ -66,7 +73,10 @@ pub async fn find_all() -> Result<Vec<Found>, NetError> {
             }
         }
         for (owner, network) in host_plan::tagged(&exec::iptables_read(&host).await?) {
-            let id = records.iter().map(|r| r.network).find(|id| network == Some(id.short()));
+            let id = records
+                .iter()
+                .map(|r| r.network)
+                .find(|id| network == Some(id.short()));
             let what = match network {
                 Some(tail) => format!("host rules of {tail}"),
                 None => format!("host chains of {owner}"),
@@ -112,9 +122,14 @@ pub async fn remove_owners(owners: &BTreeSet<String>) -> Result<Vec<String>, Net
 
 async fn remove_owner(owner: &str) -> Torn {
     let mut torn = Torn::default();
-    let Some((all, unreadable)) = torn.note(Record::all()) else { return torn };
+    let Some((all, unreadable)) = torn.note(Record::all()) else {
+        return torn;
+    };
     torn.errors.extend(unreadable);
-    for name in torn.note(netns::list(names::NAMESPACE_PREFIX)).unwrap_or_default() {
+    for name in torn
+        .note(netns::list(names::NAMESPACE_PREFIX))
+        .unwrap_or_default()
+    {
         if all.iter().any(|r| names::namespace(r.network) == name) {
             continue;
         }
@@ -122,7 +137,12 @@ async fn remove_owner(owner: &str) -> Torn {
             && tagged == owner
         {
             let host_namespace = PathBuf::from(CURRENT);
-            let record = Record { owner: tagged, network, host_namespace, transit: None };
+            let record = Record {
+                owner: tagged,
+                network,
+                host_namespace,
+                transit: None,
+            };
             torn.absorb(teardown::network(&record).await);
         }
     }
@@ -143,14 +163,20 @@ async fn remove_from_host(owner: &str, host: &NetNs) -> Torn {
     if let Some(links) = torn.note(Links::open(host).await) {
         for link in torn.note(links.list().await).unwrap_or_default() {
             let tagged = link.alias.as_deref().and_then(names::parse_alias);
-            if tagged.is_some_and(|(o, _)| o == owner) && torn.note(links.delete(&link.name).await) == Some(true) {
+            if tagged.is_some_and(|(o, _)| o == owner)
+                && torn.note(links.delete(&link.name).await) == Some(true)
+            {
                 torn.removed.push(format!("link {}", link.name));
             }
         }
     }
     if let Some(observed) = torn.note(exec::iptables_read(host).await) {
         let diff = host_plan::remove_all(owner, &observed);
-        if !diff.script.is_empty() && torn.note(exec::iptables_write(host, &diff.script).await).is_some() {
+        if !diff.script.is_empty()
+            && torn
+                .note(exec::iptables_write(host, &diff.script).await)
+                .is_some()
+        {
             torn.removed.extend(diff.changes);
         }
     }
@@ -159,7 +185,10 @@ async fn remove_from_host(owner: &str, host: &NetNs) -> Torn {
 
 /// The namespaces that serve as hosts: this process's, and those that records name and that still exist.
 fn hosts(records: &[Record]) -> BTreeSet<PathBuf> {
-    let named = records.iter().map(|r| r.host_namespace.clone()).filter(|p| NetNs::at(p).exists());
+    let named = records
+        .iter()
+        .map(|r| r.host_namespace.clone())
+        .filter(|p| NetNs::at(p).exists());
     named.chain([PathBuf::from(CURRENT)]).collect()
 }
 

@@ -161,13 +161,16 @@ impl NetError {
             Self::Kernel { source, .. } => source.to_string(),
             Self::NotVerified { detail, .. } => detail.clone(),
             Self::TransitExhausted { .. } => {
-                "each network with NAT takes two addresses, and all are taken or overlap the host's own".into()
+                "each network with NAT takes two addresses, and all are taken or overlap the host's own"
+                    .into()
             }
             Self::TimedOut { .. } => "the host is overloaded, or a program hangs".into(),
             Self::Stopped => "vbmd is going down".into(),
-            Self::Several(inner) => {
-                inner.iter().map(|e| format!("{e}: {}", e.why())).collect::<Vec<_>>().join("; ")
-            }
+            Self::Several(inner) => inner
+                .iter()
+                .map(|e| format!("{e}: {}", e.why()))
+                .collect::<Vec<_>>()
+                .join("; "),
         }
     }
 
@@ -186,7 +189,10 @@ impl NetError {
             }
             Self::TransitExhausted { .. } => "give a larger transit pool, or delete networks".into(),
             Self::Corrupt { path, .. } => {
-                format!("remove {} if its network is gone, then run `vbm doctor --fix`", path.display())
+                format!(
+                    "remove {} if its network is gone, then run `vbm doctor --fix`",
+                    path.display()
+                )
             }
             Self::Stopped => "ask again when it is up".into(),
             Self::Several(inner) => inner.first().map_or_else(String::new, Self::fix),
@@ -227,13 +233,26 @@ mod tests {
     #[test]
     fn every_failure_reads_as_three_lines_none_of_them_empty() {
         let all = [
-            NetError::NotHere { noun: "network", name: "a".into() },
-            NetError::MissingProgram { program: "nft", package: "nftables" },
-            NetError::NotRoot { doing: "making a namespace".into() },
+            NetError::NotHere {
+                noun: "network",
+                name: "a".into(),
+            },
+            NetError::MissingProgram {
+                program: "nft",
+                package: "nftables",
+            },
+            NetError::NotRoot {
+                doing: "making a namespace".into(),
+            },
             NetError::Stopped,
-            NetError::TransitExhausted { pool: "10.0.0.0/31".into() },
+            NetError::TransitExhausted {
+                pool: "10.0.0.0/31".into(),
+            },
             NetError::Several(vec![NetError::Stopped, NetError::Stopped]),
-            NetError::TimedOut { doing: "x".into(), limit: Duration::from_secs(1) },
+            NetError::TimedOut {
+                doing: "x".into(),
+                limit: Duration::from_secs(1),
+            },
         ];
         for error in all {
             let error = vbm_core::Error::from(error);

@@ -86,13 +86,20 @@ impl Ipam {
             .or_else(|| self.first_free(self.pool_first, self.next.saturating_sub(1)));
         match found {
             Some(offset) => {
-                self.next = if offset == self.pool_last { self.pool_first } else { offset + 1 };
+                self.next = if offset == self.pool_last {
+                    self.pool_first
+                } else {
+                    offset + 1
+                };
                 Ok(self.take(offset))
             }
             None => Err(Error::new(
                 ErrorKind::Exhausted,
                 "the network has no free address",
-                format!("all {} of its pool are taken", self.pool_last - self.pool_first + 1),
+                format!(
+                    "all {} of its pool are taken",
+                    self.pool_last - self.pool_first + 1
+                ),
                 "delete ports, or make a network with a larger pool",
             )),
         }
@@ -154,13 +161,18 @@ impl Ipam {
         (self.pool_first..=self.pool_last).contains(&offset)
     }
     fn offset(&self, address: Ipv4Addr) -> Option<u32> {
-        u32::from(address).checked_sub(self.base).filter(|o| *o < self.size)
+        u32::from(address)
+            .checked_sub(self.base)
+            .filter(|o| *o < self.size)
     }
     fn get(&self, offset: u32) -> bool {
         self.words[(offset / WORD_BITS) as usize] >> (offset % WORD_BITS) & 1 == 1
     }
     fn set(&mut self, offset: u32, taken: bool) {
-        let (word, bit) = (&mut self.words[(offset / WORD_BITS) as usize], 1u64 << (offset % WORD_BITS));
+        let (word, bit) = (
+            &mut self.words[(offset / WORD_BITS) as usize],
+            1u64 << (offset % WORD_BITS),
+        );
         if taken { *word |= bit } else { *word &= !bit }
     }
     fn take(&mut self, offset: u32) -> Ipv4Addr {
@@ -189,7 +201,11 @@ impl Ipam {
         while at <= self.pool_last {
             let end = (at | (WORD_BITS - 1)).min(self.pool_last);
             let span = end - at + 1;
-            let mask = if span == WORD_BITS { u64::MAX } else { (1 << span) - 1 };
+            let mask = if span == WORD_BITS {
+                u64::MAX
+            } else {
+                (1 << span) - 1
+            };
             free += (!self.words[(at / WORD_BITS) as usize] >> (at % WORD_BITS) & mask).count_ones();
             at = end + 1;
         }
@@ -262,12 +278,27 @@ mod tests {
 
     #[test]
     fn every_address_of_the_pool_is_given_once_then_none() {
-        for cidr in ["10.0.0.0/30", "10.0.0.0/29", "10.0.0.0/26", "10.0.0.0/24", "10.0.0.0/20", "255.255.0.0/16"] {
-            let Ok(spec) = parse_cidr(cidr).and_then(|c| NetworkSpec::new(NetworkMode::Nat, c)) else { continue };
+        for cidr in [
+            "10.0.0.0/30",
+            "10.0.0.0/29",
+            "10.0.0.0/26",
+            "10.0.0.0/24",
+            "10.0.0.0/20",
+            "255.255.0.0/16",
+        ] {
+            let Ok(spec) = parse_cidr(cidr).and_then(|c| NetworkSpec::new(NetworkMode::Nat, c)) else {
+                continue;
+            };
             let mut ipam = Ipam::new(&spec).unwrap();
             let all: BTreeSet<_> = (0..ipam.free()).map(|_| ipam.allocate(None).unwrap()).collect();
-            assert_eq!(all.len() as u32, u32::from(spec.pool_last) - u32::from(spec.pool_first) + 1);
-            assert!(all.contains(&spec.pool_first) && all.contains(&spec.pool_last), "{cidr}");
+            assert_eq!(
+                u32::try_from(all.len()).unwrap(),
+                u32::from(spec.pool_last) - u32::from(spec.pool_first) + 1
+            );
+            assert!(
+                all.contains(&spec.pool_first) && all.contains(&spec.pool_last),
+                "{cidr}"
+            );
             assert!(!all.contains(&spec.gateway));
             assert_eq!(ipam.allocate(None).unwrap_err().kind(), ErrorKind::Exhausted);
         }
@@ -286,15 +317,27 @@ mod tests {
     fn a_pinned_address_is_not_given_by_the_pool() {
         let mut ipam = Ipam::new(&spec("10.0.0.0/30")).unwrap();
         ipam.reserve(Ipv4Addr::new(10, 0, 0, 2)).unwrap();
-        assert_eq!(ipam.reserve(Ipv4Addr::new(10, 0, 0, 2)).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(
+            ipam.reserve(Ipv4Addr::new(10, 0, 0, 2)).unwrap_err().kind(),
+            ErrorKind::AlreadyExists
+        );
         assert_eq!(ipam.allocate(None).unwrap_err().kind(), ErrorKind::Exhausted);
     }
 
     #[test]
     fn service_addresses_and_those_outside_are_refused() {
         let mut ipam = Ipam::new(&spec("10.0.0.0/24")).unwrap();
-        for bad in [[10, 0, 0, 0], [10, 0, 0, 1], [10, 0, 0, 255], [10, 0, 1, 0], [9, 255, 255, 255]] {
-            assert_eq!(ipam.reserve(bad.into()).unwrap_err().kind(), ErrorKind::InvalidInput);
+        for bad in [
+            [10, 0, 0, 0],
+            [10, 0, 0, 1],
+            [10, 0, 0, 255],
+            [10, 0, 1, 0],
+            [9, 255, 255, 255],
+        ] {
+            assert_eq!(
+                ipam.reserve(bad.into()).unwrap_err().kind(),
+                ErrorKind::InvalidInput
+            );
             assert!(!ipam.release(bad.into()));
             assert!(ipam.is_taken(bad.into()));
         }
@@ -306,7 +349,10 @@ mod tests {
         let hint = Ipv4Addr::new(10, 0, 0, 77);
         assert_eq!(ipam.allocate(Some(hint)).unwrap(), hint);
         assert_ne!(ipam.allocate(Some(hint)).unwrap(), hint);
-        assert_eq!(ipam.allocate(Some(Ipv4Addr::new(10, 0, 0, 1))).unwrap(), Ipv4Addr::new(10, 0, 0, 3));
+        assert_eq!(
+            ipam.allocate(Some(Ipv4Addr::new(10, 0, 0, 1))).unwrap(),
+            Ipv4Addr::new(10, 0, 0, 3)
+        );
     }
 
     #[test]
@@ -320,7 +366,12 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Op { Allocate(Option<u8>), Reserve(u8), Release(u8), Reload }
+    enum Op {
+        Allocate(Option<u8>),
+        Reserve(u8),
+        Release(u8),
+        Reload,
+    }
 
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![

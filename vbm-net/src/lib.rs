@@ -1,5 +1,81 @@
-//! A network on a host is one namespace.
-#![doc = "TBD"]
+//! A network on a host is one namespace: bridge, taps, DHCP, NAT, port forwards, security groups, anti-spoofing.
+//!
+//! ```text
+//!   host namespace                      namespace vbm-<net>
+//!   --------------                      -------------------
+//!   eth0                                  guard (nft bridge): MAC, ARP, IPv4 source; no foreign DHCP; IPv4 only
+//!    |  MASQUERADE, chains VBM-<owner>    |
+//!   vbu<net> ==== veth, a /31 ==== up0 --- SNAT/DNAT --- br0 (gateway)
+//!                                                         |        |
+//!                                                    tap<port>   DHCP server
+//!                                                    fd -> VM    (raw replies)
+//! ```
+//!
+//! What is wanted of a network is one value, [`DesiredNetwork`], given complete to [`NetworkBackend::ensure`], which
+//! makes the kernel hold it, reads it back, and may be called at any time over any half-made state. The CIDRs of two networks may be the
+//! same: nothing is shared but the transit, from which neither the host nor another network can be reached.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`model`] | what is wanted, what is seen, [`Validated`] |
+//! | [`ipam`] | which addresses are taken: pure |
+//! | [`plan`] | rules as text, compared with what stands: pure |
+//! | [`dhcp`] | the server; its decisions are pure |
+//! | [`names`] | every name that is given to something on a host |
+//! | [`doctor`] | what of ours is on this host, whoever made it |
+//! | [`conformance`] | what every backend must do |
+//!
+//! # What a host sees changed
+//!
+//! `net.ipv4.ip_forward` is switched on in the host's namespace by the first NAT network, and stays on: others may rely on it. Each
+//! transit link gets `route_localnet`, so that a forward is reached from the host's loopback. Rules stand in chains of our
+//! own, hooked in first. A VM reaches the world by NAT, but none of the host's own addresses and no other network, unless
+//! a forward leads there.
+//!
+//! # Alone
+//!
+//! A network with DHCP, and the NIC of a VM, without anything else of VBM. It needs root; the twin [`SimNetwork`] does not.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use vbm_core::{Clock, NetworkMode, NetworkSpec, Timestamp, network::parse_cidr};
+//! use vbm_net::{DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, Nic};
+//!
+//! struct SystemClock;
+//! impl Clock for SystemClock {
+//!     fn now(&self) -> Timestamp {
+//!         let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+//!         Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+//!     }
+//! }
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let net = HostNetwork::open(HostConfig::new("example", "/var/lib/example", Arc::new(SystemClock))).await?;
+//! let wanted = DesiredNetwork {
+//!     id: "0190b6f2-4c1e-7cc3-a7a4-0d1f6c2b9e11".parse()?,
+//!     name: "lab".parse()?,
+//!     spec: NetworkSpec::new(NetworkMode::Nat, parse_cidr("10.0.0.0/24")?)?,
+//!     ports: vec![DesiredPort {
+//!         id: "0190b6f2-4c1e-7cc3-a7a4-0d1f6c2b9e12".parse()?,
+//!         mac: "52:54:00:00:00:01".parse()?,
+//!         address: "10.0.0.2".parse()?,
+//!         hostname: "web1".parse()?,
+//!         rules: vec!["tcp/80".parse()?],
+//!     }],
+//!     forwards: vec![],
+//! };
+//! let mut events = net.events();
+//! net.ensure(wanted.clone()).await?;
+//! if let Nic::Tap { fd, vnet_hdr } = net.open_nic(wanted.id, wanted.ports[0].id).await? {
+//!     // Hand `fd` to a VM, then wait until it has its address.
+//!     println!("{fd:?} {vnet_hdr} {:?}", events.recv().await?);
+//! }
+//! net.remove(wanted.id).await?;
+//! net.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+
 pub mod backend;
 pub mod conformance;
 pub mod dhcp;
@@ -14,6 +90,8 @@ mod sim;
 
 pub use backend::NetworkBackend;
 pub use error::{NetError, Result};
+#[doc(hidden)]
+pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
     DesiredForward, DesiredNetwork, DesiredPort, LeaseSeen, NetEvent, NetworkSeen, Nic, PortSeen, Validated,

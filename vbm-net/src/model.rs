@@ -6,14 +6,10 @@
 
 use crate::{NetError, names};
 use ipnet::Ipv4Net;
-use std::{
-    collections::BTreeSet,
-    net::Ipv4Addr,
-    ops::Deref,
-    os::fd::OwnedFd,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr, ops::Deref, os::fd::OwnedFd};
 use vbm_core::{
-    Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule, Timestamp,
+    Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
+    Timestamp,
 };
 
 /// The most ports of a network on one host.
@@ -127,7 +123,10 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
         if !macs.insert(port.mac) {
             return Err(bad(
                 format!("the MAC {} is used twice", port.mac),
-                format!("another port of network '{}', or its gateway, has it", desired.name),
+                format!(
+                    "another port of network '{}', or its gateway, has it",
+                    desired.name
+                ),
                 "give each NIC its own MAC",
             ));
         }
@@ -175,7 +174,10 @@ fn check_port(port: &DesiredPort, spec: &NetworkSpec) -> Result<(), Error> {
     if !spec.is_port_address(port.address) {
         return Err(bad(
             format!("a port cannot have the address {}", port.address),
-            format!("it is outside {} or is the network's, the broadcast or the gateway's", spec.cidr),
+            format!(
+                "it is outside {} or is the network's, the broadcast or the gateway's",
+                spec.cidr
+            ),
             "leave it out, or choose one inside",
         ));
     }
@@ -209,16 +211,25 @@ fn check_forwards(desired: &DesiredNetwork) -> Result<(), Error> {
                 "point it at a port of the network",
             ));
         }
-        if forward.listen_address.is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_broadcast()) {
+        if forward
+            .listen_address
+            .is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_broadcast())
+        {
             return Err(bad(
                 format!("forward {} cannot listen there", forward.id),
                 "its address is no address of a host",
                 "leave the address out, or name one of the host's",
             ));
         }
-        if let Some(other) = desired.forwards[..i].iter().find(|o| o.as_spec(desired.id).clashes_with(&spec)) {
+        if let Some(other) = desired.forwards[..i]
+            .iter()
+            .find(|o| o.as_spec(desired.id).clashes_with(&spec))
+        {
             return Err(bad(
-                format!("forward {} cannot listen on {}/{}", forward.id, forward.protocol, forward.listen_port),
+                format!(
+                    "forward {} cannot listen on {}/{}",
+                    forward.id, forward.protocol, forward.listen_port
+                ),
                 format!("forward {} listens there", other.id),
                 "choose another port of the host",
             ));

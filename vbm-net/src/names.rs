@@ -76,8 +76,13 @@ pub enum HostChain {
 
 impl HostChain {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Input, Self::Forward, Self::Prerouting, Self::Output, Self::Postrouting];
+    pub const ALL: [Self; 5] = [
+        Self::Input,
+        Self::Forward,
+        Self::Prerouting,
+        Self::Output,
+        Self::Postrouting,
+    ];
 
     /// Its table.
     pub const fn table(self) -> &'static str {
@@ -133,14 +138,18 @@ pub fn hook_comment(owner: &str) -> String {
 /// Whether text can be an owner tag: it stands in rules, aliases and file names.
 pub fn is_owner(text: &str) -> bool {
     (1..=OWNER_MAX_BYTES).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && !text.starts_with('.')
         && !text.starts_with('-')
 }
 
 /// FNV-1a: a short, stable name for an owner. Not for security: the full tag stands in comments and records.
 pub(crate) fn fnv1a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 #[cfg(test)]

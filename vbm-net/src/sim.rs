@@ -49,7 +49,9 @@ struct SimOne {
 
 impl std::fmt::Debug for SimNetwork {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SimNetwork").field("networks", &self.lock().networks.len()).finish_non_exhaustive()
+        f.debug_struct("SimNetwork")
+            .field("networks", &self.lock().networks.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,7 +68,14 @@ impl SimNetwork {
 
     fn build(clock: Arc<dyn Clock>, auto_lease: bool) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX_PENDING);
-        Self { inner: Arc::new(Inner { clock, auto_lease, state: Mutex::default(), events }) }
+        Self {
+            inner: Arc::new(Inner {
+                clock,
+                auto_lease,
+                state: Mutex::default(),
+                events,
+            }),
+        }
     }
 
     /// The next call that changes something fails with this, and changes nothing. Faults queue up.
@@ -90,12 +99,22 @@ impl SimNetwork {
             let one = state.network(network)?;
             let wanted = one.port(port)?;
             let until = since.plus(Duration::from_secs(one.wanted.spec.lease_seconds.into()));
-            let lease = LeaseSeen { address: wanted, since, until };
+            let lease = LeaseSeen {
+                address: wanted,
+                since,
+                until,
+            };
             one.leases.insert(port, lease);
             lease
         };
         let LeaseSeen { address, until, .. } = lease;
-        self.tell(NetEvent::PortLeased { network, port, address, since, until });
+        self.tell(NetEvent::PortLeased {
+            network,
+            port,
+            address,
+            since,
+            until,
+        });
         Ok(lease)
     }
 
@@ -110,7 +129,11 @@ impl SimNetwork {
             one.leases.remove(&port);
             one.port(port)?
         };
-        self.tell(NetEvent::PortReleased { network, port, address });
+        self.tell(NetEvent::PortReleased {
+            network,
+            port,
+            address,
+        });
         Ok(())
     }
 
@@ -147,7 +170,11 @@ impl State {
         self.networks.get_mut(&id).ok_or_else(|| not_here("network", id))
     }
     fn up(&self) -> Result<(), NetError> {
-        if self.stopped { Err(NetError::Stopped) } else { Ok(()) }
+        if self.stopped {
+            Err(NetError::Stopped)
+        } else {
+            Ok(())
+        }
     }
     fn fault(&mut self) -> Result<(), NetError> {
         self.up()?;
@@ -156,12 +183,20 @@ impl State {
 }
 
 pub(crate) fn not_here(noun: &'static str, id: impl std::fmt::Display) -> NetError {
-    NetError::NotHere { noun, name: id.to_string() }
+    NetError::NotHere {
+        noun,
+        name: id.to_string(),
+    }
 }
 
 impl SimOne {
     fn port(&self, id: PortId) -> Result<Ipv4Addr, NetError> {
-        self.wanted.ports.iter().find(|p| p.id == id).map(|p| p.address).ok_or_else(|| not_here("port", id))
+        self.wanted
+            .ports
+            .iter()
+            .find(|p| p.id == id)
+            .map(|p| p.address)
+            .ok_or_else(|| not_here("port", id))
     }
 
     fn seen(&self, changed: Vec<String>) -> NetworkSeen {
@@ -205,7 +240,11 @@ impl NetworkBackend for SimNetwork {
                 vec!["changed as wanted".to_owned()]
             }
             None => {
-                let one = SimOne { wanted, open: BTreeMap::new(), leases: BTreeMap::new() };
+                let one = SimOne {
+                    wanted,
+                    open: BTreeMap::new(),
+                    leases: BTreeMap::new(),
+                };
                 state.networks.insert(id, one);
                 vec!["made the network".to_owned()]
             }
@@ -232,7 +271,10 @@ impl NetworkBackend for SimNetwork {
             let (ours, theirs) =
                 UnixDatagram::pair().map_err(|e| NetError::kernel("making a socket pair", e))?;
             one.open.insert(port, ours);
-            Nic::Tap { fd: OwnedFd::from(theirs), vnet_hdr: false }
+            Nic::Tap {
+                fd: OwnedFd::from(theirs),
+                vnet_hdr: false,
+            }
         };
         if self.inner.auto_lease {
             self.lease(network, port)?;
@@ -258,11 +300,19 @@ impl NetworkBackend for SimNetwork {
     async fn sweep(&self, keep: &BTreeSet<NetworkId>) -> Result<Vec<String>, NetError> {
         let mut state = self.lock();
         state.fault()?;
-        let gone: Vec<_> = state.networks.keys().filter(|id| !keep.contains(id)).copied().collect();
+        let gone: Vec<_> = state
+            .networks
+            .keys()
+            .filter(|id| !keep.contains(id))
+            .copied()
+            .collect();
         for id in &gone {
             state.networks.remove(id);
         }
-        Ok(gone.into_iter().map(|id| format!("namespace {}", names::namespace(id))).collect())
+        Ok(gone
+            .into_iter()
+            .map(|id| format!("namespace {}", names::namespace(id)))
+            .collect())
     }
 
     fn events(&self) -> broadcast::Receiver<NetEvent> {

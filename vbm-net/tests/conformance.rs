@@ -1,8 +1,11 @@
 //! The contract of [`vbm_net::NetworkBackend`], on the simulated twin. The real one: `ns_conformance.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test that cannot go on panics")]
+#![allow(clippy::cast_possible_truncation, reason = "test values are small")]
+
 use std::sync::Arc;
 use vbm_core::{Clock, SeededIds, Timestamp};
-use vbm_net::{NetworkBackend, NetEvent, SimNetwork, conformance};
+use vbm_net::{NetEvent, NetworkBackend, SimNetwork, conformance};
 
 struct Still;
 impl Clock for Still {

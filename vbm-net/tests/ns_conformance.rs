@@ -1,5 +1,8 @@
 //! The contract of [`vbm_net::NetworkBackend`], on a real kernel, in a host namespace of the test's own.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test that cannot go on panics")]
+#![allow(clippy::cast_possible_truncation, reason = "test values are small")]
+
 mod common;
 
 use common::{FreshIds, Lab};

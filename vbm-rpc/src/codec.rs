@@ -38,11 +38,15 @@ impl Codec {
         match self {
             Self::MessagePack => {
                 let mut out = Vec::with_capacity(128);
-                let mut serializer = rmp_serde::Serializer::new(&mut out).with_struct_map().with_human_readable();
+                let mut serializer = rmp_serde::Serializer::new(&mut out)
+                    .with_struct_map()
+                    .with_human_readable();
                 value.serialize(&mut serializer).map_err(|e| e.to_string())?;
                 Ok(out.into())
             }
-            Self::Json => serde_json::to_vec(value).map(Bytes::from).map_err(|e| e.to_string()),
+            Self::Json => serde_json::to_vec(value)
+                .map(Bytes::from)
+                .map_err(|e| e.to_string()),
         }
     }
 
@@ -77,7 +81,12 @@ mod tests {
     #[test]
     fn versions_n_and_n_minus_1_read_each_other() {
         for codec in [Codec::MessagePack, Codec::Json] {
-            let new = codec.encode(&New { name: "a".into(), size: 7 }).unwrap();
+            let new = codec
+                .encode(&New {
+                    name: "a".into(),
+                    size: 7,
+                })
+                .unwrap();
             assert_eq!(codec.decode::<Old>(&new).unwrap().name, "a");
             let old = codec.encode(&Old { name: "b".into() }).unwrap();
             assert_eq!(codec.decode::<New>(&old).unwrap().size, 0);
@@ -87,7 +96,10 @@ mod tests {
     #[derive(Serialize, Deserialize, PartialEq, Debug)]
     #[serde(tag = "kind", rename_all = "kebab-case")]
     enum Tagged {
-        Address { address: std::net::IpAddr, id: vbm_core::VmId },
+        Address {
+            address: std::net::IpAddr,
+            id: vbm_core::VmId,
+        },
     }
 
     #[test]

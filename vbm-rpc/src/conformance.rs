@@ -73,6 +73,7 @@ macro_rules! transport_conformance {
             a_request_whose_deadline_passed_in_the_queue_is_never_started
             a_request_of_a_killed_worker_for_any_goes_to_another
             who_attaches_last_has_the_path
+            a_second_attachment_of_one_process_takes_the_path_too
             a_shutdown_ends_every_task_and_every_wait
             a_shutdown_lets_running_handlers_answer
             a_bad_member_is_refused
@@ -148,10 +149,16 @@ fn worker() -> Service {
     Service::new("worker").expect("a name")
 }
 fn ask(text: &str) -> Ask {
-    Ask { text: text.into(), wait_ms: 0 }
+    Ask {
+        text: text.into(),
+        wait_ms: 0,
+    }
 }
 fn slow(wait: Duration) -> Ask {
-    Ask { text: "slow".into(), wait_ms: wait.as_millis().try_into().unwrap_or(u64::MAX) }
+    Ask {
+        text: "slow".into(),
+        wait_ms: wait.as_millis().try_into().unwrap_or(u64::MAX),
+    }
 }
 fn within(deadline: Duration) -> CallOptions {
     CallOptions::default().deadline(deadline)
@@ -189,12 +196,16 @@ fn router(at: &NodePath, seen: &Seen) -> Router {
 
 async fn client(transport: &Arc<dyn Transport>, at: &str) -> Bus {
     let member = Member::new(path(at), boot());
-    Bus::attach(transport.clone(), member, Router::new()).await.expect("a client attaches")
+    Bus::attach(transport.clone(), member, Router::new())
+        .await
+        .expect("a client attaches")
 }
 
 async fn serve(transport: &Arc<dyn Transport>, at: &str, seen: &Seen) -> Bus {
     let member = Member::new(path(at), boot()).service(worker());
-    Bus::attach(transport.clone(), member, router(&path(at), seen)).await.expect("a worker attaches")
+    Bus::attach(transport.clone(), member, router(&path(at), seen))
+        .await
+        .expect("a worker attaches")
 }
 
 /// Waits until something is true; it is looked at again after a short pause, at most for [`PATIENCE`].
@@ -209,11 +220,15 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
 
 /// Nothing on the bus may hang: the future ends within [`PATIENCE`].
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("this hangs: {what}"))
+    timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("this hangs: {what}"))
 }
 
 async fn echo(bus: &Bus, route: &Route, text: &str) -> (NodePath, String) {
-    soon("a call", bus.call::<Echo>(route, &ask(text), within(PATIENCE))).await.expect("a reply")
+    soon("a call", bus.call::<Echo>(route, &ask(text), within(PATIENCE)))
+        .await
+        .expect("a reply")
 }
 
 async fn end(buses: impl IntoIterator<Item = Bus>) {

@@ -74,7 +74,11 @@ pub(crate) struct Dedupe<A> {
 
 impl<A> Default for Dedupe<A> {
     fn default() -> Self {
-        Self::with_limits(limits::DEDUPE_TTL, limits::DEDUPE_MAX_RECORDS, limits::DEDUPE_MAX_BYTES)
+        Self::with_limits(
+            limits::DEDUPE_TTL,
+            limits::DEDUPE_MAX_RECORDS,
+            limits::DEDUPE_MAX_BYTES,
+        )
     }
 }
 
@@ -92,14 +96,23 @@ impl<A> Dedupe<A> {
     }
 
     /// A request has come. The asker is taken when it gets the answer later (`New`, `Joined`), and left otherwise.
-    pub(crate) fn begin(&mut self, key: &Key, id: Uuid, digest: u64, asker: &mut Option<A>, now: Instant) -> Begun {
+    pub(crate) fn begin(
+        &mut self,
+        key: &Key,
+        id: Uuid,
+        digest: u64,
+        asker: &mut Option<A>,
+        now: Instant,
+    ) -> Begun {
         self.evict(now);
         if let Some(record) = self.records.get_mut(key) {
             if record.digest != digest {
                 return Begun::Conflict;
             }
             match &mut record.state {
-                State::Running { waiters } if waiters.len() >= limits::DEDUPE_MAX_WAITERS => return Begun::Full,
+                State::Running { waiters } if waiters.len() >= limits::DEDUPE_MAX_WAITERS => {
+                    return Begun::Full;
+                }
                 State::Running { waiters } => {
                     waiters.extend(asker.take());
                     return Begun::Joined;
@@ -117,7 +130,9 @@ impl<A> Dedupe<A> {
                 id,
                 digest,
                 serial: self.serial,
-                state: State::Running { waiters: asker.take().into_iter().collect() },
+                state: State::Running {
+                    waiters: asker.take().into_iter().collect(),
+                },
             },
         );
         Begun::New
@@ -154,7 +169,11 @@ impl<A> Dedupe<A> {
     }
 
     fn forget(&mut self, key: &Key) {
-        if let Some(Record { state: State::Done { answer, .. }, .. }) = self.records.remove(key) {
+        if let Some(Record {
+            state: State::Done { answer, .. },
+            ..
+        }) = self.records.remove(key)
+        {
             self.bytes = self.bytes.saturating_sub(answer.body.len());
         }
     }
@@ -162,7 +181,11 @@ impl<A> Dedupe<A> {
     fn evict(&mut self, now: Instant) {
         while let Some((key, serial)) = self.order.front() {
             let stale = match self.records.get(key) {
-                Some(Record { serial: current, state: State::Done { at, .. }, .. }) if current == serial => {
+                Some(Record {
+                    serial: current,
+                    state: State::Done { at, .. },
+                    ..
+                }) if current == serial => {
                     let full = self.order.len() > self.max_records || self.bytes > self.max_bytes;
                     if !full && now.saturating_duration_since(*at) < self.ttl {
                         return;
@@ -171,7 +194,9 @@ impl<A> Dedupe<A> {
                 }
                 _ => true,
             };
-            let Some((key, _)) = self.order.pop_front() else { return };
+            let Some((key, _)) = self.order.pop_front() else {
+                return;
+            };
             if !stale {
                 self.forget(&key);
             }
@@ -191,13 +216,21 @@ mod tests {
         Dedupe::with_limits(TTL, 3, 1_000)
     }
     fn key(name: &str) -> Key {
-        Key::Chosen { method: "m".into(), key: name.into() }
+        Key::Chosen {
+            method: "m".into(),
+            key: name.into(),
+        }
     }
     fn id(n: u128) -> Uuid {
         Uuid::from_u128(n)
     }
     fn answer(text: &'static str, repeatable: bool) -> Answer {
-        Answer { kind: Kind::Reply, codec: Codec::Json, body: Bytes::from_static(text.as_bytes()), repeatable }
+        Answer {
+            kind: Kind::Reply,
+            codec: Codec::Json,
+            body: Bytes::from_static(text.as_bytes()),
+            repeatable,
+        }
     }
 
     #[test]
@@ -205,7 +238,10 @@ mod tests {
         let (mut table, now) = (table(), Instant::now());
         assert_eq!(table.begin(&key("a"), id(1), 7, &mut Some(1), now), Begun::New);
         assert_eq!(table.finish(&key("a"), answer("x", false), now), [1]);
-        assert_eq!(table.begin(&key("a"), id(2), 7, &mut Some(2), now), Begun::Recorded(answer("x", false)));
+        assert_eq!(
+            table.begin(&key("a"), id(2), 7, &mut Some(2), now),
+            Begun::Recorded(answer("x", false))
+        );
     }
 
     #[test]
@@ -220,7 +256,10 @@ mod tests {
     fn a_key_used_for_another_request_is_a_conflict() {
         let (mut table, now) = (table(), Instant::now());
         table.begin(&key("a"), id(1), 7, &mut Some(1), now);
-        assert_eq!(table.begin(&key("a"), id(2), 8, &mut Some(2), now), Begun::Conflict);
+        assert_eq!(
+            table.begin(&key("a"), id(2), 8, &mut Some(2), now),
+            Begun::Conflict
+        );
     }
 
     #[test]
@@ -228,7 +267,10 @@ mod tests {
         let (mut table, now) = (table(), Instant::now());
         table.begin(&key("a"), id(1), 7, &mut Some(1), now);
         table.finish(&key("a"), answer("no", true), now);
-        assert_eq!(table.begin(&key("a"), id(1), 7, &mut Some(1), now), Begun::Recorded(answer("no", true)));
+        assert_eq!(
+            table.begin(&key("a"), id(1), 7, &mut Some(1), now),
+            Begun::Recorded(answer("no", true))
+        );
         assert_eq!(table.begin(&key("a"), id(2), 7, &mut Some(1), now), Begun::New);
     }
 
@@ -239,9 +281,20 @@ mod tests {
             table.begin(&key(name), id(1), 7, &mut Some(1), now);
             table.finish(&key(name), answer("x", false), now);
         }
-        assert_eq!(table.begin(&key("a"), id(1), 7, &mut Some(1), now), Begun::New, "the fourth pushed the first out");
-        assert!(matches!(table.begin(&key("d"), id(1), 7, &mut Some(1), now), Begun::Recorded(_)));
-        assert_eq!(table.begin(&key("d"), id(1), 7, &mut Some(1), now + TTL), Begun::New, "too old");
+        assert_eq!(
+            table.begin(&key("a"), id(1), 7, &mut Some(1), now),
+            Begun::New,
+            "the fourth pushed the first out"
+        );
+        assert!(matches!(
+            table.begin(&key("d"), id(1), 7, &mut Some(1), now),
+            Begun::Recorded(_)
+        ));
+        assert_eq!(
+            table.begin(&key("d"), id(1), 7, &mut Some(1), now + TTL),
+            Begun::New,
+            "too old"
+        );
     }
 
     proptest! {

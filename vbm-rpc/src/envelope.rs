@@ -198,7 +198,10 @@ impl Envelope {
         let tlv_len = usize::from(reader.u16()?);
         let body_len = reader.u32()?;
         let method = reader.text(method_len)?.to_owned();
-        let caller = reader.text(caller_len)?.parse().map_err(|_| DecodeError("its caller is no node path"))?;
+        let caller = reader
+            .text(caller_len)?
+            .parse()
+            .map_err(|_| DecodeError("its caller is no node path"))?;
         let tlvs = Tlvs::read(reader.take(tlv_len)?)?;
         if usize::try_from(body_len).ok() != Some(frame.len() - reader.at) {
             return Err(DecodeError("its body has another length"));
@@ -347,7 +350,11 @@ mod tests {
     #[test]
     fn the_next_attempt_differs_in_attempt_and_ttl_alone() {
         let frame = next_attempt(&sample().encode(), 2, 99);
-        let expected = Envelope { attempt: 2, ttl_ms: 99, ..sample() };
+        let expected = Envelope {
+            attempt: 2,
+            ttl_ms: 99,
+            ..sample()
+        };
         assert_eq!(Envelope::decode(&frame).unwrap(), expected);
     }
 

@@ -76,7 +76,10 @@ impl Fate {
 
     /// Whether it is certain that nothing was started.
     pub fn is_certainly_not_started(&self) -> bool {
-        matches!(self, Self::NoRoute { .. } | Self::Overloaded { .. } | Self::Expired { .. })
+        matches!(
+            self,
+            Self::NoRoute { .. } | Self::Overloaded { .. } | Self::Expired { .. }
+        )
     }
 }
 
@@ -105,7 +108,12 @@ impl From<Fate> for Error {
                 format!("its deadline passed while it waited at {at}"),
                 "repeat it, with a longer deadline if the system is busy",
             ),
-            Fate::Lost { started, to, worker, why } => {
+            Fate::Lost {
+                started,
+                to,
+                worker,
+                why,
+            } => {
                 let sign = match (started, worker) {
                     (true, Some(worker)) => format!("{why}; {worker} had begun"),
                     (true, None) => format!("{why}; it had begun"),
@@ -135,7 +143,12 @@ mod tests {
     use super::*;
 
     fn lost(started: bool) -> Fate {
-        Fate::Lost { started, to: "node a".into(), worker: None, why: "no reply within 1s".into() }
+        Fate::Lost {
+            started,
+            to: "node a".into(),
+            worker: None,
+            why: "no reply within 1s".into(),
+        }
     }
 
     #[test]
@@ -147,15 +160,24 @@ mod tests {
     #[test]
     fn an_error_made_of_a_lost_call_is_never_retried_blindly() {
         for started in [false, true] {
-            assert_eq!(Error::from(lost(started)).retry_advice(), RetryAdvice::InspectFirst);
+            assert_eq!(
+                Error::from(lost(started)).retry_advice(),
+                RetryAdvice::InspectFirst
+            );
         }
     }
 
     #[test]
     fn what_certainly_did_not_start_may_be_repeated() {
         for fate in [
-            Fate::NoRoute { to: "x".into(), why: "y".into() },
-            Fate::Overloaded { at: "x".into(), why: "y".into() },
+            Fate::NoRoute {
+                to: "x".into(),
+                why: "y".into(),
+            },
+            Fate::Overloaded {
+                at: "x".into(),
+                why: "y".into(),
+            },
             Fate::Expired { at: "x".into() },
         ] {
             assert!(fate.is_certainly_not_started() && fate.is_retryable());

@@ -59,8 +59,13 @@ impl Member {
                 limits::BOOT_ID_MAX_BYTES
             ));
         }
-        if !boot.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
-            return refuse("the boot id holds a character other than letters, digits, '-', '_' and '.'".into());
+        if !boot
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        {
+            return refuse(
+                "the boot id holds a character other than letters, digits, '-', '_' and '.'".into(),
+            );
         }
         if self.services.len() > limits::MEMBER_MAX_SERVICES {
             return refuse(format!(

@@ -137,8 +137,17 @@ impl Router {
         F: Fn(Context, M::Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
     {
-        let typed = Typed::<M, F> { handler, method: std::marker::PhantomData };
-        self.routes.insert(M::NAME, Entry { handler: Arc::new(typed), fenced: M::FENCED });
+        let typed = Typed::<M, F> {
+            handler,
+            method: std::marker::PhantomData,
+        };
+        self.routes.insert(
+            M::NAME,
+            Entry {
+                handler: Arc::new(typed),
+                fenced: M::FENCED,
+            },
+        );
         self
     }
 
@@ -183,13 +192,20 @@ impl Router {
 
 impl std::fmt::Debug for Router {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Router").field("methods", &self.routes.keys()).finish_non_exhaustive()
+        f.debug_struct("Router")
+            .field("methods", &self.routes.keys())
+            .finish_non_exhaustive()
     }
 }
 
 /// A handler without its types: bytes in, bytes or an error out.
 pub(crate) trait Handler: Send + Sync {
-    fn handle(&self, context: Context, codec: Codec, body: &Bytes) -> BoxFuture<'static, Result<Bytes, Error>>;
+    fn handle(
+        &self,
+        context: Context,
+        codec: Codec,
+        body: &Bytes,
+    ) -> BoxFuture<'static, Result<Bytes, Error>>;
 }
 
 struct Typed<M, F> {
@@ -203,7 +219,12 @@ where
     F: Fn(Context, M::Request) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
 {
-    fn handle(&self, context: Context, codec: Codec, body: &Bytes) -> BoxFuture<'static, Result<Bytes, Error>> {
+    fn handle(
+        &self,
+        context: Context,
+        codec: Codec,
+        body: &Bytes,
+    ) -> BoxFuture<'static, Result<Bytes, Error>> {
         let request = match codec.decode::<M::Request>(body) {
             Ok(request) => request,
             Err(why) => {
@@ -271,8 +292,14 @@ mod tests {
         let router = Router::new().with_epoch_gate(gate.clone());
         assert!(router.admit(true, Epoch(4)).await.is_ok());
         assert!(router.admit(true, Epoch(6)).await.is_ok());
-        assert_eq!(router.admit(true, Epoch(5)).await.unwrap_err().kind(), ErrorKind::Stale);
-        assert!(router.admit(false, Epoch(5)).await.is_ok(), "what only reads is not fenced");
+        assert_eq!(
+            router.admit(true, Epoch(5)).await.unwrap_err().kind(),
+            ErrorKind::Stale
+        );
+        assert!(
+            router.admit(false, Epoch(5)).await.is_ok(),
+            "what only reads is not fenced"
+        );
         assert_eq!(gate.highest(), Epoch(6));
     }
 }

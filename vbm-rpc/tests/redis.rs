@@ -1,5 +1,10 @@
 //! What only the real server can show: its death, its memory loss, garbage in it, what is left in it.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which clippy does not see as tests"
+)]
+
 mod common;
 
 use common::{RedisServer, left_out};
@@ -61,7 +66,9 @@ async fn serve(transport: &RedisTransport, at: &str, boot: &str, ran: &Arc<Atomi
 }
 
 async fn client(transport: &RedisTransport, at: &str) -> Bus {
-    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new()).await.unwrap()
+    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new())
+        .await
+        .unwrap()
 }
 
 async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
@@ -73,21 +80,31 @@ async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
     assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
 }
 
-fn double(bus: &Bus, route: &Route, n: usize, wait_ms: u64) -> impl Future<Output = Result<usize, Fate>> + Send + use<> {
+fn double(
+    bus: &Bus,
+    route: &Route,
+    n: usize,
+    wait_ms: u64,
+) -> impl Future<Output = Result<usize, Fate>> + Send + use<> {
     bus.call::<Double>(route, &Work { n, wait_ms }, within(PATIENCE))
 }
 
 /// Calls that were in flight when the server died, and calls made while it was dead, are all answered.
 async fn calls_survive_a_death(server: &mut RedisServer) {
     let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
-    let (n1, bus) = (serve(&transport, "eu/n1", "boot-1", &ran).await, client(&transport, "c1").await);
+    let (n1, bus) = (
+        serve(&transport, "eu/n1", "boot-1", &ran).await,
+        client(&transport, "c1").await,
+    );
     let (node, any) = (Route::node(path("eu/n1")), Route::any(path("eu"), worker()));
     let flying: Vec<_> = (0..200)
         .map(|n| tokio::spawn(double(&bus, if n % 2 == 0 { &node } else { &any }, n, 300)))
         .collect();
     until("some are running", async || ran.load(Ordering::SeqCst) > 10).await;
     server.kill().await;
-    let during: Vec<_> = (200..300).map(|n| tokio::spawn(double(&bus, &node, n, 0))).collect();
+    let during: Vec<_> = (200..300)
+        .map(|n| tokio::spawn(double(&bus, &node, n, 0)))
+        .collect();
     sleep(Duration::from_millis(300)).await;
     server.restart().await;
     for (n, call) in flying.into_iter().chain(during).enumerate() {
@@ -125,12 +142,21 @@ async fn members_come_back_after_everything_was_flushed() {
     }
     let server = RedisServer::start().await;
     let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
-    let (n1, bus) = (serve(&transport, "eu/n1", "boot-1", &ran).await, client(&transport, "c1").await);
+    let (n1, bus) = (
+        serve(&transport, "eu/n1", "boot-1", &ran).await,
+        client(&transport, "c1").await,
+    );
     let flying = tokio::spawn(double(&bus, &Route::node(path("eu/n1")), 4, 3_000));
     until("it is running", async || ran.load(Ordering::SeqCst) == 1).await;
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut server.raw().await).await.unwrap();
+    let _: () = redis::cmd("FLUSHALL")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap();
     for route in [Route::node(path("eu/n1")), Route::any(NodePath::root(), worker())] {
-        until("it is served again", async || double(&bus, &route, 1, 0).await == Ok(2)).await;
+        until("it is served again", async || {
+            double(&bus, &route, 1, 0).await == Ok(2)
+        })
+        .await;
     }
     assert_eq!(timeout(PATIENCE, flying).await.unwrap().unwrap(), Ok(8));
     let replies = bus.broadcast::<Double>(
@@ -150,36 +176,68 @@ async fn no_call_hangs_while_the_server_is_dead() {
     }
     let mut server = RedisServer::start().await;
     let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
-    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ran).await, client(&transport, "c1").await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ran).await,
+        client(&transport, "c1").await,
+    );
     server.kill().await;
     let (deadline, begin) = (Duration::from_millis(500), Instant::now());
     for route in [Route::node(path("n1")), Route::any(NodePath::root(), worker())] {
-        let fate = bus.call::<Double>(&route, &Work { n: 1, wait_ms: 0 }, within(deadline)).await;
-        assert!(matches!(fate, Err(Fate::Expired { .. } | Fate::Lost { started: false, .. })), "{fate:?}");
+        let fate = bus
+            .call::<Double>(&route, &Work { n: 1, wait_ms: 0 }, within(deadline))
+            .await;
+        assert!(
+            matches!(
+                fate,
+                Err(Fate::Expired { .. } | Fate::Lost { started: false, .. })
+            ),
+            "{fate:?}"
+        );
     }
     let all = Route::all(NodePath::root(), worker());
-    let fate = bus.broadcast::<Double>(&all, &Work { n: 1, wait_ms: 0 }, within(deadline)).await;
+    let fate = bus
+        .broadcast::<Double>(&all, &Work { n: 1, wait_ms: 0 }, within(deadline))
+        .await;
     assert!(fate.is_err());
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
-    assert!(matches!(bus.members(&NodePath::root()).await, Err(BusError::Unreachable { .. })));
-    timeout(PATIENCE, bus.shutdown()).await.expect("a shutdown without a server ends");
-    timeout(PATIENCE, n1.shutdown()).await.expect("a shutdown without a server ends");
+    assert!(matches!(
+        bus.members(&NodePath::root()).await,
+        Err(BusError::Unreachable { .. })
+    ));
+    timeout(PATIENCE, bus.shutdown())
+        .await
+        .expect("a shutdown without a server ends");
+    timeout(PATIENCE, n1.shutdown())
+        .await
+        .expect("a shutdown without a server ends");
     assert_eq!(ran.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
 async fn an_unreachable_server_is_told_in_three_lines() {
     // A port that was free a moment ago, and a socket that is not there.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let dir = tempfile::tempdir().unwrap();
     let socket = format!("redis+unix://{}", dir.path().join("none.sock").display());
     for url in [format!("redis://:secret@127.0.0.1:{port}"), socket] {
         let begin = Instant::now();
-        let error = RedisTransport::connect(RedisConfig::from_url(&url).unwrap()).await.unwrap_err();
-        assert!(matches!(error, BusError::Unreachable { .. }) && error.is_retryable(), "{error:?}");
+        let error = RedisTransport::connect(RedisConfig::from_url(&url).unwrap())
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, BusError::Unreachable { .. }) && error.is_retryable(),
+            "{error:?}"
+        );
         let text = vbm_core::Error::from(error).to_string();
         assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(text.contains("redis-server") && !text.contains("secret"), "{text}");
+        assert!(
+            text.contains("redis-server") && !text.contains("secret"),
+            "{text}"
+        );
         assert!(begin.elapsed() < Duration::from_secs(10));
     }
 }
@@ -196,7 +254,10 @@ async fn something_that_is_not_redis_is_refused_and_does_not_hang() {
         }
     });
     let connecting = RedisTransport::connect(RedisConfig::from_url(&url).unwrap());
-    let error = timeout(Duration::from_secs(20), connecting).await.expect("it does not hang").unwrap_err();
+    let error = timeout(Duration::from_secs(20), connecting)
+        .await
+        .expect("it does not hang")
+        .unwrap_err();
     assert!(matches!(error, BusError::Unreachable { .. }), "{error:?}");
     mute.abort();
 }
@@ -208,9 +269,14 @@ async fn a_server_that_wants_a_password_says_so() {
     }
     let server = RedisServer::with(&["--requirepass", "secret"]).await;
     let error = RedisTransport::connect(server.config()).await.unwrap_err();
-    assert!(matches!(&error, BusError::Unsuitable { fix, .. } if fix.contains("password")), "{error:?}");
+    assert!(
+        matches!(&error, BusError::Unsuitable { fix, .. } if fix.contains("password")),
+        "{error:?}"
+    );
     let url = format!("{}?pass=secret", server.url());
-    RedisTransport::connect(RedisConfig::from_url(&url).unwrap()).await.unwrap();
+    RedisTransport::connect(RedisConfig::from_url(&url).unwrap())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -224,7 +290,14 @@ async fn eviction_is_warned_of() {
 }
 
 async fn add(raw: &mut redis::aio::MultiplexedConnection, key: &str, field: &str, value: &[u8]) {
-    let _: redis::Value = redis::cmd("XADD").arg(key).arg("*").arg(field).arg(value).query_async(raw).await.unwrap();
+    let _: redis::Value = redis::cmd("XADD")
+        .arg(key)
+        .arg("*")
+        .arg(field)
+        .arg(value)
+        .query_async(raw)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -234,7 +307,10 @@ async fn garbage_in_every_stream_is_skipped_and_removed() {
     }
     let server = RedisServer::start().await;
     let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
-    let (n1, bus) = (serve(&transport, "eu/r1/n1", "boot-1", &ran).await, client(&transport, "eu/r1/c1").await);
+    let (n1, bus) = (
+        serve(&transport, "eu/r1/n1", "boot-1", &ran).await,
+        client(&transport, "eu/r1/c1").await,
+    );
     let mut raw = server.raw().await;
     let keys = [
         "vbm:v1:{eu/r1}:n:eu/r1/n1",
@@ -250,15 +326,26 @@ async fn garbage_in_every_stream_is_skipped_and_removed() {
         add(&mut raw, key, "f", b"\0\0\0\x03abc").await;
         add(&mut raw, key, "f", b"\0\0\0\x05VB\x01\x07\0").await;
     }
-    for route in [Route::node(path("eu/r1/n1")), Route::any(path("eu"), worker()), Route::any(path("eu/r1"), worker())] {
+    for route in [
+        Route::node(path("eu/r1/n1")),
+        Route::any(path("eu"), worker()),
+        Route::any(path("eu/r1"), worker()),
+    ] {
         assert_eq!(double(&bus, &route, 5, 0).await, Ok(10));
     }
     let all = Route::all(path("eu"), worker());
-    let mut replies = bus.broadcast::<Double>(&all, &Work { n: 5, wait_ms: 0 }, within(PATIENCE)).await.unwrap();
+    let mut replies = bus
+        .broadcast::<Double>(&all, &Work { n: 5, wait_ms: 0 }, within(PATIENCE))
+        .await
+        .unwrap();
     assert_eq!(replies.next().await, Some((path("eu/r1/n1"), Ok(10))));
     for key in &keys[..2] {
         until("the queue is empty", async || {
-            let left: usize = redis::cmd("XLEN").arg(key).query_async(&mut server.raw().await).await.unwrap();
+            let left: usize = redis::cmd("XLEN")
+                .arg(key)
+                .query_async(&mut server.raw().await)
+                .await
+                .unwrap();
             left == 0
         })
         .await;
@@ -268,7 +355,11 @@ async fn garbage_in_every_stream_is_skipped_and_removed() {
 }
 
 async fn keys(server: &RedisServer) -> Vec<String> {
-    redis::cmd("KEYS").arg("*").query_async(&mut server.raw().await).await.unwrap()
+    redis::cmd("KEYS")
+        .arg("*")
+        .query_async(&mut server.raw().await)
+        .await
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -287,9 +378,15 @@ async fn keys_return_to_the_baseline_after_all_have_left() {
         let calls = (0..200).map(|n| double(&bus, &Route::any(NodePath::root(), worker()), n, 0));
         assert!(futures::future::join_all(calls).await.iter().all(Result::is_ok));
         assert_eq!(double(&bus, &Route::node(path("eu/r1/n1")), 1, 0).await, Ok(2));
-        assert!(double(&bus, &Route::node(path("nowhere/n1")), 1, 0).await.is_err());
+        assert!(
+            double(&bus, &Route::node(path("nowhere/n1")), 1, 0)
+                .await
+                .is_err()
+        );
         let all = Route::all(NodePath::root(), worker());
-        bus.cast::<Double>(&all, &Work { n: 1, wait_ms: 0 }, within(PATIENCE)).await.unwrap();
+        bus.cast::<Double>(&all, &Work { n: 1, wait_ms: 0 }, within(PATIENCE))
+            .await
+            .unwrap();
         buses.push(bus);
         for bus in buses {
             bus.shutdown().await;
@@ -305,8 +402,14 @@ async fn every_key_runs_out_by_itself() {
     }
     let server = RedisServer::start().await;
     let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
-    let (n1, bus) = (serve(&transport, "eu/r1/n1", "boot-1", &ran).await, client(&transport, "c1").await);
-    assert_eq!(double(&bus, &Route::any(NodePath::root(), worker()), 1, 0).await, Ok(2));
+    let (n1, bus) = (
+        serve(&transport, "eu/r1/n1", "boot-1", &ran).await,
+        client(&transport, "c1").await,
+    );
+    assert_eq!(
+        double(&bus, &Route::any(NodePath::root(), worker()), 1, 0).await,
+        Ok(2)
+    );
     let mut raw = server.raw().await;
     for key in keys(&server).await {
         let ttl: i64 = redis::cmd("PTTL").arg(&key).query_async(&mut raw).await.unwrap();
@@ -343,18 +446,58 @@ async fn a_connection_cut_by_the_server_is_made_again_and_calls_go_on() {
     }
     let server = RedisServer::start().await;
     let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
-    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ran).await, client(&transport, "c1").await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ran).await,
+        client(&transport, "c1").await,
+    );
     let mut raw = server.raw().await;
     let node = Route::node(path("n1"));
     for round in 0..10 {
-        let calls: Vec<_> = (0..20).map(|n| tokio::spawn(double(&bus, &node, n, 20))).collect();
-        let _: redis::Value =
-            redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").query_async(&mut raw).await.unwrap();
+        let calls: Vec<_> = (0..20)
+            .map(|n| tokio::spawn(double(&bus, &node, n, 20)))
+            .collect();
+        let _: redis::Value = redis::cmd("CLIENT")
+            .arg("KILL")
+            .arg("TYPE")
+            .arg("normal")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         for (n, call) in calls.into_iter().enumerate() {
-            assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap(), Ok(n * 2), "round {round}");
+            assert_eq!(
+                timeout(PATIENCE, call).await.unwrap().unwrap(),
+                Ok(n * 2),
+                "round {round}"
+            );
         }
     }
     assert_eq!(ran.load(Ordering::SeqCst), 200, "nothing ran twice");
+    bus.shutdown().await;
+    n1.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_call_does_not_wait_for_a_timer_of_the_server() {
+    if left_out() {
+        return;
+    }
+    let server = RedisServer::start().await;
+    let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ran).await,
+        client(&transport, "c1").await,
+    );
+    for route in [Route::node(path("n1")), Route::any(NodePath::root(), worker())] {
+        let mut times = Vec::new();
+        for n in 0..51 {
+            let begin = Instant::now();
+            assert_eq!(double(&bus, &route, n, 0).await, Ok(n * 2));
+            times.push(begin.elapsed());
+        }
+        times.sort_unstable();
+        // A wake-up takes less than a millisecond; Redis' own timer ticks every 100 ms.
+        assert!(times[25] < Duration::from_millis(50), "{route}: {:?}", times[25]);
+    }
     bus.shutdown().await;
     n1.shutdown().await;
 }

@@ -244,7 +244,13 @@ async fn dispatch(inner: Arc<Inner>, mut events: broadcast::Receiver<DriverEvent
         };
         match event {
             Ok(event) => {
-                let vm = inner.actor(event.id, Seen::resting(PowerState::Off));
+                let known = inner.lock().get(&event.id).cloned();
+                let vm = match known {
+                    Some(vm) => vm,
+                    None if event.seen.power.is_live() => inner.actor(event.id, event.seen.clone()),
+                    // The last words of one that was removed.
+                    None => continue,
+                };
                 inner.hand(&vm, Command::Saw(Some(event))).await;
             }
             Err(broadcast::error::RecvError::Lagged(missed)) => {

@@ -105,7 +105,9 @@ impl Actor {
                 let work = async move { driver.start(&definition, nics).await };
                 self.begin(Job::Start, Some(PowerEvent::Start), work, reply);
             }
-            Command::Stop(_, reply) if self.rests() && self.running.is_none() => answer(reply, Ok(ALREADY_OFF)),
+            Command::Stop(_, reply) if self.rests() && self.running.is_none() => {
+                answer(reply, Ok(ALREADY_OFF))
+            }
             Command::Stop(grace, reply) => {
                 let work = stop(driver, id, self.seen.subscribe(), grace);
                 self.begin(Job::Stop, Some(PowerEvent::Stop), work, reply);

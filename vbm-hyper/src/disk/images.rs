@@ -417,7 +417,9 @@ fn read_head(file: &File, file_bytes: u64) -> Result<(DiskFormat, Option<qcow2::
         return Ok((DiskFormat::Raw, None));
     }
     let header = qcow2::Header::parse(&head, file_bytes).map_err(|why| bad(DiskFormat::Qcow2, why))?;
-    header.check_is_base().map_err(|why| bad(DiskFormat::Qcow2, why))?;
+    header
+        .check_is_base()
+        .map_err(|why| bad(DiskFormat::Qcow2, why))?;
     Ok((DiskFormat::Qcow2, Some(header)))
 }
 

@@ -6,7 +6,10 @@ use sha2::{Digest as _, Sha256};
 use std::{
     collections::HashSet,
     fs::{self, File},
-    os::unix::{ffi::OsStrExt, fs::{FileExt, MetadataExt, PermissionsExt}},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -58,7 +61,10 @@ impl Pool {
             let owner = own(&dir)?;
             let swept = sweep(&dir)?;
             let inner = Inner {
-                prefix: format!("volume-{}-", &hex::encode(Sha256::digest(dir.as_os_str().as_bytes()))[..8]),
+                prefix: format!(
+                    "volume-{}-",
+                    &hex::encode(Sha256::digest(dir.as_os_str().as_bytes()))[..8]
+                ),
                 dir,
                 images,
                 _owner: owner,
@@ -244,7 +250,9 @@ impl Inner {
             if !stale.remove(&note) {
                 match self.images.hold_now(volume.image, &note.1) {
                     Ok(()) => mended += 1,
-                    Err(error) => tracing::warn!(volume = %volume.id, %error, "the image of a volume is missing"),
+                    Err(error) => {
+                        tracing::warn!(volume = %volume.id, %error, "the image of a volume is missing")
+                    }
                 }
             }
         }

@@ -21,8 +21,8 @@ pub const BACKING_MAX_BYTES: usize = 1023;
 const INCOMPATIBLE_DIRTY: u64 = 1;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
-const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+/// The five above and bit 3, the type of compression.
 const INCOMPATIBLE_KNOWN: u64 = (1 << 5) - 1;
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
@@ -78,7 +78,9 @@ impl Header {
         check_features(incompatible)?;
         let cluster_bits = u32_at(head, 20);
         if !(9..=21).contains(&cluster_bits) {
-            return Err(format!("its cluster size of 2^{cluster_bits} bytes is not allowed"));
+            return Err(format!(
+                "its cluster size of 2^{cluster_bits} bytes is not allowed"
+            ));
         }
         let virtual_bytes = u64_at(head, 24);
         if virtual_bytes == 0 || virtual_bytes > VIRTUAL_MAX_BYTES {
@@ -111,7 +113,7 @@ impl Header {
         let cluster = 1_u64 << self.cluster_bits;
         let inside = |offset: u64, bytes: u64| {
             offset != 0
-                && offset % cluster == 0
+                && offset.is_multiple_of(cluster)
                 && offset.checked_add(bytes).is_some_and(|end| end <= file_bytes)
         };
         let needed = self.virtual_bytes.div_ceil(cluster * self.l2_entries());
@@ -175,7 +177,7 @@ impl Header {
                 continue;
             }
             let end = offset.checked_add(cluster as u64);
-            if offset % cluster as u64 != 0 || end.is_none_or(|end| end > file_bytes) {
+            if !offset.is_multiple_of(cluster as u64) || end.is_none_or(|end| end > file_bytes) {
                 return Err("a table of it lies outside the file: it was cut short or damaged".into());
             }
             if !seen.insert(offset) {
@@ -241,6 +243,7 @@ pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<
     const REFCOUNT_ORDER_16_BITS: u32 = 4;
     const HEADER_LENGTH: u32 = 112;
     const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+    let name_bytes = u32::try_from(backing.len()).unwrap_or(u32::MAX);
     if backing.is_empty() || backing.len() > BACKING_MAX_BYTES {
         return Err(format!(
             "the name of its base has {} bytes; 1 to 1,023 are allowed",
@@ -252,14 +255,18 @@ pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<
             "a disk cannot have {virtual_bytes} bytes: whole sectors of 512, at most 64 TiB"
         ));
     }
-    let l1_entries = virtual_bytes.div_ceil(CLUSTER * (CLUSTER / 8));
-    let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
-    let format = format.to_string();
+    // At most 131,072 for 64 TiB.
+    let l1_entries = u32::try_from(virtual_bytes.div_ceil(CLUSTER * (CLUSTER / 8))).unwrap_or(u32::MAX);
+    let l1_clusters = (u64::from(l1_entries) * 8).div_ceil(CLUSTER);
+    let (format, format_bytes) = match format {
+        DiskFormat::Raw => (&b"raw"[..], 3_u32),
+        _ => (&b"qcow2"[..], 5),
+    };
 
     let mut extensions = Vec::new();
     extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
-    extensions.extend((format.len() as u32).to_be_bytes());
-    extensions.extend(format.as_bytes());
+    extensions.extend(format_bytes.to_be_bytes());
+    extensions.extend(format);
     extensions.resize(extensions.len().next_multiple_of(8), 0);
     extensions.extend([0; 8]);
 
@@ -268,11 +275,11 @@ pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<
     head.extend(MAGIC);
     head.extend(3_u32.to_be_bytes());
     head.extend(name_offset.to_be_bytes());
-    head.extend((backing.len() as u32).to_be_bytes());
+    head.extend(name_bytes.to_be_bytes());
     head.extend(CLUSTER_BITS.to_be_bytes());
     head.extend(virtual_bytes.to_be_bytes());
     head.extend(0_u32.to_be_bytes()); // not encrypted
-    head.extend((l1_entries as u32).to_be_bytes());
+    head.extend(l1_entries.to_be_bytes());
     head.extend((3 * CLUSTER).to_be_bytes()); // L1 table
     head.extend(CLUSTER.to_be_bytes()); // refcount table
     head.extend(1_u32.to_be_bytes()); // its clusters

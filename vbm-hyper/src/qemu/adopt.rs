@@ -118,10 +118,7 @@ fn fate(shared: &Shared, id: VmId) -> Result<Fate> {
         return Ok(Fate::Ended(None, PowerState::Off));
     };
     if manifest.boot_id != shared.boot_id {
-        return Ok(Fate::Ended(
-            Some(manifest),
-            PowerState::Crashed(CrashCause::Host),
-        ));
+        return Ok(Fate::Ended(Some(manifest), PowerState::Crashed(CrashCause::Host)));
     }
     match Proc::open(manifest.pid) {
         Ok(process) if process.start_ticks() == manifest.start_ticks && process.runs(id) => {

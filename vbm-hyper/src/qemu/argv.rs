@@ -93,10 +93,7 @@ pub(super) fn argv(plan: &Plan<'_>) -> Vec<String> {
         "file": { "driver": "file", "filename": vm.root_disk, "discard": "unmap" },
     });
     add("-blockdev", disk.to_string());
-    add(
-        "-device",
-        "virtio-blk-pci,id=disk0,drive=root,bootindex=1".into(),
-    );
+    add("-device", "virtio-blk-pci,id=disk0,drive=root,bootindex=1".into());
     for (at, (nic, fd)) in vm.nics.iter().zip(&fds.taps).enumerate() {
         add("-netdev", format!("tap,id=tap{at},fd={fd}"));
         // No boot ROM: a VM never boots from the network, and the firmware saves its time.
@@ -124,9 +121,7 @@ pub(super) fn argv(plan: &Plan<'_>) -> Vec<String> {
 
 /// Whether what QEMU said when it failed to start is about the display, without which it can start.
 pub(super) fn blames_display(log: &str) -> bool {
-    ["vnc", "vga", "VGA", "VNC"]
-        .iter()
-        .any(|word| log.contains(word))
+    ["vnc", "vga", "VGA", "VNC"].iter().any(|word| log.contains(word))
 }
 
 #[cfg(test)]
@@ -183,8 +178,6 @@ mod tests {
     #[test]
     fn a_failed_display_is_recognised() {
         assert!(blames_display("qemu: -vnc none: VNC support is disabled"));
-        assert!(!blames_display(
-            "qemu: -blockdev: Could not open '/pool/x.qcow2'"
-        ));
+        assert!(!blames_display("qemu: -blockdev: Could not open '/pool/x.qcow2'"));
     }
 }

@@ -40,8 +40,7 @@ impl Consoles for QemuDriver {
         let machine = self.running(id, "see the screen of")?;
         has_display(&machine)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let file =
-            RemovedAfterUse(VmDir::new(&self.shared.root, id).file(&format!("screen-{number}.png")));
+        let file = RemovedAfterUse(VmDir::new(&self.shared.root, id).file(&format!("screen-{number}.png")));
         let arguments = json!({ "filename": file.0, "format": "png" });
         let qmp = machine.qmp("screendump")?;
         qmp.execute_within(SCREENSHOT_DEADLINE, "screendump", arguments, None)

@@ -171,14 +171,14 @@ pub(super) fn keep(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         over: false,
     });
     let (monitor_sender, monitor) = watch::channel(None);
-    let end = shared.end.child_token();
+    let end = shared.scope.end.child_token();
     let machine = Arc::new(Machine {
         id,
         definition: begin.definition,
         process: Arc::clone(&process),
         view,
         monitor,
-        serial: Hub::start(dir.clone(), end.clone(), &shared.tasks),
+        serial: Hub::start(dir.clone(), end.clone(), &shared.scope.tasks),
         has_display: begin.has_display,
         notes,
     });
@@ -198,7 +198,7 @@ pub(super) fn keep(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
     if begin.power == PowerState::Unknown {
         keeper.look = Some(keeper.connect(std::time::Duration::ZERO));
     }
-    shared.tasks.spawn(keeper.run());
+    shared.scope.tasks.spawn(keeper.run());
     machine
 }
 
@@ -223,7 +223,7 @@ impl Keeper {
             };
             // Cancel safe: receiving loses nothing; the look stays in `self.look`; the exit status stays with the kernel.
             tokio::select! {
-                () = shared.end.cancelled() => return,
+                () = shared.scope.end.cancelled() => return,
                 exit = process.exited() => return self.over(exit).await,
                 event = said => match event {
                     Some(event) => self.take(Input::Said(event)),
@@ -234,7 +234,7 @@ impl Keeper {
                     Some(Note::Take(input, done)) => {
                         let silent = input == Input::Silent;
                         self.take(input);
-                        drop(done.send(()));
+                        say(done);
                         if silent {
                             self.ask();
                         }
@@ -272,11 +272,11 @@ impl Keeper {
 
     /// Connects after a pause to one of the two monitors and asks for the run state.
     fn connect(&self, pause: std::time::Duration) -> Look {
-        let (dir, id, tasks) = (self.dir.clone(), self.id, self.shared.tasks.clone());
+        let (dir, id, scope) = (self.dir.clone(), self.id, self.shared.scope.clone());
         Box::pin(async move {
             sleep(pause).await;
             for path in [dir.monitor(), dir.spare_monitor()] {
-                let connected = match Qmp::connect(&path, ADOPT_DEADLINE, &tasks).await {
+                let connected = match Qmp::connect(&path, ADOPT_DEADLINE, &scope).await {
                     Ok(connected) => connected,
                     Err(error) => {
                         tracing::debug!(%id, %error, "a monitor cannot be reached");
@@ -344,7 +344,7 @@ impl Keeper {
         while let Ok(note) = self.notes.try_recv() {
             if let Note::Take(input, done) = note {
                 self.take(input);
-                drop(done.send(()));
+                say(done);
             }
         }
         self.end.cancel();
@@ -365,6 +365,13 @@ impl Keeper {
         for event in events {
             self.shared.tell(DriverEvent::new(self.id, event, seen.clone()));
         }
+    }
+}
+
+/// The driver may not be waiting any more.
+fn say(done: oneshot::Sender<()>) {
+    if done.send(()).is_err() {
+        tracing::trace!("nobody waited");
     }
 }
 

@@ -25,14 +25,15 @@ mod probe;
 mod process;
 mod qmp;
 mod record;
+mod scope;
 mod serial;
 mod start;
 
 pub use probe::AcceleratorChoice;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, NicBackend, Result, Seen, SystemClock, VmDefinition,
-    disk,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, NicBackend, Result, Seen, SystemClock,
+    VmDefinition, disk,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
 };
 use async_trait::async_trait;
@@ -40,7 +41,8 @@ use keeper::Machine;
 use lifecycle::Input;
 use probe::Found;
 use process::Proc;
-use record::{Ended, VmDir};
+use record::VmDir;
+use scope::Scope;
 use serde_json::Value;
 use std::{
     collections::HashMap,
@@ -52,7 +54,6 @@ use tokio::{
     sync::broadcast,
     time::{Instant, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Capability, Clock, DriverKind, PauseReason, PowerEvent, PowerState, VmId};
 
 /// Where and how QEMU is run.
@@ -119,8 +120,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     vms: Mutex<HashMap<VmId, Entry>>,
     events: broadcast::Sender<DriverEvent>,
-    tasks: TaskTracker,
-    end: CancellationToken,
+    scope: Scope,
     /// What the probe found, and when it should be looked again.
     found: tokio::sync::Mutex<Option<(Arc<Found>, Option<Instant>)>>,
     adopting: tokio::sync::Mutex<()>,
@@ -175,7 +175,7 @@ impl Shared {
     }
 
     fn open(&self) -> Result<()> {
-        if self.end.is_cancelled() {
+        if self.scope.is_over() {
             Err(Error::ShutDown("the QEMU driver"))
         } else {
             Ok(())
@@ -208,7 +208,7 @@ impl Shared {
         let found = probe::probe(
             self.config.program.as_deref(),
             self.config.accelerator,
-            &self.tasks,
+            &self.scope,
         )
         .await?;
         let may_improve = found.accelerator.name != "kvm" && self.config.accelerator.is_none();
@@ -234,8 +234,7 @@ impl QemuDriver {
             clock: Arc::clone(&config.clock),
             vms: Mutex::new(vms),
             events: broadcast::channel(limits::EVENTS_MAX).0,
-            tasks: TaskTracker::new(),
-            end: CancellationToken::new(),
+            scope: Scope::default(),
             found: tokio::sync::Mutex::default(),
             adopting: tokio::sync::Mutex::default(),
             owner: Mutex::new(Some(owner)),
@@ -251,8 +250,7 @@ impl QemuDriver {
 impl Drop for QemuDriver {
     /// Lets go of everything, as [`Driver::shutdown`] does, but does not wait for it.
     fn drop(&mut self) {
-        self.shared.end.cancel();
-        self.shared.tasks.close();
+        self.shared.scope.finish();
     }
 }
 
@@ -379,9 +377,8 @@ impl Driver for QemuDriver {
     }
 
     async fn shutdown(&self) {
-        self.shared.end.cancel();
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        self.shared.scope.finish();
+        self.shared.scope.tasks.wait().await;
         self.shared.lock().clear();
         drop(
             self.shared
@@ -394,11 +391,7 @@ impl Driver for QemuDriver {
 }
 
 /// Waits until what QEMU has accepted has happened.
-async fn reached(
-    machine: &Machine,
-    command: &str,
-    wanted: impl FnMut(&keeper::View) -> bool,
-) -> Result<()> {
+async fn reached(machine: &Machine, command: &str, wanted: impl FnMut(&keeper::View) -> bool) -> Result<()> {
     match timeout(COMMAND_DEADLINE, machine.wait_for(wanted)).await {
         Ok(view) if !view.over => Ok(()),
         Ok(_) => Err(Error::Disconnected {

@@ -8,6 +8,7 @@ use super::{
     process::{self, Proc},
     qmp::{Connected, Qmp},
     record,
+    scope::Scope,
 };
 use crate::{Error, Result, limits::PROBE_DEADLINE};
 use serde_json::{Value, json};
@@ -18,7 +19,6 @@ use std::{
     path::{Path, PathBuf},
 };
 use tokio::{net::UnixStream, time::timeout};
-use tokio_util::task::TaskTracker;
 use vbm_core::Accelerator;
 
 /// The program, as Debian names it.
@@ -73,12 +73,12 @@ pub(super) struct Found {
 pub(super) async fn probe(
     program: Option<&Path>,
     choice: Option<AcceleratorChoice>,
-    tasks: &TaskTracker,
+    scope: &Scope,
 ) -> Result<Found> {
     let program = find(program)?;
     let why_not = match choice {
         Some(AcceleratorChoice::Tcg) => "emulation was chosen".to_owned(),
-        _ => match try_kvm(&program, tasks).await {
+        _ => match try_kvm(&program, scope).await {
             Ok(found) => return Ok(found),
             Err(why) => why,
         },
@@ -91,7 +91,7 @@ pub(super) async fn probe(
         });
     }
     let reason = format!("{why_not}; guests are emulated, about ten times slower");
-    try_out(&program, "tcg", "max", reason, tasks).await
+    try_out(&program, "tcg", "max", reason, scope).await
 }
 
 fn find(program: Option<&Path>) -> Result<PathBuf> {
@@ -114,7 +114,7 @@ fn find(program: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// Why KVM cannot be used, for people.
-async fn try_kvm(program: &Path, tasks: &TaskTracker) -> Result<Found, String> {
+async fn try_kvm(program: &Path, scope: &Scope) -> Result<Found, String> {
     File::options().read(true).write(true).open(KVM_DEVICE).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             format!("there is no {KVM_DEVICE}: switch on virtualisation in the firmware and load kvm_intel or kvm_amd")
@@ -123,7 +123,7 @@ async fn try_kvm(program: &Path, tasks: &TaskTracker) -> Result<Found, String> {
         _ => format!("{KVM_DEVICE} cannot be opened: {error}"),
     })?;
     let reason = "the processor's virtualisation works".to_owned();
-    try_out(program, "kvm", "host", reason, tasks)
+    try_out(program, "kvm", "host", reason, scope)
         .await
         .map_err(|error| {
             let why = match error {
@@ -148,7 +148,7 @@ async fn try_out(
     accelerator: &str,
     cpu: &str,
     reason: String,
-    tasks: &TaskTracker,
+    scope: &Scope,
 ) -> Result<Found> {
     let mut words =
         File::from(rustix::fs::memfd_create("vbm-probe", rustix::fs::MemfdFlags::CLOEXEC).map_err(no_start)?);
@@ -176,9 +176,14 @@ async fn try_out(
     .map(str::to_owned)
     .into();
     let log = words.try_clone().map_err(no_start)?;
-    let qemu = ThrowAway(process::spawn(program, &args, std::slice::from_ref(&theirs), log)?);
+    let qemu = ThrowAway(process::spawn(
+        program,
+        &args,
+        std::slice::from_ref(&theirs),
+        log,
+    )?);
     drop(theirs);
-    let asked = timeout(PROBE_DEADLINE, ask(ours, tasks)).await;
+    let asked = timeout(PROBE_DEADLINE, ask(ours, scope)).await;
     if let Ok(Ok((version, machines, cpus))) = asked {
         // It was asked to quit; the guard ends it should it not.
         drop(timeout(PROBE_DEADLINE, qemu.0.exited()).await);
@@ -196,9 +201,7 @@ async fn try_out(
         });
     }
     qemu.0.kill();
-    let exit = timeout(PROBE_DEADLINE, qemu.0.exited())
-        .await
-        .unwrap_or_default();
+    let exit = timeout(PROBE_DEADLINE, qemu.0.exited()).await.unwrap_or_default();
     let mut text = String::new();
     let read = words.rewind().and_then(|()| words.read_to_string(&mut text));
     let why = match (read, record::one_line(&text), asked) {
@@ -230,11 +233,11 @@ fn short(said: &str) -> String {
 /// Lets it go, asks what it can do, ends it.
 async fn ask(
     stream: std::os::unix::net::UnixStream,
-    tasks: &TaskTracker,
+    scope: &Scope,
 ) -> Result<(String, Vec<String>, Vec<String>)> {
     stream.set_nonblocking(true).map_err(no_start)?;
     let stream = UnixStream::from_std(stream).map_err(no_start)?;
-    let Connected { qmp, greeting, .. } = Qmp::negotiate(stream, tasks).await?;
+    let Connected { qmp, greeting, .. } = Qmp::negotiate(stream, scope).await?;
     qmp.execute("cont", Value::Null).await?;
     let status = qmp.execute("query-status", Value::Null).await?;
     if status["running"] != json!(true) {
@@ -323,7 +326,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named_with_its_package() {
-        let error = probe(Some(Path::new("/nonexistent/qemu")), None, &TaskTracker::new())
+        let error = probe(Some(Path::new("/nonexistent/qemu")), None, &Scope::default())
             .await
             .unwrap_err();
         let error = vbm_core::Error::from(error);
@@ -333,7 +336,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_no_qemu_is_told_by_its_own_words() {
-        let error = probe(Some(Path::new("/bin/false")), None, &TaskTracker::new())
+        let error = probe(Some(Path::new("/bin/false")), None, &Scope::default())
             .await
             .unwrap_err();
         assert!(matches!(error, Error::StartFailed { .. }), "{error}");

@@ -31,7 +31,7 @@ impl Proc {
         let fd = rustix::process::pidfd_open(raw.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
         let start_ticks =
             start_ticks(&std::fs::read(format!("/proc/{pid}/stat"))?).ok_or(io::ErrorKind::InvalidData)?;
-        let fd = AsyncFd::with_interest(fd, Interest::READABLE)?;
+        let fd = watch(fd)?;
         Ok(Self { pid, start_ticks, fd })
     }
 
@@ -63,7 +63,10 @@ impl Proc {
     /// Whether it has ended.
     pub(super) fn has_exited(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         let mut fds = [PollFd::new(self.fd.get_ref(), PollFlags::IN)];
         matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)
     }
@@ -84,6 +87,17 @@ impl Proc {
     pub(super) fn runs(&self, id: VmId) -> bool {
         cmdline(self.pid).is_ok_and(|args| names_vm(&args, id)) && !self.has_exited()
     }
+}
+
+/// Registers a descriptor with the runtime.
+#[expect(
+    unsafe_code,
+    reason = "tokio has no safe way to register a descriptor of a type of its caller's choice"
+)]
+fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open as long as it lives and always gives the same number; the `AsyncFd` owns it.
+    let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    watched.map_err(io::Error::from)
 }
 
 /// Field 22 of `/proc/<pid>/stat` (proc_pid_stat(5)). The name in field 2 may hold spaces and brackets.

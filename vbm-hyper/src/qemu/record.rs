@@ -124,10 +124,6 @@ impl VmDir {
         self.file("qemu.log")
     }
 
-    pub(super) fn exists(&self) -> bool {
-        self.path.is_dir()
-    }
-
     pub(super) fn create(&self) -> Result<()> {
         let mut builder = fs::DirBuilder::new();
         builder
@@ -319,6 +315,6 @@ mod tests {
         assert!(dir.manifest().unwrap().is_none());
         dir.remove().unwrap();
         dir.remove().unwrap();
-        assert!(!dir.exists());
+        assert!(!dir.path().exists());
     }
 }

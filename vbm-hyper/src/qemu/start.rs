@@ -302,7 +302,7 @@ async fn ready(shared: &Arc<Shared>, machine: &Machine, manifest: Manifest) -> R
     let socket = dir.monitor();
     // Cancel safe: what is dropped here is given up by the guard.
     let connected = tokio::select! {
-        connected = Qmp::connect(&socket, START_DEADLINE, &shared.tasks) => connected?,
+        connected = Qmp::connect(&socket, START_DEADLINE, &shared.scope) => connected?,
         _ = machine.wait_for(|_| false) => return Err(Error::StartFailed { why: "it ended before it answered".into() }),
     };
     let qmp = connected.qmp.clone();

@@ -14,9 +14,7 @@ mod world;
 
 pub use world::{Fault, Latency, SimWorld};
 
-use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, NicBackend, Result, Seen, VmDefinition,
-};
+use crate::{Adopted, Consoles, Driver, DriverEvent, Error, Facet, NicBackend, Result, Seen, VmDefinition};
 use async_trait::async_trait;
 use std::{
     collections::HashSet,
@@ -102,12 +100,7 @@ impl SimDriver {
     }
 
     /// Lets the world do something to a VM if the power table allows it.
-    fn act<T>(
-        &self,
-        id: VmId,
-        event: PowerEvent,
-        act: impl FnOnce(&SimWorld, &mut SimVm) -> T,
-    ) -> Result<T> {
+    fn act<T>(&self, id: VmId, event: PowerEvent, act: impl FnOnce(&SimWorld, &mut SimVm) -> T) -> Result<T> {
         self.is_open()?;
         let mut vms = self.world.vms();
         let vm = vms.get_mut(&id).ok_or(Error::NoSuchVm(id))?;

@@ -196,7 +196,9 @@ impl SimWorld {
     }
 
     fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
-        self.faults().get(&id).is_some_and(|faults| faults.contains(fault))
+        self.faults()
+            .get(&id)
+            .is_some_and(|faults| faults.contains(fault))
     }
 
     pub(super) fn latency(&self) -> Latency {

@@ -69,21 +69,29 @@ pub struct QemuBench {
 }
 
 impl QemuBench {
-    pub async fn new() -> Box<dyn Bench> {
+    pub async fn boxed() -> Box<dyn Bench> {
         Box::new(Self::make().await)
     }
 
     pub async fn make() -> Self {
         let dir = tempfile::Builder::new().prefix("vbm-hyper-").tempdir().unwrap();
         let images = ImageStore::open(dir.path().join("images")).await.unwrap();
-        let disk = tokio::fs::File::open(guest_dir().join("guest.qcow2")).await.unwrap();
+        let disk = tokio::fs::File::open(guest_dir().join("guest.qcow2"))
+            .await
+            .unwrap();
         let image = images
             .import(disk, None, ContentKind::Disk(vbm_core::DiskFormat::Qcow2))
             .await
             .unwrap()
             .digest;
         let pool = Pool::open(dir.path().join("pool"), images.clone()).await.unwrap();
-        Self { dir, images, pool, image, made: Mutex::default() }
+        Self {
+            dir,
+            images,
+            pool,
+            image,
+            made: Mutex::default(),
+        }
     }
 
     pub fn config(&self) -> QemuConfig {
@@ -91,7 +99,7 @@ impl QemuBench {
     }
 
     /// A VM with a fresh clone of the guest's disk, booted by the firmware.
-    pub fn from_disk(&self) -> VmDefinition {
+    pub fn on_disk(&self) -> VmDefinition {
         let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
         let clone = self.pool.clone_image(self.image, volume, 64 << 20);
         let path = futures_now(clone);
@@ -109,7 +117,7 @@ impl QemuBench {
                 initrd: guest.join("initrd.cpio"),
                 cmdline: CMDLINE.into(),
             },
-            ..self.from_disk()
+            ..self.on_disk()
         }
     }
 }
@@ -125,7 +133,9 @@ impl Drop for QemuBench {
         let run = self.dir.path().join("run");
         for id in self.made.lock().unwrap().iter() {
             let text = std::fs::read_to_string(run.join(id.to_string()).join("manifest")).unwrap_or_default();
-            let pid = text.lines().find_map(|line| line.trim().strip_prefix("\"pid\": ")?.strip_suffix(','));
+            let pid = text
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("\"pid\": ")?.strip_suffix(','));
             if let Some(pid) = pid {
                 let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 if cmdline.contains(&id.to_string()) {
@@ -154,7 +164,10 @@ pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), wanted: &str) -> 
     };
     let done = tokio::time::timeout(PATIENCE, reading).await;
     let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(done.is_ok() && text.contains(wanted), "'{wanted}' did not come, but: {text}");
+    assert!(
+        done.is_ok() && text.contains(wanted),
+        "'{wanted}' did not come, but: {text}"
+    );
     text
 }
 
@@ -164,7 +177,7 @@ impl Bench for QemuBench {
         Arc::new(QemuDriver::open(self.config()).await.unwrap())
     }
     fn definition(&self) -> VmDefinition {
-        self.from_disk()
+        self.on_disk()
     }
     fn obedient(&self) -> Result<VmDefinition, String> {
         Ok(self.direct())

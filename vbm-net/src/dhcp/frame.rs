@@ -38,7 +38,10 @@ pub fn parse(frame: &[u8]) -> Option<Datagram<'_>> {
     let source = Mac::new(ethernet.get_source().octets());
     let ip_bytes = frame.get(ETHERNET_BYTES..)?;
     let ip = Ipv4Packet::new(ip_bytes)?;
-    let (header, total) = (usize::from(ip.get_header_length()) * 4, usize::from(ip.get_total_length()));
+    let (header, total) = (
+        usize::from(ip.get_header_length()) * 4,
+        usize::from(ip.get_total_length()),
+    );
     let more_fragments = ip.get_flags() & ipv4::Ipv4Flags::MoreFragments != 0;
     if ip.get_version() != 4
         || header < IPV4_BYTES
@@ -93,9 +96,13 @@ pub fn build(from_mac: Mac, from: Ipv4Addr, to_mac: Mac, to: Ipv4Addr, payload: 
 
 /// Whether the UDP checksum of a frame is there and right: for tests, and for those who look at the wire.
 pub fn checksum_is_full(frame: &[u8]) -> bool {
-    let Some(ip) = frame.get(ETHERNET_BYTES..).and_then(Ipv4Packet::new) else { return false };
+    let Some(ip) = frame.get(ETHERNET_BYTES..).and_then(Ipv4Packet::new) else {
+        return false;
+    };
     let end = usize::from(ip.get_total_length());
-    let Some(udp) = ip.packet().get(IPV4_BYTES..end).and_then(UdpPacket::new) else { return false };
+    let Some(udp) = ip.packet().get(IPV4_BYTES..end).and_then(UdpPacket::new) else {
+        return false;
+    };
     let right = udp::ipv4_checksum(&udp, &ip.get_source(), &ip.get_destination());
     udp.get_checksum() != 0 && (udp.get_checksum() == right || (right == 0 && udp.get_checksum() == u16::MAX))
 }

@@ -85,7 +85,14 @@ impl From<&Validated<DesiredNetwork>> for ServerConfig {
         let spec = &net.spec;
         let ports = net.ports.iter().map(|p| {
             let hostname = p.hostname.to_string();
-            (p.mac, Reservation { port: p.id, address: p.address, hostname })
+            (
+                p.mac,
+                Reservation {
+                    port: p.id,
+                    address: p.address,
+                    hostname,
+                },
+            )
         });
         Self {
             address: spec.gateway,

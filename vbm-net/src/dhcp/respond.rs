@@ -72,11 +72,21 @@ pub struct Decision {
 }
 
 fn silent(why: &'static str) -> Decision {
-    Decision { reply: None, outcome: None, why }
+    Decision {
+        reply: None,
+        outcome: None,
+        why,
+    }
 }
 
 /// Decides. `source` is the MAC that the frame came from.
-pub fn respond(config: &ServerConfig, leases: &Leases, request: &Request, source: Mac, now: Timestamp) -> Decision {
+pub fn respond(
+    config: &ServerConfig,
+    leases: &Leases,
+    request: &Request,
+    source: Mac,
+    now: Timestamp,
+) -> Decision {
     if !request.giaddr.is_unspecified() {
         return silent("it came by a relay, and there are none here");
     }
@@ -87,9 +97,7 @@ pub fn respond(config: &ServerConfig, leases: &Leases, request: &Request, source
         return silent("its MAC is no port's of this host");
     };
     match request.kind {
-        Kind::Discover => {
-            answer(config, port, request, ReplyKind::Offer, "it looks for a server")
-        }
+        Kind::Discover => answer(config, port, request, ReplyKind::Offer, "it looks for a server"),
         Kind::Request => on_request(config, port, request, now),
         Kind::Decline => match (ours(config, request), request.requested) {
             (true, Some(address)) if address == port.address => Decision {
@@ -128,12 +136,25 @@ fn on_request(config: &ServerConfig, port: &Reservation, request: &Request, now:
         _ => return silent("it asks for no address"),
     };
     if asked != port.address {
-        return answer(config, port, request, ReplyKind::Nak, "it asks for an address that is not its port's");
+        return answer(
+            config,
+            port,
+            request,
+            ReplyKind::Nak,
+            "it asks for an address that is not its port's",
+        );
     }
     let until = now.plus(config.lease);
-    let lease = LeaseSeen { address: asked, since: now, until };
+    let lease = LeaseSeen {
+        address: asked,
+        since: now,
+        until,
+    };
     let outcome = Some(Outcome::Leased(port.port, lease));
-    Decision { outcome, ..answer(config, port, request, ReplyKind::Ack, why) }
+    Decision {
+        outcome,
+        ..answer(config, port, request, ReplyKind::Ack, why)
+    }
 }
 
 fn ours(config: &ServerConfig, request: &Request) -> bool {
@@ -161,10 +182,18 @@ fn answer(
     };
     let reply = Reply {
         kind,
-        yiaddr: if kind == ReplyKind::Nak || inform { nothing } else { port.address },
+        yiaddr: if kind == ReplyKind::Nak || inform {
+            nothing
+        } else {
+            port.address
+        },
         times: kind != ReplyKind::Nak && !inform,
         to_mac,
         to,
     };
-    Decision { reply: Some(reply), outcome: None, why }
+    Decision {
+        reply: Some(reply),
+        outcome: None,
+        why,
+    }
 }

@@ -58,9 +58,20 @@ impl Server {
         let (leases_out, leases) = watch::channel(known);
         let stop = CancellationToken::new();
         let tracker = context.tracker.clone();
-        let shell = Shell { socket, config: config_seen, leases: leases_out, context };
+        let shell = Shell {
+            socket,
+            config: config_seen,
+            leases: leases_out,
+            context,
+        };
         let task = tracker.spawn(shell.run(stop.clone()));
-        Ok(Self { interface, config, leases, stop, task })
+        Ok(Self {
+            interface,
+            config,
+            leases,
+            stop,
+            task,
+        })
     }
 
     /// Whether it runs, on this interface.
@@ -85,7 +96,10 @@ impl Server {
     }
 }
 
-#[expect(unsafe_code, reason = "registering wants a promise that the descriptor stays open")]
+#[expect(
+    unsafe_code,
+    reason = "registering wants a promise that the descriptor stays open"
+)]
 fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open until it is dropped and always names the same descriptor; the AsyncFd owns it.
     Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
@@ -129,7 +143,9 @@ impl Shell {
 
     /// One frame. Nothing in it can make this fail: what is no request is passed over.
     fn serve(&self, bytes: &[u8]) {
-        let Some(datagram) = frame::parse(bytes) else { return };
+        let Some(datagram) = frame::parse(bytes) else {
+            return;
+        };
         let network = self.context.network;
         let request = match request::parse(datagram.payload) {
             Ok(request) => request,
@@ -149,7 +165,9 @@ impl Shell {
     }
 
     fn reply(&self, config: &ServerConfig, request: &request::Request, decision: &Decision) {
-        let (Some(reply), Some(port)) = (&decision.reply, config.ports.get(&request.mac)) else { return };
+        let (Some(reply), Some(port)) = (&decision.reply, config.ports.get(&request.mac)) else {
+            return;
+        };
         let frame = match wire::encode(config, port, request, reply) {
             Ok(payload) => frame::build(config.mac, config.address, reply.to_mac, reply.to, &payload),
             Err(error) => {
@@ -169,18 +187,42 @@ impl Shell {
         let network = self.context.network;
         let event = match outcome {
             Outcome::Leased(port, lease) => {
-                self.leases.send_modify(|leases| drop(leases.insert(port, lease)));
-                let crate::LeaseSeen { address, since, until } = lease;
-                NetEvent::PortLeased { network, port, address, since, until }
+                self.leases.send_modify(|leases| {
+                    leases.insert(port, lease);
+                });
+                let crate::LeaseSeen {
+                    address,
+                    since,
+                    until,
+                } = lease;
+                NetEvent::PortLeased {
+                    network,
+                    port,
+                    address,
+                    since,
+                    until,
+                }
             }
             Outcome::Released(port, address) => {
-                self.leases.send_modify(|leases| drop(leases.remove(&port)));
-                NetEvent::PortReleased { network, port, address }
+                self.leases.send_modify(|leases| {
+                    leases.remove(&port);
+                });
+                NetEvent::PortReleased {
+                    network,
+                    port,
+                    address,
+                }
             }
             Outcome::Declined(port, address) => {
                 tracing::warn!(%network, %port, %address, "a guest says that its address is used by another");
-                self.leases.send_modify(|leases| drop(leases.remove(&port)));
-                NetEvent::PortDeclined { network, port, address }
+                self.leases.send_modify(|leases| {
+                    leases.remove(&port);
+                });
+                NetEvent::PortDeclined {
+                    network,
+                    port,
+                    address,
+                }
             }
         };
         // No listener is fine: events are news, not state.

@@ -7,22 +7,23 @@ use std::{
 };
 
 /// The most bytes of a frame that are read: more than any DHCP message of an Ethernet VM.
-pub(crate) const FRAME_MAX_BYTES: usize = 4_096;
+pub(crate) const FRAME_MAX_BYTES: usize = FRAME_MAX as usize;
+const FRAME_MAX: u32 = 4_096;
 const ETH_P_IP: u16 = 0x0800;
 
 /// Classic BPF: IPv4, UDP, first fragment, destination port 67. Without it every frame of the bridge would wake us.
 const REQUESTS_ONLY: [SockFilter; 11] = [
-    SockFilter::new(0x28, 0, 0, 12),                          // ldh [12]: type
-    SockFilter::new(0x15, 0, 8, 0x0800),                      // jeq IPv4, else drop
-    SockFilter::new(0x30, 0, 0, 23),                          // ldb [23]: protocol
-    SockFilter::new(0x15, 0, 6, 17),                          // jeq UDP, else drop
-    SockFilter::new(0x28, 0, 0, 20),                          // ldh [20]: fragment offset
-    SockFilter::new(0x45, 4, 0, 0x1fff),                      // jset: a later fragment, drop
-    SockFilter::new(0xb1, 0, 0, 14),                          // ldxb 4*([14]&0xf): header length
-    SockFilter::new(0x48, 0, 0, 16),                          // ldh [x+16]: destination port
-    SockFilter::new(0x15, 0, 1, super::SERVER_PORT as u32),   // jeq 67, else drop
-    SockFilter::new(0x06, 0, 0, FRAME_MAX_BYTES as u32),      // accept
-    SockFilter::new(0x06, 0, 0, 0),                           // drop
+    SockFilter::new(0x28, 0, 0, 12),                        // ldh [12]: type
+    SockFilter::new(0x15, 0, 8, 0x0800),                    // jeq IPv4, else drop
+    SockFilter::new(0x30, 0, 0, 23),                        // ldb [23]: protocol
+    SockFilter::new(0x15, 0, 6, 17),                        // jeq UDP, else drop
+    SockFilter::new(0x28, 0, 0, 20),                        // ldh [20]: fragment offset
+    SockFilter::new(0x45, 4, 0, 0x1fff),                    // jset: a later fragment, drop
+    SockFilter::new(0xb1, 0, 0, 14),                        // ldxb 4*([14]&0xf): header length
+    SockFilter::new(0x48, 0, 0, 16),                        // ldh [x+16]: destination port
+    SockFilter::new(0x15, 0, 1, super::SERVER_PORT as u32), // jeq 67, else drop
+    SockFilter::new(0x06, 0, 0, FRAME_MAX),                 // accept
+    SockFilter::new(0x06, 0, 0, 0),                         // drop
 ];
 
 /// Opens the socket in the namespace of the calling thread. It hears nothing before it is bound, so nothing
@@ -46,5 +47,9 @@ fn bind(socket: &Socket, interface: u32) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size).map_err(io::Error::other)?;
     // SAFETY: the pointer is to a live sockaddr_ll of just this length; the descriptor is open while `socket` lives.
     let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

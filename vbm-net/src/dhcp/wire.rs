@@ -44,7 +44,8 @@ pub fn encode(
     put_raw(&mut tail, CLIENT_ID, request.client_id.as_deref());
     put_raw(&mut tail, RELAY_AGENT, request.relay_agent.as_deref());
     tail.push(END);
-    let limit = usize::from(request.max_size.unwrap_or(0).max(DATAGRAM_MIN_MAX_BYTES) - DATAGRAM_HEADER_BYTES);
+    let limit =
+        usize::from(request.max_size.unwrap_or(0).max(DATAGRAM_MIN_MAX_BYTES) - DATAGRAM_HEADER_BYTES);
     if reply.kind != ReplyKind::Nak {
         for code in order(request) {
             let mut one = Vec::new();
@@ -67,9 +68,23 @@ pub fn encode(
 
 fn head(request: &Request, reply: &Reply) -> Message {
     let none = Ipv4Addr::UNSPECIFIED;
-    let ciaddr = if reply.kind == ReplyKind::Ack { request.ciaddr } else { none };
-    let mut message = Message::new_with_id(request.xid, ciaddr, reply.yiaddr, none, request.giaddr, &request.mac.octets());
-    message.set_opcode(Opcode::BootReply).set_htype(HType::Eth).set_flags(request.flags.into());
+    let ciaddr = if reply.kind == ReplyKind::Ack {
+        request.ciaddr
+    } else {
+        none
+    };
+    let mut message = Message::new_with_id(
+        request.xid,
+        ciaddr,
+        reply.yiaddr,
+        none,
+        request.giaddr,
+        &request.mac.octets(),
+    );
+    message
+        .set_opcode(Opcode::BootReply)
+        .set_htype(HType::Eth)
+        .set_flags(request.flags.into());
     message
 }
 
@@ -80,7 +95,10 @@ fn leading(config: &ServerConfig, reply: &Reply) -> Vec<DhcpOption> {
         ReplyKind::Ack => MessageType::Ack,
         ReplyKind::Nak => MessageType::Nak,
     };
-    let mut options = vec![DhcpOption::MessageType(kind), DhcpOption::ServerIdentifier(config.address)];
+    let mut options = vec![
+        DhcpOption::MessageType(kind),
+        DhcpOption::ServerIdentifier(config.address),
+    ];
     if reply.times {
         let lease = u32::try_from(config.lease.as_secs()).unwrap_or(u32::MAX);
         let eighths = |n: u32| lease / 8 * n + lease % 8 * n / 8;
@@ -98,7 +116,11 @@ fn order(request: &Request) -> Vec<u8> {
     let mut codes: Vec<u8> = Vec::new();
     let wish = request.parameters.as_deref().unwrap_or(&USUAL);
     let mask_first = [SUBNET_MASK];
-    let (before, after): (&[u8], &[u8]) = if wish.contains(&SUBNET_MASK) { (&[], &[]) } else { (&mask_first, &[]) };
+    let (before, after): (&[u8], &[u8]) = if wish.contains(&SUBNET_MASK) {
+        (&[], &[])
+    } else {
+        (&mask_first, &[])
+    };
     for code in before.iter().chain(wish).chain(after) {
         if !codes.contains(code) {
             codes.push(*code);

@@ -19,12 +19,17 @@ use crate::{
     plan::{Transit, guard, inside},
     sim::{nic_in_use, not_here},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use vbm_core::{NetworkId, PortId};
 
 /// The most commands that wait for one network.
 pub(crate) const COMMANDS_MAX_PENDING: usize = 64;
+
+/// The longest that opening a NIC waits for the kernel to notice that the bridge carries traffic: it does so about once a second.
+const NIC_READY_MAX: Duration = Duration::from_secs(3);
+/// How often to look.
+const NIC_READY_POLL: Duration = Duration::from_millis(5);
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, NetError>>;
 
@@ -115,7 +120,12 @@ impl Actor {
     async fn serve(&mut self, bridge: u32, changed: &mut Vec<String>) -> Result<(), NetError> {
         self.keep_leases();
         let Some(wanted) = &self.wanted else { return Ok(()) };
-        self.leases.retain(|port, lease| wanted.ports.iter().any(|p| p.id == *port && p.address == lease.address));
+        self.leases.retain(|port, lease| {
+            wanted
+                .ports
+                .iter()
+                .any(|p| p.id == *port && p.address == lease.address)
+        });
         let config = ServerConfig::from(wanted);
         if let Some(server) = self.server.as_ref().filter(|s| s.serves(bridge)) {
             if server.reconfigure(config) {
@@ -124,7 +134,11 @@ impl Actor {
             return Ok(());
         }
         let failed = |e| NetError::kernel("starting the DHCP server", e);
-        let socket = self.ns.run(move || crate::dhcp::open_socket(bridge)).await?.map_err(failed)?;
+        let socket = self
+            .ns
+            .run(move || crate::dhcp::open_socket(bridge))
+            .await?
+            .map_err(failed)?;
         let context = Context {
             network: self.id,
             clock: Arc::clone(&self.shared.clock),
@@ -167,12 +181,19 @@ impl Actor {
     }
 
     async fn look(&mut self) -> Result<Option<NetworkSeen>, NetError> {
-        let Some(record) = self.our_record()? else { return Ok(None) };
+        let Some(record) = self.our_record()? else {
+            return Ok(None);
+        };
         self.transit = record.transit();
         let mut taps = Vec::new();
         if self.ns.exists() {
             let links = Links::open(&self.ns).await?.list().await?;
-            taps.extend(links.into_iter().map(|l| l.name).filter(|n| n.starts_with(names::TAP_PREFIX)));
+            taps.extend(
+                links
+                    .into_iter()
+                    .map(|l| l.name)
+                    .filter(|n| n.starts_with(names::TAP_PREFIX)),
+            );
         }
         Ok(Some(self.seen(&taps)))
     }
@@ -188,7 +209,9 @@ impl Actor {
         self.leases.clear();
         self.ready = false;
         self.transit = None;
-        let Some(record) = self.our_record()? else { return Ok(Vec::new()) };
+        let Some(record) = self.our_record()? else {
+            return Ok(Vec::new());
+        };
         let torn = {
             let _one_at_a_time = self.shared.host_rules.lock().await;
             teardown::network(&record).await
@@ -213,20 +236,36 @@ impl Actor {
         }
         self.verify(wanted).await?;
         let mtu = u32::from(wanted.spec.mtu);
-        let bridge = links.get(names::BRIDGE).await?.ok_or_else(|| not_here("network", self.id))?;
+        let bridge = links
+            .get(names::BRIDGE)
+            .await?
+            .ok_or_else(|| not_here("network", self.id))?;
         let tap = name.clone();
-        let fd = self.ns.run(move || tap::open(&tap)).await?.map_err(|e| match e.raw_os_error() {
-            Some(nix::libc::EBUSY) => nic_in_use(port),
-            _ => NetError::kernel(format!("making {name}"), e),
-        })?;
+        let fd = self
+            .ns
+            .run(move || tap::open(&tap))
+            .await?
+            .map_err(|e| match e.raw_os_error() {
+                Some(nix::libc::EBUSY) => nic_in_use(port),
+                _ => NetError::kernel(format!("making {name}"), e),
+            })?;
         // From here on an error drops the descriptor, and with it the tap.
         let link = links.get(&name).await?.ok_or_else(|| not_here("port", port))?;
-        links.set_alias(&link, &names::alias(&self.shared.owner, self.id)).await?;
+        links
+            .set_alias(&link, &names::alias(&self.shared.owner, self.id))
+            .await?;
         if link.mtu != mtu {
             links.set_mtu(&link, mtu).await?;
         }
         links.set_bridge(&link, bridge.index).await?;
         links.set_up(&link).await?;
+        // It works without, but the guest's first frames would be lost.
+        if tokio::time::timeout(NIC_READY_MAX, carries(&links, &name))
+            .await
+            .is_err()
+        {
+            tracing::warn!(network = %self.id, tap = name, "the bridge takes its time to forward for a new tap");
+        }
         Ok(Nic::Tap { fd, vnet_hdr: true })
     }
 
@@ -236,7 +275,10 @@ impl Actor {
         apply::verify_rules(&inside::render(wanted, self.transit), &self.ns).await?;
         match sysctl::check(&self.ns, sysctl::groups()).await? {
             None => Ok(()),
-            Some(detail) => Err(NetError::NotVerified { what: "a kernel setting".into(), detail }),
+            Some(detail) => Err(NetError::NotVerified {
+                what: "a kernel setting".into(),
+                detail,
+            }),
         }
     }
 
@@ -244,6 +286,18 @@ impl Actor {
         if self.our_record()?.is_none() || !self.ns.exists() {
             return Ok(());
         }
-        Links::open(&self.ns).await?.delete(&names::tap(port)).await.map(drop)
+        Links::open(&self.ns)
+            .await?
+            .delete(&names::tap(port))
+            .await
+            .map(drop)
+    }
+}
+
+/// Waits until the bridge forwards for a tap and itself has a carrier.
+async fn carries(links: &Links, tap: &str) {
+    let ready = async |name, is: fn(&crate::host::link::Link) -> bool| matches!(links.get(name).await, Ok(Some(link)) if is(&link));
+    while !(ready(tap, |l| l.forwarding).await && ready(names::BRIDGE, |l| l.running).await) {
+        tokio::time::sleep(NIC_READY_POLL).await;
     }
 }

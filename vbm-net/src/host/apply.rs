@@ -10,8 +10,7 @@
 //! network is at most too closed.
 
 use super::{
-    HostShared,
-    exec,
+    HostShared, exec,
     link::{Link, Links},
     netns::NetNs,
     record::{self, Record},
@@ -66,7 +65,8 @@ impl<'a> Run<'a> {
         let mut record = self.record()?;
         self.shared.step("record");
         if self.ns.create().await? {
-            self.changed.push(format!("namespace {}", names::namespace(self.net.id)));
+            self.changed
+                .push(format!("namespace {}", names::namespace(self.net.id)));
         }
         self.shared.step("namespace");
         let changed = sysctl::apply(&self.ns, sysctl::inside()).await?;
@@ -92,7 +92,12 @@ impl<'a> Run<'a> {
             self.cut_flows(transit).await?;
         }
         self.shared.step("flows");
-        Ok(Applied { changed: self.changed, transit, bridge: bridge.index, taps })
+        Ok(Applied {
+            changed: self.changed,
+            transit,
+            bridge: bridge.index,
+            taps,
+        })
     }
 
     /// Claims the name for this network before anything bears it.
@@ -131,10 +136,7 @@ impl<'a> Run<'a> {
         self.mtu(links, &bridge).await?;
         let address = Ipv4Net::new(self.net.spec.gateway, self.net.spec.cidr.prefix_len())
             .map_err(|e| NetError::kernel("the gateway's address", std::io::Error::other(e)))?;
-        if links.only_address(&bridge, address).await? {
-            self.changed.push(format!("address of {}", bridge.name));
-        }
-        self.up(links, &bridge).await?;
+        self.address(links, &bridge, address).await?;
         Ok(bridge)
     }
 
@@ -162,10 +164,17 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn up(&mut self, links: &Links, link: &Link) -> Result<(), NetError> {
+    /// Address, up, and the route to its subnet.
+    async fn address(&mut self, links: &Links, link: &Link, address: Ipv4Net) -> Result<(), NetError> {
+        if links.only_address(link, address).await? {
+            self.changed.push(format!("address of {}", link.name));
+        }
         if !link.up {
             links.set_up(link).await?;
             self.changed.push(format!("{} up", link.name));
+        }
+        if links.connected_route(link, address).await? {
+            self.changed.push(format!("route of {}", link.name));
         }
         Ok(())
     }
@@ -206,12 +215,21 @@ impl<'a> Run<'a> {
         let pool = self.shared.transit_pool;
         let mut taken = self.taken().await?;
         let (records, _) = Record::all()?;
-        taken.extend(records.iter().filter(|r| r.host_namespace == record.host_namespace).filter_map(|r| r.transit));
-        let free = |t: &Transit| pool.contains(&t.net()) && !taken.iter().any(|n| transit_plan::overlaps(*n, t.net()));
+        taken.extend(
+            records
+                .iter()
+                .filter(|r| r.host_namespace == record.host_namespace)
+                .filter_map(|r| r.transit),
+        );
+        let free = |t: &Transit| {
+            pool.contains(&t.net()) && !taken.iter().any(|n| transit_plan::overlaps(*n, t.net()))
+        };
         let transit = record::remembered(&self.shared.state_dir, self.net.id)?
             .filter(free)
             .or_else(|| transit_plan::choose(pool, self.net.id, &taken))
-            .ok_or_else(|| NetError::TransitExhausted { pool: pool.to_string() })?;
+            .ok_or_else(|| NetError::TransitExhausted {
+                pool: pool.to_string(),
+            })?;
         record.transit = Some(transit.net());
         record.store()?;
         record::remember(&self.shared.state_dir, self.net.id, transit)?;
@@ -221,9 +239,20 @@ impl<'a> Run<'a> {
     /// What the host uses of the pool already, but for wide routes that merely cover it; and the network's own addresses.
     async fn taken(&self) -> Result<Vec<Ipv4Net>, NetError> {
         let host = Links::open(&self.shared.host).await?;
-        let mut taken: Vec<Ipv4Net> = host.addresses().await?.into_iter().map(|(_, net, _)| net.addr().into()).collect();
+        let mut taken: Vec<Ipv4Net> = host
+            .addresses()
+            .await?
+            .into_iter()
+            .map(|(_, net, _)| net.addr().into())
+            .collect();
         let narrow = |net: &Ipv4Net| net.prefix_len() > self.shared.transit_pool.prefix_len();
-        taken.extend(host.routes().await?.into_iter().map(|(net, _)| net).filter(narrow));
+        taken.extend(
+            host.routes()
+                .await?
+                .into_iter()
+                .map(|(net, _)| net)
+                .filter(narrow),
+        );
         taken.push(self.net.spec.cidr);
         Ok(taken)
     }
@@ -249,7 +278,10 @@ impl<'a> Run<'a> {
             host.add_veth(&outer, inner, &self.ns).await?;
             self.changed.push(format!("transit {outer}"));
         }
-        let (outer, inner) = (self.expect(&host, &outer).await?, self.expect(links, inner).await?);
+        let (outer, inner) = (
+            self.expect(&host, &outer).await?,
+            self.expect(links, inner).await?,
+        );
         self.tag(&host, &outer).await?;
         self.tag(links, &inner).await?;
         let changed = sysctl::apply(&self.shared.host, sysctl::host(&outer.name)).await?;
@@ -260,10 +292,7 @@ impl<'a> Run<'a> {
         for (links, link, address) in [(&host, &outer, transit.host()), (links, &inner, transit.inner())] {
             let address = Ipv4Net::new(address, transit.net().prefix_len())
                 .map_err(|e| NetError::kernel("the transit's address", std::io::Error::other(e)))?;
-            if links.only_address(link, address).await? {
-                self.changed.push(format!("address of {}", link.name));
-            }
-            self.up(links, link).await?;
+            self.address(links, link, address).await?;
         }
         if links.default_route(transit.host()).await? {
             self.changed.push("default route".into());
@@ -295,7 +324,12 @@ impl<'a> Run<'a> {
     async fn taps(&mut self, links: &Links) -> Result<Vec<String>, NetError> {
         let wanted: Vec<String> = self.net.ports.iter().map(|p| names::tap(p.id)).collect();
         let mut standing = Vec::new();
-        for link in links.list().await?.into_iter().filter(|l| l.name.starts_with(names::TAP_PREFIX)) {
+        for link in links
+            .list()
+            .await?
+            .into_iter()
+            .filter(|l| l.name.starts_with(names::TAP_PREFIX))
+        {
             if wanted.contains(&link.name) {
                 self.mtu(links, &link).await?;
                 standing.push(link.name);
@@ -350,8 +384,16 @@ pub(crate) async fn host_rules(
         let left = host_plan::diff(owner, network, want, &now);
         let hooks = want.is_some() && !host_plan::missing_hooks(owner, &now).is_empty();
         if !left.script.is_empty() || hooks {
-            let detail = left.script.lines().nth(1).unwrap_or("a hook is missing or stands twice").to_owned();
-            return Err(NetError::NotVerified { what: "a rule on the host".into(), detail });
+            let detail = left
+                .script
+                .lines()
+                .nth(1)
+                .unwrap_or("a hook is missing or stands twice")
+                .to_owned();
+            return Err(NetError::NotVerified {
+                what: "a rule on the host".into(),
+                detail,
+            });
         }
     }
     Ok(changed)
@@ -360,16 +402,30 @@ pub(crate) async fn host_rules(
 /// The jumps from built-in chains, each first in its chain: another's final DROP must not come before them. The `iptables` crate
 /// runs one program a call; this is at most ten, once for a host.
 async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Result<(), NetError> {
-    let rules: Vec<_> = chains.into_iter().map(|c| (c, host_plan::hook_rule(owner, c))).collect();
-    let failed = |said: String| NetError::Command { program: "iptables", doing: "hooking our chains in".into(), said };
+    let rules: Vec<_> = chains
+        .into_iter()
+        .map(|c| (c, host_plan::hook_rule(owner, c)))
+        .collect();
+    let failed = |said: String| NetError::Command {
+        program: "iptables",
+        doing: "hooking our chains in".into(),
+        said,
+    };
     let work = move || -> Result<(), String> {
         let iptables = iptables::new(false).map_err(|e| e.to_string())?;
         for (chain, rule) in rules {
             // One that stands twice, or lower down, goes first.
-            while iptables.exists(chain.table(), chain.hook(), &rule).map_err(|e| e.to_string())? {
-                iptables.delete(chain.table(), chain.hook(), &rule).map_err(|e| e.to_string())?;
+            while iptables
+                .exists(chain.table(), chain.hook(), &rule)
+                .map_err(|e| e.to_string())?
+            {
+                iptables
+                    .delete(chain.table(), chain.hook(), &rule)
+                    .map_err(|e| e.to_string())?;
             }
-            iptables.insert(chain.table(), chain.hook(), &rule, 1).map_err(|e| e.to_string())?;
+            iptables
+                .insert(chain.table(), chain.hook(), &rule, 1)
+                .map_err(|e| e.to_string())?;
         }
         Ok(())
     };
@@ -389,9 +445,15 @@ pub(crate) async fn verify_rules(want: &tables::Tables, ns: &NetNs) -> Result<()
 }
 
 fn differs(what: &str, script: &str) -> Result<(), NetError> {
-    match script.lines().find(|l| !l.starts_with('*') && !l.starts_with("table")) {
+    match script
+        .lines()
+        .find(|l| !l.starts_with('*') && !l.starts_with("table"))
+    {
         None => Ok(()),
-        Some(line) => Err(NetError::NotVerified { what: what.to_owned(), detail: format!("missing: {line}") }),
+        Some(line) => Err(NetError::NotVerified {
+            what: what.to_owned(),
+            detail: format!("missing: {line}"),
+        }),
     }
 }
 
@@ -409,7 +471,10 @@ async fn read_flows(ns: &NetNs, answered_by: Option<Transit>) -> Result<Vec<flow
 async fn delete_flows(ns: &NetNs, flows: &[flows::Flow]) -> Result<usize, NetError> {
     for flow in flows.iter().take(FLOWS_CUT_MAX) {
         let (from, to) = (flow.from.to_string(), flow.to.to_string());
-        let ports = (flow.from_port.map(|p| p.to_string()), flow.to_port.map(|p| p.to_string()));
+        let ports = (
+            flow.from_port.map(|p| p.to_string()),
+            flow.to_port.map(|p| p.to_string()),
+        );
         let mut args = vec!["-D", "-f", "ipv4", "-s", &from, "-d", &to];
         if let (Some(from_port), Some(to_port)) = (&ports.0, &ports.1) {
             args.extend(["-p", &flow.protocol, "--sport", from_port, "--dport", to_port]);

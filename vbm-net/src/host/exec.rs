@@ -30,8 +30,13 @@ pub(crate) enum Program {
 
 impl Program {
     /// Those that must be there.
-    pub(crate) const NEEDED: [Self; 5] =
-        [Self::Iptables, Self::IptablesSave, Self::IptablesRestore, Self::Nft, Self::Conntrack];
+    pub(crate) const NEEDED: [Self; 5] = [
+        Self::Iptables,
+        Self::IptablesSave,
+        Self::IptablesRestore,
+        Self::Nft,
+        Self::Conntrack,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -58,13 +63,17 @@ impl Program {
             .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
             .map(|dir| dir.join(self.name()))
             .find(|file| is_program(file))
-            .ok_or(NetError::MissingProgram { program: self.name(), package: self.package() })
+            .ok_or(NetError::MissingProgram {
+                program: self.name(),
+                package: self.package(),
+            })
     }
 }
 
 fn is_program(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    file.metadata()
+        .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
 /// What a program said.
@@ -78,12 +87,7 @@ pub(crate) struct Said {
 ///
 /// # Cancel safety
 /// Dropping the future kills the program.
-pub(crate) async fn run(
-    ns: &NetNs,
-    program: Program,
-    args: &[&str],
-    input: &str,
-) -> Result<Said, NetError> {
+pub(crate) async fn run(ns: &NetNs, program: Program, args: &[&str], input: &str) -> Result<Said, NetError> {
     let path = program.find()?;
     let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
     let spawn = move || -> io::Result<_> {
@@ -109,10 +113,17 @@ pub(crate) async fn run(
     let both = async { tokio::join!(feed, child.wait_with_output()).1 };
     let output = tokio::time::timeout(EXEC_MAX, both)
         .await
-        .map_err(|_| NetError::TimedOut { doing: doing(), limit: EXEC_MAX })?
+        .map_err(|_| NetError::TimedOut {
+            doing: doing(),
+            limit: EXEC_MAX,
+        })?
         .map_err(|e| NetError::kernel(doing(), e))?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok(Said { ok: output.status.success(), out: text(output.stdout), err: text(output.stderr) })
+    Ok(Said {
+        ok: output.status.success(),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    })
 }
 
 /// Runs a program that must succeed; returns what it printed.
@@ -129,7 +140,11 @@ pub(crate) async fn must(
     }
     let complaint = said.err.split_whitespace().collect::<Vec<_>>().join(" ");
     let said = complaint.chars().take(SAID_MAX_CHARS).collect();
-    Err(NetError::Command { program: program.name(), doing: doing.to_owned(), said })
+    Err(NetError::Command {
+        program: program.name(),
+        doing: doing.to_owned(),
+        said,
+    })
 }
 
 /// All tables of a namespace, as they stand.
@@ -141,12 +156,20 @@ pub(crate) async fn iptables_read(ns: &NetNs) -> Result<crate::plan::tables::Tab
 /// Applies a script as one transaction a table.
 pub(crate) async fn iptables_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
     let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
-    must(ns, Program::IptablesRestore, &args, script, "writing rules").await.map(drop)
+    must(ns, Program::IptablesRestore, &args, script, "writing rules")
+        .await
+        .map(drop)
 }
 
 /// The guard of a namespace, as it stands; empty when there is none.
 pub(crate) async fn guard_read(ns: &NetNs) -> Result<crate::plan::guard::Guard, NetError> {
-    let said = run(ns, Program::Nft, &["-s", "-nn", "list", "table", "bridge", crate::names::GUARD_TABLE], "").await?;
+    let said = run(
+        ns,
+        Program::Nft,
+        &["-s", "-nn", "list", "table", "bridge", crate::names::GUARD_TABLE],
+        "",
+    )
+    .await?;
     if said.ok {
         return Ok(crate::plan::guard::parse(&said.out));
     }
@@ -154,10 +177,16 @@ pub(crate) async fn guard_read(ns: &NetNs) -> Result<crate::plan::guard::Guard, 
         return Ok(crate::plan::guard::Guard::default());
     }
     let said = said.err.chars().take(SAID_MAX_CHARS).collect();
-    Err(NetError::Command { program: "nft", doing: "reading the guard".into(), said })
+    Err(NetError::Command {
+        program: "nft",
+        doing: "reading the guard".into(),
+        said,
+    })
 }
 
 /// Applies a script as one transaction.
 pub(crate) async fn guard_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
-    must(ns, Program::Nft, &["-f", "-"], script, "writing the guard").await.map(drop)
+    must(ns, Program::Nft, &["-f", "-"], script, "writing the guard")
+        .await
+        .map(drop)
 }

@@ -8,8 +8,11 @@ use rtnetlink::{
     Error as NlError, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::{InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
-        route::{RouteAddress, RouteAttribute},
+        link::{
+            BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute,
+            LinkFlags, LinkInfo, LinkMessage,
+        },
+        route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope},
     },
 };
 use std::{
@@ -27,7 +30,12 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) mac: Option<Mac>,
     pub(crate) mtu: u32,
+    /// Whether it was told to be up.
     pub(crate) up: bool,
+    /// Whether it is: the kernel follows in its own time.
+    pub(crate) running: bool,
+    /// Whether it is a port of a bridge that forwards for it.
+    pub(crate) forwarding: bool,
     pub(crate) alias: Option<String>,
     /// The bridge it is a port of.
     pub(crate) bridge: Option<u32>,
@@ -69,7 +77,10 @@ impl Links {
     pub(crate) async fn open(ns: &NetNs) -> Result<Self, NetError> {
         let made = ns.run(rtnetlink::new_connection).await?;
         let (connection, handle, _) = made.map_err(|e| NetError::kernel("opening netlink", e))?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+        Ok(Self {
+            handle,
+            task: tokio::spawn(connection),
+        })
     }
 
     pub(crate) async fn get(&self, name: &str) -> Result<Option<Link>, NetError> {
@@ -82,8 +93,14 @@ impl Links {
     }
 
     pub(crate) async fn list(&self) -> Result<Vec<Link>, NetError> {
-        let all: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(failed("listing links"))?;
+        let all: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("listing links"))?;
         Ok(all.into_iter().map(read).collect())
     }
 
@@ -94,20 +111,34 @@ impl Links {
             .append_info_data(InfoBridge::MulticastSnooping(false))
             .address(mac.octets().to_vec())
             .down();
-        self.handle.link().add(bridge.build()).execute().await.map_err(failed("making the bridge"))
+        self.handle
+            .link()
+            .add(bridge.build())
+            .execute()
+            .await
+            .map_err(failed("making the bridge"))
     }
 
     /// Makes a veth pair here, its peer directly in the other namespace: moving one later costs far more.
     pub(crate) async fn add_veth(&self, name: &str, peer: &str, peer_ns: &NetNs) -> Result<(), NetError> {
         let file = peer_ns.open()?;
-        let other = LinkUnspec::new_with_name(peer).setns_by_fd(file.as_raw_fd()).build();
+        let other = LinkUnspec::new_with_name(peer)
+            .setns_by_fd(file.as_raw_fd())
+            .build();
         let pair = LinkVeth::new(name, peer).set_info_data(InfoData::Veth(InfoVeth::Peer(other)));
-        self.handle.link().add(pair.build()).execute().await.map_err(failed(format!("making {name}")))
+        self.handle
+            .link()
+            .add(pair.build())
+            .execute()
+            .await
+            .map_err(failed(format!("making {name}")))
     }
 
     /// Removes a link; one that is not there is fine. Returns whether it was.
     pub(crate) async fn delete(&self, name: &str) -> Result<bool, NetError> {
-        let Some(link) = self.get(name).await? else { return Ok(false) };
+        let Some(link) = self.get(name).await? else {
+            return Ok(false);
+        };
         match self.handle.link().del(link.index).execute().await {
             Ok(()) => Ok(true),
             Err(error) if is_absent(&error) => Ok(false),
@@ -116,7 +147,12 @@ impl Links {
     }
 
     async fn set(&self, doing: String, message: LinkMessage) -> Result<(), NetError> {
-        self.handle.link().set(message).execute().await.map_err(failed(doing))
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(failed(doing))
     }
 
     pub(crate) async fn set_alias(&self, link: &Link, alias: &str) -> Result<(), NetError> {
@@ -129,22 +165,36 @@ impl Links {
     }
     pub(crate) async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<(), NetError> {
         let message = LinkUnspec::new_with_index(link.index).mtu(mtu).build();
-        self.set(format!("setting the MTU of {}", link.name), message).await
+        self.set(format!("setting the MTU of {}", link.name), message)
+            .await
     }
     pub(crate) async fn set_mac(&self, link: &Link, mac: Mac) -> Result<(), NetError> {
-        let message = LinkUnspec::new_with_index(link.index).address(mac.octets().to_vec()).build();
-        self.set(format!("setting the MAC of {}", link.name), message).await
+        let message = LinkUnspec::new_with_index(link.index)
+            .address(mac.octets().to_vec())
+            .build();
+        self.set(format!("setting the MAC of {}", link.name), message)
+            .await
     }
     pub(crate) async fn set_bridge(&self, link: &Link, bridge: u32) -> Result<(), NetError> {
         let message = LinkUnspec::new_with_index(link.index).controller(bridge).build();
-        self.set(format!("joining {} to the bridge", link.name), message).await
+        self.set(format!("joining {} to the bridge", link.name), message)
+            .await
     }
 
     /// The IPv4 addresses of this namespace with their links' indices.
     pub(crate) async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net, AddressMessage)>, NetError> {
-        let all: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.map_err(failed("listing addresses"))?;
-        Ok(all.into_iter().filter_map(|m| Some((m.header.index, address(&m)?, m))).collect())
+        let all: Vec<AddressMessage> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("listing addresses"))?;
+        Ok(all
+            .into_iter()
+            .filter_map(|m| Some((m.header.index, address(&m)?, m)))
+            .collect())
     }
 
     /// Makes the link have just this address. Returns whether anything had to change.
@@ -165,17 +215,51 @@ impl Links {
         }
         if !there {
             changed = true;
-            let add = self.handle.address().add(link.index, IpAddr::V4(wanted.addr()), wanted.prefix_len());
-            add.execute().await.map_err(failed(format!("giving {wanted} to {}", link.name)))?;
+            let add = self
+                .handle
+                .address()
+                .add(link.index, IpAddr::V4(wanted.addr()), wanted.prefix_len());
+            add.execute()
+                .await
+                .map_err(failed(format!("giving {wanted} to {}", link.name)))?;
         }
         Ok(changed)
+    }
+
+    /// Makes the route to the link's own subnet stand, which a flush of routes removes while the address stays. The link must be
+    /// up. Returns whether it was missing.
+    pub(crate) async fn connected_route(&self, link: &Link, address: Ipv4Net) -> Result<bool, NetError> {
+        if self
+            .routes()
+            .await?
+            .iter()
+            .any(|(net, via)| *net == address.trunc() && via.is_none())
+        {
+            return Ok(false);
+        }
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address.network(), address.prefix_len())
+            .output_interface(link.index)
+            .pref_source(address.addr())
+            .protocol(RouteProtocol::Kernel)
+            .scope(RouteScope::Link)
+            .build();
+        let add = self.handle.route().add(route).replace().execute().await;
+        add.map_err(failed(format!("setting the route to {}", address.trunc())))?;
+        Ok(true)
     }
 
     /// Destinations of IPv4 routes, the default route among them as /0, with its gateway.
     pub(crate) async fn routes(&self) -> Result<Vec<(Ipv4Net, Option<Ipv4Addr>)>, NetError> {
         let ask = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let all: Vec<_> =
-            self.handle.route().get(ask).execute().try_collect().await.map_err(failed("listing routes"))?;
+        let all: Vec<_> = self
+            .handle
+            .route()
+            .get(ask)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("listing routes"))?;
         let read = |message: rtnetlink::packet_route::route::RouteMessage| {
             let (mut to, mut via) = (Ipv4Addr::UNSPECIFIED, None);
             for attribute in &message.attributes {
@@ -185,14 +269,18 @@ impl Links {
                     _ => {}
                 }
             }
-            Some((Ipv4Net::new(to, message.header.destination_prefix_length).ok()?, via))
+            Some((
+                Ipv4Net::new(to, message.header.destination_prefix_length).ok()?,
+                via,
+            ))
         };
         Ok(all.into_iter().filter_map(read).collect())
     }
 
     /// Makes the default route go here. Returns whether it did not before.
     pub(crate) async fn default_route(&self, gateway: Ipv4Addr) -> Result<bool, NetError> {
-        let stands = |(net, via): &(Ipv4Net, Option<Ipv4Addr>)| net.prefix_len() == 0 && *via == Some(gateway);
+        let stands =
+            |(net, via): &(Ipv4Net, Option<Ipv4Addr>)| net.prefix_len() == 0 && *via == Some(gateway);
         if self.routes().await?.iter().any(stands) {
             return Ok(false);
         }
@@ -227,6 +315,8 @@ fn read(message: LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        running: message.header.flags.contains(LinkFlags::Running),
+        forwarding: false,
         alias: None,
         bridge: None,
         peer: None,
@@ -239,8 +329,14 @@ fn read(message: LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(index) => link.bridge = Some(index),
             LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::LinkInfo(infos) => link.forwarding = infos.iter().any(is_forwarding),
             _ => {}
         }
     }
     link
+}
+
+fn is_forwarding(info: &LinkInfo) -> bool {
+    let forwards = |p: &InfoBridgePort| matches!(p, InfoBridgePort::State(BridgePortState::Forwarding));
+    matches!(info, LinkInfo::PortData(InfoPortData::BridgePort(port)) if port.iter().any(forwards))
 }

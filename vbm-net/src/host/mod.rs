@@ -141,7 +141,9 @@ pub struct HostNetwork {
 
 impl fmt::Debug for HostNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostNetwork").field("owner", &self.shared.owner).finish_non_exhaustive()
+        f.debug_struct("HostNetwork")
+            .field("owner", &self.shared.owner)
+            .finish_non_exhaustive()
     }
 }
 
@@ -174,7 +176,10 @@ impl HostNetwork {
             host_rules: tokio::sync::Mutex::new(()),
             lock: Mutex::new(Some(lock)),
         };
-        Ok(Self { shared: Arc::new(shared), actors: Arc::default() })
+        Ok(Self {
+            shared: Arc::new(shared),
+            actors: Arc::default(),
+        })
     }
 
     fn registry(&self) -> MutexGuard<'_, BTreeMap<NetworkId, mpsc::Sender<Command>>> {
@@ -192,7 +197,10 @@ impl HostNetwork {
         }
         let queue = {
             let mut actors = self.registry();
-            actors.entry(id).or_insert_with(|| Actor::start(Arc::clone(&self.shared), id)).clone()
+            actors
+                .entry(id)
+                .or_insert_with(|| Actor::start(Arc::clone(&self.shared), id))
+                .clone()
         };
         let (answer, result) = oneshot::channel();
         queue.send(command(answer)).await.map_err(|_| NetError::Stopped)?;
@@ -203,7 +211,10 @@ impl HostNetwork {
         let removed = self.ask(id, Command::Remove).await?;
         // Queues are cloned under this lock only, so one that nobody else holds and that is empty can be closed.
         let mut actors = self.registry();
-        if actors.get(&id).is_some_and(|q| q.strong_count() == 1 && q.capacity() == q.max_capacity()) {
+        if actors
+            .get(&id)
+            .is_some_and(|q| q.strong_count() == 1 && q.capacity() == q.max_capacity())
+        {
             actors.remove(&id);
         }
         Ok(removed)
@@ -232,7 +243,12 @@ impl HostNetwork {
 
 fn check(config: &HostConfig) -> Result<(), NetError> {
     let invalid = |what: String, why: &str, fix: &str| {
-        Err(NetError::Invalid(vbm_core::Error::new(vbm_core::ErrorKind::InvalidInput, what, why, fix)))
+        Err(NetError::Invalid(vbm_core::Error::new(
+            vbm_core::ErrorKind::InvalidInput,
+            what,
+            why,
+            fix,
+        )))
     };
     if !names::is_owner(&config.owner) {
         return invalid(
@@ -258,7 +274,8 @@ impl NetworkBackend for HostNetwork {
             return Err(NetError::Stopped);
         }
         let wanted = Box::new(Validated::<DesiredNetwork>::new(desired)?);
-        self.ask(wanted.id, |answer| Command::Ensure(wanted, answer)).await
+        self.ask(wanted.id, |answer| Command::Ensure(wanted, answer))
+            .await
     }
 
     async fn remove(&self, id: NetworkId) -> Result<(), NetError> {
@@ -311,6 +328,12 @@ impl NetworkBackend for HostNetwork {
         self.registry().clear();
         self.shared.tracker.close();
         self.shared.tracker.wait().await;
-        drop(self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(
+            self.shared
+                .lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
     }
 }

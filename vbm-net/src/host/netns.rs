@@ -7,7 +7,7 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
-    sys::statfs::statfs,
+    sys::statfs::{FsType, statfs},
 };
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 /// Where `ip netns` binds namespaces.
 pub(crate) const BIND_DIR: &str = "/run/netns";
 /// The file system of namespaces (linux/magic.h).
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS: FsType = FsType(0x6e73_6673);
 /// A path bound over and over needs as many unmounts; more than this is not ours to undo.
 const UNMOUNTS_MAX: usize = 16;
 
@@ -47,7 +47,8 @@ impl NetNs {
     }
 
     pub(crate) fn open(&self) -> Result<File, NetError> {
-        File::open(&self.path).map_err(|e| NetError::kernel(format!("opening namespace {}", self.path.display()), e))
+        File::open(&self.path)
+            .map_err(|e| NetError::kernel(format!("opening namespace {}", self.path.display()), e))
     }
 
     /// Runs `f` on a thread of its own inside the namespace. Inside `f` the caller's tokio runtime is entered, so sockets
@@ -61,7 +62,8 @@ impl NetNs {
     ) -> Result<T, NetError> {
         let file = self.open()?;
         on_thread(move || {
-            setns(&file, CloneFlags::CLONE_NEWNET).map_err(|e| NetError::kernel("entering a namespace", e))?;
+            setns(&file, CloneFlags::CLONE_NEWNET)
+                .map_err(|e| NetError::kernel("entering a namespace", e))?;
             Ok(f())
         })
         .await
@@ -96,7 +98,7 @@ impl NetNs {
 }
 
 fn is_bound(path: &Path) -> bool {
-    statfs(path).is_ok_and(|s| s.filesystem_type().0 as i64 == NSFS_MAGIC)
+    statfs(path).is_ok_and(|s| s.filesystem_type() == NSFS)
 }
 
 /// Names of bound namespaces that begin with a prefix.
@@ -114,11 +116,13 @@ async fn on_thread<T: Send + 'static>(
 ) -> Result<T, NetError> {
     let runtime = tokio::runtime::Handle::current();
     let (done, result) = oneshot::channel();
-    let spawned = std::thread::Builder::new().name("vbm-netns".into()).spawn(move || {
-        let _entered = runtime.enter();
-        // Nobody waits any more: the result is dropped, as documented.
-        drop(done.send(f()));
-    });
+    let spawned = std::thread::Builder::new()
+        .name("vbm-netns".into())
+        .spawn(move || {
+            let _entered = runtime.enter();
+            // Nobody waits any more: the result is dropped, as documented.
+            drop(done.send(f()));
+        });
     spawned.map_err(|e| NetError::kernel("starting a thread", e))?;
     result.await.unwrap_or(Err(NetError::Stopped))
 }
@@ -129,17 +133,37 @@ fn bind_new(path: &Path) -> io::Result<()> {
     // A file without a namespace is what a crash between these two lines leaves: it is used again.
     OpenOptions::new().create(true).append(true).open(path)?;
     unshare(CloneFlags::CLONE_NEWNET)?;
-    mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    mount(
+        Some("/proc/thread-self/ns/net"),
+        path,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )?;
     Ok(())
 }
 
 /// As `ip netns add` does: binds must reach the mount namespaces of services too.
 fn share_bind_dir() -> io::Result<()> {
     fs::create_dir_all(BIND_DIR)?;
-    let share = || mount(None::<&str>, BIND_DIR, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    let share = || {
+        mount(
+            None::<&str>,
+            BIND_DIR,
+            None::<&str>,
+            MsFlags::MS_SHARED | MsFlags::MS_REC,
+            None::<&str>,
+        )
+    };
     match share() {
         Err(Errno::EINVAL) => {
-            mount(Some(BIND_DIR), BIND_DIR, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+            mount(
+                Some(BIND_DIR),
+                BIND_DIR,
+                None::<&str>,
+                MsFlags::MS_BIND | MsFlags::MS_REC,
+                None::<&str>,
+            )?;
             share()?;
         }
         other => other?,

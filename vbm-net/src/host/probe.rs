@@ -11,13 +11,18 @@ use std::path::Path;
 /// Checks rights, programs, kernel facilities and the firewall's backend. Changes nothing, but for loading `br_netfilter`.
 pub(crate) async fn probe(host: &NetNs) -> Result<(), NetError> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(NetError::NotRoot { doing: "managing networks".into() });
+        return Err(NetError::NotRoot {
+            doing: "managing networks".into(),
+        });
     }
     for program in Program::NEEDED {
         program.find()?;
     }
     if !Path::new("/dev/net/tun").exists() {
-        return Err(NetError::MissingFacility { facility: "tun (taps)", why: "/dev/net/tun does not exist".into() });
+        return Err(NetError::MissingFacility {
+            facility: "tun (taps)",
+            why: "/dev/net/tun does not exist".into(),
+        });
     }
     backend(host).await?;
     bridge_filter(host).await
@@ -25,34 +30,54 @@ pub(crate) async fn probe(host: &NetNs) -> Result<(), NetError> {
 
 /// One backend, and it is nft: rules in two backends act on the same packets without seeing each other.
 async fn backend(host: &NetNs) -> Result<(), NetError> {
-    let failed = |why: String| NetError::Firewall { why, fix: "try `iptables -S` by hand and follow what it says".into() };
+    let failed = |why: String| NetError::Firewall {
+        why,
+        fix: "try `iptables -S` by hand and follow what it says".into(),
+    };
     let asked = host.run(|| {
         let iptables = iptables::new(false).map_err(|e| e.to_string())?;
-        iptables.get_policy("filter", "FORWARD").map_err(|e| e.to_string())
+        iptables
+            .get_policy("filter", "FORWARD")
+            .map_err(|e| e.to_string())
     });
-    asked.await?.map_err(|why| failed(format!("iptables does not answer: {why}")))?;
-    let version = exec::must(host, Program::Iptables, &["--version"], "", "asking for its version").await?;
+    asked
+        .await?
+        .map_err(|why| failed(format!("iptables does not answer: {why}")))?;
+    let version = exec::must(
+        host,
+        Program::Iptables,
+        &["--version"],
+        "",
+        "asking for its version",
+    )
+    .await?;
     if !version.contains("nf_tables") {
         return Err(NetError::Firewall {
-            why: format!("iptables is '{}', but VBM works with nf_tables and does not mix the two", version.trim()),
+            why: format!(
+                "iptables is '{}', but VBM works with nf_tables and does not mix the two",
+                version.trim()
+            ),
             fix: "update-alternatives --set iptables /usr/sbin/iptables-nft".into(),
         });
     }
     let legacy = host.run(legacy_tables).await?;
-    if legacy && let Ok(said) = exec::run(host, Program::IptablesLegacySave, &[], "").await {
-        if has_rules(&said.out) {
-            return Err(NetError::Firewall {
-                why: "rules stand in iptables-legacy beside iptables-nft, and neither sees the other's".into(),
-                fix: "move them: iptables-legacy-save | iptables-restore, then flush them with iptables-legacy".into(),
-            });
-        }
+    if legacy
+        && let Ok(said) = exec::run(host, Program::IptablesLegacySave, &[], "").await
+        && has_rules(&said.out)
+    {
+        return Err(NetError::Firewall {
+            why: "rules stand in iptables-legacy beside iptables-nft, and neither sees the other's".into(),
+            fix: "move them: iptables-legacy-save | iptables-restore, then flush them with iptables-legacy"
+                .into(),
+        });
     }
     Ok(())
 }
 
 /// Whether any legacy table is registered in the namespace of this thread.
 fn legacy_tables() -> bool {
-    std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").is_ok_and(|names| !names.trim().is_empty())
+    std::fs::read_to_string("/proc/thread-self/net/ip_tables_names")
+        .is_ok_and(|names| !names.trim().is_empty())
 }
 
 /// Whether a save holds anything: a rule, a chain of somebody's, a policy that is not the default.
@@ -69,11 +94,24 @@ async fn bridge_filter(host: &NetNs) -> Result<(), NetError> {
     let there = || Path::new(SETTINGS).exists();
     if !host.run(there).await? {
         // It answers in its own time; whether it helped shows below.
-        let modprobe = tokio::process::Command::new("modprobe").arg("br_netfilter").kill_on_drop(true).output();
+        let modprobe = tokio::process::Command::new("modprobe")
+            .arg("br_netfilter")
+            .kill_on_drop(true)
+            .output();
         drop(tokio::time::timeout(exec::EXEC_MAX, modprobe).await);
     }
-    let needed: Vec<String> = sysctl::groups().into_iter().filter(|s| !s.optional).map(|s| s.path).collect();
-    let missing = host.run(move || needed.into_iter().find(|p| !Path::new("/proc/sys/net").join(p).exists())).await?;
+    let needed: Vec<String> = sysctl::groups()
+        .into_iter()
+        .filter(|s| !s.optional)
+        .map(|s| s.path)
+        .collect();
+    let missing = host
+        .run(move || {
+            needed
+                .into_iter()
+                .find(|p| !Path::new("/proc/sys/net").join(p).exists())
+        })
+        .await?;
     match missing {
         None => Ok(()),
         Some(path) => Err(NetError::MissingFacility {
@@ -90,7 +128,9 @@ mod tests {
     #[test]
     fn an_empty_legacy_table_is_no_mix_but_a_rule_a_chain_or_a_policy_is() {
         assert!(!has_rules("*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n"));
-        assert!(has_rules("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n"));
+        assert!(has_rules(
+            "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n"
+        ));
         assert!(has_rules("*filter\n:INPUT DROP [0:0]\nCOMMIT\n"));
         assert!(has_rules("*filter\n:DOCKER - [0:0]\nCOMMIT\n"));
     }

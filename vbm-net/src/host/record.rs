@@ -99,7 +99,10 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NetError> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|e| NetError::Corrupt { path: path.to_owned(), why: e.to_string() }),
+            .map_err(|e| NetError::Corrupt {
+                path: path.to_owned(),
+                why: e.to_string(),
+            }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(NetError::kernel(format!("reading {}", path.display()), e)),
     }
@@ -164,7 +167,11 @@ impl OwnerLock {
     /// Whether an instance's backend runs now.
     pub(crate) fn is_held(owner: &str) -> bool {
         let path = owner_path(owner);
-        path.exists() && matches!(File::open(&path).map(|f| f.try_lock()), Ok(Err(TryLockError::WouldBlock)))
+        path.exists()
+            && matches!(
+                File::open(&path).map(|f| f.try_lock()),
+                Ok(Err(TryLockError::WouldBlock))
+            )
     }
 }
 
@@ -199,6 +206,9 @@ pub(crate) async fn transit_lock() -> Result<File, NetError> {
             }
         }
     };
-    let timed_out = |_| NetError::TimedOut { doing: "waiting to choose a transit".into(), limit: LOCK_MAX };
+    let timed_out = |_| NetError::TimedOut {
+        doing: "waiting to choose a transit".into(),
+        limit: LOCK_MAX,
+    };
     tokio::time::timeout(LOCK_MAX, wait).await.map_err(timed_out)?
 }

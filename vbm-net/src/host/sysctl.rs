@@ -15,10 +15,18 @@ pub(crate) struct Setting {
 }
 
 fn must(path: impl Into<String>, value: &'static str) -> Setting {
-    Setting { path: path.into(), value, optional: false }
+    Setting {
+        path: path.into(),
+        value,
+        optional: false,
+    }
 }
 fn may(path: impl Into<String>, value: &'static str) -> Setting {
-    Setting { path: path.into(), value, optional: true }
+    Setting {
+        path: path.into(),
+        value,
+        optional: true,
+    }
 }
 
 /// What a network's namespace is set to, before it has a link.
@@ -77,7 +85,10 @@ pub(crate) async fn check(ns: &NetNs, settings: Vec<Setting>) -> Result<Option<S
             Ok(now) => now.trim() == s.value,
             Err(e) => s.optional && e.kind() == io::ErrorKind::NotFound,
         };
-        settings.iter().find(|s| !holds(s)).map(|s| format!("net/{} is not {}", s.path, s.value))
+        settings
+            .iter()
+            .find(|s| !holds(s))
+            .map(|s| format!("net/{} is not {}", s.path, s.value))
     })
     .await
 }
@@ -88,7 +99,10 @@ fn missing(setting: &Setting) -> NetError {
         Some("netfilter") => "nf_conntrack (stateful rules)",
         _ => "IPv4 forwarding",
     };
-    NetError::MissingFacility { facility, why: format!("/proc/sys/net/{} does not exist", setting.path) }
+    NetError::MissingFacility {
+        facility,
+        why: format!("/proc/sys/net/{} does not exist", setting.path),
+    }
 }
 
 fn file(setting: &Setting) -> impl AsRef<Path> + use<> {

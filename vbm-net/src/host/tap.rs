@@ -10,7 +10,6 @@ use std::{
 const DEVICE: &str = "/dev/net/tun";
 
 mod ioctl {
-    #![expect(unsafe_code, reason = "nix's macro makes an unsafe fn around ioctl")]
     // TUNSETIFF (linux/if_tun.h): _IOW('T', 202, int), whose argument is a struct ifreq.
     nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, nix::libc::ifreq);
 }

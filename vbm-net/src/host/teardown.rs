@@ -39,20 +39,26 @@ pub(crate) async fn network(record: &Record) -> Torn {
     if torn.note(ns.delete()) == Some(true) {
         torn.removed.push(format!("namespace {name}"));
     }
-    if torn.errors.is_empty() {
-        torn.note(record.remove());
+    if torn.errors.is_empty() && torn.note(record.remove()).is_some() {
+        torn.removed.push(format!("record {name}"));
     }
     torn
 }
 
 async fn links(ns: &NetNs, outer: &mut Torn) -> Torn {
     let mut torn = Torn::default();
-    let Some(links) = outer.note(Links::open(ns).await) else { return torn };
-    let Some(all) = outer.note(links.list().await) else { return torn };
+    let Some(links) = outer.note(Links::open(ns).await) else {
+        return torn;
+    };
+    let Some(all) = outer.note(links.list().await) else {
+        return torn;
+    };
     for link in all {
-        let ours = link.name.starts_with(names::TAP_PREFIX) || [names::UPLINK, names::BRIDGE].contains(&&*link.name);
+        let ours =
+            link.name.starts_with(names::TAP_PREFIX) || [names::UPLINK, names::BRIDGE].contains(&&*link.name);
         if ours && torn.note(links.delete(&link.name).await) == Some(true) {
-            torn.removed.push(format!("link {} in {}", link.name, ns.path().display()));
+            torn.removed
+                .push(format!("link {} in {}", link.name, ns.path().display()));
         }
     }
     torn
@@ -68,14 +74,26 @@ async fn on_host(record: &Record, host: &NetNs) -> Torn {
     }
     if let Some(observed) = torn.note(exec::iptables_read(host).await) {
         let diff = host_plan::diff(&record.owner, record.network, None, &observed);
-        if !diff.script.is_empty() && torn.note(exec::iptables_write(host, &diff.script).await).is_some() {
+        if !diff.script.is_empty()
+            && torn
+                .note(exec::iptables_write(host, &diff.script).await)
+                .is_some()
+        {
             torn.removed.extend(diff.changes);
         }
     }
     if let Some(transit) = record.transit() {
         let inner = transit.inner().to_string();
         // Answers 1 when there is none, which is fine.
-        torn.note(exec::run(host, exec::Program::Conntrack, &["-D", "-f", "ipv4", "--reply-src", &inner], "").await);
+        torn.note(
+            exec::run(
+                host,
+                exec::Program::Conntrack,
+                &["-D", "-f", "ipv4", "--reply-src", &inner],
+                "",
+            )
+            .await,
+        );
     }
     torn
 }

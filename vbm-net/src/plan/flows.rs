@@ -36,7 +36,9 @@ pub fn parse(text: &str) -> Vec<Flow> {
 fn parse_line(line: &str) -> Option<Flow> {
     let protocol = line.split_whitespace().next()?.to_owned();
     let field = |key: &str, nth: usize| {
-        line.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('=')).nth(nth)
+        line.split_whitespace()
+            .filter_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+            .nth(nth)
     };
     let address = |key, nth| field(key, nth).and_then(|v| v.parse().ok());
     let port = |key, nth| field(key, nth).and_then(|v| v.parse().ok());
@@ -53,17 +55,26 @@ fn parse_line(line: &str) -> Option<Flow> {
 
 /// The flows that may not go on.
 pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: &[Flow]) -> Vec<Flow> {
-    flows.iter().filter(|flow| !may_go_on(net, transit, flow)).cloned().collect()
+    flows
+        .iter()
+        .filter(|flow| !may_go_on(net, transit, flow))
+        .cloned()
+        .collect()
 }
 
 fn may_go_on(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flow: &Flow) -> bool {
     let inside = |a: Ipv4Addr| net.spec.cidr.contains(&a);
     // Out of the network, or begun by what is no VM's address: groups do not speak of it.
     if !inside(flow.answerer) || flow.answerer == net.spec.gateway {
-        return !inside(flow.from) || flow.from == net.spec.gateway || net.ports.iter().any(|p| p.address == flow.from);
+        return !inside(flow.from)
+            || flow.from == net.spec.gateway
+            || net.ports.iter().any(|p| p.address == flow.from);
     }
-    let Some(port) = net.ports.iter().find(|p| p.address == flow.answerer) else { return false };
-    if inside(flow.from) && flow.from != net.spec.gateway && !net.ports.iter().any(|p| p.address == flow.from) {
+    let Some(port) = net.ports.iter().find(|p| p.address == flow.answerer) else {
+        return false;
+    };
+    if inside(flow.from) && flow.from != net.spec.gateway && !net.ports.iter().any(|p| p.address == flow.from)
+    {
         return false;
     }
     let protocol = match flow.protocol.as_str() {
@@ -100,7 +111,12 @@ pub fn stale_at_host(net: &Validated<DesiredNetwork>, transit: Transit, flows: &
         })
     };
     let forwarded = |flow: &&Flow| flow.answerer == transit.inner() && flow.to != transit.inner();
-    flows.iter().filter(forwarded).filter(|flow| !stands(flow)).cloned().collect()
+    flows
+        .iter()
+        .filter(forwarded)
+        .filter(|flow| !stands(flow))
+        .cloned()
+        .collect()
 }
 
 #[cfg(test)]
@@ -119,9 +135,15 @@ mod tests {
     #[test]
     fn a_flow_is_read_as_conntrack_prints_it() {
         let flow = &parse(TCP)[0];
-        assert_eq!((flow.protocol.as_str(), flow.to_port, flow.answerer_port), ("tcp", Some(8080), Some(80)));
+        assert_eq!(
+            (flow.protocol.as_str(), flow.to_port, flow.answerer_port),
+            ("tcp", Some(8080), Some(80))
+        );
         assert_eq!(flow.answerer, Ipv4Addr::new(10, 77, 0, 10));
-        assert_eq!(parse("conntrack v1.4.7 (conntrack-tools): 0 flow entries have been shown."), []);
+        assert_eq!(
+            parse("conntrack v1.4.7 (conntrack-tools): 0 flow entries have been shown."),
+            []
+        );
     }
 
     #[test]
@@ -143,11 +165,16 @@ mod tests {
     fn what_a_vm_began_goes_on_unless_the_vm_is_gone() {
         let net = lab(NetworkMode::Nat);
         let flow = |from: &str, answerer: &str| {
-            parse(&format!("udp 17 29 src={from} dst={answerer} sport=1 dport=53 src={answerer} dst={from} sport=53 dport=1"))
+            parse(&format!(
+                "udp 17 29 src={from} dst={answerer} sport=1 dport=53 src={answerer} dst={from} sport=53 dport=1"
+            ))
         };
         assert_eq!(to_cut(&net, transit(), &flow("10.77.0.10", "192.0.2.9")), []);
         assert_eq!(to_cut(&net, transit(), &flow("10.77.0.99", "192.0.2.9")).len(), 1);
-        assert_eq!(to_cut(&net, transit(), &flow("10.77.0.10", "10.77.0.11")).len(), 1);
+        assert_eq!(
+            to_cut(&net, transit(), &flow("10.77.0.10", "10.77.0.11")).len(),
+            1
+        );
         assert_eq!(to_cut(&net, transit(), &flow("192.0.2.9", "10.77.0.99")).len(), 1);
     }
 

@@ -36,7 +36,10 @@ pub struct Guard {
 /// The guard that is wanted.
 pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
     let mut guard = Guard::default();
-    for (hook, key, map) in [("prerouting", "iifname", IN_MAP), ("postrouting", "oifname", TO_MAP)] {
+    for (hook, key, map) in [
+        ("prerouting", "iifname", IN_MAP),
+        ("postrouting", "oifname", TO_MAP),
+    ] {
         let lines = vec![
             format!("type filter hook {hook} priority {PRIORITY}; policy drop;"),
             format!("{key} vmap @{map}"),
@@ -50,7 +53,11 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
             (IN_MAP, names::guard_in(port.id), from_port(port)),
             (TO_MAP, names::guard_to(port.id), to_port(port)),
         ] {
-            guard.maps.entry(map.into()).or_default().insert(format!("\"{tap}\" : jump {chain}"));
+            guard
+                .maps
+                .entry(map.into())
+                .or_default()
+                .insert(format!("\"{tap}\" : jump {chain}"));
             guard.chains.insert(chain, lines);
         }
     }
@@ -87,7 +94,11 @@ fn to_port(port: &DesiredPort) -> Vec<String> {
 
 /// Reads `nft -s -nn list table bridge vbm`.
 pub fn parse(text: &str) -> Guard {
-    enum In { Nothing, Chain(String), Map(String) }
+    enum In {
+        Nothing,
+        Chain(String),
+        Map(String),
+    }
     let mut guard = Guard::default();
     let mut inside = In::Nothing;
     let mut elements = false;
@@ -103,7 +114,11 @@ pub fn parse(text: &str) -> Guard {
         } else {
             match &inside {
                 In::Chain(name) if !line.is_empty() => {
-                    guard.chains.entry(name.clone()).or_default().push(line.to_owned());
+                    guard
+                        .chains
+                        .entry(name.clone())
+                        .or_default()
+                        .push(line.to_owned());
                 }
                 In::Map(name) => {
                     let rest = line.strip_prefix("elements = {");
@@ -111,8 +126,16 @@ pub fn parse(text: &str) -> Guard {
                     if elements {
                         let rest = rest.unwrap_or(line);
                         elements = !rest.contains('}');
-                        let found = rest.trim_end_matches('}').split(',').map(str::trim).filter(|e| !e.is_empty());
-                        guard.maps.entry(name.clone()).or_default().extend(found.map(str::to_owned));
+                        let found = rest
+                            .trim_end_matches('}')
+                            .split(',')
+                            .map(str::trim)
+                            .filter(|e| !e.is_empty());
+                        guard
+                            .maps
+                            .entry(name.clone())
+                            .or_default()
+                            .extend(found.map(str::to_owned));
                     }
                 }
                 _ => {}
@@ -134,7 +157,10 @@ pub fn diff(want: &Guard, have: &Guard) -> (String, Vec<String>) {
         return (String::new(), Vec::new());
     }
     let skeleton = |g: &Guard| -> Option<Vec<Vec<String>>> {
-        let chains = ["prerouting", "postrouting"].iter().map(|c| g.chains.get(*c).cloned()).collect::<Option<_>>()?;
+        let chains = ["prerouting", "postrouting"]
+            .iter()
+            .map(|c| g.chains.get(*c).cloned())
+            .collect::<Option<_>>()?;
         MAPS.iter().all(|m| g.maps.contains_key(*m)).then_some(chains)
     };
     if skeleton(want) != skeleton(have) {
@@ -172,15 +198,24 @@ fn changes(want: &Guard, have: &Guard) -> (String, Vec<String>) {
     let mut told = Vec::new();
     let element = |out: &mut String, verb: &str, map: &str, e: &str| {
         // Deleting takes the key alone.
-        let e = if verb == "delete" { e.split(" : ").next().unwrap_or(e) } else { e };
+        let e = if verb == "delete" {
+            e.split(" : ").next().unwrap_or(e)
+        } else {
+            e
+        };
         *out += &format!("{verb} element bridge {t} {map} {{ {e} }}\n");
     };
     for map in MAPS {
         let (w, h) = (&want.maps[map], &have.maps[map]);
-        h.difference(w).for_each(|e| element(&mut first, "delete", map, e));
+        h.difference(w)
+            .for_each(|e| element(&mut first, "delete", map, e));
         w.difference(h).for_each(|e| element(&mut last, "add", map, e));
     }
-    for (name, lines) in want.chains.iter().filter(|(n, lines)| have.chains.get(*n) != Some(lines)) {
+    for (name, lines) in want
+        .chains
+        .iter()
+        .filter(|(n, lines)| have.chains.get(*n) != Some(lines))
+    {
         told.push(format!("guard {name}"));
         chains += &format!("add chain bridge {t} {name}\nflush chain bridge {t} {name}\n");
         for line in lines {
@@ -251,7 +286,10 @@ mod tests {
         one.forwards.clear();
         let one = render(&Validated::<DesiredNetwork>::new(one).unwrap());
         let (script, _) = diff(&both, &one);
-        assert!(script.contains("add chain bridge vbm in-0000000b") && !script.contains("0000000a"), "{script}");
+        assert!(
+            script.contains("add chain bridge vbm in-0000000b") && !script.contains("0000000a"),
+            "{script}"
+        );
         let (script, _) = diff(&one, &both);
         assert_eq!(
             script,

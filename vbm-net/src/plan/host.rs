@@ -71,7 +71,10 @@ fn dnat_rules(net: &Validated<DesiredNetwork>, tag: &str, transit: Transit) -> V
         .into_iter()
         .map(|(forward, _)| {
             let p = forward.protocol;
-            let to = forward.listen_address.map(|a| format!("-d {a}/32 ")).unwrap_or_default();
+            let to = forward
+                .listen_address
+                .map(|a| format!("-d {a}/32 "))
+                .unwrap_or_default();
             format!(
                 "{to}-p {p} {tag} -m {p} --dport {} -j DNAT --to-destination {}:{}",
                 forward.listen_port,
@@ -89,28 +92,52 @@ pub fn hook_rule(owner: &str, chain: HostChain) -> String {
         HostChain::Prerouting | HostChain::Output => "-m addrtype --dst-type LOCAL ".to_owned(),
         HostChain::Forward | HostChain::Postrouting => String::new(),
     };
-    format!("{condition}-m comment --comment {} -j {}", names::hook_comment(owner), chain.name(owner))
+    format!(
+        "{condition}-m comment --comment {} -j {}",
+        names::hook_comment(owner),
+        chain.name(owner)
+    )
 }
 
 /// The hooks that are missing, or stand more than once or in another form.
 pub fn missing_hooks(owner: &str, observed: &Tables) -> Vec<HostChain> {
-    let count = |chain: &HostChain| rules(observed, *chain, chain.hook()).filter(|r| **r == hook_rule(owner, *chain)).count();
-    HostChain::ALL.into_iter().filter(|chain| count(chain) != 1).collect()
+    let count = |chain: &HostChain| {
+        rules(observed, *chain, chain.hook())
+            .filter(|r| **r == hook_rule(owner, *chain))
+            .count()
+    };
+    HostChain::ALL
+        .into_iter()
+        .filter(|chain| count(chain) != 1)
+        .collect()
 }
 
 fn rules<'a>(tables: &'a Tables, chain: HostChain, name: &str) -> impl Iterator<Item = &'a String> {
-    tables.get(chain.table()).and_then(|t| t.get(name)).into_iter().flat_map(|c| &c.rules)
+    tables
+        .get(chain.table())
+        .and_then(|t| t.get(name))
+        .into_iter()
+        .flat_map(|c| &c.rules)
 }
 
 /// What to do on the host so that this network's rules are those wanted (none: `None`). Makes our chains where they are
 /// missing, and removes them with their hooks when the last network leaves.
 pub fn diff(owner: &str, network: NetworkId, want: Option<&HostRules>, observed: &Tables) -> Diff {
     let comment = names::rule_comment(owner, network);
+    let others = HostChain::ALL
+        .into_iter()
+        .flat_map(|c| rules(observed, c, &c.name(owner)).collect::<Vec<_>>())
+        .any(|rule| !bears(rule, &comment));
+    let leaving = Leaving {
+        owner,
+        comment: &comment,
+        last: want.is_none() && !others,
+    };
     let mut out = Diff::default();
     for table in ["filter", "nat"] {
         let mut body = (String::new(), String::new());
         for chain in HostChain::ALL.into_iter().filter(|c| c.table() == table) {
-            diff_chain(owner, &comment, chain, want, observed, &mut body, &mut out.changes);
+            diff_chain(&leaving, chain, want, observed, &mut body, &mut out.changes);
         }
         if !(body.0.is_empty() && body.1.is_empty()) {
             out.script += &format!("*{table}\n{}{}COMMIT\n", body.0, body.1);
@@ -119,19 +146,30 @@ pub fn diff(owner: &str, network: NetworkId, want: Option<&HostRules>, observed:
     out
 }
 
+/// Whose rules are compared, and whether chains and hooks go with them.
+struct Leaving<'a> {
+    owner: &'a str,
+    comment: &'a str,
+    last: bool,
+}
+
+fn bears(rule: &str, comment: &str) -> bool {
+    rule.split_whitespace().any(|word| word == comment)
+}
+
 fn diff_chain(
-    owner: &str,
-    comment: &str,
+    leaving: &Leaving<'_>,
     chain: HostChain,
     want: Option<&HostRules>,
     observed: &Tables,
     (headers, body): &mut (String, String),
     changes: &mut Vec<String>,
 ) {
-    let name = chain.name(owner);
+    let name = chain.name(leaving.owner);
     let exists = observed.get(chain.table()).is_some_and(|t| t.contains_key(&name));
-    let is_ours = |r: &&String| r.split_whitespace().any(|word| word == comment);
-    let have: Vec<&String> = rules(observed, chain, &name).filter(is_ours).collect();
+    let have: Vec<&String> = rules(observed, chain, &name)
+        .filter(|rule| bears(rule, leaving.comment))
+        .collect();
     let none = Vec::new();
     let wanted = want.and_then(|w| w.get(&chain)).unwrap_or(&none);
     if want.is_some() && !exists {
@@ -140,10 +178,13 @@ fn diff_chain(
     }
     if !have.iter().copied().eq(wanted) {
         changes.push(format!("host rules in {name}"));
-        have.iter().for_each(|rule| *body += &format!("-D {name} {rule}\n"));
-        wanted.iter().for_each(|rule| *body += &format!("-A {name} {rule}\n"));
+        have.iter()
+            .for_each(|rule| *body += &format!("-D {name} {rule}\n"));
+        wanted
+            .iter()
+            .for_each(|rule| *body += &format!("-A {name} {rule}\n"));
     }
-    if want.is_none() && exists && rules(observed, chain, &name).count() == have.len() {
+    if leaving.last && exists {
         changes.push(format!("no more host chain {name}"));
         for hook in rules(observed, chain, chain.hook()).filter(|r| jumps_to(r, &name)) {
             *body += &format!("-D {} {hook}\n", chain.hook());
@@ -183,7 +224,9 @@ pub fn tagged(observed: &Tables) -> Vec<(String, Option<String>)> {
     let mut found = Vec::new();
     for rule in observed.values().flat_map(|t| t.values()).flat_map(|c| &c.rules) {
         let mut words = rule.split_whitespace().skip_while(|w| *w != "--comment").skip(1);
-        let Some(tag) = words.next().and_then(|w| w.strip_prefix("vbm:")) else { continue };
+        let Some(tag) = words.next().and_then(|w| w.strip_prefix("vbm:")) else {
+            continue;
+        };
         let (owner, network) = match tag.split_once(':') {
             Some((owner, network)) => (owner, Some(network.to_owned())),
             None => (tag, None),
@@ -206,7 +249,11 @@ mod tests {
 
     fn rules_of_lab() -> (Validated<DesiredNetwork>, HostRules) {
         let net = lab(NetworkMode::Nat);
-        let rules = render(OWNER, &net, Transit::new("169.254.64.2/31".parse().unwrap()).unwrap());
+        let rules = render(
+            OWNER,
+            &net,
+            Transit::new("169.254.64.2/31".parse().unwrap()).unwrap(),
+        );
         (net, rules)
     }
 
@@ -256,16 +303,22 @@ mod tests {
         let (net, rules) = rules_of_lab();
         let mut observed = standing(&rules);
         let script = diff(OWNER, net.id, None, &observed).script;
-        assert!(script.contains("-D FORWARD -m comment") && script.contains("-X VBM-"), "{script}");
+        assert!(
+            script.contains("-D FORWARD -m comment") && script.contains("-X VBM-"),
+            "{script}"
+        );
         let other = "-i vbu12345678 -m comment --comment vbm:lab-1:12345678 -j DROP".to_owned();
         for chain in HostChain::ALL {
             let table = observed.get_mut(chain.table()).unwrap();
-            table.get_mut(&chain.name(OWNER)).unwrap().rules.push(other.clone());
+            let rules = &mut table.get_mut(&chain.name(OWNER)).unwrap().rules;
+            if chain == HostChain::Input {
+                rules.push(other.clone());
+            }
         }
         let script = diff(OWNER, net.id, None, &observed).script;
         assert!(!script.contains("12345678") && !script.contains("-X"), "{script}");
         assert!(script.contains("-D VBM-"));
-        assert_eq!(tagged(&observed).len(), 3);
+        assert_eq!(tagged(&observed).len(), 3, "the owner and two networks");
     }
 
     #[test]

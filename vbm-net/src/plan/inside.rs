@@ -30,8 +30,10 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     let (br, up) = (names::BRIDGE, names::UPLINK);
     let mut filter = BTreeMap::new();
     let to = names::DISPATCH_CHAIN;
-    let ping =
-        format!("-d {}/32 -i {br} -p icmp -m icmp --icmp-type {ICMP_ECHO_REQUEST} -j ACCEPT", net.spec.gateway);
+    let ping = format!(
+        "-d {}/32 -i {br} -p icmp -m icmp --icmp-type {ICMP_ECHO_REQUEST} -j ACCEPT",
+        net.spec.gateway
+    );
     chain(&mut filter, "INPUT", Some("DROP"), vec![ANSWERS.into(), ping]);
     let mut forward = vec!["-m conntrack --ctstate INVALID -j DROP".into(), ANSWERS.into()];
     if transit.is_some() {
@@ -39,11 +41,18 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     }
     forward.push(format!("-o {br} -j {to}"));
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
-    chain(&mut filter, "OUTPUT", Some("ACCEPT"), vec![format!("-o {br} {ANSWERS}"), format!("-o {br} -j {to}")]);
+    chain(
+        &mut filter,
+        "OUTPUT",
+        Some("ACCEPT"),
+        vec![format!("-o {br} {ANSWERS}"), format!("-o {br} -j {to}")],
+    );
     let mut ports: Vec<&DesiredPort> = net.ports.iter().collect();
     ports.sort_by_key(|p| p.address);
-    let mut dispatch: Vec<String> =
-        ports.iter().map(|p| format!("-d {}/32 -j {}", p.address, names::port_chain(p.id))).collect();
+    let mut dispatch: Vec<String> = ports
+        .iter()
+        .map(|p| format!("-d {}/32 -j {}", p.address, names::port_chain(p.id)))
+        .collect();
     dispatch.push("-j DROP".into());
     chain(&mut filter, to, None, dispatch);
     for port in ports {
@@ -67,7 +76,12 @@ fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tabl
                 p = forward.protocol,
             ));
         }
-        post.push(format!("-s {} -o {} -j SNAT --to-source {}", net.spec.cidr, names::UPLINK, transit.inner()));
+        post.push(format!(
+            "-s {} -o {} -j SNAT --to-source {}",
+            net.spec.cidr,
+            names::UPLINK,
+            transit.inner()
+        ));
     }
     let mut nat = BTreeMap::new();
     chain(&mut nat, "PREROUTING", Some("ACCEPT"), pre);
@@ -130,7 +144,9 @@ pub fn doors(net: &Validated<DesiredNetwork>) -> BTreeMap<ForwardId, u16> {
     let mut doors = BTreeMap::new();
     for (forward, _) in forwards(net) {
         let wish = forward.listen_port;
-        let free = (wish..=u16::MAX).chain(1..wish).find(|p| taken.insert((forward.protocol, *p)));
+        let free = (wish..=u16::MAX)
+            .chain(1..wish)
+            .find(|p| taken.insert((forward.protocol, *p)));
         // 65535 doors and at most 1024 forwards: there is always one.
         doors.insert(forward.id, free.unwrap_or(wish));
     }
@@ -201,7 +217,9 @@ mod tests {
         );
         let pre = lines(&tables, "nat", "PREROUTING");
         assert!(
-            pre.contains("-d 169.254.64.3/32 -i up0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.77.0.10:80"),
+            pre.contains(
+                "-d 169.254.64.3/32 -i up0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.77.0.10:80"
+            ),
             "{pre}"
         );
     }
@@ -226,7 +244,13 @@ mod tests {
 
     #[test]
     fn a_source_of_zero_bits_is_anywhere_and_host_bits_are_cut() {
-        assert_eq!(rule(&"tcp/1@0.0.0.0/0".parse().unwrap()), "-p tcp -m tcp --dport 1 -j ACCEPT");
-        assert_eq!(rule(&"any@10.1.2.3/8".parse().unwrap()), "-s 10.0.0.0/8 -j ACCEPT");
+        assert_eq!(
+            rule(&"tcp/1@0.0.0.0/0".parse().unwrap()),
+            "-p tcp -m tcp --dport 1 -j ACCEPT"
+        );
+        assert_eq!(
+            rule(&"any@10.1.2.3/8".parse().unwrap()),
+            "-s 10.0.0.0/8 -j ACCEPT"
+        );
     }
 }

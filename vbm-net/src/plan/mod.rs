@@ -49,7 +49,9 @@ impl Transit {
 pub fn allows(rules: &[Rule], protocol: Protocol, from: Ipv4Addr, to_port: Option<u16>) -> bool {
     rules.iter().any(|rule| {
         (rule.protocol == Protocol::Any || rule.protocol == protocol)
-            && rule.ports.is_none_or(|ports| to_port.is_some_and(|port| ports.contains(port)))
+            && rule
+                .ports
+                .is_none_or(|ports| to_port.is_some_and(|port| ports.contains(port)))
             && rule.from.is_none_or(|net| net.contains(&from))
     })
 }
@@ -67,8 +69,9 @@ pub(crate) mod fixture {
         net.id = "0190b6f2-4c1e-7cc3-a7a4-0d1f0000beef".parse().unwrap();
         net.ports[0].id = "0190b6f2-4c1e-7cc3-a7a4-0d1f0000000a".parse().unwrap();
         net.ports[1].id = "0190b6f2-4c1e-7cc3-a7a4-0d1f0000000b".parse().unwrap();
-        net.ports[0].rules =
-            ["tcp/80", "udp/5000-5010@10.0.0.0/8", "icmp", "any@192.168.0.0/16"].map(|r| r.parse().unwrap()).into();
+        net.ports[0].rules = ["tcp/80", "udp/5000-5010@10.0.0.0/8", "icmp", "any@192.168.0.0/16"]
+            .map(|r| r.parse().unwrap())
+            .into();
         if mode == NetworkMode::Nat {
             net.forwards.push(fixture.forward(8080, net.ports[0].id, 80));
             let mut second = fixture.forward(8080, net.ports[1].id, 81);

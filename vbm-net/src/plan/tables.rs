@@ -18,7 +18,13 @@ pub type Tables = BTreeMap<String, Table>;
 
 /// Adds a chain with its rules.
 pub(crate) fn chain(table: &mut Table, name: impl Into<String>, policy: Option<&str>, rules: Vec<String>) {
-    table.insert(name.into(), Chain { policy: policy.map(str::to_owned), rules });
+    table.insert(
+        name.into(),
+        Chain {
+            policy: policy.map(str::to_owned),
+            rules,
+        },
+    );
 }
 
 /// Reads `iptables-save`. Quotes are dropped: none of our values holds one, and versions differ in when they print them.
@@ -37,7 +43,11 @@ pub fn parse(text: &str) -> Tables {
                 let policy = words.next().filter(|p| *p != "-").map(str::to_owned);
                 current.entry(name).or_default().policy = policy;
             } else if let Some((name, rule)) = line.strip_prefix("-A ").and_then(|r| r.split_once(' ')) {
-                current.entry(name.to_owned()).or_default().rules.push(rule.replace('"', ""));
+                current
+                    .entry(name.to_owned())
+                    .or_default()
+                    .rules
+                    .push(rule.replace('"', ""));
             }
         }
     }
@@ -105,9 +115,17 @@ mod tests {
 
     #[test]
     fn what_was_saved_is_read() {
-        let t = tables("# x\n*filter\n:INPUT DROP [1:2]\n:A - [0:0]\n-A INPUT -j A\n-A A -m comment --comment \"vbm:x\" -j DROP\nCOMMIT\n");
+        let t = tables(
+            "# x\n*filter\n:INPUT DROP [1:2]\n:A - [0:0]\n-A INPUT -j A\n-A A -m comment --comment \"vbm:x\" -j DROP\nCOMMIT\n",
+        );
         assert_eq!(t["filter"]["INPUT"].policy.as_deref(), Some("DROP"));
-        assert_eq!(t["filter"]["A"], Chain { policy: None, rules: vec!["-m comment --comment vbm:x -j DROP".into()] });
+        assert_eq!(
+            t["filter"]["A"],
+            Chain {
+                policy: None,
+                rules: vec!["-m comment --comment vbm:x -j DROP".into()]
+            }
+        );
     }
 
     #[test]
@@ -118,7 +136,9 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_written_and_what_nobody_wants_goes() {
-        let have = tables("*filter\n:INPUT ACCEPT [0:0]\n:A - [0:0]\n:B - [0:0]\n-A A -j DROP\n-A INPUT -j B\nCOMMIT\n");
+        let have = tables(
+            "*filter\n:INPUT ACCEPT [0:0]\n:A - [0:0]\n:B - [0:0]\n-A A -j DROP\n-A INPUT -j B\nCOMMIT\n",
+        );
         let want = tables("*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A A -j DROP\n-A INPUT -j A\nCOMMIT\n");
         assert_eq!(
             diff(&want, &have).script,

@@ -7,6 +7,12 @@
 //! All of it bears names of this process only and goes when the lab is dropped, also on a panic.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::cast_possible_truncation, reason = "test values are small")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on panics, and says what it leaves out"
+)]
 
 use std::{
     collections::BTreeSet,
@@ -23,39 +29,52 @@ use std::{
 };
 use uuid::Uuid;
 use vbm_core::{
-    Clock, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Timestamp, network::parse_cidr,
+    Clock, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Timestamp,
+    network::parse_cidr,
 };
 use vbm_net::{
     DesiredForward, DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, Nic, doctor,
 };
 
-pub mod packet;
+pub(crate) mod packet;
 
 /// How long anything in these tests may take before it counts as never.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(20);
-pub const HOST_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(crate) const HOST_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
 /// Panics with what is missing, unless the caller left it out by name; then says so and answers false.
-pub fn can_run() -> bool {
+pub(crate) fn can_run() -> bool {
     let left_out = std::env::var("VBM_LEAVE_OUT").unwrap_or_default();
     let left_out: BTreeSet<&str> = left_out.split(',').map(str::trim).collect();
-    for (name, there) in [("root", nix::unistd::geteuid().is_root()), ("namespaces", Path::new("/proc/self/ns/net").exists())] {
+    for (name, there) in [
+        ("root", nix::unistd::geteuid().is_root()),
+        ("namespaces", Path::new("/proc/self/ns/net").exists()),
+    ] {
         if left_out.contains(name) {
             println!("LEFT OUT: this test needs {name}, and VBM_LEAVE_OUT names it");
             return false;
         }
-        assert!(there, "this test needs {name}; run it as root, or set VBM_LEAVE_OUT={name}");
+        assert!(
+            there,
+            "this test needs {name}; run it as root, or set VBM_LEAVE_OUT={name}"
+        );
     }
     for program in ["ip", "busybox", "iptables-save", "nft", "conntrack", "udhcpc"] {
-        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(program).exists());
-        assert!(found, "this test needs the program {program} (Debian: iproute2 busybox iptables nftables conntrack udhcpc), or VBM_LEAVE_OUT=namespaces");
+        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+            .iter()
+            .any(|d| Path::new(d).join(program).exists());
+        assert!(
+            found,
+            "this test needs the program {program} (Debian: iproute2 busybox iptables nftables conntrack udhcpc), or VBM_LEAVE_OUT=namespaces"
+        );
     }
     true
 }
 
+/// Returns from a test that was left out by name.
 #[macro_export]
 macro_rules! needs_namespaces {
     () => {
@@ -66,20 +85,25 @@ macro_rules! needs_namespaces {
 }
 
 /// The system's clock.
-pub struct SystemClock;
+pub(crate) struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         Timestamp::from_micros(since.as_micros() as i64)
     }
 }
 
 /// Ids that no other test on this machine has: process, time, count.
-pub struct FreshIds;
+pub(crate) struct FreshIds;
 static COUNT: AtomicU64 = AtomicU64::new(1);
 impl IdSource for FreshIds {
     fn next(&self) -> Uuid {
-        let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let nanos = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_nanos() as u64;
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mut x = nanos ^ (u64::from(std::process::id()) << 40) ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -88,69 +112,82 @@ impl IdSource for FreshIds {
     }
 }
 
-pub fn fresh(prefix: &str) -> String {
+pub(crate) fn fresh(prefix: &str) -> String {
     let id = FreshIds.next().simple().to_string();
     format!("{prefix}{}", &id[24..])
 }
 
 /// Runs a program; panics unless it succeeds.
-pub fn sh(program: &str, args: &[&str]) -> String {
+pub(crate) fn sh(program: &str, args: &[&str]) -> String {
     let out = try_sh(program, args);
-    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
-pub fn try_sh(program: &str, args: &[&str]) -> Output {
-    Command::new(program).args(args).stdin(Stdio::null()).output().unwrap()
+pub(crate) fn try_sh(program: &str, args: &[&str]) -> Output {
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
-pub fn ip(args: &str) -> String {
+pub(crate) fn ip(args: &str) -> String {
     sh("ip", &args.split_whitespace().collect::<Vec<_>>())
 }
 
 /// A namespace that is deleted when dropped.
-pub struct Ns(pub String);
+pub(crate) struct Ns(pub(crate) String);
 impl Ns {
-    pub fn new(prefix: &str) -> Self {
+    pub(crate) fn new(prefix: &str) -> Self {
         let ns = Self(fresh(prefix));
         ip(&format!("netns add {}", ns.0));
         ns.ip("link set lo up");
         ns
     }
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.0)
     }
-    pub fn ip(&self, args: &str) -> String {
+    pub(crate) fn ip(&self, args: &str) -> String {
         ip(&format!("-n {} {args}", self.0))
     }
-    pub fn sh(&self, command: &str) -> String {
+    pub(crate) fn sh(&self, command: &str) -> String {
         let out = self.try_sh(command);
-        assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{command}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
-    pub fn try_sh(&self, command: &str) -> Output {
+    pub(crate) fn try_sh(&self, command: &str) -> Output {
         in_netns(&self.0, command)
     }
-    pub fn spawn(&self, command: &str) -> Kid {
+    pub(crate) fn spawn(&self, command: &str) -> Kid {
         let mut all = vec!["netns", "exec", &self.0];
         all.extend(command.split_whitespace());
-        Kid(Command::new("ip").args(all).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Kid(Command::new("ip")
+            .args(all)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap())
     }
     /// Runs a closure on a thread inside: its sockets are of this namespace.
-    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
-        let path = self.path();
-        std::thread::spawn(move || {
-            let file = std::fs::File::open(path).unwrap();
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            f()
-        })
-        .join()
-        .unwrap()
+    pub(crate) fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        run_in(&self.0, f)
     }
-    pub fn pings(&self, to: Ipv4Addr) -> bool {
-        self.try_sh(&format!("busybox ping -c 1 -W 1 {to}")).status.success()
+    pub(crate) fn pings(&self, to: Ipv4Addr) -> bool {
+        self.try_sh(&format!("busybox ping -c 1 -W 1 {to}"))
+            .status
+            .success()
     }
-    pub fn wget(&self, url: &str) -> Option<String> {
-        let out = self.try_sh(&format!("busybox wget -T 2 -q -O - {url}"));
-        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    /// What a web server answers to `GET /`, if it answers.
+    pub(crate) fn get(&self, server: (Ipv4Addr, u16)) -> Option<String> {
+        self.run(move || get(server))
     }
 }
 impl Drop for Ns {
@@ -159,16 +196,38 @@ impl Drop for Ns {
     }
 }
 
-pub fn in_netns(ns: &str, command: &str) -> Output {
+/// The body of a page. (busybox's wget crashes on Debian 12.)
+pub(crate) fn get(server: (Ipv4Addr, u16)) -> Option<String> {
+    use std::io::{Read, Write};
+    const WAIT: Duration = Duration::from_secs(2);
+    let mut stream = std::net::TcpStream::connect_timeout(&server.into(), WAIT).ok()?;
+    stream.set_read_timeout(Some(WAIT)).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text.split_once("\r\n\r\n")?.1.to_owned())
+}
+
+pub(crate) fn run_in<T: Send + 'static>(ns: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
+    let path = Path::new("/run/netns").join(ns);
+    let inside = std::thread::spawn(move || {
+        let file = std::fs::File::open(path).unwrap();
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        f()
+    });
+    inside.join().unwrap()
+}
+
+pub(crate) fn in_netns(ns: &str, command: &str) -> Output {
     let mut all = vec!["netns", "exec", ns];
     all.extend(command.split_whitespace());
     try_sh("ip", &all)
 }
 
 /// A child that is killed when dropped.
-pub struct Kid(pub Child);
+pub(crate) struct Kid(pub(crate) Child);
 impl Kid {
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), signal).unwrap();
     }
 }
@@ -180,59 +239,76 @@ impl Drop for Kid {
 }
 
 /// Waits until it is so; panics at the deadline.
-pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = tokio::time::Instant::now() + DEADLINE;
     while !is_so() {
-        assert!(tokio::time::Instant::now() < until, "not within {} s: {what}", DEADLINE.as_secs());
+        assert!(
+            tokio::time::Instant::now() < until,
+            "not within {} s: {what}",
+            DEADLINE.as_secs()
+        );
         tokio::time::sleep(POLL).await;
     }
 }
 
 /// A host in a namespace of its own, with a world outside, and a backend on it.
-pub struct Lab {
-    pub owner: String,
-    pub host: Ns,
-    pub outside: Ns,
-    pub dir: tempfile::TempDir,
-    pub net: HostNetwork,
+pub(crate) struct Lab {
+    pub(crate) owner: String,
+    pub(crate) host: Ns,
+    pub(crate) outside: Ns,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) net: HostNetwork,
 }
 
 impl Lab {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let (host, outside) = (Ns::new("vbmt-h-"), Ns::new("vbmt-o-"));
-        ip(&format!("-n {} link add eth0 type veth peer name eth0 netns {}", host.0, outside.0));
+        ip(&format!(
+            "-n {} link add eth0 type veth peer name eth0 netns {}",
+            host.0, outside.0
+        ));
         for (ns, address) in [(&host, HOST_OUTSIDE), (&outside, OUTSIDE)] {
             ns.ip(&format!("addr add {address}/24 dev eth0"));
             ns.ip("link set eth0 up");
         }
         let dir = tempfile::tempdir().unwrap();
         let owner = fresh("test-");
-        let net = HostNetwork::open(config(&owner, &host, dir.path())).await.unwrap();
-        Self { owner, host, outside, dir, net }
+        let net = HostNetwork::open(config(&owner, &host, dir.path()))
+            .await
+            .unwrap();
+        Self {
+            owner,
+            host,
+            outside,
+            dir,
+            net,
+        }
     }
 
-    pub fn config(&self) -> HostConfig {
+    pub(crate) fn config(&self) -> HostConfig {
         config(&self.owner, &self.host, self.dir.path())
     }
 
     /// As if the daemon was started again.
-    pub async fn reopen(&mut self) {
+    pub(crate) async fn reopen(&mut self) {
         self.net.shutdown().await;
         self.net = HostNetwork::open(self.config()).await.unwrap();
     }
 
-    pub async fn ensure(&self, wanted: &DesiredNetwork) -> vbm_net::NetworkSeen {
+    pub(crate) async fn ensure(&self, wanted: &DesiredNetwork) -> vbm_net::NetworkSeen {
         self.net.ensure(wanted.clone()).await.unwrap()
     }
 
-    pub async fn guest(&self, wanted: &DesiredNetwork, port: usize) -> Guest {
+    pub(crate) async fn guest(&self, wanted: &DesiredNetwork, port: usize) -> Guest {
         let port = &wanted.ports[port];
         let nic = self.net.open_nic(wanted.id, port.id).await.unwrap();
         Guest::new(nic, port.mac)
     }
 
-    pub async fn raw(&self, wanted: &DesiredNetwork, port: usize) -> packet::Wire {
-        let Nic::Tap { fd, vnet_hdr, .. } = self.net.open_nic(wanted.id, wanted.ports[port].id).await.unwrap() else {
+    pub(crate) async fn raw(&self, wanted: &DesiredNetwork, port: usize) -> packet::Wire {
+        let Nic::Tap { fd, vnet_hdr, .. } =
+            self.net.open_nic(wanted.id, wanted.ports[port].id).await.unwrap()
+        else {
             panic!("no tap")
         };
         assert!(vnet_hdr);
@@ -240,17 +316,23 @@ impl Lab {
     }
 }
 
-pub fn config(owner: &str, host: &Ns, dir: &Path) -> HostConfig {
+pub(crate) fn config(owner: &str, host: &Ns, dir: &Path) -> HostConfig {
     HostConfig::new(owner, dir, Arc::new(SystemClock)).in_namespace(host.path())
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let owner = self.owner.clone();
-        // A runtime of its own: the test's may be gone or unwinding.
+        let (owner, net) = (self.owner.clone(), self.net.clone());
+        // A runtime of its own: the test's may be unwinding.
         let cleaned = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(doctor::remove_owners(&BTreeSet::from([owner])))
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let _stopped = tokio::time::timeout(DEADLINE, net.shutdown()).await;
+                doctor::remove_owners(&BTreeSet::from([owner])).await
+            })
         });
         if let Ok(Err(error)) = cleaned.join() {
             eprintln!("the lab was not cleaned up: {error}");
@@ -259,11 +341,14 @@ impl Drop for Lab {
 }
 
 /// What stands on a host that a network could have left: links, rules, guard, namespaces, records.
-pub fn footprint(host: &Ns, ids: &[NetworkId]) -> String {
+pub(crate) fn footprint(host: &Ns, ids: &[NetworkId]) -> String {
     let links = host.ip("-o link show");
     let links: Vec<_> = links.lines().filter_map(|l| l.split(':').nth(1)).collect();
     let rules = host.sh("iptables-save");
-    let rules: Vec<_> = rules.lines().filter(|l| l.starts_with('-') || l.contains("VBM")).collect();
+    let rules: Vec<_> = rules
+        .lines()
+        .filter(|l| l.starts_with('-') || l.contains("VBM"))
+        .collect();
     let namespaces: Vec<_> = std::fs::read_dir("/run/netns")
         .unwrap()
         .chain(std::fs::read_dir("/run/vbm/net").into_iter().flatten())
@@ -274,7 +359,7 @@ pub fn footprint(host: &Ns, ids: &[NetworkId]) -> String {
 }
 
 /// A network of mode NAT at `10.9.0.0/24` with so many ports, all shut.
-pub fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
+pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
     let ids = FreshIds;
     let mut spec = NetworkSpec::new(mode, parse_cidr("10.9.0.0/24").unwrap()).unwrap();
     spec.dns = vec![Ipv4Addr::new(192, 0, 2, 53)];
@@ -288,14 +373,20 @@ pub fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         rules: Vec::new(),
     });
     let ports = ports.collect();
-    DesiredNetwork { id: NetworkId::from_uuid(ids.next()), name: "lab".parse().unwrap(), spec, ports, forwards: vec![] }
+    DesiredNetwork {
+        id: NetworkId::from_uuid(ids.next()),
+        name: "lab".parse().unwrap(),
+        spec,
+        ports,
+        forwards: vec![],
+    }
 }
 
-pub fn open_port(wanted: &mut DesiredNetwork, port: usize, rules: &[&str]) {
+pub(crate) fn open_port(wanted: &mut DesiredNetwork, port: usize, rules: &[&str]) {
     wanted.ports[port].rules = rules.iter().map(|r| r.parse().unwrap()).collect();
 }
 
-pub fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize, target_port: u16) {
+pub(crate) fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize, target_port: u16) {
     let target = wanted.ports[port].id;
     wanted.forwards.push(DesiredForward {
         id: vbm_core::ForwardId::from_uuid(FreshIds.next()),
@@ -308,17 +399,19 @@ pub fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize, targe
 }
 
 /// A guest: a namespace with a tap whose frames are copied to and from the NIC.
-pub struct Guest {
-    pub ns: Ns,
+pub(crate) struct Guest {
+    pub(crate) ns: Ns,
     stop: Arc<AtomicBool>,
     pump: Option<JoinHandle<()>>,
-    pub dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     kids: Vec<Kid>,
 }
 
 impl Guest {
-    pub fn new(nic: Nic, mac: Mac) -> Self {
-        let Nic::Tap { fd, .. } = nic else { panic!("no tap") };
+    pub(crate) fn new(nic: Nic, mac: Mac) -> Self {
+        let Nic::Tap { fd, .. } = nic else {
+            panic!("no tap")
+        };
         let ns = Ns::new("vbmt-g-");
         let tap = ns.run(|| packet::open_tap("eth0"));
         ns.ip(&format!("link set eth0 address {mac}"));
@@ -326,17 +419,25 @@ impl Guest {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let pump = std::thread::spawn(move || pump(&fd, &tap, &stopped));
-        Self { ns, stop, pump: Some(pump), dir: tempfile::tempdir().unwrap(), kids: Vec::new() }
+        Self {
+            ns,
+            stop,
+            pump: Some(pump),
+            dir: tempfile::tempdir().unwrap(),
+            kids: Vec::new(),
+        }
     }
 
     /// Gives it its address by hand.
-    pub fn address(&self, wanted: &DesiredNetwork, port: usize) {
-        self.ns.ip(&format!("addr add {}/24 dev eth0", wanted.ports[port].address));
-        self.ns.ip(&format!("route add default via {}", wanted.spec.gateway));
+    pub(crate) fn address(&self, wanted: &DesiredNetwork, port: usize) {
+        self.ns
+            .ip(&format!("addr add {}/24 dev eth0", wanted.ports[port].address));
+        self.ns
+            .ip(&format!("route add default via {}", wanted.spec.gateway));
     }
 
     /// The command line of a DHCP client that does what it is told, and writes down what it was told.
-    pub fn udhcpc(&self, more: &str) -> String {
+    pub(crate) fn udhcpc(&self, more: &str) -> String {
         let script = self.dir.path().join("script");
         let text = format!(
             "#!/bin/sh\nset > {d}/$1.tmp && mv {d}/$1.tmp {d}/$1\ncase $1 in bound|renew) ip addr flush dev eth0; ip addr add $ip/$mask dev eth0; [ -n \"$router\" ] && ip route add default via $router; exit 0;; esac\n",
@@ -344,26 +445,35 @@ impl Guest {
         );
         std::fs::write(&script, text).unwrap();
         sh("chmod", &["+x", script.to_str().unwrap()]);
-        format!("busybox udhcpc -i eth0 -f -t 10 -T 1 -O mtu -O domain -s {} {more}", script.display())
+        format!(
+            "busybox udhcpc -i eth0 -f -t 10 -T 1 -O mtu -O domain -s {} {more}",
+            script.display()
+        )
     }
 
     /// Takes a lease, as a guest does when it boots.
-    pub fn dhcp(&self) {
+    pub(crate) fn dhcp(&self) {
         self.ns.sh(&self.udhcpc("-n -q"));
     }
 
     /// What the client's script was told at an occasion, once it was.
-    pub fn told(&self, occasion: &str) -> Option<String> {
+    pub(crate) fn told(&self, occasion: &str) -> Option<String> {
         std::fs::read_to_string(self.dir.path().join(occasion)).ok()
     }
 
     /// Serves a page with this text on port 80.
-    pub async fn serve(&mut self, text: &str) {
+    pub(crate) async fn serve(&mut self, text: &str) {
         let www = self.dir.path().join("www");
         std::fs::create_dir_all(&www).unwrap();
         std::fs::write(www.join("index.html"), text).unwrap();
-        self.kids.push(self.ns.spawn(&format!("busybox httpd -f -p 80 -h {}", www.display())));
-        eventually("the guest's web server", || self.ns.wget("http://127.0.0.1/").is_some()).await;
+        self.kids.push(
+            self.ns
+                .spawn(&format!("busybox httpd -f -p 80 -h {}", www.display())),
+        );
+        eventually("the guest's web server", || {
+            self.ns.get((Ipv4Addr::LOCALHOST, 80)).is_some()
+        })
+        .await;
     }
 }
 
@@ -382,7 +492,10 @@ fn pump(a: &OwnedFd, b: &OwnedFd, stop: &AtomicBool) {
     use std::os::fd::AsFd;
     let mut buffer = vec![0u8; 70_000];
     while !stop.load(Ordering::Relaxed) {
-        let mut fds = [PollFd::new(a.as_fd(), PollFlags::POLLIN), PollFd::new(b.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(a.as_fd(), PollFlags::POLLIN),
+            PollFd::new(b.as_fd(), PollFlags::POLLIN),
+        ];
         if poll(&mut fds, PollTimeout::from(50u8)).is_err() {
             continue;
         }

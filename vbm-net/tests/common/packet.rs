@@ -14,14 +14,18 @@ use vbm_core::Mac;
 
 /// The header before each frame, all zero: nothing left to offload.
 const VNET_HDR: usize = 10;
-pub const BROADCAST: Mac = Mac::new([0xff; 6]);
+pub(crate) const BROADCAST: Mac = Mac::new([0xff; 6]);
 
 nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
 
 /// A tap in the namespace of this thread.
 #[allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper")]
-pub fn open_tap(name: &str) -> OwnedFd {
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+pub(crate) fn open_tap(name: &str) -> OwnedFd {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
     // SAFETY: ifreq is plain integers and bytes.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -34,21 +38,21 @@ pub fn open_tap(name: &str) -> OwnedFd {
 }
 
 /// A guest that is nothing but its wire.
-pub struct Wire {
+pub(crate) struct Wire {
     fd: OwnedFd,
 }
 
 impl Wire {
-    pub fn new(fd: OwnedFd) -> Self {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
         Self { fd }
     }
-    pub fn send(&self, frame: &[u8]) {
+    pub(crate) fn send(&self, frame: &[u8]) {
         let mut all = vec![0; VNET_HDR];
         all.extend(frame);
         nix::unistd::write(&self.fd, &all).unwrap();
     }
     /// The next frame that is wanted; others are passed over. None at the deadline.
-    pub fn next(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> Option<Vec<u8>> {
+    pub(crate) fn next(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> Option<Vec<u8>> {
         let until = std::time::SystemTime::now() + super::DEADLINE;
         let mut buffer = vec![0; 70_000];
         while std::time::SystemTime::now() < until {
@@ -64,12 +68,14 @@ impl Wire {
         None
     }
     /// The mark (payload) of the next of our UDP datagrams.
-    pub fn next_mark(&self) -> String {
-        self.next(|f| mark(f).is_some()).and_then(|f| mark(&f)).unwrap_or_else(|| "nothing".into())
+    pub(crate) fn next_mark(&self) -> String {
+        self.next(|f| mark(f).is_some())
+            .and_then(|f| mark(&f))
+            .unwrap_or_else(|| "nothing".into())
     }
 }
 
-pub fn ethernet(from: Mac, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ethernet(from: Mac, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = [to.octets(), from.octets()].concat();
     frame.extend(ethertype.to_be_bytes());
     frame.extend(payload);
@@ -77,7 +83,7 @@ pub fn ethernet(from: Mac, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A UDP datagram over IPv4, without a UDP checksum.
-pub fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
+pub(crate) fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
     let total = (28 + payload.len()) as u16;
     let mut ip = vec![0x45, 0];
     ip.extend(total.to_be_bytes());
@@ -95,17 +101,26 @@ pub fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8
 }
 
 /// A datagram to port 7777 whose payload is `mark`.
-pub fn marked(from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr), mark: &str) -> Vec<u8> {
-    ethernet(from.0, to.0, 0x0800, &udp((from.1, 7777), (to.1, 7777), format!("mark:{mark}").as_bytes()))
+pub(crate) fn marked(from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr), mark: &str) -> Vec<u8> {
+    ethernet(
+        from.0,
+        to.0,
+        0x0800,
+        &udp((from.1, 7777), (to.1, 7777), format!("mark:{mark}").as_bytes()),
+    )
 }
 
 /// The mark of a frame, whatever it is wrapped in.
-pub fn mark(frame: &[u8]) -> Option<String> {
+pub(crate) fn mark(frame: &[u8]) -> Option<String> {
     let at = frame.windows(5).position(|w| w == b"mark:")?;
-    Some(String::from_utf8_lossy(&frame[at + 5..]).trim_end_matches('\0').to_owned())
+    Some(
+        String::from_utf8_lossy(&frame[at + 5..])
+            .trim_end_matches('\0')
+            .to_owned(),
+    )
 }
 
-pub fn arp(op: u16, from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr)) -> Vec<u8> {
+pub(crate) fn arp(op: u16, from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr)) -> Vec<u8> {
     let mut body = vec![0, 1, 8, 0, 6, 4];
     body.extend(op.to_be_bytes());
     body.extend(from.0.octets());
@@ -116,7 +131,7 @@ pub fn arp(op: u16, from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr)) -> Vec<u8> {
 }
 
 /// A DHCP message of a client.
-pub fn dhcp(mac: Mac, kind: u8, ciaddr: Ipv4Addr, options: &[u8]) -> Vec<u8> {
+pub(crate) fn dhcp(mac: Mac, kind: u8, ciaddr: Ipv4Addr, options: &[u8]) -> Vec<u8> {
     let mut m = vec![0u8; 240];
     m[..4].copy_from_slice(&[1, 1, 6, 0]);
     m[4..8].copy_from_slice(&[9, 8, 7, 6]);
@@ -130,12 +145,17 @@ pub fn dhcp(mac: Mac, kind: u8, ciaddr: Ipv4Addr, options: &[u8]) -> Vec<u8> {
 }
 
 /// A frame from a client to the DHCP server, by broadcast.
-pub fn to_server(source: Mac, from: Ipv4Addr, message: &[u8]) -> Vec<u8> {
-    ethernet(source, BROADCAST, 0x0800, &udp((from, 68), (Ipv4Addr::BROADCAST, 67), message))
+pub(crate) fn to_server(source: Mac, from: Ipv4Addr, message: &[u8]) -> Vec<u8> {
+    ethernet(
+        source,
+        BROADCAST,
+        0x0800,
+        &udp((from, 68), (Ipv4Addr::BROADCAST, 67), message),
+    )
 }
 
 /// The DHCP message in a frame to a client's port.
-pub fn dhcp_reply(frame: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn dhcp_reply(frame: &[u8]) -> Option<Vec<u8>> {
     let ethernet = EthernetPacket::new(frame)?;
     let ip = Ipv4Packet::new(ethernet.payload())?;
     let udp = UdpPacket::new(ip.payload())?;

@@ -27,7 +27,10 @@ impl InFlight {
             }
         }
         drop(counts);
-        Some(Slot { counts: self.clone(), to: to.clone() })
+        Some(Slot {
+            counts: self.clone(),
+            to: to.clone(),
+        })
     }
 }
 
@@ -51,9 +54,13 @@ mod tests {
 
     #[test]
     fn the_limit_holds_per_destination_and_room_comes_back() {
-        let (flights, root) = (InFlight::default(), Destination::Route(Route::node(NodePath::root())));
-        let mut slots: Vec<_> =
-            (0..limits::INFLIGHT_MAX_PER_DESTINATION).map(|_| flights.enter(&root).unwrap()).collect();
+        let (flights, root) = (
+            InFlight::default(),
+            Destination::Route(Route::node(NodePath::root())),
+        );
+        let mut slots: Vec<_> = (0..limits::INFLIGHT_MAX_PER_DESTINATION)
+            .map(|_| flights.enter(&root).unwrap())
+            .collect();
         assert!(flights.enter(&root).is_none());
         let other = Destination::Route(Route::node("a".parse().unwrap()));
         assert!(flights.enter(&other).is_some());

@@ -96,7 +96,15 @@ impl Bus {
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
         let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
         let handlers = TaskTracker::new();
-        let server = Server::new(me.clone(), router, attached.link.clone(), running, &closing, &ended, &handlers);
+        let server = Server::new(
+            me.clone(),
+            router,
+            attached.link.clone(),
+            running,
+            &closing,
+            &ended,
+            &handlers,
+        );
         let shared = Arc::new(Shared {
             me,
             link: attached.link,
@@ -113,7 +121,11 @@ impl Bus {
         shared.handlers.spawn(async move {
             until.run_until_cancelled(serve).await;
         });
-        shared.tasks.spawn(resend(shared.link.clone(), shared.pending.clone(), shared.ended.clone()));
+        shared.tasks.spawn(resend(
+            shared.link.clone(),
+            shared.pending.clone(),
+            shared.ended.clone(),
+        ));
         shared.tasks.spawn(watch_end(
             shared.link.clone(),
             shared.pending.clone(),
@@ -123,7 +135,10 @@ impl Bus {
         shared.handlers.close();
         shared.tasks.close();
         let alive = Arc::new(shared.ended.clone().drop_guard());
-        Ok(Self { shared, _alive: alive })
+        Ok(Self {
+            shared,
+            _alive: alive,
+        })
     }
 
     /// Who I am on the bus.
@@ -131,7 +146,8 @@ impl Bus {
         &self.shared.me
     }
 
-    /// Calls a method and waits for its reply, at most until the deadline.
+    /// Calls a method and waits for its reply, at most until the deadline. The request is written and the deadline
+    /// begins now; it is sent when the future is first polled.
     ///
     /// # Errors
     /// The [`Fate`] of the call.
@@ -145,12 +161,21 @@ impl Bus {
         options: CallOptions,
     ) -> impl Future<Output = Result<M::Reply, Fate>> + Send + use<M> {
         let flight = match route {
-            Route::All { .. } => Err(refused("a call goes to one member", "the route names all", "use broadcast")),
+            Route::All { .. } => Err(refused(
+                "a call goes to one member",
+                "the route names all",
+                "use broadcast",
+            )),
             _ => self.launch::<M>(Kind::Request, route, request, &options),
         };
         async move {
             let mut flight = flight?;
-            let answer = flight.pending().one(flight.id, flight.to.clone(), flight.frame.clone(), flight.deadline);
+            let answer = flight.pending().one(
+                flight.id,
+                flight.to.clone(),
+                flight.frame.clone(),
+                flight.deadline,
+            );
             let mut answer = std::pin::pin!(answer);
             // The answer may be here before the transport has said that it took the request.
             let early = tokio::select! {
@@ -213,11 +238,20 @@ impl Bus {
     ) -> impl Future<Output = Result<Replies<M>, Fate>> + Send + use<M> {
         let flight = match route {
             Route::All { .. } => self.launch::<M>(Kind::Request, route, request, &options),
-            _ => Err(refused("a broadcast goes to all", "the route names one member", "use call")),
+            _ => Err(refused(
+                "a broadcast goes to all",
+                "the route names one member",
+                "use call",
+            )),
         };
         async move {
             let mut flight = flight?;
-            let answers = flight.pending().many(flight.id, flight.to.clone(), flight.frame.clone(), flight.deadline);
+            let answers = flight.pending().many(
+                flight.id,
+                flight.to.clone(),
+                flight.frame.clone(),
+                flight.deadline,
+            );
             let members = flight.send().await?;
             Ok(Replies::new(flight, answers, members, options.quorum))
         }
@@ -263,7 +297,10 @@ impl Bus {
         let shared = &self.shared;
         shared.closing.cancel();
         shared.link.retire().await;
-        if timeout(limits::SHUTDOWN_GRACE, shared.handlers.wait()).await.is_err() {
+        if timeout(limits::SHUTDOWN_GRACE, shared.handlers.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!(member = %shared.me.path, "handlers were still running at shutdown and were dropped");
         }
         shared.pending.clear();
@@ -310,19 +347,36 @@ impl Bus {
         };
         text("the method name", M::NAME.len(), limits::METHOD_MAX_BYTES)?;
         let key = options.idempotency_key.clone();
-        text("the idempotency key", key.as_ref().map_or(0, String::len), limits::IDEMPOTENCY_KEY_MAX_BYTES)?;
+        text(
+            "the idempotency key",
+            key.as_ref().map_or(0, String::len),
+            limits::IDEMPOTENCY_KEY_MAX_BYTES,
+        )?;
         let trace = options.traceparent.clone();
-        text("the traceparent", trace.as_ref().map_or(0, String::len), limits::TRACEPARENT_MAX_BYTES)?;
+        text(
+            "the traceparent",
+            trace.as_ref().map_or(0, String::len),
+            limits::TRACEPARENT_MAX_BYTES,
+        )?;
         let body = options.codec.encode(request).map_err(|why| {
-            Fate::Refused(Error::internal(format!("the request of {} cannot be written", M::NAME), why))
+            Fate::Refused(Error::internal(
+                format!("the request of {} cannot be written", M::NAME),
+                why,
+            ))
         })?;
         if body.len() > limits::PAYLOAD_MAX_BYTES {
-            return Err(Fate::Refused(too_large(&format!("the request of {}", M::NAME), body.len())));
+            return Err(Fate::Refused(too_large(
+                &format!("the request of {}", M::NAME),
+                body.len(),
+            )));
         }
         let to = Destination::Route(route.clone());
         let slot = self.shared.inflight.enter(&to).ok_or_else(|| Fate::Overloaded {
             at: "this process".into(),
-            why: format!("{} messages to {to} are unanswered", limits::INFLIGHT_MAX_PER_DESTINATION),
+            why: format!(
+                "{} messages to {to} are unanswered",
+                limits::INFLIGHT_MAX_PER_DESTINATION
+            ),
         })?;
         let id = self.shared.ids.next();
         let frame = Envelope {
@@ -354,7 +408,9 @@ impl Bus {
 
 impl std::fmt::Debug for Bus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bus").field("path", &self.shared.me.path).finish_non_exhaustive()
+        f.debug_struct("Bus")
+            .field("path", &self.shared.me.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -400,7 +456,11 @@ impl Flight {
     async fn send(&mut self) -> Result<Vec<NodePath>, Fate> {
         self.state = FlightState::Away;
         let ttl = self.deadline.saturating_duration_since(Instant::now());
-        let sent = timeout_at(self.deadline + SEND_GRACE, self.shared.link.send(&self.to, self.frame.clone(), ttl)).await;
+        let sent = timeout_at(
+            self.deadline + SEND_GRACE,
+            self.shared.link.send(&self.to, self.frame.clone(), ttl),
+        )
+        .await;
         let to = self.to.to_string();
         let fate = match sent {
             Ok(Ok(sent)) => {
@@ -419,7 +479,12 @@ impl Flight {
     }
 
     fn lost(&self, worker: Option<NodePath>, why: String) -> Fate {
-        Fate::Lost { started: worker.is_some(), to: self.to.to_string(), worker, why }
+        Fate::Lost {
+            started: worker.is_some(),
+            to: self.to.to_string(),
+            worker,
+            why,
+        }
     }
 
     fn over(&mut self) {
@@ -431,7 +496,9 @@ impl Flight {
     fn cancel_route(&self) -> Option<Destination> {
         let worker = self.pending().worker(self.id);
         match (&self.to, worker) {
-            (Destination::Route(Route::Any { .. }), Some(worker)) => Some(Destination::Route(Route::node(worker))),
+            (Destination::Route(Route::Any { .. }), Some(worker)) => {
+                Some(Destination::Route(Route::node(worker)))
+            }
             (Destination::Route(Route::Any { .. }), None) => None,
             (to, _) => Some(to.clone()),
         }
@@ -483,9 +550,17 @@ fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
             )
         }),
         End::Refused(error) => Err(Fate::Refused(error)),
-        End::Ended(EndCode::NoRoute, why) => Err(Fate::NoRoute { to: format!("node {}", answer.from), why }),
-        End::Ended(EndCode::Overloaded, why) => Err(Fate::Overloaded { at: format!("node {}", answer.from), why }),
-        End::Ended(EndCode::Expired, _) => Err(Fate::Expired { at: format!("node {}", answer.from) }),
+        End::Ended(EndCode::NoRoute, why) => Err(Fate::NoRoute {
+            to: format!("node {}", answer.from),
+            why,
+        }),
+        End::Ended(EndCode::Overloaded, why) => Err(Fate::Overloaded {
+            at: format!("node {}", answer.from),
+            why,
+        }),
+        End::Ended(EndCode::Expired, _) => Err(Fate::Expired {
+            at: format!("node {}", answer.from),
+        }),
         End::Ended(EndCode::Cancelled, _) => Err(Fate::Cancelled),
     }
 }
@@ -512,7 +587,10 @@ async fn resend(link: Arc<dyn Link>, pending: Arc<Pending>, ended: CancellationT
         let now = Instant::now();
         let again = pending.again(now);
         if !again.is_empty() {
-            tracing::info!(calls = again.len(), "the transport came back: unanswered calls are sent again");
+            tracing::info!(
+                calls = again.len(),
+                "the transport came back: unanswered calls are sent again"
+            );
         }
         for call in again {
             let ttl = call.deadline.saturating_duration_since(now);

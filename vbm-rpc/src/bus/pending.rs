@@ -4,6 +4,7 @@
 //! anywhere, and a map operation is shorter than a message to an owning task would be.
 
 use crate::{
+    Route,
     codec::Codec,
     envelope::{self, EndCode, Envelope, Kind},
     limits,
@@ -69,21 +70,41 @@ impl Pending {
     }
 
     /// A call that wants one answer.
-    pub(crate) fn one(&self, id: Uuid, to: Destination, frame: Bytes, deadline: Instant) -> oneshot::Receiver<Answer> {
+    pub(crate) fn one(
+        &self,
+        id: Uuid,
+        to: Destination,
+        frame: Bytes,
+        deadline: Instant,
+    ) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         self.add(id, Waiter::One(sender), to, frame, deadline);
         receiver
     }
 
     /// A broadcast.
-    pub(crate) fn many(&self, id: Uuid, to: Destination, frame: Bytes, deadline: Instant) -> mpsc::Receiver<Answer> {
+    pub(crate) fn many(
+        &self,
+        id: Uuid,
+        to: Destination,
+        frame: Bytes,
+        deadline: Instant,
+    ) -> mpsc::Receiver<Answer> {
         let (sender, receiver) = mpsc::channel(limits::BROADCAST_QUEUE_MAX);
         self.add(id, Waiter::Many(sender), to, frame, deadline);
         receiver
     }
 
     fn add(&self, id: Uuid, waiter: Waiter, to: Destination, frame: Bytes, deadline: Instant) {
-        let call = Call { waiter, to, frame, deadline, attempt: 1, sent: false, worker: None };
+        let call = Call {
+            waiter,
+            to,
+            frame,
+            deadline,
+            attempt: 1,
+            sent: false,
+            worker: None,
+        };
         self.lock().insert(id, call);
     }
 
@@ -113,7 +134,9 @@ impl Pending {
             }
             return;
         }
-        let Some(answer) = read_answer(envelope) else { return };
+        let Some(answer) = read_answer(envelope) else {
+            return;
+        };
         let mut calls = self.lock();
         match calls.get(&id).map(|call| &call.waiter) {
             Some(Waiter::Many(sender)) => {
@@ -124,7 +147,11 @@ impl Pending {
                 }
             }
             Some(Waiter::One(_)) => {
-                if let Some(Call { waiter: Waiter::One(sender), .. }) = calls.remove(&id) {
+                if let Some(Call {
+                    waiter: Waiter::One(sender),
+                    ..
+                }) = calls.remove(&id)
+                {
                     drop(calls);
                     // An error means that the caller has just given up.
                     drop(sender.send(answer));
@@ -145,7 +172,16 @@ impl Pending {
             call.attempt = call.attempt.saturating_add(1);
             let ttl = super::millis(call.deadline.saturating_duration_since(now));
             let frame = envelope::next_attempt(&call.frame, call.attempt, ttl);
-            again.push(Again { to: call.to.clone(), frame, deadline: call.deadline });
+            // Who has begun knows the request; another one of its service would run it a second time.
+            let to = match &call.worker {
+                Some(worker) => Destination::Route(Route::node(worker.clone())),
+                None => call.to.clone(),
+            };
+            again.push(Again {
+                to,
+                frame,
+                deadline: call.deadline,
+            });
         }
         again
     }
@@ -166,9 +202,15 @@ fn read_answer(envelope: Envelope) -> Option<Answer> {
         })),
         Kind::End => {
             let (&code, text) = envelope.body.split_first()?;
-            End::Ended(EndCode::from_byte(code)?, String::from_utf8_lossy(text).into_owned())
+            End::Ended(
+                EndCode::from_byte(code)?,
+                String::from_utf8_lossy(text).into_owned(),
+            )
         }
         Kind::Request | Kind::Cast | Kind::Accepted | Kind::Progress | Kind::Cancel => return None,
     };
-    Some(Answer { from: envelope.caller, end })
+    Some(Answer {
+        from: envelope.caller,
+        end,
+    })
 }

@@ -67,6 +67,9 @@ mod tests {
         assert!(token.is_cancelled());
         running.cancel(Uuid::from_u128(2));
         assert!(!running.begin(Uuid::from_u128(2), CancellationToken::new()));
-        assert!(running.begin(Uuid::from_u128(2), CancellationToken::new()), "remembered once");
+        assert!(
+            running.begin(Uuid::from_u128(2), CancellationToken::new()),
+            "remembered once"
+        );
     }
 }

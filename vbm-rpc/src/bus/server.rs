@@ -88,7 +88,9 @@ impl Server {
     /// Takes requests until the bus closes. What is left in the queue then was not begun and stays with the transport.
     pub(super) async fn dispatch(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>) {
         loop {
-            let Ok(permit) = self.permits.clone().acquire_owned().await else { return };
+            let Ok(permit) = self.permits.clone().acquire_owned().await else {
+                return;
+            };
             let delivery = tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return,
@@ -113,20 +115,42 @@ impl Server {
             }
         };
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
-        let inbox = (request.kind == Kind::Request)
-            .then(|| Destination::Inbox { path: request.caller.clone(), boot_id: request.boot_id.clone() });
+        let inbox = (request.kind == Kind::Request).then(|| Destination::Inbox {
+            path: request.caller.clone(),
+            boot_id: request.boot_id.clone(),
+        });
         let key = match &request.idempotency_key {
-            Some(key) => Key::Chosen { method: request.method.clone(), key: key.clone() },
+            Some(key) => Key::Chosen {
+                method: request.method.clone(),
+                key: key.clone(),
+            },
             None => Key::Id(request.id),
         };
-        let mut asker = Some(Asker { id: request.id, inbox: inbox.clone(), deadline, done: delivery.done });
+        let mut asker = Some(Asker {
+            id: request.id,
+            inbox: inbox.clone(),
+            deadline,
+            done: delivery.done,
+        });
         let mut digest = DefaultHasher::new();
         (&request.method, &request.body).hash(&mut digest);
-        let begun = self.dedupe().begin(&key, request.id, digest.finish(), &mut asker, Instant::now());
+        let begun = self
+            .dedupe()
+            .begin(&key, request.id, digest.finish(), &mut asker, Instant::now());
         match (begun, asker) {
-            (Begun::New, _) => self.start(Job { request, key, deadline, inbox }, permit),
+            (Begun::New, _) => self.start(
+                Job {
+                    request,
+                    key,
+                    deadline,
+                    inbox,
+                },
+                permit,
+            ),
             (Begun::Recorded(answer), Some(asker)) => self.answer(asker, &answer).await,
-            (Begun::Conflict, Some(asker)) => self.answer(asker, &refusal(request.codec, &key_conflict())).await,
+            (Begun::Conflict, Some(asker)) => {
+                self.answer(asker, &refusal(request.codec, &key_conflict())).await
+            }
             (Begun::Full, Some(asker)) => {
                 let why = "too many duplicates of one request wait for its answer";
                 self.answer(asker, &ended(EndCode::Overloaded, why)).await;
@@ -172,9 +196,17 @@ impl Server {
         if !self.running.begin(request.id, token.clone()) {
             return (ended(EndCode::Cancelled, ""), false);
         }
-        let _end = EndGuard { running: &self.running, id: request.id };
+        let _end = EndGuard {
+            running: &self.running,
+            id: request.id,
+        };
         let answer = match self.run(entry, job, token).await {
-            Ok(body) => Answer { kind: Kind::Reply, codec: request.codec, body, repeatable: false },
+            Ok(body) => Answer {
+                kind: Kind::Reply,
+                codec: request.codec,
+                body,
+                repeatable: false,
+            },
             Err(error) => refusal(request.codec, &error),
         };
         (answer, true)
@@ -266,14 +298,24 @@ fn ended(code: EndCode, why: &str) -> Answer {
     let mut body = Vec::with_capacity(1 + why.len());
     body.push(code as u8);
     body.extend_from_slice(why.as_bytes());
-    Answer { kind: Kind::End, codec: Codec::MessagePack, body: body.into(), repeatable: true }
+    Answer {
+        kind: Kind::End,
+        codec: Codec::MessagePack,
+        body: body.into(),
+        repeatable: true,
+    }
 }
 
 fn refusal(codec: Codec, error: &Error) -> Answer {
     let repeatable = matches!(error.outcome(), Outcome::NotApplied | Outcome::RolledBack);
     // An error of four strings can always be written.
     let body = codec.encode(error).unwrap_or_default();
-    Answer { kind: Kind::Refusal, codec, body, repeatable }
+    Answer {
+        kind: Kind::Refusal,
+        codec,
+        body,
+        repeatable,
+    }
 }
 
 fn key_conflict() -> Error {
@@ -286,6 +328,9 @@ fn key_conflict() -> Error {
 }
 
 fn panicked(method: &str) -> Error {
-    Error::internal(format!("the handler of {method} panicked"), "see the log of the node that ran it")
-        .with_outcome(Outcome::Unknown)
+    Error::internal(
+        format!("the handler of {method} panicked"),
+        "see the log of the node that ran it",
+    )
+    .with_outcome(Outcome::Unknown)
 }

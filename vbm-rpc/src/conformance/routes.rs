@@ -9,10 +9,22 @@ use tokio::time::Instant;
 pub async fn nobody_there_is_no_route_at_once(transport: Arc<dyn Transport>) {
     let bus = client(&transport, "c1").await;
     let begin = Instant::now();
-    let node = bus.call::<Echo>(&Route::node(path("n9")), &ask(""), within(PATIENCE)).await.err();
-    let any = bus.call::<Echo>(&Route::any(path("eu"), worker()), &ask(""), within(PATIENCE)).await.err();
-    let cast = bus.cast::<Echo>(&Route::node(path("n9")), &ask(""), within(PATIENCE)).await.err();
-    let all = bus.broadcast::<Echo>(&Route::all(path("eu"), worker()), &ask(""), within(PATIENCE)).await.err();
+    let node = bus
+        .call::<Echo>(&Route::node(path("n9")), &ask(""), within(PATIENCE))
+        .await
+        .err();
+    let any = bus
+        .call::<Echo>(&Route::any(path("eu"), worker()), &ask(""), within(PATIENCE))
+        .await
+        .err();
+    let cast = bus
+        .cast::<Echo>(&Route::node(path("n9")), &ask(""), within(PATIENCE))
+        .await
+        .err();
+    let all = bus
+        .broadcast::<Echo>(&Route::all(path("eu"), worker()), &ask(""), within(PATIENCE))
+        .await
+        .err();
     for fate in [node, any, cast, all] {
         assert!(matches!(fate, Some(Fate::NoRoute { .. })), "{fate:?}");
     }
@@ -48,18 +60,29 @@ pub async fn scopes_are_prefixes_of_paths_at_every_depth(transport: Arc<dyn Tran
     }
     let bus = client(&transport, "c1").await;
     for scope in ["a/b/c", "a/b/c/d/e/f/g", deep] {
-        assert_eq!(echo(&bus, &Route::any(path(scope), worker()), "x").await.0, path(deep));
+        assert_eq!(
+            echo(&bus, &Route::any(path(scope), worker()), "x").await.0,
+            path(deep)
+        );
     }
-    for (scope, expected) in
-        [("/", vec![deep, "a/b/n1", "a/bb/n1", "z"]), ("a", vec![deep, "a/b/n1", "a/bb/n1"]), ("a/b", vec![deep, "a/b/n1"])]
-    {
+    for (scope, expected) in [
+        ("/", vec![deep, "a/b/n1", "a/bb/n1", "z"]),
+        ("a", vec![deep, "a/b/n1", "a/bb/n1"]),
+        ("a/b", vec![deep, "a/b/n1"]),
+    ] {
         let route = Route::all(path(scope), worker());
-        let replies = soon("a broadcast", bus.broadcast::<Echo>(&route, &ask("x"), within(PATIENCE))).await;
+        let replies = soon(
+            "a broadcast",
+            bus.broadcast::<Echo>(&route, &ask("x"), within(PATIENCE)),
+        )
+        .await;
         let (who, silent) = collect(replies.expect("somebody is there")).await;
         assert_eq!(who, expected.into_iter().map(path).collect(), "below {scope}");
         assert!(silent.is_empty());
     }
-    let beside = bus.call::<Echo>(&Route::any(path("a/b/c/x"), worker()), &ask("x"), within(SHORT)).await;
+    let beside = bus
+        .call::<Echo>(&Route::any(path("a/b/c/x"), worker()), &ask("x"), within(SHORT))
+        .await;
     assert!(matches!(beside, Err(Fate::NoRoute { .. })), "{beside:?}");
     buses.push(bus);
     end(buses).await;
@@ -78,11 +101,18 @@ async fn collect(mut replies: Replies<Echo>) -> (BTreeSet<NodePath>, Vec<NodePat
 /// A cast runs once on its destination, along every route.
 pub async fn a_cast_runs_once(transport: Arc<dyn Transport>) {
     let seen = Seen::default();
-    let buses =
-        [serve(&transport, "eu/n1", &seen).await, serve(&transport, "eu/n2", &seen).await, client(&transport, "c").await];
+    let buses = [
+        serve(&transport, "eu/n1", &seen).await,
+        serve(&transport, "eu/n2", &seen).await,
+        client(&transport, "c").await,
+    ];
     let cast = |route: Route| {
         let bus = &buses[2];
-        async move { soon("a cast", bus.cast::<Echo>(&route, &ask("x"), within(PATIENCE))).await.expect("it is kept") }
+        async move {
+            soon("a cast", bus.cast::<Echo>(&route, &ask("x"), within(PATIENCE)))
+                .await
+                .expect("it is kept")
+        }
     };
     cast(Route::node(path("eu/n1"))).await;
     until("one ran", || seen.started() == 1).await;
@@ -108,9 +138,19 @@ pub async fn a_broadcast_reaches_all_below_its_scope(transport: Arc<dyn Transpor
     // Below the scope, but without the service.
     buses.push(client(&transport, "eu/r1/c1").await);
     let route = Route::all(path("eu"), worker());
-    let replies = soon("a broadcast", buses[4].broadcast::<Echo>(&route, &ask("x"), within(PATIENCE))).await;
+    let replies = soon(
+        "a broadcast",
+        buses[4].broadcast::<Echo>(&route, &ask("x"), within(PATIENCE)),
+    )
+    .await;
     let (who, silent) = collect(replies.expect("somebody is there")).await;
-    assert_eq!(who, ["eu/r1/n1", "eu/r1/n2", "eu/r2/n1"].into_iter().map(path).collect());
+    assert_eq!(
+        who,
+        ["eu/r1/n1", "eu/r1/n2", "eu/r2/n1"]
+            .into_iter()
+            .map(path)
+            .collect()
+    );
     assert!(silent.is_empty() && seen.started() == 3);
     end(buses).await;
 }
@@ -118,12 +158,19 @@ pub async fn a_broadcast_reaches_all_below_its_scope(transport: Arc<dyn Transpor
 /// A broadcast ends at its deadline and names who was there and said nothing.
 pub async fn a_broadcast_names_the_silent(transport: Arc<dyn Transport>) {
     let seen = Seen::default();
-    let (n1, n2) = (serve(&transport, "eu/n1", &seen).await, serve(&transport, "eu/n2", &seen).await);
+    let (n1, n2) = (
+        serve(&transport, "eu/n1", &seen).await,
+        serve(&transport, "eu/n2", &seen).await,
+    );
     let bus = client(&transport, "c1").await;
     // Crashed a moment ago: presence does not know yet.
     n2.kill().await;
     let route = Route::all(path("eu"), worker());
-    let replies = soon("a broadcast", bus.broadcast::<Echo>(&route, &ask("x"), within(SHORT))).await;
+    let replies = soon(
+        "a broadcast",
+        bus.broadcast::<Echo>(&route, &ask("x"), within(SHORT)),
+    )
+    .await;
     let (who, silent) = collect(replies.expect("somebody is there")).await;
     assert_eq!(who, [path("eu/n1")].into());
     assert_eq!(silent, [path("eu/n2")]);
@@ -149,9 +196,14 @@ pub async fn a_broadcast_ends_at_its_quorum(transport: Arc<dyn Transport>) {
 /// Who joins after a broadcast does not see it.
 pub async fn a_later_joiner_sees_no_old_broadcast(transport: Arc<dyn Transport>) {
     let (early, late) = (Seen::default(), Seen::default());
-    let (n1, bus) = (serve(&transport, "eu/n1", &early).await, client(&transport, "c1").await);
+    let (n1, bus) = (
+        serve(&transport, "eu/n1", &early).await,
+        client(&transport, "c1").await,
+    );
     let route = Route::all(path("eu"), worker());
-    soon("a cast", bus.cast::<Echo>(&route, &ask("old"), within(PATIENCE))).await.expect("it is kept");
+    soon("a cast", bus.cast::<Echo>(&route, &ask("old"), within(PATIENCE)))
+        .await
+        .expect("it is kept");
     until("who was there sees it", || early.started() == 1).await;
     let n2 = serve(&transport, "eu/n2", &late).await;
     let replies = bus.broadcast::<Echo>(&route, &ask("new"), within(PATIENCE));

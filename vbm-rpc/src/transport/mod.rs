@@ -192,6 +192,23 @@ impl Inbound {
         self.requests.send(delivery).await.is_ok()
     }
 
+    /// Gives a request to the bus if there is room.
+    ///
+    /// # Errors
+    /// Gives the delivery back when there is none, or never will be.
+    pub fn try_request(&self, delivery: Delivery) -> Result<(), Delivery> {
+        if envelope::is_cancel(&delivery.frame) {
+            self.control(delivery.frame);
+            delivery.done.complete();
+            return Ok(());
+        }
+        self.requests.try_send(delivery).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(delivery) | mpsc::error::TrySendError::Closed(delivery) => {
+                delivery
+            }
+        })
+    }
+
     /// Gives a reply to the bus. Does not wait.
     pub fn control(&self, frame: Bytes) {
         (self.control)(frame);

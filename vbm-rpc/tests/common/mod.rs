@@ -1,11 +1,8 @@
 //! A Redis server of a test's own: a child process in a temporary folder, on a unix socket there, gone with its handle.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::print_stdout, reason = "says what was left out")]
 
-use std::{
-    path::Path,
-    process::Stdio,
-    time::Duration,
-};
+use std::{path::Path, process::Stdio, time::Duration};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -43,7 +40,11 @@ impl RedisServer {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let child = spawn(dir.path(), &arguments).await;
-        Self { dir, child, arguments }
+        Self {
+            dir,
+            child,
+            arguments,
+        }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -55,7 +56,9 @@ impl RedisServer {
     }
 
     pub(crate) async fn transport(&self) -> RedisTransport {
-        RedisTransport::connect(self.config()).await.expect("a fit server")
+        RedisTransport::connect(self.config())
+            .await
+            .expect("a fit server")
     }
 
     /// SIGKILL.
@@ -71,7 +74,10 @@ impl RedisServer {
     /// A plain connection, to look at the keys.
     pub(crate) async fn raw(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.url()).expect("an address");
-        client.get_multiplexed_async_connection().await.expect("a connection")
+        client
+            .get_multiplexed_async_connection()
+            .await
+            .expect("a connection")
     }
 }
 
@@ -99,7 +105,10 @@ async fn spawn(dir: &Path, arguments: &[String]) -> Child {
         }
         false
     };
-    assert!(timeout(START_TIMEOUT, ready).await.unwrap_or(false), "redis-server did not start");
+    assert!(
+        timeout(START_TIMEOUT, ready).await.unwrap_or(false),
+        "redis-server did not start"
+    );
     // Keeps reading, so that the server never writes into a closed pipe; ends with the server.
     tokio::spawn(async move { while let Ok(Some(_line)) = lines.next_line().await {} });
     child

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vbm_core::{Boot, DriverKind, Error, ErrorKind, Generation, PowerState, Result, VmId, VmStatus};
-use vbm_hyper::{BootSource, ContentKind, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle};
+use vbm_hyper::{BootSource, ContentKind, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle, VmSeen as MachineSeen};
 use vbm_net::Nic;
 
 /// How long a guest may take to shut down.
@@ -77,6 +77,14 @@ impl VmKeeper {
     }
 }
 
+/// How an act ended.
+enum Acted {
+    Done,
+    Failed(Error),
+    WantedChanged,
+    NobodyWants,
+}
+
 struct Keeper {
     agent: Agent,
     id: VmId,
@@ -139,16 +147,41 @@ impl Keeper {
                     changed = seen.changed() => changed.is_err(),
                 }
             } else {
-                tokio::select! {
-                    done = self.act(step, &want, machine) => match done {
-                        Ok(()) => { self.failures = 0; false }
-                        Err(error) => self.failed(error, &want, machine, wanted).await,
-                    },
-                    changed = wanted.changed() => changed.is_err(),
+                match self.act_and_tell(step, &want, machine, wanted, &mut seen).await {
+                    Acted::Done => {
+                        self.failures = 0;
+                        false
+                    }
+                    Acted::Failed(error) => self.failed(error, &want, machine, wanted).await,
+                    Acted::WantedChanged => false,
+                    Acted::NobodyWants => true,
                 }
             };
             if gone {
                 return;
+            }
+        }
+    }
+
+    /// Acts, and tells each state that the VM is in meanwhile.
+    async fn act_and_tell(
+        &self,
+        step: Step,
+        want: &WantedVm,
+        machine: &VmHandle,
+        wanted: &mut watch::Receiver<Option<WantedVm>>,
+        seen: &mut watch::Receiver<MachineSeen>,
+    ) -> Acted {
+        let act = self.act(step, want, machine);
+        tokio::pin!(act);
+        loop {
+            tokio::select! {
+                done = &mut act => return done.map_or_else(Acted::Failed, |()| Acted::Done),
+                changed = wanted.changed() => return if changed.is_ok() { Acted::WantedChanged } else { Acted::NobodyWants },
+                Ok(()) = seen.changed() => {
+                    seen.borrow_and_update();
+                    self.report(Some(machine), want, None);
+                }
             }
         }
     }

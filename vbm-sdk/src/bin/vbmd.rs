@@ -53,6 +53,8 @@ enum RoleArg {
     Controller,
     /// The hand alone: runs VMs and networks on this host. Needs --redis.
     Agent,
+    /// Prints the OpenAPI document of the HTTP API.
+    Openapi,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -75,6 +77,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if matches!(args.role, Some(RoleArg::Openapi)) {
+        drop(std::io::stdout().write_all(vbm_sdk::http::document().as_bytes()));
+        return ExitCode::SUCCESS;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return fail(&Error::internal("the runtime cannot be started", e.to_string())),
@@ -95,7 +101,7 @@ async fn run(args: Args) -> Result<()> {
     let on_signal = |kind| signal(kind).map_err(|e| Error::internal("signals cannot be received", e.to_string()));
     let (mut terminate, mut interrupt) = (on_signal(SignalKind::terminate())?, on_signal(SignalKind::interrupt())?);
     let role = match args.role {
-        None => Role::All,
+        None | Some(RoleArg::Openapi) => Role::All,
         Some(RoleArg::Controller) => Role::Controller,
         Some(RoleArg::Agent) => Role::Agent,
     };

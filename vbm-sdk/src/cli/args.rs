@@ -17,8 +17,8 @@ The first minutes:
   vbm console web1                                  its serial console; Ctrl-] detaches
   vbm delete web1 --force                           gone
 
-Everything else is `vbm NOUN VERB`; each command has --help. Where a thing is named, its name, its id or the
-beginning of its id serves.";
+Everything else is `vbm NOUN VERB`; each command has --help.
+Things are named by their name, their id, or the beginning of their id.";
 
 /// VBM: virtual machines, their networks and their disks.
 #[derive(Debug, Parser)]
@@ -238,16 +238,16 @@ pub(super) enum WaitWhat {
 Examples:
   vbm console web1                                       in a terminal: Ctrl-] detaches
   vbm console web1 --log                                 what it said so far
-  vbm console web1 --log --until 'guest ready'           what it said and says, until it says that
-  echo hostname | vbm console web1                       types a line; ends when the answer is over
-  echo hostname | vbm console web1 --until web1 --timeout 10")]
+  vbm console web1 --until 'guest ready' --timeout 60    what it said and says, until that is among it
+  echo hostname | vbm console web1                       types a line, prints what comes of it
+  echo hostname | vbm console web1 --until web1          the same, until that comes of it")]
 pub(super) struct Console {
     /// The VM
     pub(super) vm: String,
-    /// Print what it said so far, at most so many bytes from the end; then end, or go on with --until
-    #[arg(long, value_name = "BYTES", num_args = 0..=1)]
+    /// Print what it said so far, at most so many bytes from the end
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, conflicts_with = "until")]
     pub(super) log: Option<Option<u64>>,
-    /// Go on until it says this; exit code 9 when it does not within --timeout
+    /// End when it has said this; exit code 9 when it does not within --timeout
     #[arg(long, value_name = "TEXT")]
     pub(super) until: Option<String>,
 }

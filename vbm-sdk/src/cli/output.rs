@@ -151,6 +151,17 @@ pub(super) fn raw(message: &clap::Error) {
     let _printed: io::Result<()> = message.print();
 }
 
+/// Prints the help of a command: as an answer, or as what is missing.
+pub(super) fn help(help: &clap::builder::StyledStr, answer: bool) {
+    let text = |colours: bool| if colours { help.ansi().to_string() } else { help.to_string() };
+    // Nobody is left to tell when this fails.
+    let _written: io::Result<()> = if answer {
+        write!(io::stdout().lock(), "{}", text(io::stdout().is_terminal()))
+    } else {
+        write!(io::stderr().lock(), "{}", text(io::stderr().is_terminal()))
+    };
+}
+
 fn to_stderr(text: &str) {
     // Nobody is left to tell when this fails.
     let _written: io::Result<()> = writeln!(io::stderr().lock(), "{text}");

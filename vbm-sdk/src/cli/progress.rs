@@ -32,9 +32,12 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// An operation, as it is now.
+    /// An operation, as it is now. Where each change is a line, only steps are worth one.
     pub(super) fn operation(&mut self, operation: &Operation) {
-        self.text(told(operation));
+        let says_a_step = !operation.steps.is_empty() && !operation.state.is_final();
+        if says_a_step || matches!(self, Self::Redrawn(_)) {
+            self.text(told(operation));
+        }
     }
 
     fn text(&mut self, text: String) {

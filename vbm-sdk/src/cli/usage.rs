@@ -1,10 +1,11 @@
 //! What clap has to say, in the three lines that all errors have.
 
 use super::{
-    args::Format,
+    args::{Cli, Format},
     exit,
     output::{self, Output},
 };
+use clap::{Command, CommandFactory};
 use std::{ffi::OsString, process::ExitCode};
 use vbm_core::{Error, ErrorKind};
 
@@ -16,10 +17,13 @@ pub(super) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
             output::raw(error);
             ExitCode::SUCCESS
         }
-        // `vbm` alone is somebody who wants to know; `vbm network` alone is a command that is not complete.
-        Kind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            output::raw(error);
-            if args.len() <= 1 { ExitCode::SUCCESS } else { ExitCode::from(exit::USAGE) }
+        // The one where nothing was given, the other where VBM_SOCKET was: for clap, that is an argument.
+        Kind::DisplayHelpOnMissingArgumentOrSubcommand | Kind::MissingSubcommand => {
+            let mut command = command_meant(args);
+            // `vbm` alone is somebody who wants to know; `vbm network` alone is a command that is not complete.
+            let alone = command.get_name() == "vbm";
+            output::help(&command.render_help(), alone);
+            if alone { ExitCode::SUCCESS } else { ExitCode::from(exit::USAGE) }
         }
         _ => {
             let format = if wants_json(args) { Format::Json } else { Format::Table };
@@ -27,6 +31,13 @@ pub(super) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
             ExitCode::from(exit::USAGE)
         }
     }
+}
+
+/// The command that these words lead to, as far as they do.
+fn command_meant(args: &[OsString]) -> Command {
+    let mut root = Cli::command();
+    root.build();
+    args.iter().skip(1).fold(root, |at, word| at.find_subcommand(word).cloned().unwrap_or(at))
 }
 
 /// Whether JSON was asked for on a command line that does not parse.
@@ -90,6 +101,14 @@ mod tests {
         let error = told(&["vbm", "network", "create", "lan"]);
         assert!(error.what().contains("<CIDR>"), "{}", error.what());
         assert_eq!(error.fix(), "see `vbm network create --help`");
+    }
+
+    #[test]
+    fn the_help_of_a_command_that_is_not_complete_is_its_own() {
+        for (words, expected) in [("vbm", "vbm"), ("vbm --wait network", "network"), ("vbm group", "group")] {
+            let args: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+            assert_eq!(command_meant(&args).get_name(), expected);
+        }
     }
 
     #[test]

@@ -123,6 +123,14 @@ impl<T: Send + 'static> IntoFuture for Call<T> {
     }
 }
 
+/// A span for people: whole seconds, where it has any.
+pub(super) fn spoken(span: Duration) -> String {
+    if span.as_millis() < 1_000 {
+        return format!("{} ms", span.as_millis());
+    }
+    format!("{} s", span.as_secs_f64().round())
+}
+
 /// The answer never came: what was asked may have been done.
 pub(super) fn too_late(reads_only: bool, deadline: Duration) -> Error {
     let (fix, outcome) = if reads_only {
@@ -133,7 +141,7 @@ pub(super) fn too_late(reads_only: bool, deadline: Duration) -> Error {
     Error::new(
         ErrorKind::DeadlineExceeded,
         "vbmd did not answer in time",
-        format!("no answer came within {deadline:?}"),
+        format!("no answer came within {}", spoken(deadline)),
         fix,
     )
     .with_outcome(outcome)

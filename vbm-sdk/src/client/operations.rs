@@ -2,7 +2,7 @@
 
 use super::{
     Client,
-    call::{Call, Listing, json},
+    call::{Call, Listing, json, spoken},
     nouns::readable,
     path::ApiPath,
 };
@@ -148,7 +148,7 @@ fn not_over(id: OperationId, deadline: Duration) -> Error {
     Error::new(
         ErrorKind::DeadlineExceeded,
         format!("operation {id} is not over yet"),
-        format!("it takes longer than {deadline:?}; it goes on"),
+        format!("it takes longer than {}; it goes on", spoken(deadline)),
         format!("wait on with `vbm operation wait {id}`, longer with --timeout"),
     )
     .with_outcome(Outcome::Unknown)

@@ -2,7 +2,7 @@
 
 use super::{
     Client,
-    call::{Call, Listing, json, raw},
+    call::{Call, Listing, json, raw, spoken},
     console::{self, Console},
     nouns::readable,
     path::ApiPath,
@@ -174,7 +174,7 @@ where
                 Err(Error::new(
                     ErrorKind::DeadlineExceeded,
                     format!("vm '{vm}' is not as it was waited for"),
-                    format!("it did not get there within {deadline:?}"),
+                    format!("it did not get there within {}", spoken(deadline)),
                     format!("look at it with `vbm info {vm}`, or wait longer with --timeout"),
                 ))
             })

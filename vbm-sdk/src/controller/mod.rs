@@ -75,6 +75,8 @@ struct Inner {
     bus: OnceLock<Bus>,
     /// Launches pick addresses one after the other; the store's uniqueness stands behind it.
     picking: Mutex<()>,
+    /// No more long answers: event streams and waits end.
+    closing: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -104,6 +106,7 @@ impl Controller {
                 epoch,
                 bus: OnceLock::new(),
                 picking: Mutex::new(()),
+                closing: CancellationToken::new(),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
@@ -126,8 +129,14 @@ impl Controller {
         Ok(())
     }
 
+    /// Ends event streams and waits for operations, so that a server can let its requests end.
+    pub fn end_streams(&self) {
+        self.inner.closing.cancel();
+    }
+
     /// Ends its tasks and waits for them. The store and the bus stay open.
     pub async fn shutdown(&self) {
+        self.inner.closing.cancel();
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;

@@ -36,6 +36,7 @@ enum Verdict {
 
 /// Whether an operation is over.
 fn judge(operation: &Operation, asked: Revision, world: &World, nodes: &[(&Node, Reached)], now: Timestamp) -> Verdict {
+    if asked > world.revision { return Verdict::GoesOn; }
     let patient = now.since(operation.created_at) < NO_NODE_PATIENCE;
     if operation.verb == APPLY {
         return judge_apply(asked, nodes);
@@ -211,7 +212,7 @@ impl Controller {
         tokio::select! {
             done = wait => done,
             () = tokio::time::sleep(Duration::from_secs(seconds.min(WAIT_MAX_SECONDS))) => self.find_operation(id).await.map(|h| h.value),
-            () = self.inner.stop.cancelled() => self.find_operation(id).await.map(|h| h.value),
+            () = self.inner.closing.cancelled() => self.find_operation(id).await.map(|h| h.value),
         }
     }
 

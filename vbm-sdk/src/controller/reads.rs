@@ -198,7 +198,7 @@ impl Controller {
                 Err(e) => Some(Err(e.into())),
             }
         });
-        let stop = self.inner.stop.clone().cancelled_owned();
+        let stop = self.inner.closing.clone().cancelled_owned();
         Ok(past.chain(coming.take_until(stop)).boxed())
     }
 }

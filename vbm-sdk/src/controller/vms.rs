@@ -120,8 +120,12 @@ impl Controller {
             Some(address) => pinned(record, address)?,
             None => self.pick_address(record, earlier).await?,
         };
+        if earlier.iter().any(|n| n.network.value.meta.id == record.meta.id && n.port.spec.address == address) {
+            return Err(twice(format!("the address {address}")));
+        }
         let id = PortId::from_uuid(self.inner.ids.next());
         let mac = match wanted.mac {
+            Some(mac) if earlier.iter().any(|n| n.port.spec.mac == mac) => return Err(twice(format!("the MAC {mac}"))),
             Some(mac) if !mac.is_unicast() => {
                 return Err(Error::new(
                     ErrorKind::InvalidInput,
@@ -320,6 +324,10 @@ impl Controller {
         let tables = views::Tables::load(self.records()).await?;
         Ok(tables.vm(&vm))
     }
+}
+
+fn twice(what: String) -> Error {
+    Error::new(ErrorKind::AlreadyExists, format!("{what} is taken"), "another NIC of the same VM has it", "choose another, or leave it out")
 }
 
 /// Whether a VM neither runs nor is about to.

@@ -30,7 +30,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the kernel refused a connection (no file descriptors left).
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 /// How long requests that are under way may take when the daemon ends.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 
 /// A bound socket. Its file is removed when it is dropped.
 #[derive(Debug)]
@@ -123,7 +123,10 @@ pub(crate) async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Send + Un
         done = connection.as_mut() => done,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            match tokio::time::timeout(DRAIN, connection).await {
+                Ok(done) => done,
+                Err(_) => return tracing::warn!("a request under way was broken off"),
+            }
         }
     };
     if let Err(e) = done {

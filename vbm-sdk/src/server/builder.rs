@@ -8,11 +8,13 @@ use crate::{
     http::{ApiState, router},
     methods::{AGENT_SERVICE, CONTROLLER_SERVICE},
     source::{RandomIds, SystemClock},
+    store::Store,
 };
 use std::{path::PathBuf, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::{Clock, DriverKind, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
-use vbm_hyper::{ImageStore, Pool};
+use vbm_core::{Clock, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
+use vbm_hyper::{Driver, ImageStore, Pool};
+use vbm_net::NetworkBackend;
 use vbm_rpc::{Bus, Member, Router, Service, Transport};
 
 /// What a server is.
@@ -60,7 +62,9 @@ pub struct Builder {
     pub(super) driver: DriverChoice,
     pub(super) network: NetworkChoice,
     ephemeral: bool,
-    pub(super) in_memory: bool,
+    pub(super) own_store: Option<Arc<dyn Store>>,
+    pub(super) own_drivers: Option<Vec<Arc<dyn Driver>>>,
+    pub(super) own_networks: Option<Arc<dyn NetworkBackend>>,
     pub(super) clock: Arc<dyn Clock>,
     ids: Arc<dyn IdSource>,
 }
@@ -82,7 +86,9 @@ impl Builder {
             driver: DriverChoice::Qemu,
             network: NetworkChoice::Host,
             ephemeral: false,
-            in_memory: false,
+            own_store: None,
+            own_drivers: None,
+            own_networks: None,
             clock: Arc::new(SystemClock),
             ids: Arc::new(RandomIds),
         }
@@ -136,9 +142,21 @@ impl Builder {
         self
     }
 
-    /// Keeps the records in memory: they are gone with the server.
-    pub const fn in_memory(mut self) -> Self {
-        self.in_memory = true;
+    /// Keeps the records in a store of the caller's, which stays open, instead of a redb file in the data directory.
+    pub fn with_store(mut self, store: Arc<dyn Store>) -> Self {
+        self.own_store = Some(store);
+        self
+    }
+
+    /// Drives hypervisors through drivers of the caller's, instead of [`Builder::driver`].
+    pub fn with_drivers(mut self, drivers: Vec<Arc<dyn Driver>>) -> Self {
+        self.own_drivers = Some(drivers);
+        self
+    }
+
+    /// Makes networks through a backend of the caller's, instead of [`Builder::network`].
+    pub fn with_networks(mut self, networks: Arc<dyn NetworkBackend>) -> Self {
+        self.own_networks = Some(networks);
         self
     }
 
@@ -191,7 +209,7 @@ impl Builder {
                 ids: Arc::clone(&self.ids),
             };
             let controller = Controller::open(config).await?;
-            server.controller = Some((controller.clone(), store));
+            server.controller = Some((controller.clone(), self.own_store.is_none().then_some(store)));
             let boot_id = self.ids.next().to_string();
             let path: NodePath = format!("{CONTROLLER_PATH}/c{}", record.tag).parse()?;
             let bus = attach(&transport, path, CONTROLLER_SERVICE, &boot_id, controller.epoch(), controller.router()).await?;

@@ -1,35 +1,56 @@
 //! Connections that never leave the process.
+//!
+//! A client holds only the door: the router, and with it the controller and its files, belongs to one task of the
+//! server and is gone when the server is, however long clients live.
 
 use crate::client::{BoxedIo, Connect};
-use crate::http::unix::serve_stream;
+use crate::http::unix::{DRAIN, serve_stream};
 use axum::Router;
 use std::io;
+use tokio::{io::DuplexStream, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How much may be on its way in one direction, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Connections that wait to be taken up.
+const BACKLOG_MAX: usize = 64;
 
-/// Opens connections to a router.
-pub(super) struct InProcess {
-    router: Router,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+/// Opens connections to the server.
+#[derive(Clone)]
+pub(super) struct Door {
+    knock: mpsc::Sender<DuplexStream>,
 }
 
-impl InProcess {
-    pub(super) const fn new(router: Router, stop: CancellationToken, tasks: TaskTracker) -> Self {
-        Self { router, stop, tasks }
+impl Door {
+    /// A door, and the task that serves whoever comes through it until `stop`.
+    pub(super) fn new(router: Router, stop: CancellationToken, tasks: &TaskTracker) -> Self {
+        let (knock, mut knocks) = mpsc::channel(BACKLOG_MAX);
+        tasks.spawn(async move {
+            let connections = TaskTracker::new();
+            loop {
+                tokio::select! {
+                    stream = knocks.recv() => match stream {
+                        Some(stream) => drop(connections.spawn(serve_stream(stream, router.clone(), stop.clone()))),
+                        None => break,
+                    },
+                    () = stop.cancelled() => break,
+                }
+            }
+            connections.close();
+            if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+                tracing::warn!(left = connections.len(), "requests under way were broken off");
+            }
+        });
+        Self { knock }
     }
 }
 
 #[async_trait::async_trait]
-impl Connect for InProcess {
+impl Connect for Door {
     async fn connect(&self) -> io::Result<BoxedIo> {
-        if self.stop.is_cancelled() {
-            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the server has shut down"));
-        }
         let (here, there) = tokio::io::duplex(BUFFER_BYTES);
-        self.tasks.spawn(serve_stream(there, self.router.clone(), self.stop.clone()));
+        let gone = |_| io::Error::new(io::ErrorKind::ConnectionRefused, "the server has shut down");
+        self.knock.send(there).await.map_err(gone)?;
         Ok(Box::new(here))
     }
 

@@ -39,7 +39,8 @@ use vbm_rpc::Bus;
 /// networks run on in either case.
 pub struct Server {
     instance: instance::Instance,
-    controller: Option<(Controller, Arc<dyn Store>)>,
+    /// With the store that is closed with it; a store of the caller's is not.
+    controller: Option<(Controller, Option<Arc<dyn Store>>)>,
     agent: Option<Agent>,
     buses: Vec<Bus>,
     router: Option<Router>,
@@ -71,12 +72,11 @@ impl Server {
     /// # Errors
     /// The server is an agent only: it has no API.
     pub fn client(&self) -> Result<Client> {
-        let router = self.router()?;
-        let connector = client::InProcess::new(router, self.stop.child_token(), self.tasks.clone());
-        Ok(Client::new(crate::client::Endpoint::in_process(Arc::new(connector))))
+        let door = client::Door::new(self.router()?, self.stop.clone(), &self.tasks);
+        Ok(Client::new(crate::client::Endpoint::in_process(Arc::new(door))))
     }
 
-    /// The API as a router, to be nested in another.
+    /// The API as a router, to be nested in another. While it lives, the data directory stays in use.
     ///
     /// # Errors
     /// The server is an agent only: it has no API.
@@ -99,6 +99,9 @@ impl Server {
     /// Ends the server: requests under way, the controller, the agent, the bus, the store, in that order. VMs and networks run on.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
+        if let Some((controller, _)) = &self.controller {
+            controller.end_streams();
+        }
         self.tasks.close();
         self.tasks.wait().await;
         if let Some((controller, _)) = &self.controller {
@@ -112,7 +115,7 @@ impl Server {
         for bus in self.buses.drain(..) {
             bus.shutdown().await;
         }
-        if let Some((_, store)) = &self.controller {
+        if let Some((_, Some(store))) = &self.controller {
             store.close().await;
         }
         if holds_nothing && let Err(e) = self.instance.forget() {

@@ -4,7 +4,7 @@ use super::{
     builder::{Builder, DriverChoice, NetworkChoice},
     instance::InstanceRecord,
 };
-use crate::store::{MemoryStore, RedbStore, Store};
+use crate::store::{RedbStore, Store};
 use std::sync::Arc;
 use vbm_core::{Error, Result};
 use vbm_hyper::{Driver, QemuConfig, QemuDriver, SimDriver};
@@ -12,8 +12,8 @@ use vbm_net::{HostConfig, HostNetwork, NetworkBackend, SimNetwork};
 use vbm_rpc::Transport;
 
 pub(super) async fn store(builder: &Builder, record: &InstanceRecord) -> Result<Arc<dyn Store>> {
-    if builder.in_memory {
-        return Ok(Arc::new(MemoryStore::new()));
+    if let Some(store) = &builder.own_store {
+        return Ok(Arc::clone(store));
     }
     let path = record.data_dir.join("store.redb");
     let opened = tokio::task::spawn_blocking(move || RedbStore::open(path)).await;
@@ -21,6 +21,9 @@ pub(super) async fn store(builder: &Builder, record: &InstanceRecord) -> Result<
 }
 
 pub(super) async fn drivers(builder: &Builder, record: &InstanceRecord) -> Result<Vec<Arc<dyn Driver>>> {
+    if let Some(drivers) = &builder.own_drivers {
+        return Ok(drivers.clone());
+    }
     Ok(match builder.driver {
         DriverChoice::Sim => vec![Arc::new(SimDriver::new())],
         DriverChoice::Qemu => vec![Arc::new(QemuDriver::open(QemuConfig::new(record.run_dir.join("vm"))).await.map_err(Error::from)?)],
@@ -28,6 +31,9 @@ pub(super) async fn drivers(builder: &Builder, record: &InstanceRecord) -> Resul
 }
 
 pub(super) async fn networks(builder: &Builder, record: &InstanceRecord) -> Result<Arc<dyn NetworkBackend>> {
+    if let Some(networks) = &builder.own_networks {
+        return Ok(Arc::clone(networks));
+    }
     Ok(match builder.network {
         NetworkChoice::Sim => Arc::new(SimNetwork::new(Arc::clone(&builder.clock))),
         NetworkChoice::Host => {

@@ -11,7 +11,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::typed;
+use super::typed::{self, Output};
 use crate::fault::{Done, Fault};
 use crate::run;
 
@@ -183,6 +183,7 @@ impl Daemon {
             drop(typed::run(
                 Command::new("sh").args(["-c", &line]),
                 &line,
+                Output::Both,
                 KILL_WITHIN,
                 None,
             ));

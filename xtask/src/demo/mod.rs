@@ -115,7 +115,7 @@ fn tell(programs: &Path, guest: PathBuf, rows: &mut Vec<Row>) -> Done<Told> {
     let _watch = Watch::new(&interrupts)?;
     let bar = say::bar(STORY.len() as u64, "");
     let since = Instant::now();
-    let mut stage = Stage::set(programs, guest, keep, interrupts, bar.clone())?;
+    let mut stage = Stage::set(programs, guest, keep, interrupts.clone(), bar.clone())?;
     let played = play(&STORY, &mut stage, |news| match news {
         News::Begins(n, chapter) => {
             bar.set_message(chapter.title);
@@ -135,7 +135,7 @@ fn tell(programs: &Path, guest: PathBuf, rows: &mut Vec<Row>) -> Done<Told> {
         }
     });
     bar.finish_and_clear();
-    if played.is_err() {
+    if played.is_err() && !interrupts.came() {
         blame(&stage.recipe.log);
     }
     let faults = stage.clear();

@@ -18,7 +18,7 @@ use super::claim::Claim;
 use super::daemon::{Daemon, Recipe};
 use super::facts::{self, Keep, Vm};
 use super::interrupt::Interrupts;
-use super::typed::{self, Answer};
+use super::typed::{self, Answer, Output};
 use super::world::World;
 use crate::fault::{Done, Fault};
 use crate::{run, say};
@@ -30,11 +30,15 @@ const SHOWN_LINES: usize = 12;
 const HOST: &str = "$";
 /// In the namespace that plays the outside world.
 const WORLD: &str = "world$";
-/// Nothing to delete is fine.
-const DELETE_ALL: [&str; 2] = [
+/// Waits for what goes on (an interrupted command's work does), then deletes. What fails here because it is gone
+/// already does no harm: [`LEFT`] decides.
+const DELETE_ALL: [&str; 3] = [
+    "vbm operation list -o name | xargs --no-run-if-empty --max-args 1 vbm operation wait --timeout 60",
     "vbm list -o name | xargs --no-run-if-empty vbm delete --force",
     "vbm network list -o name | xargs --no-run-if-empty vbm network delete",
 ];
+/// Names what a daemon still has on the host.
+const LEFT: &str = "vbm list -o name && vbm network list -o name";
 /// Applets that stand in for a program that is not installed.
 const STAND_INS: [&str; 1] = ["ping"];
 
@@ -134,10 +138,11 @@ impl Stage {
         let answer = typed::run(
             &mut self.command(HOST, line)?,
             line,
+            Output::Stdout,
             LINE_WITHIN,
             Some(&self.interrupts),
         )?;
-        successful(line, answer).map(|answer| answer.stdout)
+        successful(line, answer).map(|answer| answer.text)
     }
 
     /// What `vbm` knows of the VM, now.
@@ -181,10 +186,25 @@ impl Stage {
             .take()
             .and_then(|mut daemon| daemon.is_running().then_some(daemon));
         let mut daemon = running.map_or_else(|| Daemon::start(&self.recipe), Ok)?;
-        let deleted = DELETE_ALL.iter().try_for_each(|line| {
-            // Nothing interrupts the clearing.
-            let answer = typed::run(&mut self.command(HOST, line)?, line, LINE_WITHIN, None)?;
-            successful(line, answer).map(drop)
+        // Nothing interrupts the clearing.
+        let run = |line| {
+            typed::run(
+                &mut self.command(HOST, line)?,
+                line,
+                Output::Both,
+                LINE_WITHIN,
+                None,
+            )
+        };
+        let said: Vec<Answer> = DELETE_ALL.into_iter().map(run).collect::<Done<_>>()?;
+        let left = run(LEFT).and_then(|answer| successful(LEFT, answer));
+        let deleted = left.and_then(|left| {
+            let why = said.iter().map(|answer| answer.all.as_str()).collect::<String>();
+            claim(
+                left.text.trim().is_empty(),
+                "all VMs and networks are deleted",
+                &why,
+            )
         });
         let stopped = daemon.stop().map(drop);
         if stopped.is_err() {
@@ -197,8 +217,14 @@ impl Stage {
     fn perform(&self, prompt: &str, line: &str, keep: Keep) -> Done<Answer> {
         self.say(&format!("   {prompt} {line}"));
         let mut command = self.command(prompt, line)?;
-        let answer = typed::run(&mut command, line, LINE_WITHIN, Some(&self.interrupts))?;
-        for text in facts::trimmed(&answer.shown, SHOWN_LINES, keep) {
+        let answer = typed::run(
+            &mut command,
+            line,
+            Output::Both,
+            LINE_WITHIN,
+            Some(&self.interrupts),
+        )?;
+        for text in facts::trimmed(&answer.all, SHOWN_LINES, keep) {
             self.say(&format!("     {text}"));
         }
         Ok(answer)
@@ -265,7 +291,7 @@ fn successful(line: &str, answer: Answer) -> Done<Answer> {
         .map_or_else(|| "a signal".to_owned(), |code| format!("exit code {code}"));
     Err(Fault::new(
         format!("`{line}` ended with {code}"),
-        typed::quoted(&answer.shown),
+        typed::quoted(&answer.all),
         "see the daemon's log",
     ))
 }

@@ -113,10 +113,14 @@ fn start(stage: &mut Stage) -> Done<String> {
     stage.show_line(&format!("export VBM_SOCKET={}", stage.recipe.socket.display()));
     stage.start_daemon()?;
     stage.must("vbm node list")?;
-    Ok(format!(
-        "pid {}",
-        stage.daemon.as_ref().map_or(0, |daemon| daemon.pid)
-    ))
+    let pid = stage.daemon.as_ref().map_or(0, |daemon| daemon.pid);
+    let instance = &stage.learnt.instance;
+    claim(
+        !instance.is_empty(),
+        "vbmd tells its instance",
+        "its ready line has none",
+    )?;
+    Ok(format!("pid {pid}, instance {instance}"))
 }
 
 fn import(stage: &mut Stage) -> Done<String> {
@@ -125,11 +129,7 @@ fn import(stage: &mut Stage) -> Done<String> {
         stage.guest.display()
     ))?;
     let list = stage.must("vbm image list")?;
-    claim(
-        list.stdout.contains("tiny"),
-        "the list names the image",
-        &list.shown,
-    )?;
+    claim(list.text.contains("tiny"), "the list names the image", &list.all)?;
     Ok("tiny".to_owned())
 }
 
@@ -158,9 +158,9 @@ fn world(stage: &mut Stage) -> Done<String> {
     stage.world = Some(world);
     let routes = stage.world("ip route")?;
     claim(
-        routes.stdout.lines().count() == 1 && !routes.stdout.contains("default"),
+        routes.text.lines().count() == 1 && !routes.text.contains("default"),
         "the world knows its own link only",
-        &routes.shown,
+        &routes.all,
     )?;
     Ok(seen)
 }
@@ -213,7 +213,7 @@ fn nat(stage: &mut Stage) -> Done<String> {
     claim(
         direct.code != Some(0),
         "the world cannot reach the VM's address",
-        &direct.shown,
+        &direct.all,
     )?;
     let typed = format!("ping -c 3 -W 2 {outer}; echo result=$?");
     stage.must_tail(&format!(
@@ -282,11 +282,11 @@ fn stop_start(stage: &mut Stage) -> Done<String> {
 
 fn console(stage: &mut Stage) -> Done<String> {
     let said = stage.must_tail("vbm console web --log")?;
-    let ready = said.stdout.matches("vbm-guest ready hostname=web").count();
-    claim(ready > 0, "the console has the guest's ready line", &said.shown)?;
+    let ready = said.text.matches("vbm-guest ready hostname=web").count();
+    claim(ready > 0, "the console has the guest's ready line", &said.all)?;
     Ok(format!(
         "{} bytes, the guest was ready {ready} times",
-        said.stdout.len()
+        said.text.len()
     ))
 }
 
@@ -343,7 +343,7 @@ fn crash(stage: &mut Stage) -> Done<String> {
 }
 
 fn delete(stage: &mut Stage) -> Done<String> {
-    let events = stage.must_tail("vbm events")?.stdout;
+    let events = stage.must_tail("vbm events")?.text;
     for kind in EVENTS {
         claim(
             events.contains(kind),
@@ -399,7 +399,7 @@ fn shut(stage: &Stage) -> Done {
         claim(
             answer.code == Some(CURL_TIMED_OUT),
             "the port is shut",
-            &answer.shown,
+            &answer.all,
         )?;
     }
     Ok(())
@@ -411,11 +411,11 @@ fn answers(stage: &Stage) -> Done {
     let page = format!("vbm-guest web {}", stage.vm()?.address);
     let get = |url: &str| format!("curl -sS --max-time 10 {url}/");
     for answer in [stage.world(&get(&outer))?, stage.host(&get(&inner))?] {
-        claim(answer.code == Some(0), "the port is open", &answer.shown)?;
+        claim(answer.code == Some(0), "the port is open", &answer.all)?;
         claim(
-            answer.stdout.trim() == page,
+            answer.text.trim() == page,
             "the VM's page comes",
-            &format!("`{}` came", answer.stdout.trim()),
+            &format!("`{}` came", answer.text.trim()),
         )?;
     }
     Ok(())
@@ -426,7 +426,7 @@ fn boot_id(stage: &Stage) -> Done<String> {
     let [_, inner] = doors(stage);
     let line = format!("curl -sS --max-time 10 {inner}/boot-id");
     let answer = stage.must(&line)?;
-    let id = answer.stdout.trim().to_owned();
+    let id = answer.text.trim().to_owned();
     claim(!id.is_empty(), "the guest gives its boot id", "it gave nothing")?;
     Ok(id)
 }

@@ -1,9 +1,8 @@
 //! One typed line: run by the shell as it is shown, within a time limit, its output collected.
 //!
 //! ```text
-//!   sh -c LINE --stdout--> reader thread --\
-//!              --stderr--> reader thread ---+--> one channel --> until both are closed | late | interrupted
-//!   interrupts ---------------------------/
+//!   sh -c LINE --one pipe, or two--> reader threads --+--> one channel --> until closed | late | interrupted
+//!   interrupts ---------------------------------------/
 //! ```
 //!
 //! The line has a process group of its own, so that ending it ends all of a pipeline, and so that ^C reaches the
@@ -20,7 +19,7 @@ use crate::fault::{Done, Fault};
 
 /// What a reader takes from a pipe at once.
 const CHUNK_BYTES: usize = 4096;
-/// How long the pipes of an ended group may stay open.
+/// How long the pipes of a group that was told to end may stay open.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// What a line came to.
@@ -28,9 +27,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub(super) struct Answer {
     /// `None` when a signal ended it.
     pub(super) code: Option<i32>,
-    pub(super) stdout: String,
-    /// stdout and stderr as they came.
-    pub(super) shown: String,
+    /// What [`Output`] was wanted.
+    pub(super) text: String,
+    /// All that was heard.
+    pub(super) all: String,
 }
 
 /// What happens while a line runs.
@@ -41,53 +41,71 @@ pub(super) enum Event {
     Interrupted,
 }
 
+/// Which outputs of a line are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Both, through one pipe, so that they stand in the order in which they came.
+    Both,
+    /// stdout, for reading; stderr is kept for the fault.
+    Stdout,
+}
+
 /// Runs a command to its end. `interrupts: None` is for clearing up, which nothing interrupts.
 pub(super) fn run(
     command: &mut Command,
     line: &str,
+    output: Output,
     limit: Duration,
     interrupts: Option<&Interrupts>,
 ) -> Done<Answer> {
     let deadline = Instant::now() + limit;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| crate::run::not_started(command, &error))?;
     let (tell, events) = channel();
-    let mut open = 0;
-    if let Some(pipe) = child.stdout.take() {
-        open += 1;
-        follow(pipe, Event::Out, tell.clone());
-    }
-    if let Some(pipe) = child.stderr.take() {
-        open += 1;
-        follow(pipe, Event::Err, tell.clone());
-    }
+    let lost = |error: std::io::Error| Fault::new(format!("lost `{line}`"), error, "run the command again");
+    let (out, out_end) = std::io::pipe().map_err(lost)?;
+    follow(out, Event::Out, tell.clone());
+    let mut open = 1;
+    let err_end = match output {
+        Output::Both => out_end.try_clone().map_err(lost)?,
+        Output::Stdout => {
+            let (err, err_end) = std::io::pipe().map_err(lost)?;
+            follow(err, Event::Err, tell.clone());
+            open += 1;
+            err_end
+        }
+    };
+    command
+        .stdin(Stdio::null())
+        .stdout(out_end)
+        .stderr(err_end)
+        .process_group(0);
+    let child = command.spawn();
+    // The command holds the writing ends; without this the reading ends never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = child.map_err(|error| crate::run::not_started(command, &error))?;
     if let Some(interrupts) = interrupts {
         interrupts.subscribe(tell.clone());
     }
     drop(tell);
-    let mut output = Output::default();
-    let ended = output.collect(&events, &mut open, deadline);
+    let mut heard = Heard::default();
+    let ended = heard.collect(&events, &mut open, deadline);
     if let Some(interrupts) = interrupts {
         interrupts.unsubscribe();
     }
     if ended != Ended::Closed {
-        end_group(&child);
-        output.collect(&events, &mut open, Instant::now() + DRAIN);
+        // As ^C would: it may have something to take back. Then without asking.
+        for signal in ["INT", "KILL"] {
+            signal_group(&child, signal);
+            if heard.collect(&events, &mut open, Instant::now() + DRAIN) == Ended::Closed {
+                break;
+            }
+        }
     }
-    let status = child
-        .wait()
-        .map_err(|error| Fault::new(format!("lost `{line}`"), error, "run the command again"))?;
-    let answer = output.answer(status.code());
+    let answer = heard.answer(child.wait().map_err(lost)?.code());
     match ended {
         Ended::Closed => Ok(answer),
         Ended::Late => Err(Fault::new(
             format!("`{line}` did not end within {} s", limit.as_secs()),
-            quoted(&answer.shown),
+            quoted(&answer.all),
             "see the daemon's log for what it waits for",
         )),
         Ended::Interrupted => Err(interrupted()),
@@ -113,12 +131,13 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// Ends a child's process group, the child being its leader.
-fn end_group(child: &Child) {
+/// Signals a child's process group, the child being its leader.
+fn signal_group(child: &Child, signal: &str) {
     let mut kill = Command::new("sh");
     kill.args([
         "-c",
-        "kill -s KILL -- \"-$0\" 2>/dev/null",
+        "kill -s \"$0\" -- \"-$1\" 2>/dev/null",
+        signal,
         &child.id().to_string(),
     ]);
     // A group that has just ended by itself is as good.
@@ -148,21 +167,21 @@ enum Ended {
 }
 
 #[derive(Default)]
-struct Output {
-    stdout: Vec<u8>,
-    shown: Vec<u8>,
+struct Heard {
+    text: Vec<u8>,
+    all: Vec<u8>,
 }
 
-impl Output {
+impl Heard {
     fn collect(&mut self, events: &Receiver<Event>, open: &mut usize, deadline: Instant) -> Ended {
         while *open > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             match events.recv_timeout(left) {
                 Ok(Event::Out(bytes)) => {
-                    self.stdout.extend_from_slice(&bytes);
-                    self.shown.extend_from_slice(&bytes);
+                    self.text.extend_from_slice(&bytes);
+                    self.all.extend_from_slice(&bytes);
                 }
-                Ok(Event::Err(bytes)) => self.shown.extend_from_slice(&bytes),
+                Ok(Event::Err(bytes)) => self.all.extend_from_slice(&bytes),
                 Ok(Event::Closed) => *open -= 1,
                 Ok(Event::Interrupted) => return Ended::Interrupted,
                 Err(RecvTimeoutError::Timeout) => return Ended::Late,
@@ -175,8 +194,8 @@ impl Output {
     fn answer(self, code: Option<i32>) -> Answer {
         Answer {
             code,
-            stdout: String::from_utf8_lossy(&self.stdout).into_owned(),
-            shown: String::from_utf8_lossy(&self.shown).into_owned(),
+            text: String::from_utf8_lossy(&self.text).into_owned(),
+            all: String::from_utf8_lossy(&self.all).into_owned(),
         }
     }
 }
@@ -186,7 +205,13 @@ mod tests {
     use super::*;
 
     fn sh(line: &str, limit: Duration, interrupts: Option<&Interrupts>) -> Done<Answer> {
-        run(Command::new("sh").args(["-c", line]), line, limit, interrupts)
+        run(
+            Command::new("sh").args(["-c", line]),
+            line,
+            Output::Stdout,
+            limit,
+            interrupts,
+        )
     }
 
     const LONG: Duration = Duration::from_secs(20);
@@ -194,8 +219,20 @@ mod tests {
     #[test]
     fn a_line_gives_its_code_and_both_outputs() {
         let answer = sh("echo one; echo two >&2; exit 28", LONG, None).unwrap();
-        assert_eq!((answer.code, answer.stdout.as_str()), (Some(28), "one\n"));
-        assert!(answer.shown.contains("two"));
+        assert_eq!((answer.code, answer.text.as_str()), (Some(28), "one\n"));
+        assert!(answer.all.contains("two"));
+    }
+
+    #[test]
+    fn both_outputs_through_one_pipe_keep_their_order() {
+        let line = "for n in 1 2 3 4 5 6 7 8; do echo o$n; echo e$n >&2; done";
+        let mut command = Command::new("sh");
+        let answer = run(command.args(["-c", line]), line, Output::Both, LONG, None).unwrap();
+        let expected: String = (1..9).map(|n| format!("o{n}\ne{n}\n")).collect();
+        assert_eq!(
+            (answer.text.as_str(), answer.all.as_str()),
+            (expected.as_str(), expected.as_str())
+        );
     }
 
     #[test]
@@ -234,7 +271,20 @@ mod tests {
         );
         assert!(started.elapsed() < LONG);
         thread.join().unwrap();
-        assert_eq!(sh("echo x", LONG, None).unwrap().stdout, "x\n");
+        assert_eq!(sh("echo x", LONG, None).unwrap().text, "x\n");
+    }
+
+    #[test]
+    fn a_line_that_is_ended_may_take_something_back_but_not_refuse() {
+        let short = Duration::from_millis(300);
+        let fault = sh("trap 'echo taken back; exit' INT; sleep 60", short, None).unwrap_err();
+        assert!(fault.why.contains("taken back"), "{fault}");
+        assert!(
+            sh("trap '' INT; echo deaf; sleep 60", short, None)
+                .unwrap_err()
+                .why
+                .contains("deaf")
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::codec::{self, Greeting, Incoming, Lines, QmpEvent};
 use crate::{
     Error, Result,
     limits::{COMMAND_DEADLINE, QMP_EVENTS_MAX, QMP_PENDING_MAX, QMP_REQUESTS_MAX},
+    qemu::scope::Scope,
 };
 use bytes::{Buf, Bytes};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -22,7 +23,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout, timeout_at},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 
 /// What one read takes at least room for.
 const READ_CHUNK_BYTES: usize = 16 * 1024;
@@ -58,19 +59,19 @@ impl std::fmt::Debug for Connected {
 
 impl Qmp {
     /// Connects to a monitor's socket and negotiates. A monitor that somebody else uses never greets.
-    pub(crate) async fn connect(path: &Path, deadline: Duration, tasks: &TaskTracker) -> Result<Connected> {
+    pub(crate) async fn connect(path: &Path, deadline: Duration, scope: &Scope) -> Result<Connected> {
         let until = Instant::now() + deadline;
         let stream = timeout_at(until, UnixStream::connect(path))
             .await
             .map_err(|_| late("the connection", deadline))?
             .map_err(Error::io("connect to", path))?;
-        timeout_at(until, Self::negotiate(stream, tasks))
+        timeout_at(until, Self::negotiate(stream, scope))
             .await
             .map_err(|_| late("the greeting", deadline))?
     }
 
     /// Waits for the greeting and negotiates. The caller sets the deadline.
-    pub(crate) async fn negotiate(stream: UnixStream, tasks: &TaskTracker) -> Result<Connected> {
+    pub(crate) async fn negotiate(stream: UnixStream, scope: &Scope) -> Result<Connected> {
         let (requests, queue) = mpsc::channel(QMP_REQUESTS_MAX);
         let (event_sender, events) = mpsc::channel(QMP_EVENTS_MAX);
         let (greet, greeted) = oneshot::channel();
@@ -84,7 +85,7 @@ impl Qmp {
             pending: HashMap::new(),
             next_id: 1,
         };
-        tasks.spawn(monitor.run());
+        scope.tasks.spawn(monitor.run(scope.end.clone()));
         let greeting = greeted.await.map_err(|_| gone("the greeting"))?;
         let qmp = Self { requests };
         qmp.send("qmp_capabilities", Value::Null, None).await?;
@@ -161,8 +162,8 @@ struct Monitor {
 }
 
 impl Monitor {
-    /// Ends when the last handle is gone or the stream ends; then all that is pending fails.
-    async fn run(mut self) {
+    /// Ends when the last handle is gone, the stream ends or the driver does; then all that is pending fails.
+    async fn run(mut self, end: CancellationToken) {
         loop {
             let interest = if self.outbox.is_empty() {
                 Interest::READABLE
@@ -171,6 +172,7 @@ impl Monitor {
             };
             // Cancel safe: `recv` and `ready` take nothing until they return.
             let alive = tokio::select! {
+                () = end.cancelled() => false,
                 request = self.queue.recv() => match request {
                     Some(request) => { self.enqueue(request); true }
                     None => false,
@@ -333,7 +335,7 @@ mod tests {
     }
 
     /// A client that has negotiated with a monitor that the test plays.
-    async fn pair(tasks: &TaskTracker) -> (Connected, Fake) {
+    async fn pair(scope: &Scope) -> (Connected, Fake) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (read, out) = theirs.into_split();
         let mut fake = Fake {
@@ -346,14 +348,14 @@ mod tests {
             assert_eq!(negotiation["execute"], "qmp_capabilities");
             fake.reply(&negotiation, json!({})).await;
         };
-        let (connected, ()) = tokio::join!(Qmp::negotiate(ours, tasks), play);
+        let (connected, ()) = tokio::join!(Qmp::negotiate(ours, scope), play);
         (connected.unwrap(), fake)
     }
 
     #[tokio::test]
     async fn replies_find_their_commands_in_any_order() {
-        let tasks = TaskTracker::new();
-        let (client, mut fake) = pair(&tasks).await;
+        let scope = Scope::default();
+        let (client, mut fake) = pair(&scope).await;
         assert_eq!(client.greeting.version, "7.2.0");
         let play = async {
             let (first, second) = (fake.next().await, fake.next().await);
@@ -375,8 +377,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_late_reply_is_let_go_and_the_connection_lives_on() {
-        let tasks = TaskTracker::new();
-        let (client, mut fake) = pair(&tasks).await;
+        let scope = Scope::default();
+        let (client, mut fake) = pair(&scope).await;
         let error = client.qmp.execute("slow", Value::Null).await.unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }));
         let slow = fake.next().await;
@@ -391,8 +393,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_the_stream_ends_all_that_is_pending() {
-        let tasks = TaskTracker::new();
-        let (mut client, mut fake) = pair(&tasks).await;
+        let scope = Scope::default();
+        let (mut client, mut fake) = pair(&scope).await;
         let play = async {
             fake.next().await;
             drop(fake);
@@ -401,47 +403,56 @@ mod tests {
         assert!(matches!(result.unwrap_err(), Error::Disconnected { .. }));
         assert!(client.events.recv().await.is_none());
         assert!(client.qmp.execute("y", Value::Null).await.is_err());
-        tasks.close();
-        tasks.wait().await;
+        scope.tasks.close();
+        scope.tasks.wait().await;
     }
 
     #[tokio::test]
     async fn events_come_typed_and_unknown_ones_do_not_matter() {
-        let tasks = TaskTracker::new();
-        let (mut client, mut fake) = pair(&tasks).await;
+        let scope = Scope::default();
+        let (mut client, mut fake) = pair(&scope).await;
         fake.say(r#"{"event": "NEVER_HEARD_OF", "data": {}}"#).await;
         fake.say(r#"{"event": "STOP", "timestamp": {}}"#).await;
         assert_eq!(client.events.recv().await, Some(QmpEvent::Stop));
     }
 
     #[tokio::test]
+    async fn the_task_ends_with_the_driver_though_there_are_handles() {
+        let scope = Scope::default();
+        let (client, _fake) = pair(&scope).await;
+        scope.finish();
+        scope.tasks.wait().await;
+        assert!(client.qmp.execute("x", Value::Null).await.is_err());
+    }
+
+    #[tokio::test]
     async fn the_task_ends_with_the_last_handle() {
-        let tasks = TaskTracker::new();
-        let (client, mut fake) = pair(&tasks).await;
+        let scope = Scope::default();
+        let (client, mut fake) = pair(&scope).await;
         drop(client);
         assert!(fake.lines.next_line().await.unwrap().is_none());
-        tasks.close();
-        tasks.wait().await;
+        scope.tasks.close();
+        scope.tasks.wait().await;
     }
 
     #[tokio::test]
     async fn a_monitor_that_never_greets_is_given_up() {
-        let tasks = TaskTracker::new();
+        let scope = Scope::default();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m");
         let _listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let error = Qmp::connect(&path, Duration::from_millis(20), &tasks)
+        let error = Qmp::connect(&path, Duration::from_millis(20), &scope)
             .await
             .unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
-        tasks.close();
-        tasks.wait().await;
+        scope.tasks.close();
+        scope.tasks.wait().await;
     }
 
     #[tokio::test]
     async fn a_descriptor_travels_with_its_command() {
-        let tasks = TaskTracker::new();
-        let (client, fake) = pair(&tasks).await;
+        let scope = Scope::default();
+        let (client, fake) = pair(&scope).await;
         let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
         let socket = fake.lines.into_inner().into_inner().reunite(fake.out).unwrap();
         let play = async {

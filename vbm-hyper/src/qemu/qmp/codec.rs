@@ -35,8 +35,14 @@ pub(crate) enum QmpEvent {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Incoming {
     Greeting(Greeting),
-    Return { id: u64, value: Value },
-    Failure { id: Option<u64>, why: String },
+    Return {
+        id: u64,
+        value: Value,
+    },
+    Failure {
+        id: Option<u64>,
+        why: String,
+    },
     Event(QmpEvent),
     /// An event that does not matter here, or nothing that is known.
     Other,

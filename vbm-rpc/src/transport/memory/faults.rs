@@ -23,7 +23,10 @@ pub(super) struct Dice {
 
 impl Dice {
     pub(super) const fn new(faults: Faults) -> Self {
-        Self { faults, state: faults.seed }
+        Self {
+            faults,
+            state: faults.seed,
+        }
     }
 
     /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -47,7 +50,10 @@ impl Dice {
             return vec![Duration::ZERO];
         }
         let dice = self.roll() % 1_000;
-        let (lost, twice) = (u64::from(self.faults.drop_per_mille), u64::from(self.faults.duplicate_per_mille));
+        let (lost, twice) = (
+            u64::from(self.faults.drop_per_mille),
+            u64::from(self.faults.duplicate_per_mille),
+        );
         match dice {
             _ if dice < lost => vec![],
             _ if dice < lost + twice => vec![self.delay(), self.delay()],
@@ -68,7 +74,12 @@ mod tests {
 
     #[test]
     fn a_seed_replays_its_misfortunes() {
-        let faults = Faults { seed: 7, drop_per_mille: 100, duplicate_per_mille: 100, delay_max: Duration::from_secs(1) };
+        let faults = Faults {
+            seed: 7,
+            drop_per_mille: 100,
+            duplicate_per_mille: 100,
+            delay_max: Duration::from_secs(1),
+        };
         let story = |faults| {
             let mut dice = Dice::new(faults);
             (0..1_000).map(|_| dice.copies()).collect::<Vec<_>>()

@@ -130,8 +130,13 @@ impl Keeper for Kept {
 
 impl Hub {
     pub(super) fn new(faults: Faults) -> Self {
-        let state = State { dice: Dice::new(faults), ..State::default() };
-        Self { state: Mutex::new(state) }
+        let state = State {
+            dice: Dice::new(faults),
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -160,7 +165,13 @@ impl Hub {
         });
         let path = info.path.clone();
         let node = state.nodes.entry(path.clone()).or_default();
-        let present = Present { info: info.clone(), inbound, seat: seat.clone(), dead_at: None, retired: false };
+        let present = Present {
+            info: info.clone(),
+            inbound,
+            seat: seat.clone(),
+            dead_at: None,
+            retired: false,
+        };
         if let Some(old) = node.present.replace(present) {
             old.seat.ended.send_replace(Some(BusError::Displaced {
                 path: info.path.to_string(),
@@ -175,7 +186,11 @@ impl Hub {
         }
         // What the process before left undone, this one gets.
         if let Some(node) = state.nodes.get_mut(&path) {
-            node.ready = node.kept.iter().map(|(serial, entry)| (entry.since, *serial)).collect();
+            node.ready = node
+                .kept
+                .iter()
+                .map(|(serial, entry)| (entry.since, *serial))
+                .collect();
         }
         seat
     }
@@ -183,7 +198,10 @@ impl Hub {
     pub(super) fn members(&self, scope: &NodePath, now: Instant) -> Vec<MemberInfo> {
         let state = self.lock();
         let present = state.nodes.values().filter_map(|node| node.present.as_ref());
-        present.filter(|p| p.live(now) && scope.contains(&p.info.path)).map(|p| p.info.clone()).collect()
+        present
+            .filter(|p| p.live(now) && scope.contains(&p.info.path))
+            .map(|p| p.info.clone())
+            .collect()
     }
 
     pub(super) fn send(
@@ -233,15 +251,22 @@ impl Hub {
         let mut state = self.lock();
         state.take_over(now);
         let death = state.next_death();
-        let Some(node) = state.nodes.get_mut(&seat.path) else { return Next::Ended };
-        if node.present.as_ref().is_none_or(|present| present.seat.serial != seat.serial) {
+        let Some(node) = state.nodes.get_mut(&seat.path) else {
+            return Next::Ended;
+        };
+        if node
+            .present
+            .as_ref()
+            .is_none_or(|present| present.seat.serial != seat.serial)
+        {
             return Next::Ended;
         }
         if lane == Pumped::Replies {
             return match node.replies.first_key_value() {
-                Some((&(at, serial), _)) if at <= now => {
-                    node.replies.remove(&(at, serial)).map_or(Next::Wait(None), Next::Reply)
-                }
+                Some((&(at, serial), _)) if at <= now => node
+                    .replies
+                    .remove(&(at, serial))
+                    .map_or(Next::Wait(None), Next::Reply),
                 Some((&(at, _), _)) => Next::Wait(Some(at)),
                 None => Next::Wait(None),
             };
@@ -255,12 +280,18 @@ impl Hub {
                 return Next::Wait(Some(death.map_or(at, |death| death.min(at))));
             }
             node.ready.pop_first();
-            let Some(entry) = node.kept.get(&serial) else { continue };
+            let Some(entry) = node.kept.get(&serial) else {
+                continue;
+            };
             if entry.until <= now {
                 node.kept.remove(&serial);
                 continue;
             }
-            let keeper = Kept { hub: self.clone(), seat: seat.clone(), serial };
+            let keeper = Kept {
+                hub: self.clone(),
+                seat: seat.clone(),
+                serial,
+            };
             return Next::Request(Delivery {
                 frame: entry.frame.clone(),
                 since: entry.since,
@@ -310,20 +341,41 @@ impl State {
         }
     }
 
-    fn request(&mut self, route: &Route, frame: &Bytes, ttl: Duration, now: Instant) -> Result<Sent, SendError> {
+    fn request(
+        &mut self,
+        route: &Route,
+        frame: &Bytes,
+        ttl: Duration,
+        now: Instant,
+    ) -> Result<Sent, SendError> {
         let until = now + ttl;
-        let entry = |origin| Entry { frame: frame.clone(), since: now, until, origin };
+        let entry = |origin| Entry {
+            frame: frame.clone(),
+            since: now,
+            until,
+            origin,
+        };
         match route {
             Route::Node(path) => {
                 let live = |p: &Present| p.live(now);
-                if !self.nodes.get(path).and_then(|node| node.present.as_ref()).is_some_and(live) {
+                if !self
+                    .nodes
+                    .get(path)
+                    .and_then(|node| node.present.as_ref())
+                    .is_some_and(live)
+                {
                     return Err(SendError::NoRoute(format!("no live process has the path {path}")));
                 }
                 self.put(path, entry(Origin::Node))?;
                 Ok(Sent::default())
             }
             Route::Any { scope, service } => {
-                self.put_any(scope, service, entry(Origin::Any(scope.clone(), service.clone())), now)?;
+                self.put_any(
+                    scope,
+                    service,
+                    entry(Origin::Any(scope.clone(), service.clone())),
+                    now,
+                )?;
                 Ok(Sent::default())
             }
             Route::All { scope, service } => {
@@ -341,14 +393,27 @@ impl State {
 
     fn serving(&self, scope: &NodePath, service: &Service, now: Instant) -> Vec<NodePath> {
         let present = self.nodes.values().filter_map(|node| node.present.as_ref());
-        present.filter(|p| p.live(now) && p.info.serves(scope, service)).map(|p| p.info.path.clone()).collect()
+        present
+            .filter(|p| p.live(now) && p.info.serves(scope, service))
+            .map(|p| p.info.path.clone())
+            .collect()
     }
 
     /// To the member with the least to do; in turn among equals.
-    fn put_any(&mut self, scope: &NodePath, service: &Service, entry: Entry, now: Instant) -> Result<(), SendError> {
+    fn put_any(
+        &mut self,
+        scope: &NodePath,
+        service: &Service,
+        entry: Entry,
+        now: Instant,
+    ) -> Result<(), SendError> {
         let members = self.serving(scope, service, now);
         let kept = |path: &NodePath| self.nodes.get(path).map_or(0, |node| node.kept.len());
-        let least = members.iter().map(&kept).min().ok_or_else(|| nobody(scope, service))?;
+        let least = members
+            .iter()
+            .map(&kept)
+            .min()
+            .ok_or_else(|| nobody(scope, service))?;
         let idle: Vec<_> = members.iter().filter(|path| kept(path) == least).collect();
         let turn = usize::try_from(self.next).unwrap_or(0) % idle.len();
         let path = idle[turn].clone();
@@ -357,13 +422,21 @@ impl State {
 
     fn put(&mut self, path: &NodePath, entry: Entry) -> Result<(), SendError> {
         let copies = self.dice.copies();
-        let Some(node) = self.nodes.get_mut(path) else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(path) else {
+            return Ok(());
+        };
         if node.kept.len() >= QUEUE_MAX_PER_NODE {
-            return Err(SendError::Overloaded(format!("{QUEUE_MAX_PER_NODE} requests wait for {path}")));
+            return Err(SendError::Overloaded(format!(
+                "{QUEUE_MAX_PER_NODE} requests wait for {path}"
+            )));
         }
         for delay in copies {
             self.next += 1;
-            let copy = Entry { frame: entry.frame.clone(), origin: entry.origin.clone(), ..entry };
+            let copy = Entry {
+                frame: entry.frame.clone(),
+                origin: entry.origin.clone(),
+                ..entry
+            };
             node.kept.insert(self.next, copy);
             node.ready.insert((entry.since + delay, self.next));
         }
@@ -374,7 +447,10 @@ impl State {
     }
 
     fn next_death(&self) -> Option<Instant> {
-        self.nodes.values().filter_map(|node| node.present.as_ref()?.dead_at).min()
+        self.nodes
+            .values()
+            .filter_map(|node| node.present.as_ref()?.dead_at)
+            .min()
     }
 
     /// What dead members had taken for a service goes to live ones.
@@ -382,9 +458,18 @@ impl State {
         if self.next_death().is_none_or(|at| now < at) {
             return;
         }
-        let dead = |node: &Node| node.present.as_ref().and_then(|p| p.dead_at).is_some_and(|at| at <= now);
-        let paths: Vec<_> =
-            self.nodes.iter().filter(|(_, node)| dead(node)).map(|(path, _)| path.clone()).collect();
+        let dead = |node: &Node| {
+            node.present
+                .as_ref()
+                .and_then(|p| p.dead_at)
+                .is_some_and(|at| at <= now)
+        };
+        let paths: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| dead(node))
+            .map(|(path, _)| path.clone())
+            .collect();
         for path in paths {
             self.vacate(&path, now);
         }
@@ -400,11 +485,14 @@ impl State {
 
     /// Keeps what is for this very node, forgets broadcasts, and gives what was for any to who is there.
     fn give_away(&mut self, path: &NodePath, now: Instant) {
-        let Some(node) = self.nodes.get_mut(path) else { return };
+        let Some(node) = self.nodes.get_mut(path) else {
+            return;
+        };
         node.ready.clear();
         node.replies.clear();
-        let (keep, give): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut node.kept).into_iter().partition(|(_, entry)| entry.origin == Origin::Node);
+        let (keep, give): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut node.kept)
+            .into_iter()
+            .partition(|(_, entry)| entry.origin == Origin::Node);
         node.kept = keep.into_iter().filter(|(_, entry)| entry.until > now).collect();
         if node.kept.is_empty() && node.present.is_none() {
             self.nodes.remove(path);
@@ -415,7 +503,9 @@ impl State {
     }
 
     fn give(&mut self, entry: Entry, now: Instant) {
-        let Origin::Any(scope, service) = entry.origin.clone() else { return };
+        let Origin::Any(scope, service) = entry.origin.clone() else {
+            return;
+        };
         if entry.until <= now {
             return;
         }

@@ -55,7 +55,9 @@ impl MemoryBus {
 
     /// An empty bus that treats messages as `faults` says.
     pub fn with_faults(faults: Faults) -> Self {
-        Self { hub: Arc::new(Hub::new(faults)) }
+        Self {
+            hub: Arc::new(Hub::new(faults)),
+        }
     }
 
     /// From now on messages are treated as `faults` says.

@@ -34,7 +34,9 @@ pub(super) async fn run(core: Arc<Core>) {
             _at = beats.tick() => {}
             () = core.retired.cancelled() => return,
         }
-        let Some(mut commands) = core.conn.borrow().clone() else { continue };
+        let Some(mut commands) = core.conn.borrow().clone() else {
+            continue;
+        };
         match beat(&core, &mut commands).await {
             Ok(()) => {}
             Err(Down(why)) => {
@@ -53,7 +55,10 @@ async fn beat(core: &Arc<Core>, commands: &mut Commands) -> Result<(), Down> {
     let asked = Instant::now();
     let answers = commands.run(&mut batch).await?;
     presence::set_clock(core, asked, answers.first());
-    match answers.get(1).map(|answer| presence::read_presence(answer, Claim::Keep)) {
+    match answers
+        .get(1)
+        .map(|answer| presence::read_presence(answer, Claim::Keep))
+    {
         Some(Err(Refusal::Displaced(by))) => {
             core.displaced(&by);
             return Ok(());
@@ -61,7 +66,10 @@ async fn beat(core: &Arc<Core>, commands: &mut Commands) -> Result<(), Down> {
         Some(Err(Refusal::Redis(why))) => tracing::warn!(why, "presence was not renewed"),
         Some(Ok(())) | None => {}
     }
-    let gone = answers.iter().skip(2).any(|answer| matches!(answer, Ok(Value::Int(0))));
+    let gone = answers
+        .iter()
+        .skip(2)
+        .any(|answer| matches!(answer, Ok(Value::Int(0))));
     if gone {
         tracing::warn!("queues of this process are gone from Redis: made again");
         if let Err(Refusal::Displaced(by)) = presence::register(core, commands, Claim::Keep).await? {
@@ -73,7 +81,12 @@ async fn beat(core: &Arc<Core>, commands: &mut Commands) -> Result<(), Down> {
     let mut batch = pipe();
     presence::add_liveness(core, &mut batch);
     add_trims(core, &mut batch);
-    for why in commands.run(&mut batch).await?.into_iter().filter_map(Result::err) {
+    for why in commands
+        .run(&mut batch)
+        .await?
+        .into_iter()
+        .filter_map(Result::err)
+    {
         tracing::warn!(why, "a heartbeat was answered with an error");
     }
     for (scope, service) in presence::served(&core.me) {
@@ -99,19 +112,36 @@ fn add_renewals(core: &Core, batch: &mut Pipeline) {
 
 fn add_trims(core: &Core, batch: &mut Pipeline) {
     let me = &core.me;
-    let oldest = core.now_ms().saturating_sub(u64::try_from(BROADCAST_KEEP.as_millis()).unwrap_or(u64::MAX));
+    let oldest = core
+        .now_ms()
+        .saturating_sub(u64::try_from(BROADCAST_KEEP.as_millis()).unwrap_or(u64::MAX));
     let broadcast = core.keys.broadcast(&keys::shard(&me.path));
-    batch.cmd("XTRIM").arg(broadcast).arg("MINID").arg(format!("{oldest}-0"));
+    batch
+        .cmd("XTRIM")
+        .arg(broadcast)
+        .arg("MINID")
+        .arg(format!("{oldest}-0"));
     let read = lock(&core.inbox_cursor).clone();
-    batch.cmd("XTRIM").arg(core.keys.inbox(&me.path, &me.boot_id)).arg("MINID").arg(read);
+    batch
+        .cmd("XTRIM")
+        .arg(core.keys.inbox(&me.path, &me.boot_id))
+        .arg("MINID")
+        .arg(read);
 }
 
 /// Takes over what dead consumers of a group had taken, and forgets those that have nothing.
-async fn look_after(core: &Arc<Core>, commands: &mut Commands, scope: &NodePath, service: &Service) -> Result<(), Down> {
+async fn look_after(
+    core: &Arc<Core>,
+    commands: &mut Commands,
+    scope: &NodePath,
+    service: &Service,
+) -> Result<(), Down> {
     let key: Arc<str> = core.keys.any(scope, service).into();
     let mut info = cmd("XINFO");
     info.arg("CONSUMERS").arg(&*key).arg(GROUP);
-    let Ok(Value::Array(consumers)) = commands.one(info).await? else { return Ok(()) };
+    let Ok(Value::Array(consumers)) = commands.one(info).await? else {
+        return Ok(());
+    };
     let others: Vec<(String, i64)> = consumers
         .iter()
         .filter_map(|consumer| {
@@ -156,12 +186,25 @@ async fn take_over(
 ) -> Result<(), Down> {
     let min_idle = u64::try_from(TAKEOVER_MIN_IDLE.as_millis()).unwrap_or(u64::MAX);
     let mut pending = cmd("XPENDING");
-    pending.arg(&**key).arg(GROUP).arg("IDLE").arg(min_idle).arg("-").arg("+").arg(TAKEOVER_MAX_ENTRIES).arg(dead);
-    let Ok(Value::Array(pending)) = commands.one(pending).await? else { return Ok(()) };
+    pending
+        .arg(&**key)
+        .arg(GROUP)
+        .arg("IDLE")
+        .arg(min_idle)
+        .arg("-")
+        .arg("+")
+        .arg(TAKEOVER_MAX_ENTRIES)
+        .arg(dead);
+    let Ok(Value::Array(pending)) = commands.one(pending).await? else {
+        return Ok(());
+    };
     let deliveries: Vec<(String, i64)> = pending
         .iter()
         .filter_map(|entry| match entry {
-            Value::Array(parts) => Some((pack::text(parts.first()?)?.to_owned(), pack::number(parts.get(3)?)?)),
+            Value::Array(parts) => Some((
+                pack::text(parts.first()?)?.to_owned(),
+                pack::number(parts.get(3)?)?,
+            )),
             _ => None,
         })
         .collect();
@@ -173,8 +216,14 @@ async fn take_over(
     for (id, _) in &deliveries {
         claim.arg(id);
     }
-    let Ok(claimed) = commands.one(claim).await? else { return Ok(()) };
-    let poison = |id: &str| deliveries.iter().any(|(known, times)| known == id && *times >= DELIVERIES_MAX);
+    let Ok(claimed) = commands.one(claim).await? else {
+        return Ok(());
+    };
+    let poison = |id: &str| {
+        deliveries
+            .iter()
+            .any(|(known, times)| known == id && *times >= DELIVERIES_MAX)
+    };
     let entries = pack::entries(claimed);
     tracing::info!(%key, dead, entries = entries.len(), "requests of a dead member were taken over");
     for entry in entries {
@@ -202,9 +251,19 @@ async fn bury(
     tracing::error!(%key, id = entry.id, "a request was delivered {DELIVERIES_MAX} times and never completed: given up");
     let letters = core.keys.dead_letters(scope, service);
     let mut batch = pipe();
-    let add = batch.cmd("XADD").arg(&letters).arg("MAXLEN").arg("~").arg(DEAD_LETTERS_MAX).arg("*");
-    add.arg(keys::FIELD_FRAMES).arg(&pack::pack(entry.frames.iter())[..]);
-    batch.cmd("PEXPIRE").arg(&letters).arg(u64::try_from(STREAM_TTL.as_millis()).unwrap_or(u64::MAX));
+    let add = batch
+        .cmd("XADD")
+        .arg(&letters)
+        .arg("MAXLEN")
+        .arg("~")
+        .arg(DEAD_LETTERS_MAX)
+        .arg("*");
+    add.arg(keys::FIELD_FRAMES)
+        .arg(&pack::pack(entry.frames.iter())[..]);
+    batch
+        .cmd("PEXPIRE")
+        .arg(&letters)
+        .arg(u64::try_from(STREAM_TTL.as_millis()).unwrap_or(u64::MAX));
     commands.run(&mut batch).await?;
     core.complete(key.clone(), entry.id, true);
     Ok(())

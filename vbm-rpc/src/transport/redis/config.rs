@@ -21,7 +21,10 @@ impl RedisConfig {
     /// # Errors
     /// [`BusError::InvalidConfig`].
     pub fn from_url(url: &str) -> Result<Self, BusError> {
-        let refuse = |why: String| BusError::InvalidConfig { given: without_password(url), why };
+        let refuse = |why: String| BusError::InvalidConfig {
+            given: without_password(url),
+            why,
+        };
         let info = url.into_connection_info().map_err(|e| {
             refuse(match e.detail() {
                 Some(detail) => format!("{}: {detail}", e.category()),
@@ -32,7 +35,10 @@ impl RedisConfig {
         let info = info
             .set_redis_settings(settings)
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        Ok(Self { info, namespace: DEFAULT_NAMESPACE.to_owned() })
+        Ok(Self {
+            info,
+            namespace: DEFAULT_NAMESPACE.to_owned(),
+        })
     }
 
     /// Begins every key with `namespace`, so that several systems can share one Redis. The default is `vbm`.
@@ -68,7 +74,9 @@ fn without_password(url: &str) -> String {
         None => url.to_owned(),
     };
     let (scheme, rest) = url.split_once("://").unwrap_or(("", &url));
-    let Some((login, host)) = rest.rsplit_once('@') else { return url };
+    let Some((login, host)) = rest.rsplit_once('@') else {
+        return url;
+    };
     let user = login.split(':').next().unwrap_or_default();
     format!("{scheme}://{user}:***@{host}")
 }
@@ -87,7 +95,14 @@ mod tests {
 
     #[test]
     fn a_bad_address_is_refused_without_showing_its_password() {
-        for bad in ["", "localhost", "http://h", "redis://h:99999", "redis://u:secret@h/xx", "rediss://u:secret@h"] {
+        for bad in [
+            "",
+            "localhost",
+            "http://h",
+            "redis://h:99999",
+            "redis://u:secret@h/xx",
+            "rediss://u:secret@h",
+        ] {
             let error = RedisConfig::from_url(bad).unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
         }

@@ -5,7 +5,9 @@
 //! here has a hard time-out instead, after which the connection is thrown away.
 
 use super::config::RedisConfig;
-use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisResult, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisResult, Value, aio::MultiplexedConnection,
+};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -27,8 +29,16 @@ const PIPELINE_BUFFER_COMMANDS: usize = 64;
 pub(super) struct Down(pub(super) String);
 
 /// Errors of single commands that mean: not this server, or not now.
-const DOWN_CODES: [&str; 8] =
-    ["LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED", "MISCONF", "NOAUTH", "TRYAGAIN"];
+const DOWN_CODES: [&str; 8] = [
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "UNBLOCKED",
+    "MISCONF",
+    "NOAUTH",
+    "TRYAGAIN",
+];
 
 /// Whether an error of one command makes the connection useless.
 fn is_down(error: &RedisError) -> bool {
@@ -44,7 +54,9 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(config: &RedisConfig) -> Result<Self, Down> {
-        Client::open(config.info.clone()).map(|client| Self { client }).map_err(|e| Down(e.to_string()))
+        Client::open(config.info.clone())
+            .map(|client| Self { client })
+            .map_err(|e| Down(e.to_string()))
     }
 
     async fn open(&self) -> Result<MultiplexedConnection, Down> {
@@ -56,7 +68,10 @@ impl Connector {
         match timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(Down(error.to_string())),
-            Err(_late) => Err(Down(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))),
+            Err(_late) => Err(Down(format!(
+                "no connection within {} s",
+                CONNECT_TIMEOUT.as_secs()
+            ))),
         }
     }
 
@@ -73,7 +88,10 @@ impl Connector {
 /// do not come back at once.
 pub(super) fn backoff(attempt: u32, seed: u64) -> Duration {
     let full = BACKOFF_MIN.saturating_mul(1 << attempt.min(10)).min(BACKOFF_MAX);
-    let mix = seed.wrapping_add(u64::from(attempt)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+    let mix = seed
+        .wrapping_add(u64::from(attempt))
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        >> 48;
     // Between a half and the whole.
     full.mul_f64(0.5 + f64::from(u32::try_from(mix).unwrap_or(0)) / 131_072.0)
 }
@@ -110,7 +128,10 @@ impl Commands {
     pub(super) async fn one(&mut self, command: Cmd) -> Result<Answer, Down> {
         let mut batch = redis::pipe();
         batch.add_command(command);
-        self.run(&mut batch).await?.pop().ok_or_else(|| Down("no answer to a command".into()))
+        self.run(&mut batch)
+            .await?
+            .pop()
+            .ok_or_else(|| Down("no answer to a command".into()))
     }
 }
 

@@ -46,16 +46,24 @@ pub(super) fn scopes(path: &NodePath) -> Vec<NodePath> {
 
 /// The scopes of a path that can be shards.
 pub(super) fn shards_above(path: &NodePath) -> Vec<NodePath> {
-    scopes(path).into_iter().filter(|scope| scope.segments().len() <= SHARD_DEPTH).collect()
+    scopes(path)
+        .into_iter()
+        .filter(|scope| scope.segments().len() <= SHARD_DEPTH)
+        .collect()
 }
 
 fn ancestor(path: &NodePath, depth: usize) -> NodePath {
-    scopes(path).into_iter().find(|scope| scope.segments().len() <= depth).unwrap_or_default()
+    scopes(path)
+        .into_iter()
+        .find(|scope| scope.segments().len() <= depth)
+        .unwrap_or_default()
 }
 
 impl Keys {
     pub(super) fn new(namespace: &str) -> Self {
-        Self { prefix: format!("{namespace}:v1") }
+        Self {
+            prefix: format!("{namespace}:v1"),
+        }
     }
 
     fn at(&self, shard: &NodePath, rest: &str) -> String {
@@ -122,8 +130,19 @@ mod tests {
     fn a_group_and_its_liveness_lie_in_one_slot() {
         let (keys, service) = (Keys::new("x"), Service::new("agent").unwrap());
         for scope in ["/", "eu", "eu/r1", "eu/r1/x/y"] {
-            let (any, alive) = (keys.any(&path(scope), &service), keys.alive(&path(scope), Some(&service)));
-            let tag = |key: &str| key.split_once('{').unwrap().1.split_once('}').unwrap().0.to_owned();
+            let (any, alive) = (
+                keys.any(&path(scope), &service),
+                keys.alive(&path(scope), Some(&service)),
+            );
+            let tag = |key: &str| {
+                key.split_once('{')
+                    .unwrap()
+                    .1
+                    .split_once('}')
+                    .unwrap()
+                    .0
+                    .to_owned()
+            };
             assert_eq!(tag(&any), tag(&alive));
         }
     }

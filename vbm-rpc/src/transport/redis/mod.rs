@@ -65,8 +65,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::NodePath;
 use writer::{Op, SendOp, Target};
 
-/// The most frames that wait in a process for the writer.
-const QUEUE_MAX_FRAMES: usize = 16_384;
+/// The most bytes of frames that wait in a process for the writer, and so the most that one batch holds.
+const QUEUE_MAX_BYTES: usize = 32 * 1024 * 1024;
+/// What a frame counts besides its own bytes.
+const FRAME_OVERHEAD_BYTES: usize = 512;
 /// How long closing waits for the last writes and for the clean-up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a question about presence waits for a connection.
@@ -94,7 +96,11 @@ impl RedisTransport {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
-        Ok(Self { config, connector, warnings })
+        Ok(Self {
+            config,
+            connector,
+            warnings,
+        })
     }
 
     /// What is not as it should be with the server, one sentence each.
@@ -112,14 +118,24 @@ impl From<RedisTransport> for Arc<dyn Transport> {
 #[async_trait]
 impl Transport for RedisTransport {
     async fn attach(&self, member: MemberInfo, inbound: Inbound) -> Result<Attached, BusError> {
-        let unreachable = |down: connect::Down| BusError::Unreachable { server: self.config.to_string(), why: down.0 };
+        let unreachable = |down: connect::Down| BusError::Unreachable {
+            server: self.config.to_string(),
+            why: down.0,
+        };
         let mut commands = self.connector.commands().await.map_err(unreachable)?;
         let (ops, queue) = mpsc::unbounded_channel();
-        let core = Arc::new(Core::new(&self.config, self.connector.clone(), member, inbound, ops));
+        let token = presence::token(&mut commands).await.map_err(unreachable)?;
+        let core = Arc::new(Core::new(
+            &self.config,
+            self.connector.clone(),
+            (member, token),
+            inbound,
+            ops,
+        ));
         let cursor = presence::register(&core, &mut commands, presence::Claim::Take)
             .await
             .map_err(unreachable)?
-            .map_err(|refusal| refusal.into_error(&self.config))?;
+            .map_err(|refusal| refusal.into_error(&self.config, &core.me.path))?;
         core.conn.send_replace(Some(commands.clone()));
         let nonce = core.now_micros();
         let (feed, fed) = mpsc::unbounded_channel();
@@ -141,6 +157,8 @@ struct Core {
     keys: Keys,
     connector: Connector,
     me: MemberInfo,
+    /// This attachment in presence: another one of the same process has another.
+    token: String,
     consumer: String,
     inbound: Inbound,
     /// Unbounded in itself: sends hold a permit of `room`, completions are as many as deliveries, which are bounded.
@@ -173,7 +191,7 @@ impl Core {
     fn new(
         config: &RedisConfig,
         connector: Connector,
-        me: MemberInfo,
+        (me, token): (MemberInfo, String),
         inbound: Inbound,
         ops: mpsc::UnboundedSender<Op>,
     ) -> Self {
@@ -185,10 +203,11 @@ impl Core {
             keys: Keys::new(&config.namespace),
             connector,
             me,
+            token,
             consumer,
             inbound,
             ops,
-            room: Arc::new(Semaphore::new(QUEUE_MAX_FRAMES)),
+            room: Arc::new(Semaphore::new(QUEUE_MAX_BYTES)),
             conn: watch::Sender::new(None),
             generations: watch::Sender::new(1),
             ended: watch::Sender::new(None),
@@ -246,7 +265,11 @@ impl Core {
             group,
             left: AtomicUsize::new(entry.frames.len()),
         });
-        let delivery = |frame| Delivery { frame, since, done: Completion::new(held.clone()) };
+        let delivery = |frame| Delivery {
+            frame,
+            since,
+            done: Completion::new(held.clone()),
+        };
         entry.frames.into_iter().map(delivery).collect()
     }
 
@@ -261,7 +284,10 @@ impl Core {
     }
 
     fn displaced(&self, by: &str) {
-        let error = BusError::Displaced { path: self.me.path.to_string(), by: by.to_owned() };
+        let error = BusError::Displaced {
+            path: self.me.path.to_string(),
+            by: by.to_owned(),
+        };
         tracing::error!(%error, "this process stops serving");
         self.retired.cancel();
         self.ended.send_replace(Some(error));
@@ -288,7 +314,12 @@ impl Core {
                 let mut commands = self.commands().await?;
                 match commands.one(question()).await {
                     Ok(Ok(value)) => return Ok(value),
-                    Ok(Err(why)) => return Err(BusError::Unreachable { server: self.server.clone(), why }),
+                    Ok(Err(why)) => {
+                        return Err(BusError::Unreachable {
+                            server: self.server.clone(),
+                            why,
+                        });
+                    }
                     Err(down) => {
                         tracing::debug!(why = down.0, "a question is asked again");
                         self.conn.send_replace(None);
@@ -298,12 +329,19 @@ impl Core {
             }
         };
         timeout(QUESTION_TIMEOUT, ask).await.unwrap_or_else(|_| {
-            Err(BusError::Unreachable { server: self.server.clone(), why: "it does not answer".into() })
+            Err(BusError::Unreachable {
+                server: self.server.clone(),
+                why: "it does not answer".into(),
+            })
         })
     }
 
     /// Who is alive below `scope` and offers `service`, by path.
-    async fn alive(&self, scope: &NodePath, service: Option<&crate::Service>) -> Result<Vec<NodePath>, BusError> {
+    async fn alive(
+        &self,
+        scope: &NodePath,
+        service: Option<&crate::Service>,
+    ) -> Result<Vec<NodePath>, BusError> {
         let key = self.keys.alive(scope, service);
         let value = self
             .ask(|| {
@@ -312,7 +350,10 @@ impl Core {
                 command
             })
             .await?;
-        let mut paths: Vec<NodePath> = pack::texts(&value).iter().filter_map(|text| text.parse().ok()).collect();
+        let mut paths: Vec<NodePath> = pack::texts(&value)
+            .iter()
+            .filter_map(|text| text.parse().ok())
+            .collect();
         paths.sort();
         Ok(paths)
     }
@@ -335,6 +376,11 @@ impl Keeper for Held {
     }
 }
 
+/// The room that a frame takes in the queue.
+fn room_for(frame: &Bytes) -> u32 {
+    u32::try_from((frame.len() + FRAME_OVERHEAD_BYTES).min(QUEUE_MAX_BYTES)).unwrap_or(u32::MAX)
+}
+
 struct RedisLink {
     core: Arc<Core>,
 }
@@ -342,12 +388,18 @@ struct RedisLink {
 impl RedisLink {
     /// Puts one frame into the writer's queue and waits until Redis has it.
     async fn enqueue(&self, target: Target, frame: Bytes, until: Instant) -> Result<(), SendError> {
-        let late = || SendError::Expired(format!("the queue of this process ({} does not answer)", self.core.server));
-        let permit = match timeout_at(until, self.core.room.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_closed)) => return Err(SendError::Closed),
-            Err(_late) => return Err(late()),
+        let late = || {
+            SendError::Expired(format!(
+                "the queue of this process ({} does not answer)",
+                self.core.server
+            ))
         };
+        let permit =
+            match timeout_at(until, self.core.room.clone().acquire_many_owned(room_for(&frame))).await {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(_closed)) => return Err(SendError::Closed),
+                Err(_late) => return Err(late()),
+            };
         let (done, answer) = oneshot::channel();
         let written = Arc::new(AtomicBool::new(false));
         let op = SendOp::new(target, frame, until, permit).answering(done, written.clone());
@@ -358,7 +410,10 @@ impl RedisLink {
             Err(_late) if written.load(Ordering::SeqCst) => {
                 // Either it was answered this very moment, or it is on its way to Redis.
                 answer.try_recv().unwrap_or_else(|_| {
-                    Err(SendError::Uncertain(format!("{} did not say that it has it", self.core.server)))
+                    Err(SendError::Uncertain(format!(
+                        "{} did not say that it has it",
+                        self.core.server
+                    )))
                 })
             }
             Err(_late) => Err(late()),
@@ -372,16 +427,26 @@ impl RedisLink {
         frame: Bytes,
         until: Instant,
     ) -> Result<Sent, SendError> {
-        let members = self.core.alive(scope, Some(service)).await.map_err(|error| match until <= Instant::now() {
-            true => SendError::Expired(error.to_string()),
-            false => SendError::Overloaded(error.to_string()),
-        })?;
+        let members =
+            self.core
+                .alive(scope, Some(service))
+                .await
+                .map_err(|error| match until <= Instant::now() {
+                    true => SendError::Expired(error.to_string()),
+                    false => SendError::Overloaded(error.to_string()),
+                })?;
         if members.is_empty() {
-            return Err(SendError::NoRoute(format!("no live member below {scope} offers {service}")));
+            return Err(SendError::NoRoute(format!(
+                "no live member below {scope} offers {service}"
+            )));
         }
         let shards: BTreeSet<NodePath> = members.iter().map(keys::shard).collect();
         let sends = shards.into_iter().map(|shard| {
-            let target = Target::Shard { shard, scope: scope.clone(), service: service.clone() };
+            let target = Target::Shard {
+                shard,
+                scope: scope.clone(),
+                service: service.clone(),
+            };
             self.enqueue(target, frame.clone(), until)
         });
         for sent in futures::future::join_all(sends).await {
@@ -390,12 +455,21 @@ impl RedisLink {
         Ok(Sent { members })
     }
 
-    fn push(&self, to: Destination, frame: Bytes, ttl: Duration, permit: tokio::sync::OwnedSemaphorePermit, patient: bool) {
+    fn push(
+        &self,
+        to: Destination,
+        frame: Bytes,
+        ttl: Duration,
+        permit: tokio::sync::OwnedSemaphorePermit,
+        patient: bool,
+    ) {
         let until = Instant::now() + ttl;
         let target = match Target::of(to) {
             Ok(target) => target,
             Err((scope, service)) => {
-                let link = Self { core: self.core.clone() };
+                let link = Self {
+                    core: self.core.clone(),
+                };
                 drop(permit);
                 self.core.spawn(async move {
                     if let Err(error) = link.send_to_all(&scope, &service, frame, until).await {
@@ -411,7 +485,7 @@ impl RedisLink {
     }
 
     fn try_push(&self, to: Destination, frame: Bytes, ttl: Duration, patient: bool) -> bool {
-        match self.core.room.clone().try_acquire_owned() {
+        match self.core.room.clone().try_acquire_many_owned(room_for(&frame)) {
             Ok(permit) if !self.core.stop.is_cancelled() => {
                 self.push(to, frame, ttl, permit, patient);
                 true
@@ -432,7 +506,7 @@ impl Link for RedisLink {
     }
 
     async fn post(&self, to: Destination, frame: Bytes, ttl: Duration) {
-        if let Ok(permit) = self.core.room.clone().acquire_owned().await {
+        if let Ok(permit) = self.core.room.clone().acquire_many_owned(room_for(&frame)).await {
             self.push(to, frame, ttl, permit, false);
         }
     }
@@ -459,7 +533,10 @@ impl Link for RedisLink {
 
     async fn retire(&self) {
         self.core.retired.cancel();
-        if timeout(CLOSE_TIMEOUT, presence::retire(&self.core)).await.is_err() {
+        if timeout(CLOSE_TIMEOUT, presence::retire(&self.core))
+            .await
+            .is_err()
+        {
             tracing::warn!("presence could not be taken back; it runs out by itself");
         }
     }
@@ -472,7 +549,10 @@ impl Link for RedisLink {
             }
         };
         if timeout(CLOSE_TIMEOUT, last).await.is_err() {
-            tracing::warn!("{} did not answer while the bus was closed; its queues run out by themselves", self.core.server);
+            tracing::warn!(
+                "{} did not answer while the bus was closed; its queues run out by themselves",
+                self.core.server
+            );
         }
         self.core.room.close();
         self.core.stop.cancel();

@@ -48,11 +48,15 @@ pub(super) struct Entry {
 
 /// The streams of an XREAD or XREADGROUP answer, with their entries. Nothing when the block timed out.
 pub(super) fn streams(answer: Value) -> Vec<(String, Vec<Entry>)> {
-    let Value::Array(streams) = answer else { return Vec::new() };
+    let Value::Array(streams) = answer else {
+        return Vec::new();
+    };
     streams
         .into_iter()
         .filter_map(|stream| {
-            let Value::Array(mut pair) = stream else { return None };
+            let Value::Array(mut pair) = stream else {
+                return None;
+            };
             let list = entries(pair.pop()?);
             Some((text(&pair.pop()?)?.to_owned(), list))
         })
@@ -61,7 +65,9 @@ pub(super) fn streams(answer: Value) -> Vec<(String, Vec<Entry>)> {
 
 /// The entries of an XRANGE, XCLAIM or one stream's answer.
 pub(super) fn entries(list: Value) -> Vec<Entry> {
-    let Value::Array(list) = list else { return Vec::new() };
+    let Value::Array(list) = list else {
+        return Vec::new();
+    };
     list.into_iter().filter_map(entry).collect()
 }
 
@@ -69,8 +75,15 @@ fn entry(value: Value) -> Option<Entry> {
     let Value::Array(pair) = value else { return None };
     let mut pair = pair.into_iter();
     let id = text(&pair.next()?)?.to_owned();
-    let mut entry = Entry { id, frames: Vec::new(), scope: None, service: None };
-    let Some(Value::Array(fields)) = pair.next() else { return Some(entry) };
+    let mut entry = Entry {
+        id,
+        frames: Vec::new(),
+        scope: None,
+        service: None,
+    };
+    let Some(Value::Array(fields)) = pair.next() else {
+        return Some(entry);
+    };
     let mut fields = fields.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match (text(&name), value) {
@@ -114,7 +127,9 @@ pub(super) fn texts(value: &Value) -> Vec<&str> {
 /// What stands behind `name` in an answer of names and values, as those of XINFO.
 pub(super) fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     let Value::Array(list) = value else { return None };
-    list.chunks_exact(2).find(|pair| text(&pair[0]) == Some(name)).map(|pair| &pair[1])
+    list.chunks_exact(2)
+        .find(|pair| text(&pair[0]) == Some(name))
+        .map(|pair| &pair[1])
 }
 
 /// The two numbers of a stream id.
@@ -157,7 +172,11 @@ mod tests {
         ])]);
         let streams = streams(answer);
         assert_eq!(streams[0].0, "key");
-        let ids: Vec<_> = streams[0].1.iter().map(|e| (e.id.as_str(), e.frames.len())).collect();
+        let ids: Vec<_> = streams[0]
+            .1
+            .iter()
+            .map(|e| (e.id.as_str(), e.frames.len()))
+            .collect();
         assert_eq!(ids, [("1-0", 0), ("2-0", 0)]);
     }
 

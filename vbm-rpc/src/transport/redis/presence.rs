@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{BusError, MemberInfo, Service, limits::PRESENCE_TTL};
 use redis::{Pipeline, Value, cmd, pipe};
+use serde::Serialize;
 use tokio::time::Instant;
 use vbm_core::NodePath;
 
@@ -28,9 +29,12 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    pub(super) fn into_error(self, config: &RedisConfig) -> BusError {
+    pub(super) fn into_error(self, config: &RedisConfig, path: &NodePath) -> BusError {
         match self {
-            Self::Displaced(by) => BusError::Displaced { path: String::new(), by },
+            Self::Displaced(by) => BusError::Displaced {
+                path: path.to_string(),
+                by,
+            },
             Self::Redis(why) => BusError::Unsuitable {
                 server: config.to_string(),
                 why,
@@ -40,10 +44,33 @@ impl Refusal {
     }
 }
 
+/// What stands in a presence key.
+#[derive(Serialize)]
+struct Present<'a> {
+    #[serde(flatten)]
+    member: &'a MemberInfo,
+    token: &'a str,
+}
+
+/// A word that no other attachment has: Redis' time and its number for this connection.
+pub(super) async fn token(commands: &mut Commands) -> Result<String, Down> {
+    let mut batch = pipe();
+    batch.cmd("TIME");
+    batch.cmd("CLIENT").arg("ID");
+    let answers = commands.run(&mut batch).await?;
+    let mut words = answers.iter().filter_map(|answer| answer.as_ref().ok());
+    let time = words.next().map(pack::texts).unwrap_or_default().join(".");
+    let id = words.next().and_then(pack::number).unwrap_or_default();
+    Ok(format!("{time}-{id}"))
+}
+
 /// The anycast queues that a member serves: scope and service.
 pub(super) fn served(me: &MemberInfo) -> Vec<(NodePath, Service)> {
     let scopes = keys::scopes(&me.path);
-    let pairs = me.services.iter().flat_map(|service| scopes.iter().map(move |scope| (scope.clone(), service.clone())));
+    let pairs = me
+        .services
+        .iter()
+        .flat_map(|service| scopes.iter().map(move |scope| (scope.clone(), service.clone())));
     pairs.collect()
 }
 
@@ -51,7 +78,10 @@ pub(super) fn served(me: &MemberInfo) -> Vec<(NodePath, Service)> {
 fn liveness_keys(core: &Core) -> Vec<String> {
     let services = || core.me.services.iter().map(Some).chain([None]);
     let scopes = keys::scopes(&core.me.path);
-    scopes.iter().flat_map(|scope| services().map(move |service| core.keys.alive(scope, service))).collect()
+    scopes
+        .iter()
+        .flat_map(|scope| services().map(move |service| core.keys.alive(scope, service)))
+        .collect()
 }
 
 fn ms(span: std::time::Duration) -> u64 {
@@ -75,13 +105,25 @@ pub(super) async fn register(
     ];
     for (key, ttl) in &own {
         // An empty stream comes of a group that is made and removed.
-        batch.cmd("XGROUP").arg("CREATE").arg(key).arg("making").arg("$").arg("MKSTREAM");
+        batch
+            .cmd("XGROUP")
+            .arg("CREATE")
+            .arg(key)
+            .arg("making")
+            .arg("$")
+            .arg("MKSTREAM");
         batch.cmd("XGROUP").arg("DESTROY").arg(key).arg("making");
         batch.cmd("PEXPIRE").arg(key).arg(ms(*ttl));
     }
     for (scope, service) in served(&core.me) {
         let key = core.keys.any(&scope, &service);
-        batch.cmd("XGROUP").arg("CREATE").arg(&key).arg(GROUP).arg("0").arg("MKSTREAM");
+        batch
+            .cmd("XGROUP")
+            .arg("CREATE")
+            .arg(&key)
+            .arg(GROUP)
+            .arg("0")
+            .arg("MKSTREAM");
         batch.cmd("PEXPIRE").arg(&key).arg(ms(STREAM_TTL));
     }
     batch.cmd("XINFO").arg("STREAM").arg(&broadcast);
@@ -95,9 +137,16 @@ pub(super) async fn register(
     if let Err(refusal) = read_presence(presence, claim) {
         return Ok(Err(refusal));
     }
-    let cursor = stream.as_ref().ok().and_then(|info| pack::text(pack::field(info, "last-generated-id")?));
+    let cursor = stream
+        .as_ref()
+        .ok()
+        .and_then(|info| pack::text(pack::field(info, "last-generated-id")?));
     let Some(cursor) = cursor.map(str::to_owned) else {
-        let why = stream.as_ref().err().cloned().unwrap_or_else(|| "it has no streams".into());
+        let why = stream
+            .as_ref()
+            .err()
+            .cloned()
+            .unwrap_or_else(|| "it has no streams".into());
         return Ok(Err(Refusal::Redis(why)));
     };
     let mut batch = pipe();
@@ -112,13 +161,27 @@ pub(super) async fn register(
 
 pub(super) fn add_presence(core: &Core, batch: &mut Pipeline, claim: Claim) {
     let key = core.keys.presence(&core.me.path);
+    let present = Present {
+        member: &core.me,
+        token: &core.token,
+    };
     // A struct of strings and numbers can always be written.
-    let value = serde_json::to_string(&core.me).unwrap_or_default();
+    let value = serde_json::to_string(&present).unwrap_or_default();
     match claim {
-        Claim::Take => batch.cmd("SET").arg(key).arg(value).arg("PX").arg(ms(PRESENCE_TTL)),
-        Claim::Keep => {
-            batch.cmd("EVAL").arg(scripts::RENEW).arg(1).arg(key).arg(value).arg(&core.me.boot_id).arg(ms(PRESENCE_TTL))
-        }
+        Claim::Take => batch
+            .cmd("SET")
+            .arg(key)
+            .arg(value)
+            .arg("PX")
+            .arg(ms(PRESENCE_TTL)),
+        Claim::Keep => batch
+            .cmd("EVAL")
+            .arg(scripts::RENEW)
+            .arg(1)
+            .arg(key)
+            .arg(value)
+            .arg(&core.token)
+            .arg(ms(PRESENCE_TTL)),
     };
 }
 
@@ -145,8 +208,13 @@ pub(super) fn add_liveness(core: &Core, batch: &mut Pipeline) {
 
 /// Notes Redis' time. It was told somewhere between asking and now; the middle is taken.
 pub(super) fn set_clock(core: &Core, asked: Instant, answer: Option<&Answer>) {
-    let Some(Ok(Value::Array(parts))) = answer else { return };
-    let mut parts = parts.iter().filter_map(pack::number).filter_map(|n| u64::try_from(n).ok());
+    let Some(Ok(Value::Array(parts))) = answer else {
+        return;
+    };
+    let mut parts = parts
+        .iter()
+        .filter_map(pack::number)
+        .filter_map(|n| u64::try_from(n).ok());
     if let (Some(seconds), Some(micros)) = (parts.next(), parts.next()) {
         let middle = asked + asked.elapsed() / 2;
         *lock(&core.clock) = (middle, seconds.saturating_mul(1_000_000).saturating_add(micros));
@@ -164,7 +232,10 @@ pub(super) async fn members(core: &Core, scope: &NodePath) -> Result<Vec<MemberI
     let answers = commands
         .run(&mut batch)
         .await
-        .map_err(|Down(why)| BusError::Unreachable { server: core.server.clone(), why })?;
+        .map_err(|Down(why)| BusError::Unreachable {
+            server: core.server.clone(),
+            why,
+        })?;
     let read = |answer: Answer| serde_json::from_str(pack::text(&answer.ok()?)?).ok();
     Ok(answers.into_iter().filter_map(read).collect())
 }
@@ -182,7 +253,9 @@ pub(super) async fn runs_alive(
     let answers = commands.run(&mut batch).await?;
     let same = |(answer, (_, boot_id)): (Answer, &(NodePath, String))| {
         let value = answer.ok();
-        let member = value.as_ref().and_then(|v| serde_json::from_str::<MemberInfo>(pack::text(v)?).ok());
+        let member = value
+            .as_ref()
+            .and_then(|v| serde_json::from_str::<MemberInfo>(pack::text(v)?).ok());
         member.is_some_and(|member| member.boot_id == *boot_id)
     };
     Ok(answers.into_iter().zip(runs).map(same).collect())
@@ -192,7 +265,11 @@ pub(super) async fn runs_alive(
 pub(super) async fn retire(core: &Core) {
     let retire = || {
         let mut command = cmd("EVAL");
-        command.arg(scripts::RETIRE).arg(1).arg(core.keys.presence(&core.me.path)).arg(&core.me.boot_id);
+        command
+            .arg(scripts::RETIRE)
+            .arg(1)
+            .arg(core.keys.presence(&core.me.path))
+            .arg(&core.token);
         command
     };
     let mine = match core.ask(retire).await {
@@ -216,21 +293,42 @@ pub(super) async fn forget(core: &Core) {
     let now = core.now_ms();
     let mut batch = pipe();
     batch.cmd("DEL").arg(core.keys.inbox(&me.path, &me.boot_id));
-    batch.cmd("EVAL").arg(scripts::FORGET_NODE).arg(2).arg(core.keys.presence(&me.path)).arg(core.keys.node(&me.path));
+    batch
+        .cmd("EVAL")
+        .arg(scripts::FORGET_NODE)
+        .arg(2)
+        .arg(core.keys.presence(&me.path))
+        .arg(core.keys.node(&me.path));
     for (scope, service) in served(me) {
-        let (alive, any) = (core.keys.alive(&scope, Some(&service)), core.keys.any(&scope, &service));
-        let eval = batch.cmd("EVAL").arg(scripts::FORGET_ANY).arg(2).arg(alive).arg(any);
+        let (alive, any) = (
+            core.keys.alive(&scope, Some(&service)),
+            core.keys.any(&scope, &service),
+        );
+        let eval = batch
+            .cmd("EVAL")
+            .arg(scripts::FORGET_ANY)
+            .arg(2)
+            .arg(alive)
+            .arg(any);
         eval.arg(now).arg(GROUP).arg(&core.consumer);
     }
     for shard in keys::shards_above(&me.path) {
         let (alive, stream) = (core.keys.alive(&shard, None), core.keys.broadcast(&shard));
-        batch.cmd("EVAL").arg(scripts::FORGET_BROADCAST).arg(2).arg(alive).arg(stream).arg(now);
+        batch
+            .cmd("EVAL")
+            .arg(scripts::FORGET_BROADCAST)
+            .arg(2)
+            .arg(alive)
+            .arg(stream)
+            .arg(now);
     }
     run_last(core, &mut batch).await;
 }
 
 async fn run_last(core: &Core, batch: &mut Pipeline) {
-    let Ok(mut commands) = core.commands().await else { return };
+    let Ok(mut commands) = core.commands().await else {
+        return;
+    };
     match commands.run(batch).await {
         Ok(answers) => {
             for why in answers.into_iter().filter_map(Answer::err) {

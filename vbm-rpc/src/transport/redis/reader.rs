@@ -18,14 +18,15 @@ use vbm_core::NodePath;
 
 /// How long the server holds a read when there is nothing.
 const BLOCK: Duration = Duration::from_secs(2);
-/// How long it holds one for replies alone, while requests wait in this process.
-const BLOCK_BUSY: Duration = Duration::from_millis(20);
+/// How often replies alone are asked for, without a block, while requests wait in this process. (A block of a few
+/// milliseconds would last up to 100: Redis looks for blocks that ran out ten times a second.)
+const POLL_BUSY: Duration = Duration::from_millis(2);
 /// The most entries of one stream in one read.
 const READ_MAX_ENTRIES: usize = 64;
 /// The beginning of a stream.
 const START: &str = "0-0";
 
-/// Hands requests to the bus, waiting for room as long as it takes, so that the reader need not.
+/// Hands requests that the bus had no room for to it as soon as it has, so that the reader need not wait.
 pub(super) async fn feed(core: Arc<Core>, mut fed: mpsc::UnboundedReceiver<Delivery>) {
     while let Some(delivery) = fed.recv().await {
         let taken = core.inbound.request(delivery).await;
@@ -85,26 +86,36 @@ impl Reader {
         self.rewind(connection).await?;
         loop {
             let busy = self.core.backlog.load(Ordering::Acquire) > 0;
-            let block = if busy { BLOCK_BUSY } else { BLOCK };
             let mut read = cmd("XREAD");
-            read.arg("COUNT").arg(READ_MAX_ENTRIES).arg("BLOCK").arg(u64::try_from(block.as_millis()).unwrap_or(0));
+            read.arg("COUNT").arg(READ_MAX_ENTRIES);
+            if !busy {
+                read.arg("BLOCK")
+                    .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
+            }
             read.arg("STREAMS").arg(&*self.inbox);
             if busy || self.core.retired.is_cancelled() {
                 read.arg(&self.inbox_cursor);
             } else {
                 read.arg(&*self.node).arg(&*self.broadcast);
-                read.arg(&self.inbox_cursor).arg(&self.node_cursor).arg(&self.broadcast_cursor);
+                read.arg(&self.inbox_cursor)
+                    .arg(&self.node_cursor)
+                    .arg(&self.broadcast_cursor);
             }
-            let answer = connection.read(&read, block).await?.map_err(Down)?;
+            let answer = connection.read(&read, BLOCK).await?.map_err(Down)?;
             *attempt = 0;
             for (key, entries) in pack::streams(answer) {
                 self.take(&key, entries);
+            }
+            if busy {
+                sleep(POLL_BUSY).await;
             }
         }
     }
 
     fn take(&mut self, key: &str, entries: Vec<Entry>) {
-        let Some(last) = entries.last().map(|entry| entry.id.clone()) else { return };
+        let Some(last) = entries.last().map(|entry| entry.id.clone()) else {
+            return;
+        };
         if key == &*self.inbox {
             for frame in entries.into_iter().flat_map(|entry| entry.frames) {
                 self.core.inbound.control(frame);
@@ -129,19 +140,37 @@ impl Reader {
     /// Nobody keeps a broadcast for a member: there is nothing to complete.
     fn broadcast_deliveries(&self, entry: Entry) -> Vec<Delivery> {
         let me = &self.core.me;
-        let scope = entry.scope.as_deref().and_then(|text| text.parse::<NodePath>().ok());
-        let offered = me.services.iter().any(|service| Some(service.as_str()) == entry.service.as_deref());
+        let scope = entry
+            .scope
+            .as_deref()
+            .and_then(|text| text.parse::<NodePath>().ok());
+        let offered = me
+            .services
+            .iter()
+            .any(|service| Some(service.as_str()) == entry.service.as_deref());
         if !offered || !scope.is_some_and(|scope| scope.contains(&me.path)) {
             return Vec::new();
         }
         let since = self.core.written_at(&entry.id);
-        let delivery = |frame| Delivery { frame, since, done: Completion::nothing() };
+        let delivery = |frame| Delivery {
+            frame,
+            since,
+            done: Completion::nothing(),
+        };
         entry.frames.into_iter().map(delivery).collect()
     }
 
     fn give(&self, deliveries: Vec<Delivery>) {
-        self.core.backlog.fetch_add(deliveries.len(), Ordering::AcqRel);
         for delivery in deliveries {
+            let behind = self.core.backlog.load(Ordering::Acquire) > 0;
+            let delivery = match behind {
+                true => delivery,
+                false => match self.core.inbound.try_request(delivery) {
+                    Ok(()) => continue,
+                    Err(delivery) => delivery,
+                },
+            };
+            self.core.backlog.fetch_add(1, Ordering::AcqRel);
             // Fails only when the feeder has ended: the bus takes nothing any more.
             drop(self.feed.send(delivery));
         }
@@ -159,7 +188,9 @@ impl Reader {
             let mut info = cmd("XINFO");
             info.arg("STREAM").arg(&**key);
             let answer = connection.read(&info, Duration::ZERO).await?;
-            let last = answer.ok().and_then(|info| parse_id(pack::text(pack::field(&info, "last-generated-id")?)?));
+            let last = answer
+                .ok()
+                .and_then(|info| parse_id(pack::text(pack::field(&info, "last-generated-id")?)?));
             if last < parse_id(cursor) {
                 tracing::warn!(%key, cursor, "Redis has forgotten entries: reading from the beginning");
                 *cursor = START.into();
@@ -173,7 +204,9 @@ impl Reader {
 /// Makes the queues again when Redis has forgotten them. For readers that meet a missing group.
 pub(super) async fn register_again(core: &Arc<Core>) -> Result<(), Down> {
     let mut commands = core.connector.commands().await?;
-    if let Err(presence::Refusal::Displaced(by)) = presence::register(core, &mut commands, Claim::Keep).await? {
+    if let Err(presence::Refusal::Displaced(by)) =
+        presence::register(core, &mut commands, Claim::Keep).await?
+    {
         core.displaced(&by);
     }
     Ok(())

@@ -1,24 +1,24 @@
 //! Every script of the bus. Each runs once a heartbeat or once a life, never once a message.
 
 /// Renews presence unless another process took the path.
-/// KEYS: presence. ARGV: value, boot id, ttl ms. Returns the boot id of the other, or ''.
+/// KEYS: presence. ARGV: value, token, ttl ms. Returns the boot id of the other, or ''.
 pub(super) const RENEW: &str = r"
 local now = redis.call('GET', KEYS[1])
 if now then
   local ok, member = pcall(cjson.decode, now)
-  if ok and type(member) == 'table' and member.boot_id ~= ARGV[2] then return tostring(member.boot_id) end
+  if ok and type(member) == 'table' and member.token ~= ARGV[2] then return tostring(member.boot_id) end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return ''
 ";
 
 /// Takes a member off presence if it is still its own.
-/// KEYS: presence. ARGV: boot id. Returns 1 when it was.
+/// KEYS: presence. ARGV: token. Returns 1 when it was.
 pub(super) const RETIRE: &str = r"
 local now = redis.call('GET', KEYS[1])
 if now then
   local ok, member = pcall(cjson.decode, now)
-  if ok and type(member) == 'table' and member.boot_id ~= ARGV[1] then return 0 end
+  if ok and type(member) == 'table' and member.token ~= ARGV[1] then return 0 end
 end
 redis.call('DEL', KEYS[1])
 return 1

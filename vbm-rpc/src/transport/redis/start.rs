@@ -44,7 +44,13 @@ async fn info(connector: &Connector) -> Result<String, Down> {
 
 fn unreachable(server: &str, Down(why): Down) -> BusError {
     let server = server.to_owned();
-    let login = ["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication"];
+    let login = [
+        "NOAUTH",
+        "WRONGPASS",
+        "NOPERM",
+        "AuthenticationFailed",
+        "authentication",
+    ];
     if login.iter().any(|word| why.contains(word)) {
         return BusError::Unsuitable {
             server,
@@ -58,10 +64,16 @@ fn unreachable(server: &str, Down(why): Down) -> BusError {
 /// Decides by the text of INFO.
 fn judge(server: &str, info: &str) -> Result<Vec<String>, BusError> {
     let field = |name: &str| {
-        info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':')).unwrap_or_default()
+        info.lines()
+            .find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
+            .unwrap_or_default()
     };
     let refuse = |why: String, fix: &str| {
-        Err(BusError::Unsuitable { server: server.to_owned(), why, fix: fix.to_owned() })
+        Err(BusError::Unsuitable {
+            server: server.to_owned(),
+            why,
+            fix: fix.to_owned(),
+        })
     };
     let version = field("redis_version");
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
@@ -69,7 +81,10 @@ fn judge(server: &str, info: &str) -> Result<Vec<String>, BusError> {
     if number < MIN_VERSION {
         let shown = if version.is_empty() { "not told" } else { version };
         return refuse(
-            format!("its version is {shown}; the bus needs {}.{} or later", MIN_VERSION.0, MIN_VERSION.1),
+            format!(
+                "its version is {shown}; the bus needs {}.{} or later",
+                MIN_VERSION.0, MIN_VERSION.1
+            ),
             "install Redis 7 or Valkey, for example from Debian 12: apt-get install redis-server",
         );
     }
@@ -126,6 +141,11 @@ mod tests {
     fn eviction_is_warned_of_only_where_it_can_happen() {
         let evicting = GOOD.replace("noeviction", "allkeys-lru");
         assert!(judge("r", &evicting).unwrap().is_empty());
-        assert_eq!(judge("r", &evicting.replace("maxmemory:0", "maxmemory:100")).unwrap().len(), 1);
+        assert_eq!(
+            judge("r", &evicting.replace("maxmemory:0", "maxmemory:100"))
+                .unwrap()
+                .len(),
+            1
+        );
     }
 }

@@ -27,8 +27,10 @@ pub(super) async fn run(core: Arc<Core>) {
 }
 
 async fn take_all(core: &Arc<Core>) {
-    let keys: Vec<Arc<str>> =
-        presence::served(&core.me).iter().map(|(scope, service)| core.keys.any(scope, service).into()).collect();
+    let keys: Vec<Arc<str>> = presence::served(&core.me)
+        .iter()
+        .map(|(scope, service)| core.keys.any(scope, service).into())
+        .collect();
     let mut attempt = 0;
     loop {
         match core.connector.blocking().await {
@@ -58,8 +60,14 @@ async fn take_until_down(
             return Ok(());
         }
         let mut read = cmd("XREADGROUP");
-        read.arg("GROUP").arg(GROUP).arg(&core.consumer).arg("COUNT").arg(TAKE_MAX_ENTRIES);
-        read.arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0)).arg("STREAMS");
+        read.arg("GROUP")
+            .arg(GROUP)
+            .arg(&core.consumer)
+            .arg("COUNT")
+            .arg(TAKE_MAX_ENTRIES);
+        read.arg("BLOCK")
+            .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0))
+            .arg("STREAMS");
         for key in keys {
             read.arg(&**key);
         }
@@ -78,8 +86,12 @@ async fn take_until_down(
         *attempt = 0;
         let mut any = false;
         for (key, entries) in pack::streams(answer) {
-            let Some(at) = keys.iter().position(|known| **known == *key) else { continue };
-            let (Some(key), Some(cursor)) = (keys.get(at), cursors.get_mut(at)) else { continue };
+            let Some(at) = keys.iter().position(|known| **known == *key) else {
+                continue;
+            };
+            let (Some(key), Some(cursor)) = (keys.get(at), cursors.get_mut(at)) else {
+                continue;
+            };
             if let (Some(last), true) = (entries.last(), cursor != NEW) {
                 cursor.clone_from(&last.id);
                 any = true;

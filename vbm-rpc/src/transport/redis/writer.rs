@@ -49,15 +49,29 @@ const WORKERS_MAX_REMEMBERED: usize = 1_024;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Target {
     Node(NodePath),
-    Any { scope: NodePath, service: Service },
-    Shard { shard: NodePath, scope: NodePath, service: Service },
-    Inbox { path: NodePath, boot_id: String },
+    Any {
+        scope: NodePath,
+        service: Service,
+    },
+    Shard {
+        shard: NodePath,
+        scope: NodePath,
+        service: Service,
+    },
+    Inbox {
+        path: NodePath,
+        boot_id: String,
+    },
 }
 
 pub(super) enum Op {
     Send(SendOp),
     /// An entry is done with.
-    Complete { key: Arc<str>, id: String, group: bool },
+    Complete {
+        key: Arc<str>,
+        id: String,
+        group: bool,
+    },
     /// Look whether the connection lives.
     Probe,
     /// Say when everything before this is written.
@@ -143,7 +157,11 @@ impl Plan {
         match op {
             Op::Send(op) => {
                 let at = *index.entry(op.target.clone()).or_insert_with(|| {
-                    self.groups.push(Group { target: op.target.clone(), ops: Vec::new(), chunks: Vec::new() });
+                    self.groups.push(Group {
+                        target: op.target.clone(),
+                        ops: Vec::new(),
+                        chunks: Vec::new(),
+                    });
                     self.groups.len() - 1
                 });
                 self.groups[at].ops.push(op);
@@ -242,7 +260,12 @@ pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::UnboundedReceiver<Op>,
                 for op in plan.groups.iter_mut().flat_map(|group| &mut group.ops) {
                     op.uncertain = true;
                 }
-                index = plan.groups.iter().enumerate().map(|(at, group)| (group.target.clone(), at)).collect();
+                index = plan
+                    .groups
+                    .iter()
+                    .enumerate()
+                    .map(|(at, group)| (group.target.clone(), at))
+                    .collect();
             }
         }
     }
@@ -267,7 +290,9 @@ struct Writer {
 
 impl Writer {
     fn due(&mut self, now: Instant) -> Vec<SendOp> {
-        let (due, parked) = mem::take(&mut self.parked).into_iter().partition(|(at, _)| *at <= now);
+        let (due, parked) = mem::take(&mut self.parked)
+            .into_iter()
+            .partition(|(at, _)| *at <= now);
         self.parked = parked;
         let due: Vec<(Instant, SendOp)> = due;
         due.into_iter().map(|(_, op)| op).collect()
@@ -297,7 +322,12 @@ impl Writer {
         None
     }
 
-    async fn flush(&mut self, core: &Arc<Core>, commands: &mut Commands, plan: &mut Plan) -> Result<(), Down> {
+    async fn flush(
+        &mut self,
+        core: &Arc<Core>,
+        commands: &mut Commands,
+        plan: &mut Plan,
+    ) -> Result<(), Down> {
         let mut batch = redis::pipe();
         for group in &plan.groups {
             add_group(core, &mut batch, group);
@@ -337,7 +367,12 @@ impl Writer {
     fn settle(&mut self, core: &Arc<Core>, group: Group, answers: &mut impl Iterator<Item = Answer>) {
         let alive = match &group.target {
             Target::Node(_) | Target::Any { .. } => {
-                let count = answers.next().and_then(Result::ok).as_ref().and_then(pack::number).unwrap_or(0);
+                let count = answers
+                    .next()
+                    .and_then(Result::ok)
+                    .as_ref()
+                    .and_then(pack::number)
+                    .unwrap_or(0);
                 usize::try_from(count).unwrap_or(0)
             }
             // Presence was looked at before.
@@ -419,7 +454,11 @@ fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
             batch.cmd("EXISTS").arg(core.keys.presence(path));
         }
         Target::Any { scope, service } => {
-            batch.cmd("ZCOUNT").arg(core.keys.alive(scope, Some(service))).arg(core.now_ms()).arg("+inf");
+            batch
+                .cmd("ZCOUNT")
+                .arg(core.keys.alive(scope, Some(service)))
+                .arg(core.now_ms())
+                .arg("+inf");
         }
         Target::Shard { .. } | Target::Inbox { .. } => {}
     }
@@ -432,7 +471,10 @@ fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
         }
         add.arg("*").arg(FIELD_FRAMES).arg(&frames[..]);
         if let Target::Shard { scope, service, .. } = &group.target {
-            add.arg(FIELD_SCOPE).arg(scope.to_string()).arg(FIELD_SERVICE).arg(service.as_str());
+            add.arg(FIELD_SCOPE)
+                .arg(scope.to_string())
+                .arg(FIELD_SERVICE)
+                .arg(service.as_str());
         }
     }
 }

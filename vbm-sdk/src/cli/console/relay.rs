@@ -1,7 +1,14 @@
 //! Bytes both ways, for scripts.
+//!
+//! A console begins with a replay of what was said before. To somebody who waits for a text that is welcome; in
+//! the answer to a command it would be noise, and might hold the text that is waited for. So where input is piped
+//! in, the replay is let pass first: the input is typed once the line is quiet.
 
 use std::{io, os::fd::AsFd, time::Duration};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::Instant,
+};
 use vbm_core::{Error, ErrorKind};
 
 /// How much is read at once, in bytes.
@@ -29,6 +36,13 @@ pub(super) enum End {
     Unread,
 }
 
+/// How long to wait for input before taking it that there is none yet.
+const INPUT_WAIT: Duration = Duration::from_millis(200);
+/// How long the line must say nothing until the replay is taken to be over.
+const REPLAY_QUIET: Duration = Duration::from_millis(300);
+/// How long the replay may take: a guest that talks all the time is typed to all the same.
+const REPLAY_MAX: Duration = Duration::from_secs(3);
+
 /// Sends `input` to the console and gives to `print` what comes from it. `print` tells whether somebody still reads.
 pub(super) async fn run(
     console: impl AsyncRead + AsyncWrite,
@@ -37,12 +51,21 @@ pub(super) async fn run(
     plan: Plan,
 ) -> Result<End, Error> {
     let Plan { mut finder, quiet } = plan;
-    let waits_for_text = finder.is_some();
     let (mut from, mut to) = tokio::io::split(console);
+    let mut first = vec![0; READ_BYTES];
+    // An input that has nothing yet is left alone: what a dropped read would have read, the copy below reads.
+    let count = match tokio::time::timeout(INPUT_WAIT, input.read(&mut first)).await {
+        Ok(count) => count.map_err(|e| broken(&e))?,
+        Err(_none_yet) => 0,
+    };
+    first.truncate(count);
+    if !first.is_empty() && let_pass(&mut from).await? == End::Closed {
+        return Ok(End::Closed);
+    }
     // Both directions at once: a guest that answers slowly must not keep the other side from being read.
     let (input_ended, mut has_input_ended) = tokio::sync::watch::channel(false);
     let send = async {
-        tokio::io::copy(&mut input, &mut to).await?;
+        tokio::io::copy(&mut (&*first).chain(input), &mut to).await?;
         to.flush().await?;
         input_ended.send_replace(true);
         std::future::pending::<io::Result<()>>().await
@@ -50,12 +73,12 @@ pub(super) async fn run(
     let receive = async {
         let mut buffer = vec![0; READ_BYTES];
         loop {
-            let over = !waits_for_text && *has_input_ended.borrow_and_update();
+            let over = finder.is_none() && *has_input_ended.borrow_and_update();
             // Reads are cancel safe: what a dropped arm has not read, the next one reads.
             let count = tokio::select! {
                 count = from.read(&mut buffer) => count.map_err(|e| broken(&e))?,
                 () = tokio::time::sleep(quiet), if over => return Ok(End::Quiet),
-                Ok(()) = has_input_ended.changed(), if !over && !waits_for_text => continue,
+                Ok(()) = has_input_ended.changed(), if !over => continue,
             };
             let said = buffer.get(..count).unwrap_or_default();
             if said.is_empty() {
@@ -73,6 +96,21 @@ pub(super) async fn run(
         end = receive => end,
         Err(error) = send => Err(broken(&error)),
     }
+}
+
+/// Reads until the line is quiet.
+async fn let_pass(mut from: impl AsyncRead + Unpin) -> Result<End, Error> {
+    let end = Instant::now() + REPLAY_MAX;
+    let mut buffer = vec![0; READ_BYTES];
+    while Instant::now() < end {
+        match tokio::time::timeout(REPLAY_QUIET, from.read(&mut buffer)).await {
+            Err(_quiet) => break,
+            Ok(Ok(0)) => return Ok(End::Closed),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(broken(&error)),
+        }
+    }
+    Ok(End::Quiet)
 }
 
 /// What is typed or piped in. A read that is under way when this is dropped goes on in its thread.
@@ -139,9 +177,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_piped_in_is_typed_and_the_answer_is_printed() {
+    async fn what_is_piped_in_is_typed_and_only_what_comes_of_it_is_printed() {
         let (ours, mut guest) = tokio::io::duplex(64);
         let guest = async move {
+            guest.write_all(b"said long before: web1\r\n").await.unwrap();
             let mut line = [0; 9];
             guest.read_exact(&mut line).await.unwrap();
             assert_eq!(&line, b"hostname\n");
@@ -176,6 +215,35 @@ mod tests {
         let (ours, guest) = tokio::io::duplex(64);
         drop(guest);
         assert_eq!(run(ours, tokio::io::empty(), |_| Ok(true), plan(Some("x"))).await.unwrap(), End::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_input_what_was_said_before_counts() {
+        let (ours, mut guest) = tokio::io::duplex(64);
+        guest.write_all(b"guest ready\n").await.unwrap();
+        let (input, _never_written) = tokio::io::duplex(8);
+        let end = run(ours, input, |_| Ok(true), plan(Some("ready"))).await;
+        assert_eq!(end.unwrap(), End::Found, "a pipe that stays open and empty does not hold it up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_talks_all_the_time_is_typed_to_all_the_same() {
+        let (ours, guest) = tokio::io::duplex(64);
+        let (mut from, mut to) = tokio::io::split(guest);
+        let talk = async {
+            loop {
+                to.write_all(b"x").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let mut key = [0];
+        let typed = async { from.read_exact(&mut key).await.unwrap() };
+        tokio::select! {
+            _ = typed => {}
+            _ = run(ours, &b"k"[..], |_| Ok(true), plan(Some("never"))) => panic!("the relay ended"),
+            () = talk => {}
+        }
+        assert_eq!(&key, b"k");
     }
 
     #[tokio::test]

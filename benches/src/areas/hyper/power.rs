@@ -1,0 +1,156 @@
+//! Starting, ending and finding again.
+
+use super::lab::Lab;
+use crate::harness::{
+    duel::{duel, solo},
+    fault::{During, Fault, Outcome},
+    ground::Ground,
+    row::Row,
+};
+use nix::{
+    sys::signal::{Signal, kill as send},
+    unistd::Pid,
+};
+use std::{process::Stdio, time::Duration};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Child,
+    time::{Instant, timeout},
+};
+use vbm_core::PowerState;
+use vbm_hyper::{Driver, VmDefinition};
+
+/// The longest that a QEMU by hand may take to greet.
+const GREET_WITHIN: Duration = Duration::from_secs(30);
+/// And to be gone when it was killed.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// `start()` until the VM runs, beside exec of the same QEMU until its monitor greets.
+pub(super) async fn start(ground: &Ground) -> Outcome<Row> {
+    let lab = Lab::make(ground).await?;
+    let driver = lab.driver().await?;
+    // One that stays halted: whose command line the peer has. It also warms the host's cache for both.
+    let model = running(&lab, &driver).await?;
+    driver.pause(model.id).await?;
+    let samples = duel(
+        ground.rounds() * 2,
+        async |_| {
+            let vm = lab.vm().await?;
+            let begin = Instant::now();
+            let seen = driver.start(&vm, Vec::new()).await?;
+            let took = millis(begin);
+            if seen.power != PowerState::Running {
+                return Err(Fault::new(format!("it is {}", seen.power)));
+            }
+            end(&driver, &vm).await?;
+            Ok(took)
+        },
+        async |_| {
+            let mut typed = lab.typed(model.id).await?;
+            let begin = Instant::now();
+            let mut child = typed.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+            greeting(&mut child).await?;
+            let took = millis(begin);
+            child.kill().await?;
+            Ok(took)
+        },
+    )
+    .await?;
+    end(&driver, &model).await?;
+    driver.shutdown().await;
+    Ok(Row::new("start() to Running", "ms", samples.ours)
+        .against("exec of the same QEMU to its QMP greeting", samples.peer)
+        .goal("<= 1.25x")
+        .noted("ours also negotiates QMP, writes and syncs the manifest and sends `cont`; the probe was done before"))
+}
+
+/// `kill()` until the VM is off, beside SIGKILL until the process is reaped.
+pub(super) async fn kill(ground: &Ground) -> Outcome<Row> {
+    let lab = Lab::make(ground).await?;
+    let driver = lab.driver().await?;
+    let model = running(&lab, &driver).await?;
+    let samples = duel(
+        ground.rounds() * 2,
+        async |_| {
+            let vm = running(&lab, &driver).await?;
+            let begin = Instant::now();
+            driver.kill(vm.id).await?;
+            let took = millis(begin);
+            let power = driver.inspect(vm.id).await?.power;
+            driver.undefine(vm.id).await?;
+            if power == PowerState::Off { Ok(took) } else { Err(Fault::new(format!("it is {power}"))) }
+        },
+        async |_| {
+            let mut typed = lab.typed(model.id).await?;
+            let mut child = typed.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+            greeting(&mut child).await?;
+            let pid = child.id().ok_or_else(|| Fault::new("it has ended"))?;
+            let begin = Instant::now();
+            send(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
+            timeout(GONE_WITHIN, child.wait()).await??;
+            Ok(millis(begin))
+        },
+    )
+    .await?;
+    end(&driver, &model).await?;
+    driver.shutdown().await;
+    Ok(Row::new("force-off to Off", "ms", samples.ours)
+        .against("SIGKILL of the same QEMU until it is reaped", samples.peer)
+        .goal("<= 30"))
+}
+
+/// A new driver finds what another one left running.
+pub(super) async fn adopt(ground: &Ground) -> Outcome<Row> {
+    let vms = ground.size(8, 4);
+    let lab = Lab::make(ground).await?;
+    let mut driver = lab.driver().await?;
+    let mut made = Vec::new();
+    for _ in 0..vms {
+        let vm = running(&lab, &driver).await?;
+        // Halted guests leave the processors to what is measured.
+        driver.pause(vm.id).await?;
+        made.push(vm);
+    }
+    let samples = solo(ground.rounds(), async |_| {
+        driver.shutdown().await;
+        driver = lab.driver().await?;
+        let begin = Instant::now();
+        let adopted = driver.adopt().await?;
+        let took = millis(begin);
+        if adopted.len() == vms && adopted.iter().all(|a| matches!(a.seen.power, PowerState::Paused(_))) {
+            return Ok(took / vms as f64);
+        }
+        Err(Fault::new(format!("{} of {vms} were found again as they were left", adopted.len())))
+    })
+    .await?;
+    for vm in &made {
+        end(&driver, vm).await?;
+    }
+    driver.shutdown().await;
+    Ok(Row::new("re-adopt, per VM", "ms", samples)
+        .without("libvirtd", "libvirt is not measured yet")
+        .noted(format!("{vms} paused QEMU VMs, one call of adopt() on a new driver")))
+}
+
+async fn running(lab: &Lab, driver: &dyn Driver) -> Outcome<VmDefinition> {
+    let vm = lab.vm().await?;
+    driver.start(&vm, Vec::new()).await.during("start")?;
+    Ok(vm)
+}
+
+async fn end(driver: &dyn Driver, vm: &VmDefinition) -> Outcome<()> {
+    driver.kill(vm.id).await.during("kill")?;
+    driver.undefine(vm.id).await.during("undefine")
+}
+
+/// Waits for the monitor's first line.
+async fn greeting(child: &mut Child) -> Outcome<()> {
+    let output = child.stdout.take().ok_or_else(|| Fault::new("QEMU has no output"))?;
+    let mut line = String::new();
+    timeout(GREET_WITHIN, BufReader::new(output).read_line(&mut line)).await??;
+    if line.contains("\"QMP\"") { Ok(()) } else { Err(Fault::new(format!("QEMU by hand said: {}", line.trim()))) }
+}

@@ -1,0 +1,13 @@
+//! What all benches share: rows, statistics, children, the machine, the report.
+
+pub(crate) mod child;
+pub(crate) mod duel;
+pub(crate) mod fault;
+pub(crate) mod goal;
+pub(crate) mod ground;
+pub(crate) mod machine;
+pub(crate) mod report;
+pub(crate) mod row;
+pub(crate) mod rows;
+pub(crate) mod stats;
+pub(crate) mod table;

@@ -1,0 +1,22 @@
+//! The tasks of one driver, and their end.
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Where a driver's tasks are tracked, and what ends them. Clones are the same scope.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scope {
+    pub(super) tasks: TaskTracker,
+    pub(super) end: CancellationToken,
+}
+
+impl Scope {
+    pub(super) fn is_over(&self) -> bool {
+        self.end.is_cancelled()
+    }
+
+    /// Ends all tasks; does not wait for them.
+    pub(super) fn finish(&self) {
+        self.end.cancel();
+        self.tasks.close();
+    }
+}

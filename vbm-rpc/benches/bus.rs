@@ -1,0 +1,219 @@
+//! Calls a second over a Redis of its own, beside naive BLPOP in the same run. `cargo bench -p vbm-rpc`. Gates nothing.
+#![allow(clippy::print_stdout, reason = "a program that prints a table")]
+#![allow(unreachable_pub, reason = "shared with the tests")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use common::RedisServer;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
+use vbm_rpc::{Bus, CallOptions, Member, Method, Route, Router, memory::MemoryBus};
+
+const PAYLOAD_BYTES: usize = 128;
+const ROUNDS: usize = 3;
+const ROUND: Duration = Duration::from_secs(2);
+
+struct Echo;
+impl Method for Echo {
+    const NAME: &'static str = "bench.echo";
+    type Request = String;
+    type Reply = String;
+}
+
+struct Row {
+    calls_per_second: f64,
+    p50: Duration,
+    commands_per_call: f64,
+    broker_micros_per_call: f64,
+}
+
+/// Runs `one` in `flights` loops for a round.
+async fn measure<F, Fut>(server: Option<&RedisServer>, flights: usize, one: F) -> Row
+where
+    F: Fn(usize) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let before = info(server).await;
+    let begin = Instant::now();
+    let loops: Vec<_> = (0..flights)
+        .map(|lane| {
+            let (stop, count, one) = (stop.clone(), count.clone(), one.clone());
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let at = Instant::now();
+                    one(lane).await;
+                    times.push(at.elapsed());
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+                times
+            })
+        })
+        .collect();
+    sleep(ROUND).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut times = Vec::new();
+    for one in loops {
+        times.extend(one.await.expect("no panic"));
+    }
+    let elapsed = begin.elapsed().as_secs_f64();
+    let after = info(server).await;
+    times.sort_unstable();
+    let calls = times.len().max(1) as f64;
+    Row {
+        calls_per_second: calls / elapsed,
+        p50: times.get(times.len() / 2).copied().unwrap_or_default(),
+        commands_per_call: (after.0 - before.0) / calls,
+        broker_micros_per_call: (after.1 - before.1) * 1e6 / calls,
+    }
+}
+
+/// Commands and CPU seconds of the server so far.
+async fn info(server: Option<&RedisServer>) -> (f64, f64) {
+    let Some(server) = server else { return (0.0, 0.0) };
+    let text: String = redis::cmd("INFO")
+        .query_async(&mut server.raw().await)
+        .await
+        .expect("INFO");
+    let field = |name: &str| -> f64 {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|value| value.trim().parse().ok())
+            .unwrap_or_default()
+    };
+    (
+        field("total_commands_processed"),
+        field("used_cpu_sys") + field("used_cpu_user"),
+    )
+}
+
+async fn bus_round(
+    transport: Arc<dyn vbm_rpc::Transport>,
+    server: Option<&RedisServer>,
+    flights: usize,
+) -> Row {
+    let router = Router::new().method::<Echo, _, _>(|_context, text: String| async move { Ok(text) });
+    let path = |text: &str| text.parse().expect("a path");
+    let worker = Bus::attach(transport.clone(), Member::new(path("n1"), "w"), router)
+        .await
+        .expect("a worker");
+    let bus = Bus::attach(transport, Member::new(path("c1"), "c"), Router::new())
+        .await
+        .expect("a client");
+    let (caller, route) = (bus.clone(), Route::node(path("n1")));
+    let text = "x".repeat(PAYLOAD_BYTES);
+    let row = measure(server, flights, move |_lane| {
+        let call = caller.call::<Echo>(&route, &text, CallOptions::default());
+        async move { drop(call.await.expect("a reply")) }
+    })
+    .await;
+    bus.shutdown().await;
+    worker.shutdown().await;
+    row
+}
+
+/// RPUSH a request, BLPOP it in one of as many workers, RPUSH the reply, BLPOP that: what one writes on a first day.
+async fn naive_round(server: &RedisServer, flights: usize) -> Row {
+    let mut workers = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..flights {
+        let mut connection = blocking(server).await;
+        workers.push(tokio::spawn(async move {
+            loop {
+                let popped: redis::RedisResult<(String, Vec<u8>)> = redis::cmd("BLPOP")
+                    .arg("requests")
+                    .arg(0)
+                    .query_async(&mut connection)
+                    .await;
+                let Ok((_, request)) = popped else { return };
+                let lane = String::from_utf8_lossy(&request[PAYLOAD_BYTES..]).into_owned();
+                let pushed: redis::RedisResult<i64> = redis::cmd("RPUSH")
+                    .arg(format!("reply:{lane}"))
+                    .arg(&request[..PAYLOAD_BYTES])
+                    .query_async(&mut connection)
+                    .await;
+                if pushed.is_err() {
+                    return;
+                }
+            }
+        }));
+        clients.push(blocking(server).await);
+    }
+    let clients = Arc::new(clients);
+    let row = measure(Some(server), flights, move |lane| {
+        let mut connection = clients[lane].clone();
+        async move {
+            let request = format!("{}{lane}", "x".repeat(PAYLOAD_BYTES));
+            let _: i64 = redis::cmd("RPUSH")
+                .arg("requests")
+                .arg(request)
+                .query_async(&mut connection)
+                .await
+                .expect("RPUSH");
+            let _: (String, Vec<u8>) = redis::cmd("BLPOP")
+                .arg(format!("reply:{lane}"))
+                .arg(0)
+                .query_async(&mut connection)
+                .await
+                .expect("BLPOP");
+        }
+    })
+    .await;
+    for worker in workers {
+        worker.abort();
+    }
+    row
+}
+
+async fn blocking(server: &RedisServer) -> redis::aio::MultiplexedConnection {
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let client = redis::Client::open(server.url()).expect("an address");
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .expect("a connection")
+}
+
+fn median(mut rows: Vec<Row>) -> Row {
+    rows.sort_by(|a, b| a.calls_per_second.total_cmp(&b.calls_per_second));
+    rows.swap_remove(rows.len() / 2)
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    println!("{ROUNDS} rounds of {ROUND:?} each, interleaved, medians; {PAYLOAD_BYTES}-byte payloads\n");
+    println!(
+        "{:<10} {:>9} {:>12} {:>10} {:>10} {:>12} {:>9}",
+        "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "ratio"
+    );
+    for flights in [1, 64, 512] {
+        let (mut ours, mut naive, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let server = RedisServer::start().await;
+            ours.push(bus_round(server.transport().await.into(), Some(&server), flights).await);
+            let server = RedisServer::start().await;
+            naive.push(naive_round(&server, flights).await);
+            memory.push(bus_round(MemoryBus::new().into(), None, flights).await);
+        }
+        let (ours, naive, memory) = (median(ours), median(naive), median(memory));
+        for (name, row) in [("redis", &ours), ("blpop", &naive), ("memory", &memory)] {
+            println!(
+                "{name:<10} {flights:>9} {:>12.0} {:>10} {:>10.2} {:>12.2} {:>9.2}",
+                row.calls_per_second,
+                row.p50.as_micros(),
+                row.commands_per_call,
+                row.broker_micros_per_call,
+                row.calls_per_second / naive.calls_per_second,
+            );
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Misfortune by seed on the memory transport: whatever is lost, repeated or delayed, every call ends by its deadline and
+//! no key has its effect twice.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::time::Instant;
+use vbm_rpc::{
+    Bus, CallOptions, Context, Fate, Member, Method, Route, Router, Service,
+    memory::{Faults, MemoryBus},
+};
+
+const SEEDS: u64 = 40;
+const CALLS: u64 = 100;
+const DEADLINE: Duration = Duration::from_secs(2);
+
+struct Put;
+impl Method for Put {
+    const NAME: &'static str = "test.put";
+    type Request = u64;
+    type Reply = u64;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_ends_by_its_deadline_and_no_key_has_two_effects() {
+    for seed in 0..SEEDS {
+        let effects: Arc<Mutex<HashMap<u64, u32>>> = Arc::default();
+        let hub = MemoryBus::with_faults(Faults {
+            seed,
+            drop_per_mille: 100,
+            duplicate_per_mille: 200,
+            delay_max: Duration::from_millis(300),
+        });
+        let seen = effects.clone();
+        let router = Router::new().method::<Put, _, _>(move |_context: Context, n: u64| {
+            *seen.lock().unwrap().entry(n).or_default() += 1;
+            async move { Ok(n) }
+        });
+        let member =
+            Member::new("n1".parse().unwrap(), format!("w-{seed}")).service(Service::new("worker").unwrap());
+        let worker = Bus::attach(hub.clone(), member, router).await.unwrap();
+        let bus = Bus::attach(hub, Member::new("c1".parse().unwrap(), "c"), Router::new())
+            .await
+            .unwrap();
+        let route = Route::node("n1".parse().unwrap());
+        let begin = Instant::now();
+        let calls = (0..CALLS).map(|n| {
+            let options = CallOptions::default()
+                .deadline(DEADLINE)
+                .idempotency_key(format!("k{n}"));
+            let (bus, route) = (&bus, &route);
+            async move {
+                match bus.call::<Put>(route, &n, options.clone()).await {
+                    Err(fate) if fate.is_retryable() => bus.call::<Put>(route, &n, options).await,
+                    end => end,
+                }
+            }
+        });
+        for (n, end) in (0..).zip(futures::future::join_all(calls).await) {
+            match end {
+                Ok(reply) => assert_eq!(reply, n, "seed {seed}"),
+                Err(Fate::Lost { .. } | Fate::Expired { .. }) => {}
+                Err(other) => panic!("seed {seed}, call {n}: {other:?}"),
+            }
+        }
+        assert!(begin.elapsed() < DEADLINE * 3, "seed {seed}");
+        bus.shutdown().await;
+        worker.shutdown().await;
+        for (n, count) in effects.lock().unwrap().iter() {
+            assert_eq!(*count, 1, "seed {seed}: key {n} had its effect {count} times");
+        }
+    }
+}
