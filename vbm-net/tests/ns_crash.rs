@@ -288,3 +288,25 @@ async fn a_network_goes_although_a_vm_holds_its_tap_and_nothing_of_it_lives_on()
     assert_eq!(common::footprint(&lab.host, &[wanted.id]), clean);
     assert!(!guest.ns.pings(wanted.spec.gateway), "no ghost answers");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_leaves_in_the_middle_leaves_nothing_half_made() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    let id = NetworkId::from_uuid(FreshIds.next());
+    let clean = common::footprint(&lab.host, &[id]);
+    for patience_ms in (0..120).step_by(7) {
+        let patience = std::time::Duration::from_millis(patience_ms);
+        let _left = tokio::time::timeout(patience, lab.net.ensure(wanted(id))).await;
+        let _left = tokio::time::timeout(patience / 2, lab.net.open_nic(id, wanted(id).ports[0].id)).await;
+        let _left = tokio::time::timeout(patience / 2, lab.net.remove(id)).await;
+        assert!(lab.ensure(&wanted(id)).await.ready, "{patience_ms} ms");
+        assert_eq!(
+            lab.ensure(&wanted(id)).await.changed,
+            Vec::<String>::new(),
+            "{patience_ms} ms"
+        );
+    }
+    lab.net.remove(id).await.unwrap();
+    assert_eq!(common::footprint(&lab.host, &[id]), clean);
+}

@@ -130,25 +130,29 @@ fn events_are_followed_across_a_restart_of_the_daemon() {
     daemon.furnish();
     let mut follower = Beside::start(&daemon, &["events", "--follow", "-o", "json"]);
     let mut lines = follower.lines();
-    let mut until = |kind: &str| {
+    let mut until = |last: &str| {
         let mut seen = Vec::new();
         for line in lines.by_ref() {
             let event: serde_json::Value = serde_json::from_str(&line).unwrap();
-            seen.push((event["revision"].as_u64().unwrap(), event["kind"].as_str().unwrap().to_owned()));
-            if seen.last().unwrap().1 == kind {
+            let word = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+            let told = format!("{} {}", word(&event["kind"]), word(&event["object"]["name"]));
+            seen.push((event["revision"].as_u64().unwrap(), told.clone()));
+            if told == last {
                 return seen;
             }
         }
-        panic!("the events ended before {kind}: {seen:?}");
+        panic!("the events ended before {last}: {seen:?}");
     };
-    let before = until("GroupCreated");
+    let before = until("GroupCreated web");
     daemon.kill();
     daemon.go();
     daemon.ok(&["network", "create", "other", "10.9.0.0/24"]);
-    let after = until("NetworkReady");
-    let revisions: Vec<u64> = before.iter().chain(&after).map(|(revision, _)| *revision).collect();
-    assert!(revisions.is_sorted(), "{revisions:?}");
-    assert!(after.iter().filter(|(_, kind)| kind == "NetworkCreated").count() == 1, "none twice: {after:?}");
+    let after = until("NetworkReady other");
+    let all: Vec<_> = before.iter().chain(&after).collect();
+    assert!(all.is_sorted_by_key(|(revision, _)| revision), "{all:?}");
+    for once in ["NetworkCreated lan", "GroupCreated web", "NetworkCreated other", "NetworkReady other"] {
+        assert_eq!(all.iter().filter(|(_, told)| told == once).count(), 1, "{once}: {all:?}");
+    }
 }
 
 #[test]

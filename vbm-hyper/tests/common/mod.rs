@@ -15,14 +15,14 @@ use vbm_hyper::{
 };
 
 /// What the guest is told when it is booted directly; see the guest's own notes.
-pub const CMDLINE: &str = "console=tty0 console=ttyS0 quiet loglevel=3 edd=off no_timer_check tsc=reliable random.trust_cpu=on mitigations=off nokaslr cryptomgr.notests";
+pub(crate) const CMDLINE: &str = "console=tty0 console=ttyS0 quiet loglevel=3 edd=off no_timer_check tsc=reliable random.trust_cpu=on mitigations=off nokaslr cryptomgr.notests";
 /// What it says once it hears its power button.
-pub const READY: &str = "vbm-guest ready";
+pub(crate) const READY: &str = "vbm-guest ready";
 /// How long a guest may take on a loaded host without KVM.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A definition of a small VM.
-pub fn definition(disk: impl Into<PathBuf>) -> VmDefinition {
+pub(crate) fn definition(disk: impl Into<PathBuf>) -> VmDefinition {
     VmDefinition {
         id: VmId::from_uuid(uuid::Uuid::now_v7()),
         name: "probe-1".parse().unwrap(),
@@ -35,7 +35,7 @@ pub fn definition(disk: impl Into<PathBuf>) -> VmDefinition {
 }
 
 /// Whether a level is left out by `VBM_LEAVE_OUT`; says so if it is.
-pub fn left_out(level: &str) -> bool {
+pub(crate) fn left_out(level: &str) -> bool {
     let all = std::env::var("VBM_LEAVE_OUT").unwrap_or_default();
     let out = all.split(',').any(|name| name.trim() == level);
     if out {
@@ -45,7 +45,7 @@ pub fn left_out(level: &str) -> bool {
 }
 
 /// The folder with the tiny guest.
-pub fn guest_dir() -> PathBuf {
+pub(crate) fn guest_dir() -> PathBuf {
     let dir = std::env::var_os("VBM_GUEST_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest"),
         PathBuf::from,
@@ -60,20 +60,20 @@ pub fn guest_dir() -> PathBuf {
 }
 
 /// A host: run directory, images, pool; and what runs there ends with it.
-pub struct QemuBench {
-    pub dir: tempfile::TempDir,
-    pub images: ImageStore,
-    pub pool: Pool,
+pub(crate) struct QemuBench {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) images: ImageStore,
+    pub(crate) pool: Pool,
     image: vbm_core::Digest,
     made: Mutex<Vec<VmId>>,
 }
 
 impl QemuBench {
-    pub async fn boxed() -> Box<dyn Bench> {
+    pub(crate) async fn boxed() -> Box<dyn Bench> {
         Box::new(Self::make().await)
     }
 
-    pub async fn make() -> Self {
+    pub(crate) async fn make() -> Self {
         let dir = tempfile::Builder::new().prefix("vbm-hyper-").tempdir().unwrap();
         let images = ImageStore::open(dir.path().join("images")).await.unwrap();
         let disk = tokio::fs::File::open(guest_dir().join("guest.qcow2"))
@@ -94,12 +94,12 @@ impl QemuBench {
         }
     }
 
-    pub fn config(&self) -> QemuConfig {
+    pub(crate) fn config(&self) -> QemuConfig {
         QemuConfig::new(self.dir.path().join("run")).with_accelerator(AcceleratorChoice::Tcg)
     }
 
     /// A VM with a fresh clone of the guest's disk, booted by the firmware.
-    pub fn on_disk(&self) -> VmDefinition {
+    pub(crate) fn on_disk(&self) -> VmDefinition {
         let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
         let clone = self.pool.clone_image(self.image, volume, 64 << 20);
         let path = futures_now(clone);
@@ -109,7 +109,7 @@ impl QemuBench {
     }
 
     /// The same, booted directly.
-    pub fn direct(&self) -> VmDefinition {
+    pub(crate) fn direct(&self) -> VmDefinition {
         let guest = guest_dir();
         VmDefinition {
             boot: BootSource::Kernel {
@@ -147,13 +147,13 @@ impl Drop for QemuBench {
 }
 
 /// Kills a process that the test has started.
-pub fn kill_9(pid: u32) {
+pub(crate) fn kill_9(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap_or_default();
 }
 
 /// Reads until `wanted` comes; panics with what came instead.
-pub async fn read_until(stream: &mut (impl AsyncRead + Unpin), wanted: &str) -> String {
+pub(crate) async fn read_until(stream: &mut (impl AsyncRead + Unpin), wanted: &str) -> String {
     let mut text = Vec::new();
     let reading = async {
         while !String::from_utf8_lossy(&text).contains(wanted) {

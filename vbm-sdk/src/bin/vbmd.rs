@@ -1,7 +1,11 @@
 //! `vbmd`: the daemon. A thin main around [`vbm_sdk::server`].
 
 use clap::{Parser, Subcommand, ValueEnum};
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use vbm_core::{Error, NodePath, Result};
 use vbm_sdk::{
@@ -76,7 +80,8 @@ enum NetworkArg {
 fn main() -> ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     if matches!(args.role, Some(RoleArg::Openapi)) {
         drop(std::io::stdout().write_all(vbm_sdk::http::document().as_bytes()));
         return ExitCode::SUCCESS;

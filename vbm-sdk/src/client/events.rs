@@ -71,6 +71,7 @@ impl Events {
                 seen: Vec::new(),
             },
             open: None,
+            was_open: false,
             silent_since: None,
             ended: false,
         }
@@ -93,6 +94,8 @@ pub struct EventStream {
     follow: bool,
     place: Place,
     open: Option<Lines>,
+    /// Whether the server was reached once: only then is a failure taken for a restart of it.
+    was_open: bool,
     silent_since: Option<Instant>,
     ended: bool,
 }
@@ -101,8 +104,9 @@ impl EventStream {
     /// The next event; `None` at the end, which a stream that [follows](Events::follow) has only after a failure.
     ///
     /// # Errors
-    /// Those of [`Call`](super::Call). Connections that break are opened again; the failure comes when that does
-    /// not succeed for a minute, or when the server refuses: the events after that revision are no longer kept.
+    /// Those of [`Call`](super::Call): at once when the server cannot be reached from the beginning. A connection
+    /// that breaks is opened again; the failure comes when that does not succeed for a minute, or when the server
+    /// refuses: the events after that revision are no longer kept.
     ///
     /// # Cancel safety
     /// Cancel safe: no event is lost when the future is dropped.
@@ -120,7 +124,8 @@ impl EventStream {
                 Err(error) => {
                     self.open = None;
                     let since = *self.silent_since.get_or_insert_with(Instant::now);
-                    if !error.is_retryable() || !self.follow || since.elapsed() >= UNREACHABLE_MAX {
+                    let may_return = self.follow && self.was_open && error.is_retryable();
+                    if !may_return || since.elapsed() >= UNREACHABLE_MAX {
                         self.ended = true;
                         return Some(Err(error));
                     }
@@ -136,6 +141,7 @@ impl EventStream {
             Some(lines) => lines,
             empty => empty.insert(connect(&self.client, self.place.ask_from(), self.follow).await?),
         };
+        self.was_open = true;
         let line = lines.next(&self.client).await?;
         line.map(|line| serde_json::from_slice(&line).map_err(|e| unreadable(&e))).transpose()
     }

@@ -19,7 +19,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vbm_core::{Error, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState, ObjectRef, Result, Vm, VmId};
-use vbm_rpc::{CallOptions, Method, Route};
+use vbm_rpc::{CallOptions, Fate, Method, Route};
 
 /// How many VMs of one node are told at once.
 const VMS_AT_ONCE: usize = 16;
@@ -208,7 +208,12 @@ impl Keeper {
             return Ok(());
         }
         let options = CallOptions::default().deadline(NETWORK_DEADLINE);
-        let done = self.controller.ask_node_with::<NetworkEnsure>(&self.path, wanted, options).await;
+        let done = match self.controller.call_node::<NetworkEnsure>(&self.path, wanted, options).await {
+            Ok(status) => Ok(status),
+            Err(Fate::Refused(problem)) => Err(problem),
+            // The node did not answer: that says nothing of the network.
+            Err(silence) => return Err(silence.into()),
+        };
         let status = match &done {
             Ok(status) => NetworkStatus { observed: wanted.generation, ..status.clone() },
             Err(problem) => NetworkStatus { observed: wanted.generation, problem: Some(problem.clone()), ..NetworkStatus::default() },
@@ -280,12 +285,13 @@ impl Keeper {
 impl Controller {
     /// Asks a node, in the name of this controller's epoch.
     pub(super) async fn ask_node<M: Method>(&self, node: &NodePath, request: &M::Request) -> Result<M::Reply> {
-        self.ask_node_with::<M>(node, request, CallOptions::default().deadline(NODE_DEADLINE)).await
+        let options = CallOptions::default().deadline(NODE_DEADLINE);
+        self.call_node::<M>(node, request, options).await.map_err(Error::from)
     }
 
-    async fn ask_node_with<M: Method>(&self, node: &NodePath, request: &M::Request, options: CallOptions) -> Result<M::Reply> {
-        let options = options.epoch(self.epoch());
-        self.bus()?.call::<M>(&Route::node(node.clone()), request, options).await.map_err(Error::from)
+    async fn call_node<M: Method>(&self, node: &NodePath, request: &M::Request, options: CallOptions) -> Result<M::Reply, Fate> {
+        let bus = self.bus().map_err(Fate::Refused)?;
+        bus.call::<M>(&Route::node(node.clone()), request, options.epoch(self.epoch())).await
     }
 
     /// Writes down how a network is.

@@ -213,8 +213,7 @@ impl Builder {
             let boot_id = self.ids.next().to_string();
             let path: NodePath = format!("{CONTROLLER_PATH}/c{}", record.tag).parse()?;
             let bus = attach(&transport, path, CONTROLLER_SERVICE, &boot_id, controller.epoch(), controller.router()).await?;
-            server.buses.push(bus.clone());
-            controller.start(bus)?;
+            server.buses.push(bus);
             server.router = Some(router(ApiState { controller, instance: record.tag.clone() }));
         }
         if self.role != Role::Controller {
@@ -233,6 +232,10 @@ impl Builder {
             let bus = attach(&transport, self.node.clone(), AGENT_SERVICE, agent.boot_id(), Epoch(0), agent.router()).await?;
             server.buses.push(bus.clone());
             agent.start(bus)?;
+        }
+        // The agent listens before the controller speaks.
+        if let Some((controller, _)) = &server.controller {
+            controller.start(server.buses[0].clone())?;
         }
         if let (Some(socket), true) = (&self.socket, server.router.is_some()) {
             server.serve(socket).await?;

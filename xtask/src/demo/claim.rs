@@ -17,6 +17,8 @@ const TEST_NETS: [[u8; 3]; 3] = [[198, 51, 100], [203, 0, 113], [192, 0, 2]];
 const PAIR_STEP: usize = 4;
 const FIRST_PORT: u16 = 8080;
 const PORTS: u16 = 64;
+/// What the directory of a run is called, before its pid.
+pub(super) const DIR_PREFIX: &str = "vbmdemo-";
 /// The longest path of a unix socket is 107 bytes; what is made below our directory needs the rest.
 const DIR_BYTES_MAX: usize = 40;
 
@@ -137,7 +139,7 @@ fn is_forwarded(rules: &str, port: u16) -> bool {
 
 /// A directory for this run, short enough for the sockets in it.
 fn short_dir(temporary: &std::path::Path, pid: u32) -> PathBuf {
-    let name = format!("vbmdemo-{pid}");
+    let name = format!("{DIR_PREFIX}{pid}");
     let wished = temporary.join(&name);
     if wished.as_os_str().len() <= DIR_BYTES_MAX {
         wished

@@ -55,14 +55,7 @@ impl Recipe {
             .append(true)
             .open(&self.log)
             .map_err(|error| Fault::file("open", &self.log, &error))?;
-        let mut command = match run::which("setpriv") {
-            Some(setpriv) => {
-                let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "TERM", "--"]).arg(&self.program);
-                command
-            }
-            None => Command::new(&self.program),
-        };
+        let mut command = typed::bound_by("TERM", Command::new(&self.program));
         command
             .args(self.args())
             .stdin(Stdio::null())

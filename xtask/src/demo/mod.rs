@@ -234,9 +234,17 @@ fn next(programs: &Path) {
 
 /// Removes what runs that have ended kept; the last one's picture stays until the next run.
 fn sweep(kept: &Path) {
-    for entry in std::fs::read_dir(kept).into_iter().flatten().flatten() {
+    sweep_by(kept, "", |_| true);
+    // What is left of a killed run; with data in it, it is the doctor's.
+    let temporary = std::env::temp_dir();
+    sweep_by(&temporary, claim::DIR_PREFIX, |dir| !dir.join("data").exists());
+}
+
+fn sweep_by(parent: &Path, prefix: &str, may_go: impl Fn(&Path) -> bool) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.parse::<u32>().is_ok() && !Path::new("/proc").join(&name).exists() {
+        let pid = name.strip_prefix(prefix).and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) && may_go(&entry.path()) {
             // A directory that cannot be removed is in nobody's way.
             drop(std::fs::remove_dir_all(entry.path()));
         }
@@ -287,11 +295,17 @@ mod tests {
     fn only_what_ended_runs_kept_is_swept() {
         let dir = std::env::temp_dir().join(format!("vbm-xtask-sweep-{}", std::process::id()));
         let alive = dir.join(std::process::id().to_string());
-        for path in [dir.join("4194399"), dir.join("other"), alive.clone()] {
+        for path in [
+            dir.join("4194399"),
+            dir.join("4194398/data"),
+            dir.join("other"),
+            alive.clone(),
+        ] {
             std::fs::create_dir_all(path).unwrap();
         }
-        sweep(&dir);
-        assert!(!dir.join("4194399").exists() && dir.join("other").exists() && alive.exists());
+        sweep_by(&dir, "", |path| !path.join("data").exists());
+        assert!(!dir.join("4194399").exists() && dir.join("4194398").exists());
+        assert!(dir.join("other").exists() && alive.exists());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

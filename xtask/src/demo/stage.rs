@@ -242,10 +242,11 @@ impl Stage {
             }
             _ => {
                 let mut command = Command::new("sh");
-                command.args(["-c", line]);
+                command.args(["-c", &typed::direct(line)]);
                 command
             }
         };
+        let mut command = typed::bound(command);
         command
             .env("PATH", &self.path)
             .env("VBM_SOCKET", &self.recipe.socket);

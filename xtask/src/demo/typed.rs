@@ -112,6 +112,34 @@ pub(super) fn run(
     }
 }
 
+/// A command that the kernel ends when the demo is killed.
+pub(super) fn bound(command: Command) -> Command {
+    bound_by("KILL", command)
+}
+
+/// The same by another signal. Bound to the thread that starts it: start it from the main one.
+pub(super) fn bound_by(signal: &str, command: Command) -> Command {
+    let Some(setpriv) = crate::run::which("setpriv") else {
+        return command;
+    };
+    let mut bound = Command::new(setpriv);
+    bound
+        .args(["--pdeathsig", signal, "--"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    bound
+}
+
+/// A line for the shell to become, rather than to wait for, where it is one plain command: so that what ends the
+/// shell ends the command.
+pub(super) fn direct(line: &str) -> String {
+    if line.contains(['|', '&', ';']) {
+        line.to_owned()
+    } else {
+        format!("exec {line}")
+    }
+}
+
 /// The fault of a story that a signal ended.
 pub(super) fn interrupted() -> Fault {
     Fault::new(
@@ -285,6 +313,16 @@ mod tests {
                 .why
                 .contains("deaf")
         );
+    }
+
+    #[test]
+    fn only_a_plain_command_takes_the_place_of_its_shell() {
+        assert_eq!(direct("vbm list"), "exec vbm list");
+        for line in ["a | b", "a && b", "a; b", "a || b"] {
+            assert_eq!(direct(line), line);
+        }
+        let bound = bound(Command::new("true"));
+        assert!(crate::run::shown(&bound).ends_with("true"));
     }
 
     #[test]

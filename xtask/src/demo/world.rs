@@ -66,7 +66,7 @@ impl World {
         let mut command = run::command("nsenter");
         command
             .args(["--target", &self.holder.id().to_string(), "--net", "--"])
-            .args(["sh", "-c", line]);
+            .args(["sh", "-c", &super::typed::direct(line)]);
         command
     }
 

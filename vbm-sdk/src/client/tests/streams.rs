@@ -144,6 +144,25 @@ async fn events_that_are_no_longer_kept_end_the_stream_with_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_was_never_there_is_told_at_once_and_one_that_went_away_after_a_minute() {
+    let before = tokio::time::Instant::now();
+    let never = Client::new(Endpoint::unix("/nonexistent/vbmd.sock")).events().follow().open().next().await;
+    assert_eq!(never.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(before.elapsed(), Duration::ZERO);
+
+    let answers = Arc::new(AtomicUsize::new(0));
+    let handler = async move || match answers.fetch_add(1, Ordering::SeqCst) {
+        0 => Body::from(lines(&[event(1, 1)])).into_response(),
+        _ => busy(),
+    };
+    let fake = serve(Router::new().route("/v1/events", get(handler)));
+    let seen: Vec<_> = fake.client.events().follow().stream().collect().await;
+    assert_eq!(seen.len(), 2);
+    assert!(seen[0].is_ok() && seen[1].is_err());
+    assert!((60..70).contains(&before.elapsed().as_secs()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiting_for_a_vm_looks_again_with_each_event() {
     let looks = Arc::new(AtomicUsize::new(0));
     let counter = looks.clone();
