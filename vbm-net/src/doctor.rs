@@ -66,21 +66,11 @@ pub async fn find_all() -> Result<Vec<Found>, NetError> {
         }
     }
     for path in hosts(&records) {
-        let host = NetNs::at(&path);
-        for link in Links::open(&host).await?.list().await? {
-            if let Some((owner, network)) = link.alias.as_deref().and_then(names::parse_alias) {
-                note(&owner, Some(network), format!("link {}", link.name));
-            }
-        }
-        for (owner, network) in host_plan::tagged(&exec::iptables_read(&host).await?) {
+        for (owner, tail, what) in tagged_on(&NetNs::at(&path)).await? {
             let id = records
                 .iter()
                 .map(|r| r.network)
-                .find(|id| network == Some(id.short()));
-            let what = match network {
-                Some(tail) => format!("host rules of {tail}"),
-                None => format!("host chains of {owner}"),
-            };
+                .find(|id| tail == Some(id.short()));
             note(&owner, id, what);
         }
     }
@@ -94,6 +84,40 @@ pub async fn find_all() -> Result<Vec<Found>, NetError> {
         }
     }
     Ok(found.into_iter().collect())
+}
+
+/// Owner, tail of the network's id, and name of each tagged link and rule of a host.
+async fn tagged_on(host: &NetNs) -> Result<Vec<(String, Option<String>, String)>, NetError> {
+    let mut found = Vec::new();
+    let look = async {
+        let links = Links::open(host).await?.list().await?;
+        Ok((links, exec::iptables_read(host).await?))
+    };
+    let Some((links, rules)) = unless_gone(host, look.await)? else {
+        return Ok(found);
+    };
+    for link in links {
+        if let Some((owner, network)) = link.alias.as_deref().and_then(names::parse_alias) {
+            found.push((owner, Some(network.short()), format!("link {}", link.name)));
+        }
+    }
+    for (owner, network) in host_plan::tagged(&rules) {
+        let what = match &network {
+            Some(tail) => format!("host rules of {tail}"),
+            None => format!("host chains of {owner}"),
+        };
+        found.push((owner, network, what));
+    }
+    Ok(found)
+}
+
+/// A host's namespace may go while it is looked at, with all that was in it: that is no failure.
+fn unless_gone<T>(host: &NetNs, result: Result<T, NetError>) -> Result<Option<T>, NetError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(_) if !host.exists() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// What belongs to instances that do not run.
@@ -152,7 +176,10 @@ async fn remove_owner(owner: &str) -> Torn {
     }
     for path in hosts(&all) {
         let host = NetNs::at(path);
-        torn.absorb(remove_from_host(owner, &host).await);
+        let on_host = remove_from_host(owner, &host).await;
+        if host.exists() {
+            torn.absorb(on_host);
+        }
     }
     torn
 }

@@ -1,5 +1,6 @@
 //! A host that cannot do it says so before anything is made: what, why, what to do.
 
+#![allow(clippy::print_stdout, reason = "the child tells its parent")]
 #![allow(clippy::unwrap_used, reason = "a helper of a test that cannot go on panics")]
 
 mod common;

@@ -501,3 +501,42 @@ async fn a_single_call_does_not_wait_for_a_timer_of_the_server() {
     bus.shutdown().await;
     n1.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_the_server_forgot_before_anyone_took_them_are_sent_again() {
+    if left_out() {
+        return;
+    }
+    let mut server = RedisServer::start().await;
+    let (ran, transport) = (Arc::new(AtomicUsize::new(0)), server.transport().await);
+    let n1 = serve(&transport, "eu/n1", "boot-1", &ran).await;
+    let bus = client(&transport, "c1").await;
+    // Presence still shows it, so the calls are queued.
+    n1.kill().await;
+    let (node, any) = (Route::node(path("eu/n1")), Route::any(path("eu"), worker()));
+    let calls: Vec<_> = (0..20)
+        .map(|n| tokio::spawn(double(&bus, if n % 2 == 0 { &node } else { &any }, n, 0)))
+        .collect();
+    until("they are queued", async || {
+        let mut raw = server.raw().await;
+        let length = async |raw: &mut _, key: &str| -> usize {
+            redis::cmd("XLEN").arg(key).query_async(raw).await.unwrap()
+        };
+        length(&mut raw, "vbm:v1:{eu}:n:eu/n1").await > 0
+            && length(&mut raw, "vbm:v1:{eu}:g:eu:worker").await > 0
+    })
+    .await;
+    server.kill().await;
+    server.restart().await;
+    let n1 = serve(&transport, "eu/n1", "boot-2", &ran).await;
+    for (n, call) in calls.into_iter().enumerate() {
+        assert_eq!(
+            timeout(PATIENCE, call).await.unwrap().unwrap(),
+            Ok(n * 2),
+            "call {n}"
+        );
+    }
+    assert_eq!(ran.load(Ordering::SeqCst), 20);
+    bus.shutdown().await;
+    n1.shutdown().await;
+}

@@ -9,15 +9,35 @@ fn a_newcomer_gets_from_nothing_to_a_vm_and_back() {
     let daemon = Daemon::start();
     let empty = daemon.vbm(&["list"]);
     assert_eq!((empty.code, empty.out.as_str()), (0, ""));
-    assert!(empty.err.contains("vbm launch"), "an empty list says what to type next: {}", empty.err);
+    assert!(
+        empty.err.contains("vbm launch"),
+        "an empty list says what to type next: {}",
+        empty.err
+    );
     daemon.furnish();
-    let launched = daemon.ok(&["launch", "tiny", "web1", "--network", "lan", "--group", "web", "--label", "tier=front"]);
+    let launched = daemon.ok(&[
+        "launch",
+        "tiny",
+        "web1",
+        "--network",
+        "lan",
+        "--group",
+        "web",
+        "--label",
+        "tier=front",
+    ]);
     assert_eq!(launched, "web1 is running: 10.0.0.2 on lan\n");
 
     let list = daemon.ok(&["list"]);
     let lines: Vec<&str> = list.lines().collect();
-    assert!(lines[0].starts_with("NAME  STATE    ADDRESS   CPUS  MEMORY  IMAGE  NODE"), "{list}");
-    assert!(lines[1].starts_with("web1  running  10.0.0.2  1     256M    tiny   local"), "{list}");
+    assert!(
+        lines[0].starts_with("NAME  STATE    ADDRESS   CPUS  MEMORY  IMAGE  NODE"),
+        "{list}"
+    );
+    assert!(
+        lines[1].starts_with("web1  running  10.0.0.2  1     256M    tiny   local"),
+        "{list}"
+    );
     assert!(daemon.ok(&["info", "web1"]).contains("tier=front"));
     assert_eq!(daemon.ok(&["list", "-o", "name"]), "web1\n");
 
@@ -26,13 +46,27 @@ fn a_newcomer_gets_from_nothing_to_a_vm_and_back() {
     assert_eq!(daemon.ok(&["pause", "web1"]), "web1 is paused\n");
     assert_eq!(daemon.ok(&["resume", "web1"]), "web1 is running\n");
     assert_eq!(daemon.ok(&["restart", "web1"]), "web1 was restarted\n");
-    assert_eq!(daemon.ok(&["wait", "web1", "--for", "running"]), "web1 is running\n");
+    assert_eq!(
+        daemon.ok(&["wait", "web1", "--for", "running"]),
+        "web1 is running\n"
+    );
 
-    let forward = daemon.ok(&["forward", "create", "web1", "127.0.0.1:18080:80", "--name", "front"]);
+    let forward = daemon.ok(&[
+        "forward",
+        "create",
+        "web1",
+        "127.0.0.1:18080:80",
+        "--name",
+        "front",
+    ]);
     assert_eq!(forward, "front: 127.0.0.1:18080 leads to web1 at 10.0.0.2:80\n");
     assert_eq!(daemon.ok(&["delete", "web1", "--force"]), "web1 is gone\n");
     for list in ["list", "port list", "forward list", "volume list"] {
-        assert_eq!(daemon.json(&list.split(' ').collect::<Vec<_>>()), serde_json::json!([]), "{list}");
+        assert_eq!(
+            daemon.json(&list.split(' ').collect::<Vec<_>>()),
+            serde_json::json!([]),
+            "{list}"
+        );
     }
     assert_eq!(daemon.ok(&["network", "delete", "lan"]), "lan is gone\n");
     assert_eq!(daemon.ok(&["group", "delete", "web"]), "web is gone\n");
@@ -50,10 +84,16 @@ fn a_group_is_opened_and_closed_and_moved_while_a_vm_runs() {
     assert_eq!(groups(), serde_json::json!(["web"]));
     daemon.ok(&["group", "allow", "web", "tcp/443@10.0.0.0/8", "icmp"]);
     let rules = daemon.ok(&["group", "info", "web"]);
-    assert!(rules.contains("tcp/443@10.0.0.0/8") && rules.matches("icmp").count() == 1, "{rules}");
+    assert!(
+        rules.contains("tcp/443@10.0.0.0/8") && rules.matches("icmp").count() == 1,
+        "{rules}"
+    );
     daemon.ok(&["group", "deny", "web", "icmp", "tcp/80"]);
     assert!(daemon.ok(&["group", "list"]).contains("web   tcp/443@10.0.0.0/8"));
-    assert_eq!(daemon.ok(&["group", "detach", "web", "web1"]), "web1 is out of web\n");
+    assert_eq!(
+        daemon.ok(&["group", "detach", "web", "web1"]),
+        "web1 is out of web\n"
+    );
     assert_eq!(groups(), serde_json::json!([]));
 }
 
@@ -62,16 +102,40 @@ fn a_console_serves_scripts() {
     let daemon = Daemon::start();
     daemon.furnish();
     daemon.ok(&["launch", "tiny", "web1"]);
-    let found = daemon.ok(&["console", "web1", "--until", "ready hostname=web1", "--timeout", "20"]);
+    let found = daemon.ok(&[
+        "console",
+        "web1",
+        "--until",
+        "ready hostname=web1",
+        "--timeout",
+        "20",
+    ]);
     assert!(found.contains("ready hostname=web1"), "{found}");
-    assert!(daemon.ok(&["console", "web1", "--log"]).contains("ready hostname=web1"));
+    assert!(
+        daemon
+            .ok(&["console", "web1", "--log"])
+            .contains("ready hostname=web1")
+    );
     let typed = daemon.vbm_typed(&["console", "web1"], "echo hello there\n");
-    assert!(typed.code == 0 && typed.out.contains("\nhello there"), "{typed:?}");
-    assert!(!typed.out.contains("ready hostname"), "only what comes of the input: {}", typed.out);
-    let until = daemon.vbm_typed(&["console", "web1", "--until", "\nagain", "--timeout", "20"], "echo again\n");
+    assert!(
+        typed.code == 0 && typed.out.contains("\nhello there"),
+        "{typed:?}"
+    );
+    assert!(
+        !typed.out.contains("ready hostname"),
+        "only what comes of the input: {}",
+        typed.out
+    );
+    let until = daemon.vbm_typed(
+        &["console", "web1", "--until", "\nagain", "--timeout", "20"],
+        "echo again\n",
+    );
     assert_eq!(until.code, 0, "{until:?}");
     // What was said before is not taken for the answer.
-    let never = daemon.vbm_typed(&["console", "web1", "--until", "\nagain", "--timeout", "3"], "echo other\n");
+    let never = daemon.vbm_typed(
+        &["console", "web1", "--until", "\nagain", "--timeout", "3"],
+        "echo other\n",
+    );
     assert_eq!(never.code, 9, "{never:?}");
     let png = daemon.path("screen.png");
     daemon.ok(&["screenshot", "web1", png.to_str().unwrap()]);
@@ -85,7 +149,10 @@ fn what_is_not_waited_for_can_be_waited_for_later() {
     let operation = daemon.json(&["launch", "tiny", "web1", "--async"]);
     let id = operation["id"].as_str().unwrap();
     let done = daemon.json(&["operation", "wait", id]);
-    assert_eq!((done["state"].as_str(), done["verb"].as_str()), (Some("done"), Some("launch")));
+    assert_eq!(
+        (done["state"].as_str(), done["verb"].as_str()),
+        (Some("done"), Some("launch"))
+    );
     assert!(daemon.ok(&["operation", "info", id]).contains("vm web1"));
     let several = daemon.json(&["stop", "web1", "--async"]);
     daemon.ok(&["operation", "wait", several[0]["id"].as_str().unwrap()]);
@@ -99,17 +166,38 @@ fn every_list_has_every_form() {
     daemon.furnish();
     daemon.ok(&["launch", "tiny", "web1", "--network", "lan"]);
     daemon.ok(&["forward", "create", "web1", "18080:80"]);
-    for list in ["list", "network list", "port list", "group list", "forward list", "volume list", "image list", "node list", "operation list"] {
+    for list in [
+        "list",
+        "network list",
+        "port list",
+        "group list",
+        "forward list",
+        "volume list",
+        "image list",
+        "node list",
+        "operation list",
+    ] {
         let words: Vec<&str> = list.split(' ').collect();
         let json = daemon.json(&words);
         let count = json.as_array().unwrap().len();
         assert!(count > 0, "{list}");
-        let yaml: serde_json::Value = serde_yaml_ng::from_str(&daemon.ok(&[&words[..], &["-o", "yaml"]].concat())).unwrap();
+        let yaml: serde_json::Value =
+            serde_yaml_ng::from_str(&daemon.ok(&[&words[..], &["-o", "yaml"]].concat())).unwrap();
         assert_eq!(yaml, json, "{list}");
-        assert_eq!(daemon.ok(&[&words[..], &["-o", "name"]].concat()).lines().count(), count, "{list}");
+        assert_eq!(
+            daemon.ok(&[&words[..], &["-o", "name"]].concat()).lines().count(),
+            count,
+            "{list}"
+        );
         assert_eq!(daemon.ok(&words).lines().count(), count + 1, "{list}");
-        let (plain, wide) = (daemon.ok(&words), daemon.ok(&[&words[..], &["-o", "wide"]].concat()));
-        assert!(wide.lines().next().unwrap().len() > plain.lines().next().unwrap().len(), "{list}");
+        let (plain, wide) = (
+            daemon.ok(&words),
+            daemon.ok(&[&words[..], &["-o", "wide"]].concat()),
+        );
+        assert!(
+            wide.lines().next().unwrap().len() > plain.lines().next().unwrap().len(),
+            "{list}"
+        );
     }
 }
 
@@ -150,8 +238,17 @@ fn events_are_followed_across_a_restart_of_the_daemon() {
     let after = until("NetworkReady other");
     let all: Vec<_> = before.iter().chain(&after).collect();
     assert!(all.is_sorted_by_key(|(revision, _)| revision), "{all:?}");
-    for once in ["NetworkCreated lan", "GroupCreated web", "NetworkCreated other", "NetworkReady other"] {
-        assert_eq!(all.iter().filter(|(_, told)| told == once).count(), 1, "{once}: {all:?}");
+    for once in [
+        "NetworkCreated lan",
+        "GroupCreated web",
+        "NetworkCreated other",
+        "NetworkReady other",
+    ] {
+        assert_eq!(
+            all.iter().filter(|(_, told)| told == once).count(),
+            1,
+            "{once}: {all:?}"
+        );
     }
 }
 
@@ -160,14 +257,24 @@ fn help_completions_and_versions_need_no_daemon() {
     let place = tempfile::tempdir().unwrap();
     let vbm = |words: &[&str]| cli::vbm_at(&place.path().join("none.sock"), words, "");
     let alone = vbm(&[]);
-    assert!(alone.code == 0 && alone.out.contains("The first minutes:"), "{alone:?}");
+    assert!(
+        alone.code == 0 && alone.out.contains("The first minutes:"),
+        "{alone:?}"
+    );
     assert!(vbm(&["launch", "--help"]).out.contains("Examples:"));
     for shell in ["bash", "zsh", "fish"] {
         let script = vbm(&["completions", shell]);
-        assert!(script.code == 0 && script.out.contains("launch"), "{shell}: {}", script.err);
+        assert!(
+            script.code == 0 && script.out.contains("launch"),
+            "{shell}: {}",
+            script.err
+        );
     }
     let version = vbm(&["version"]);
-    assert!(version.code == 8 && version.out.contains(env!("CARGO_PKG_VERSION")), "{version:?}");
+    assert!(
+        version.code == 8 && version.out.contains(env!("CARGO_PKG_VERSION")),
+        "{version:?}"
+    );
     assert_eq!(vbm(&["network"]).code, 2);
 }
 

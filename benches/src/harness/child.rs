@@ -4,7 +4,18 @@
 //! The kernel's word about our death is bound to the *thread* that starts a child; so children are started from the main
 //! future only (it stays on the main thread), never from a spawned task.
 
-use super::fault::{During, Fault, Outcome};
+use super::{
+    fault::{During, Fault, Outcome},
+    rows::say,
+};
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
 use std::{ffi::OsStr, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -17,8 +28,6 @@ use tokio::{
 const LINES_MAX: usize = 4_096;
 /// How much of what a failed program said is told.
 const SAID_MAX_CHARS: usize = 300;
-/// How long a killed child may take to be gone.
-const REAP_WITHIN: Duration = Duration::from_secs(5);
 
 /// A program, not yet started. Killed when its handle is dropped or this process dies.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
@@ -30,7 +39,6 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
 
 #[expect(unsafe_code, reason = "pre_exec: the only way to ask the kernel to end a child with us")]
 fn die_with_us(command: &mut Command) {
-    use nix::sys::{prctl, signal::Signal};
     // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and allocates nothing.
     unsafe {
         command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
@@ -118,11 +126,15 @@ impl Talker {
             ))),
         }
     }
+}
 
-    /// Kills it and waits until it is gone.
-    pub(crate) async fn end(mut self) {
-        // It may have ended by itself; a child that cannot be reaped is the kernel's matter.
-        drop(timeout(REAP_WITHIN, self.child.kill()).await);
+/// Sends a signal to a process that we started, or that a driver of ours did. One that is gone already is fine.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let sent = kill(Pid::from_raw(pid.cast_signed()), signal);
+    if let Err(errno) = sent
+        && errno != Errno::ESRCH
+    {
+        say(&format!("warning: {signal} to process {pid}: {errno}"));
     }
 }
 
@@ -158,7 +170,7 @@ mod tests {
     async fn a_talker_is_heard_on_both_outputs_and_ends() {
         let mut talker = Talker::start(command("sh").args(["-c", "echo one; echo two >&2; exec sleep 60"])).unwrap();
         talker.hear("one", SOON).await.unwrap();
-        talker.end().await;
+        drop(talker);
         let mut brief = Talker::start(command("sh").args(["-c", "echo alas"])).unwrap();
         let fault = brief.hear("never", SOON).await.unwrap_err();
         assert!(fault.0.contains("alas"), "{fault}");

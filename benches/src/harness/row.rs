@@ -22,6 +22,8 @@ pub(crate) struct Row {
     pub(crate) unit: &'static str,
     pub(crate) ours: Option<f64>,
     pub(crate) peer: Option<f64>,
+    /// How far the samples of ours agree: their range by their median.
+    pub(crate) spread: Option<f64>,
     pub(crate) peer_name: Option<String>,
     pub(crate) ratio: Option<f64>,
     pub(crate) goal: Option<String>,
@@ -42,6 +44,7 @@ impl Row {
             unit,
             ours: stats::median(&ours),
             peer: None,
+            spread: stats::spread(&ours),
             peer_name: None,
             ratio: None,
             goal: None,

@@ -6,6 +6,7 @@ pub(crate) fn median(samples: &[f64]) -> Option<f64> {
 }
 
 /// The value below which this part of the samples lies, interpolated. `None` of nothing.
+#[expect(clippy::cast_possible_truncation, reason = "between 0 and the last index")]
 pub(crate) fn quantile(samples: &[f64], part: f64) -> Option<f64> {
     let mut sorted: Vec<f64> = samples.iter().copied().filter(|x| x.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);

@@ -9,9 +9,9 @@ const NOTE_MAX_CHARS: usize = 200;
 /// The rows as a table, their notes below it by number.
 pub(crate) fn render(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["area", "what", "ours", "peer", "unit", "ratio", "goal", "met", "peer is"]);
-    for column in [2, 3, 5] {
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["area", "what", "ours", "peer", "unit", "spread", "ratio", "goal", "met", "peer is"]);
+    for column in [2, 3, 5, 6] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -30,6 +30,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
             row.ours.map_or_else(|| if row.failed { "failed".into() } else { "-".into() }, figure),
             row.peer.map_or_else(|| "-".into(), figure),
             row.unit.to_owned(),
+            row.spread.map_or_else(|| "-".into(), |spread| format!("{:.0} %", spread * 100.0)),
             row.ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
             row.goal.clone().unwrap_or_else(|| "-".into()),
             match row.met {

@@ -1,6 +1,6 @@
 //! Images and other content that is never changed, named by its SHA-256.
 
-use super::{Temp, blocking, own, qcow2, sweep, sync_dir};
+use super::{Owner, Temp, blocking, own, qcow2, sweep, sync_dir};
 use crate::{Error, Result, limits};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -64,7 +64,7 @@ struct Inner {
     tmp: PathBuf,
     /// Held while references and content are compared or changed.
     guard: Mutex<()>,
-    _owner: File,
+    _owner: Owner,
 }
 
 impl ImageStore {

@@ -35,8 +35,21 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     }
 }
 
-/// Makes a directory and becomes its only owner, as long as the file lives.
-pub(crate) fn own(dir: &Path) -> Result<File> {
+/// The ownership of a directory. It ends when this is dropped: the lock is taken off rather than left to the last
+/// descriptor, because a child between fork and exec holds a copy of each descriptor for a moment.
+#[derive(Debug)]
+pub(crate) struct Owner(File);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock) {
+            tracing::debug!(%errno, "a lock is left to the end of its descriptor");
+        }
+    }
+}
+
+/// Makes a directory and becomes its only owner.
+pub(crate) fn own(dir: &Path) -> Result<Owner> {
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     let path = dir.join("lock");
     let lock = fs::OpenOptions::new()
@@ -52,7 +65,7 @@ pub(crate) fn own(dir: &Path) -> Result<File> {
             Error::io("lock", &path)(errno.into())
         }
     })?;
-    Ok(lock)
+    Ok(Owner(lock))
 }
 
 /// Makes what was renamed, created or removed in a directory survive a power cut.

@@ -1,6 +1,6 @@
 //! A pool: the volumes of one directory, each a linked clone of an image.
 
-use super::{ImageStore, Temp, blocking, own, qcow2, sweep, sync_dir};
+use super::{ImageStore, Owner, Temp, blocking, own, qcow2, sweep, sync_dir};
 use crate::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -45,7 +45,7 @@ struct Inner {
     /// Begins the notes of this pool in the image store; other pools have other ones.
     prefix: String,
     images: ImageStore,
-    _owner: File,
+    _owner: Owner,
 }
 
 impl Pool {

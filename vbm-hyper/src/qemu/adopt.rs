@@ -62,8 +62,8 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<Vec<Adopted>> {
         .filter(|(_, e)| matches!(e, Entry::Resting(s) if s.power == PowerState::Unknown))
         .map(|(id, _)| *id)
         .collect();
+    let mut adopted = live(shared);
     let permits = Arc::new(Semaphore::new(ADOPT_MAX_PARALLEL));
-    let mut ended = Vec::new();
     let mut joins = JoinSet::new();
     for id in unknown {
         let (shared, permits) = (Arc::clone(shared), Arc::clone(&permits));
@@ -73,29 +73,28 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<Vec<Adopted>> {
         });
     }
     while let Some(joined) = joins.join_next().await {
-        if let Ok(Some(adopted)) = joined {
-            ended.push(adopted);
+        if let Ok(Some(found)) = joined {
+            adopted.push(found);
         }
     }
-    let live: Vec<_> = shared
-        .lock()
-        .values()
+    Ok(adopted)
+}
+
+/// What was adopted or started before.
+fn live(shared: &Shared) -> Vec<Adopted> {
+    let vms = shared.lock();
+    vms.values()
         .filter_map(|entry| match entry {
             Entry::Live(machine) => Some(Adopted::new(machine.definition.clone(), machine.seen())),
             Entry::Resting(_) | Entry::Reserved => None,
         })
-        .collect();
-    ended.extend(live);
-    Ok(ended)
+        .collect()
 }
 
-/// Adopts one; returns it if it has ended.
+/// Adopts one. Nothing to tell of what was never told to run.
 async fn adopt_one(shared: &Arc<Shared>, id: VmId) -> Option<Adopted> {
     match fate(shared, id) {
-        Ok(Fate::Lives(manifest, process)) => {
-            watch(shared, manifest, process).await;
-            None
-        }
+        Ok(Fate::Lives(manifest, process)) => Some(watch(shared, manifest, process).await),
         Ok(Fate::Ended(manifest, power)) => {
             let seen = settle(shared, id, power);
             manifest.map(|manifest| Adopted::new(manifest.definition, seen))
@@ -132,7 +131,7 @@ fn fate(shared: &Shared, id: VmId) -> Result<Fate> {
     }
 }
 
-async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) {
+async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) -> Adopted {
     let id = manifest.definition.id;
     let begin = Begin {
         has_display: manifest.argv.iter().any(|arg| arg == "-vnc"),
@@ -142,12 +141,12 @@ async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) {
         started_at: manifest.started_at,
         power: PowerState::Unknown,
     };
-    let machine = keeper::keep(shared, begin);
-    shared.lock().insert(id, Entry::Live(Arc::clone(&machine)));
+    let machine = keeper::enter(shared, begin);
     let known = machine.wait_for(|view| view.seen.power != PowerState::Unknown);
     if timeout(ADOPT_DEADLINE, known).await.is_err() {
         tracing::warn!(%id, "a VM runs, but its monitor does not answer; it goes on being tried");
     }
+    Adopted::new(machine.definition.clone(), machine.seen())
 }
 
 /// Writes down how it ended and clears away what it left.

@@ -29,10 +29,13 @@ impl Consoles for QemuDriver {
     }
 
     async fn scrollback(&self, id: VmId, max_bytes: usize) -> Result<Vec<u8>> {
-        self.shared.entry(id)?;
+        let heard = match self.shared.entry(id)? {
+            Entry::Live(machine) => machine.serial.past().await.unwrap_or_default(),
+            Entry::Resting(_) | Entry::Reserved => bytes::Bytes::new(),
+        };
         let dir = VmDir::new(&self.shared.root, id);
         let max_bytes = max_bytes.min(SCROLLBACK_MAX_BYTES);
-        let read = tokio::task::spawn_blocking(move || serial::scrollback(&dir, max_bytes));
+        let read = tokio::task::spawn_blocking(move || serial::scrollback(&dir, &heard, max_bytes));
         read.await.map_err(|_| Error::ShutDown("the runtime"))?
     }
 

@@ -8,7 +8,7 @@
 //! ```
 
 use super::{
-    Shared,
+    Entry, Shared,
     lifecycle::{Exit, Input, Lifecycle, RunState},
     process::Proc,
     qmp::{Connected, Qmp, QmpEvent},
@@ -153,8 +153,8 @@ struct Keeper {
     end: CancellationToken,
 }
 
-/// Starts the keeper of a process.
-pub(super) fn keep(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
+/// Enters a process among the VMs and starts its keeper, in this order: its end comes after its entry.
+pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
     let id = begin.definition.id;
     let dir = VmDir::new(&shared.root, id);
     let (notes, queue) = mpsc::channel(NOTES_MAX);
@@ -198,6 +198,7 @@ pub(super) fn keep(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
     if begin.power == PowerState::Unknown {
         keeper.look = Some(keeper.connect(std::time::Duration::ZERO));
     }
+    shared.lock().insert(id, Entry::Live(Arc::clone(&machine)));
     shared.scope.tasks.spawn(keeper.run());
     machine
 }
@@ -321,11 +322,12 @@ impl Keeper {
             let power = self.life.power;
             let mut seen = self.view.borrow().seen.clone();
             seen.power = power;
+            // Shown and told in one go: who hears of it sees it, and who sees it can have heard of it.
             self.view.send_modify(|view| {
                 view.seen.clone_from(&seen);
                 view.resets += u64::from(event == PowerEvent::Reset);
+                self.shared.tell(DriverEvent::new(self.id, event, seen));
             });
-            self.shared.tell(DriverEvent::new(self.id, event, seen));
         }
     }
 
@@ -361,10 +363,10 @@ impl Keeper {
         self.view.send_modify(|view| {
             view.seen.clone_from(&seen);
             view.over = true;
+            for event in events {
+                self.shared.tell(DriverEvent::new(self.id, event, seen.clone()));
+            }
         });
-        for event in events {
-            self.shared.tell(DriverEvent::new(self.id, event, seen.clone()));
-        }
     }
 }
 

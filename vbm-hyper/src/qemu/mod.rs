@@ -46,7 +46,6 @@ use scope::Scope;
 use serde_json::Value;
 use std::{
     collections::HashMap,
-    fs::File,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -124,7 +123,7 @@ struct Shared {
     /// What the probe found, and when it should be looked again.
     found: tokio::sync::Mutex<Option<(Arc<Found>, Option<Instant>)>>,
     adopting: tokio::sync::Mutex<()>,
-    owner: Mutex<Option<File>>,
+    owner: Mutex<Option<disk::Owner>>,
 }
 
 impl std::fmt::Debug for Shared {

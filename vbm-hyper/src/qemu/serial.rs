@@ -29,25 +29,32 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How many bytes come between two looks at the size of the log.
 const LOG_CHECK_BYTES: u64 = 256 * 1024;
 /// Readers that wait to be let in.
-const JOINS_MAX: usize = 16;
+const ASKS_MAX: usize = 16;
 
-type Join = oneshot::Sender<Result<SerialStream>>;
+/// What a hub is asked for.
+#[derive(Debug)]
+enum Ask {
+    /// A place as a reader.
+    Join(oneshot::Sender<Result<SerialStream>>),
+    /// What was said lately.
+    Past(oneshot::Sender<Bytes>),
+}
 
 /// The handle of a hub.
 #[derive(Clone, Debug)]
 pub(super) struct Hub {
-    joins: mpsc::Sender<Join>,
+    asks: mpsc::Sender<Ask>,
 }
 
 impl Hub {
     /// Starts a hub. It ends when `end` is cancelled: with the run of the VM, or with the daemon.
     pub(super) fn start(dir: VmDir, end: CancellationToken, tasks: &TaskTracker) -> Self {
-        let (joins, queue) = mpsc::channel(JOINS_MAX);
+        let (asks, queue) = mpsc::channel(ASKS_MAX);
         let (input, typed) = mpsc::channel(SERIAL_INPUT_MAX_CHUNKS);
         let task = Task {
             past: past(&dir),
             dir,
-            joins: queue,
+            asks: queue,
             input,
             typed,
             readers: Vec::new(),
@@ -60,15 +67,22 @@ impl Hub {
                 () = task.run() => {}
             }
         });
-        Self { joins }
+        Self { asks }
     }
 
     /// A new reader: what was said lately, then what is said.
     pub(super) async fn join(&self) -> Result<SerialStream> {
         const GONE: Error = Error::ShutDown("the serial line");
         let (reply, answer) = oneshot::channel();
-        self.joins.send(reply).await.map_err(|_| GONE)?;
+        self.asks.send(Ask::Join(reply)).await.map_err(|_| GONE)?;
         answer.await.map_err(|_| GONE)?
+    }
+
+    /// What was said lately; `None` when the line has ended.
+    pub(super) async fn past(&self) -> Option<Bytes> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Past(reply)).await.ok()?;
+        answer.await.ok()
     }
 }
 
@@ -80,7 +94,7 @@ fn past(dir: &VmDir) -> BytesMut {
 
 struct Task {
     dir: VmDir,
-    joins: mpsc::Receiver<Join>,
+    asks: mpsc::Receiver<Ask>,
     input: mpsc::Sender<Bytes>,
     typed: mpsc::Receiver<Bytes>,
     readers: Vec<SerialReader>,
@@ -121,8 +135,9 @@ impl Task {
                 typed = self.typed.recv(), if writing.is_empty() => {
                     writing = typed.unwrap_or_default();
                 }
-                join = self.joins.recv() => match join {
-                    Some(join) => self.let_in(join),
+                ask = self.asks.recv() => match ask {
+                    Some(Ask::Join(reply)) => self.let_in(reply),
+                    Some(Ask::Past(reply)) => drop(reply.send(Bytes::copy_from_slice(&self.past))),
                     // The VM's keeper is gone.
                     None => return,
                 },
@@ -130,7 +145,7 @@ impl Task {
         }
     }
 
-    fn let_in(&mut self, join: Join) {
+    fn let_in(&mut self, reply: oneshot::Sender<Result<SerialStream>>) {
         self.readers.retain(|reader| !reader.is_closed());
         let answer = if self.readers.len() >= SERIAL_READERS_MAX {
             Err(Error::invalid(
@@ -144,7 +159,7 @@ impl Task {
             self.readers.push(reader);
             Ok(stream)
         };
-        drop(join.send(answer));
+        drop(reply.send(answer));
     }
 
     async fn said(&mut self, chunk: Bytes) {
@@ -179,8 +194,9 @@ fn cap_log(dir: &VmDir) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(&log)?.set_len(0)
 }
 
-/// The last bytes of this run from the logs. Blocks on the disk.
-pub(super) fn scrollback(dir: &VmDir, max_bytes: usize) -> Result<Vec<u8>> {
+/// The last bytes of this run from the logs, and what the hub has heard beyond them: QEMU writes the log a moment
+/// after the line. Blocks on the disk.
+pub(super) fn scrollback(dir: &VmDir, heard: &[u8], max_bytes: usize) -> Result<Vec<u8>> {
     let read = |path: std::path::PathBuf, max: usize| match tail(&path, max as u64) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("read", path)(error)),
         other => Ok(other.unwrap_or_default()),
@@ -188,6 +204,9 @@ pub(super) fn scrollback(dir: &VmDir, max_bytes: usize) -> Result<Vec<u8>> {
     let now = read(dir.serial_log(), max_bytes)?;
     let mut bytes = read(dir.serial_log_before(), max_bytes - now.len().min(max_bytes))?;
     bytes.extend(now);
+    let in_log = (0..=heard.len()).rev().find(|n| bytes.ends_with(&heard[..*n]));
+    bytes.extend(&heard[in_log.unwrap_or(0)..]);
+    bytes.drain(..bytes.len().saturating_sub(max_bytes));
     Ok(bytes)
 }
 
@@ -262,6 +281,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_heard_and_is_not_yet_in_the_log_is_in_the_scrollback_once() {
+        let (_root, dir) = dir();
+        fs::write(dir.serial_log(), b"one two ").unwrap();
+        for (heard, all) in [
+            (&b"two three"[..], &b"one two three"[..]),
+            (b"one two ", b"one two "),
+            (b"two ", b"one two "),
+            (b"", b"one two "),
+            (b"other", b"one two other"),
+        ] {
+            assert_eq!(scrollback(&dir, heard, 100).unwrap(), all);
+        }
+        assert_eq!(scrollback(&dir, b"two three", 5).unwrap(), b"three");
+    }
+
+    #[test]
     fn a_full_log_becomes_the_old_one_and_scrollback_reads_across() {
         let (_root, dir) = dir();
         let len = usize::try_from(SERIAL_LOG_MAX_BYTES).unwrap();
@@ -269,8 +304,8 @@ mod tests {
         cap_log(&dir).unwrap();
         assert_eq!(fs::metadata(dir.serial_log()).unwrap().len(), 0);
         fs::write(dir.serial_log(), b"bb").unwrap();
-        assert_eq!(scrollback(&dir, 4).unwrap(), b"aabb");
-        assert_eq!(scrollback(&dir, 1).unwrap(), b"b");
-        assert_eq!(scrollback(&dir, usize::MAX / 2).unwrap().len(), len + 2);
+        assert_eq!(scrollback(&dir, b"", 4).unwrap(), b"aabb");
+        assert_eq!(scrollback(&dir, b"", 1).unwrap(), b"b");
+        assert_eq!(scrollback(&dir, b"", usize::MAX / 2).unwrap().len(), len + 2);
     }
 }

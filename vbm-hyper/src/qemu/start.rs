@@ -230,7 +230,7 @@ fn launch(
         argv: args,
         ..Manifest::new(definition.clone(), &process, shared.boot_id.clone())
     };
-    let machine = keeper::keep(
+    let machine = keeper::enter(
         shared,
         Begin {
             definition: definition.clone(),
@@ -241,7 +241,6 @@ fn launch(
             power: PowerState::Starting,
         },
     );
-    shared.lock().insert(id, Entry::Live(Arc::clone(&machine)));
     drop(reservation);
     shared.tell(crate::DriverEvent::new(id, PowerEvent::Start, machine.seen()));
     Ok((machine, manifest))

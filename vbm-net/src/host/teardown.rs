@@ -34,7 +34,11 @@ pub(crate) async fn network(record: &Record) -> Torn {
         torn.absorb(links);
     }
     if host.exists() {
-        torn.absorb(on_host(record, &host).await);
+        let on_host = on_host(record, &host).await;
+        // Where the host's namespace went meanwhile, so did all that was in it.
+        if host.exists() {
+            torn.absorb(on_host);
+        }
     }
     if torn.note(ns.delete()) == Some(true) {
         torn.removed.push(format!("namespace {name}"));

@@ -504,7 +504,12 @@ pub(super) struct ImageImport {
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(super) initrd: Option<PathBuf>,
     /// The kernel's command line
-    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "console=ttyS0")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "console=ttyS0"
+    )]
     pub(super) cmdline: String,
     /// A directory with guest.json, as `cargo xtask guest` makes it
     #[arg(long, value_name = "DIR")]
@@ -596,9 +601,18 @@ mod tests {
     #[test]
     fn every_command_and_option_says_what_it_is() {
         fn walk(command: &clap::Command) {
-            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            assert!(
+                command.get_about().is_some(),
+                "{} has no help",
+                command.get_name()
+            );
             for arg in command.get_arguments() {
-                assert!(arg.get_help().is_some(), "{} {} has no help", command.get_name(), arg.get_id());
+                assert!(
+                    arg.get_help().is_some(),
+                    "{} {} has no help",
+                    command.get_name(),
+                    arg.get_id()
+                );
             }
             command.get_subcommands().for_each(walk);
         }

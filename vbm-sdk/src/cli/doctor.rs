@@ -7,10 +7,19 @@ use vbm_core::Error;
 
 pub(super) async fn run(on: &Session<'_>, args: &Doctor) -> Result<ExitCode, Error> {
     let findings = crate::doctor::examine(args.fix, args.end_vms).await;
-    on.out.list(&findings, |f| f.check.clone(), &table(&findings), "nothing was examined")?;
+    on.out.list(
+        &findings,
+        |f| f.check.clone(),
+        &table(&findings),
+        "nothing was examined",
+    )?;
     let problems = findings.iter().filter(|f| f.state == State::Problem).count();
     on.out.hint(&verdict(problems));
-    Ok(if problems == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::PROBLEM_FOUND) })
+    Ok(if problems == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::PROBLEM_FOUND)
+    })
 }
 
 fn verdict(problems: usize) -> String {

@@ -19,7 +19,9 @@ pub(super) async fn run(on: &Session<'_>, args: &Events) -> Result<(), Error> {
     loop {
         let next = match end {
             None => events.next().await,
-            Some(end) => tokio::time::timeout_at(end, events.next()).await.unwrap_or_default(),
+            Some(end) => tokio::time::timeout_at(end, events.next())
+                .await
+                .unwrap_or_default(),
         };
         let Some(event) = next else { break };
         let event = event?;
@@ -30,7 +32,8 @@ pub(super) async fn run(on: &Session<'_>, args: &Events) -> Result<(), Error> {
         }
     }
     if none {
-        on.out.hint("no events: show what happens as it happens with `vbm events --follow`");
+        on.out
+            .hint("no events: show what happens as it happens with `vbm events --follow`");
     }
     Ok(())
 }
@@ -38,7 +41,10 @@ pub(super) async fn run(on: &Session<'_>, args: &Events) -> Result<(), Error> {
 /// `7  2026-01-31T12:00:00Z  VmStarted  vm web1  by kvm`.
 fn line(event: &EventView) -> String {
     let EventView { revision, event } = event;
-    let text = format!("{revision:>6}  {}  {:16}  {}  {}", event.at, event.kind, event.object, event.message);
+    let text = format!(
+        "{revision:>6}  {}  {:16}  {}  {}",
+        event.at, event.kind, event.object, event.message
+    );
     text.trim_end().to_owned()
 }
 
@@ -59,6 +65,9 @@ mod tests {
                 message: String::new(),
             },
         };
-        assert_eq!(line(&event), "     7  1970-01-01T00:00:00.000000Z  VmStarted         vm web1");
+        assert_eq!(
+            line(&event),
+            "     7  1970-01-01T00:00:00.000000Z  VmStarted         vm web1"
+        );
     }
 }

@@ -33,13 +33,19 @@ pub(super) fn forward(text: &str) -> Result<ForwardForm, Error> {
         None => (text, Protocol::Tcp),
         Some((ports, "tcp")) => (ports, Protocol::Tcp),
         Some((ports, "udp")) => (ports, Protocol::Udp),
-        Some((_, other)) => return Err(refuse(format!("'{other}' cannot be forwarded, only tcp and udp can"))),
+        Some((_, other)) => {
+            return Err(refuse(format!(
+                "'{other}' cannot be forwarded, only tcp and udp can"
+            )));
+        }
     };
     let parts: Vec<&str> = ports.split(':').collect();
     let (address, listen, target) = match parts[..] {
         [listen, target] => (None, listen, target),
         [address, listen, target] => {
-            let address = address.parse().map_err(|_| refuse(format!("'{address}' is not an IPv4 address")))?;
+            let address = address
+                .parse()
+                .map_err(|_| refuse(format!("'{address}' is not an IPv4 address")))?;
             (Some(address), listen, target)
         }
         _ => return Err(refuse("it is not two ports joined by ':'".into())),
@@ -72,7 +78,9 @@ pub(super) fn nic(text: &str) -> Result<NicRequest, Error> {
     }
     let mut nic = NicRequest::on(network);
     for part in parts {
-        let (key, value) = part.split_once('=').ok_or_else(|| refuse(format!("'{part}' has no '='")))?;
+        let (key, value) = part
+            .split_once('=')
+            .ok_or_else(|| refuse(format!("'{part}' has no '='")))?;
         let twice = match key {
             "address" => nic.address.replace(address(value)?).is_some(),
             "mac" => nic.mac.replace(value.parse()?).is_some(),
@@ -80,7 +88,11 @@ pub(super) fn nic(text: &str) -> Result<NicRequest, Error> {
                 nic.groups.push(value.to_owned());
                 false
             }
-            _ => return Err(refuse(format!("'{part}' is not one of address, mac and group with a value"))),
+            _ => {
+                return Err(refuse(format!(
+                    "'{part}' is not one of address, mac and group with a value"
+                )));
+            }
         };
         if twice {
             return Err(refuse(format!("{key} stands there twice")));
@@ -113,7 +125,10 @@ pub(super) fn nics(
     wanted_address: Option<&str>,
     wanted_mac: Option<&str>,
 ) -> Result<Vec<NicRequest>, Error> {
-    let mut nics = networks.iter().map(|text| nic(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut nics = networks
+        .iter()
+        .map(|text| nic(text))
+        .collect::<Result<Vec<_>, _>>()?;
     if nics.is_empty() && !groups.is_empty() {
         return Err(lonely("--group", "a NIC that is in the group"));
     }
@@ -152,7 +167,9 @@ fn lonely(flag: &str, needs: &str) -> Error {
 /// # Errors
 /// Anything but two addresses joined by `-`.
 pub(super) fn pool(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), Error> {
-    let ends = text.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    let ends = text
+        .split_once('-')
+        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
     ends.ok_or_else(|| {
         invalid(
             format!("'{text}' is not a pool"),
@@ -227,7 +244,13 @@ mod tests {
         assert_eq!(forward("8080:80").unwrap(), tcp);
         assert_eq!(forward("8080:80/tcp").unwrap(), tcp);
         let local = Some(Ipv4Addr::LOCALHOST);
-        assert_eq!(forward("127.0.0.1:8080:80").unwrap(), ForwardForm { address: local, ..tcp });
+        assert_eq!(
+            forward("127.0.0.1:8080:80").unwrap(),
+            ForwardForm {
+                address: local,
+                ..tcp
+            }
+        );
         let udp = forward("5353:53/udp").unwrap();
         assert_eq!((udp.listen, udp.target, udp.protocol), (5353, 53, Protocol::Udp));
     }
@@ -284,13 +307,22 @@ mod tests {
 
     #[test]
     fn conveniences_reach_the_nics_that_they_speak_of() {
-        let made = nics(&list(&["lan"]), &list(&["web"]), Some("10.0.0.5"), Some("52:54:00:00:00:01")).unwrap();
+        let made = nics(
+            &list(&["lan"]),
+            &list(&["web"]),
+            Some("10.0.0.5"),
+            Some("52:54:00:00:00:01"),
+        )
+        .unwrap();
         assert_eq!(made.len(), 1);
         assert_eq!(made[0].groups, ["web"]);
         assert_eq!(made[0].address, Some(Ipv4Addr::new(10, 0, 0, 5)));
         assert_eq!(made[0].mac.unwrap().to_string(), "52:54:00:00:00:01");
         let both = nics(&list(&["a,group=x", "b"]), &list(&["x"]), None, None).unwrap();
-        assert!(both.iter().all(|n| n.groups == ["x"]), "each NIC is in it, and in it once");
+        assert!(
+            both.iter().all(|n| n.groups == ["x"]),
+            "each NIC is in it, and in it once"
+        );
     }
 
     #[test]
@@ -303,10 +335,23 @@ mod tests {
 
     #[test]
     fn a_rule_that_is_refused_is_named_as_it_was_typed() {
-        for bad in ["443:80", "tcp/0", "tcp/70000", "tcp/80-", "icmp/8", "tcp/80@10.0.0.0", "sctp", ""] {
+        for bad in [
+            "443:80",
+            "tcp/0",
+            "tcp/70000",
+            "tcp/80-",
+            "icmp/8",
+            "tcp/80@10.0.0.0",
+            "sctp",
+            "",
+        ] {
             let error = rules(&list(&[bad])).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");
-            assert!(error.what().contains(&format!("'{bad}'")), "{bad}: {}", error.what());
+            assert!(
+                error.what().contains(&format!("'{bad}'")),
+                "{bad}: {}",
+                error.what()
+            );
         }
         assert_eq!(rules(&list(&["tcp/80", "icmp", "tcp/80"])).unwrap().len(), 2);
     }

@@ -21,7 +21,10 @@ pub(super) async fn run(on: &Session<'_>, verb: Forward) -> Result<(), Error> {
                 let call = forwards.delete(name);
                 async move { Ok(call.await?.operation) }
             };
-            on.each(&args.forwards, begin, |operation| format!("{} is gone", operation.target.name)).await
+            on.each(&args.forwards, begin, |operation| {
+                format!("{} is gone", operation.target.name)
+            })
+            .await
         }
     }
 }
@@ -37,8 +40,13 @@ async fn create(on: &Session<'_>, args: &ForwardCreate) -> Result<(), Error> {
     };
     let made = on.client.forwards().create(request).await?;
     if on.finish(&made.operation).await? {
-        on.out.done(&made.item, made.item.forward.meta.name.as_str(), &told(&made.item))?;
-        on.out.hint("the VM's groups still decide what may come in: see `vbm group --help`");
+        on.out.done(
+            &made.item,
+            made.item.forward.meta.name.as_str(),
+            &told(&made.item),
+        )?;
+        on.out
+            .hint("the VM's groups still decide what may come in: see `vbm group --help`");
     }
     Ok(())
 }
@@ -52,7 +60,12 @@ async fn list(on: &Session<'_>, of: &Belonging) -> Result<(), Error> {
         listing = listing.vm(vm);
     }
     let all = listing.all().await?;
-    on.out.list(&all, |f| f.forward.meta.name.to_string(), &table(&all, on.now()), NONE_YET)
+    on.out.list(
+        &all,
+        |f| f.forward.meta.name.to_string(),
+        &table(&all, on.now()),
+        NONE_YET,
+    )
 }
 
 fn listen(view: &ForwardView) -> String {
@@ -63,7 +76,11 @@ fn listen(view: &ForwardView) -> String {
 
 fn told(view: &ForwardView) -> String {
     let spec = &view.forward.spec;
-    let protocol = if spec.protocol == Protocol::Tcp { String::new() } else { format!(" ({})", spec.protocol) };
+    let protocol = if spec.protocol == Protocol::Tcp {
+        String::new()
+    } else {
+        format!(" ({})", spec.protocol)
+    };
     format!(
         "{}: {}{protocol} leads to {} at {}:{}",
         view.forward.meta.name,
@@ -75,7 +92,10 @@ fn told(view: &ForwardView) -> String {
 }
 
 fn table(forwards: &[ForwardView], now: Timestamp) -> Table {
-    let mut table = Table::new(&["NAME", "PROTOCOL", "LISTEN", "TARGET", "VM", "NETWORK", "AGE"], &["ID"]);
+    let mut table = Table::new(
+        &["NAME", "PROTOCOL", "LISTEN", "TARGET", "VM", "NETWORK", "AGE"],
+        &["ID"],
+    );
     for view in forwards {
         let (meta, spec) = (&view.forward.meta, &view.forward.spec);
         table.row([
@@ -103,7 +123,11 @@ mod tests {
         let id = Uuid::from_u128(7);
         let view = ForwardView {
             forward: vbm_core::Forward {
-                meta: Meta::new(ForwardId::from_uuid(id), "f1".parse().unwrap(), Timestamp::from_micros(0)),
+                meta: Meta::new(
+                    ForwardId::from_uuid(id),
+                    "f1".parse().unwrap(),
+                    Timestamp::from_micros(0),
+                ),
                 spec: ForwardSpec {
                     network: NetworkId::from_uuid(id),
                     protocol: Protocol::Udp,

@@ -25,20 +25,28 @@ pub(super) async fn run(on: &Session<'_>, verb: Group) -> Result<(), Error> {
             let made = groups.create(request).await?;
             let name = made.meta.name.to_string();
             on.out.done(&made, &name, &told(&made))?;
-            on.out.hint(&format!("put a VM into it with `vbm group attach {name} VM`"));
+            on.out
+                .hint(&format!("put a VM into it with `vbm group attach {name} VM`"));
             Ok(())
         }
         Group::List => {
             let all = groups.list().all().await?;
-            on.out.list(&all, |g| g.meta.name.to_string(), &table(&all, on.now()), NONE_YET)
+            on.out.list(
+                &all,
+                |g| g.meta.name.to_string(),
+                &table(&all, on.now()),
+                NONE_YET,
+            )
         }
         Group::Info(args) => {
             let group = groups.get(&args.group).await?;
-            on.out.item(&group, group.meta.name.as_str(), &detail(&group, on.now()))
+            on.out
+                .item(&group, group.meta.name.as_str(), &detail(&group, on.now()))
         }
         Group::Delete(args) => {
             let act = |name: String| groups.delete(name).into_future();
-            on.each_at_once(&args.groups, act, |name| format!("{name} is gone")).await
+            on.each_at_once(&args.groups, act, |name| format!("{name} is gone"))
+                .await
         }
         Group::Allow(args) => {
             let more = forms::rules(&args.rules)?;
@@ -73,7 +81,11 @@ async fn change(
         }
     };
     if on.finish(&accepted.operation).await? {
-        on.out.done(&accepted.item, accepted.item.meta.name.as_str(), &told(&accepted.item))?;
+        on.out.done(
+            &accepted.item,
+            accepted.item.meta.name.as_str(),
+            &told(&accepted.item),
+        )?;
     }
     Ok(())
 }
@@ -88,7 +100,11 @@ fn without(has: &[Rule], less: &[Rule], group: &str) -> Result<Vec<Rule>, Error>
         return Err(Error::new(
             ErrorKind::NotFound,
             format!("group '{group}' has no rule '{unknown}'"),
-            if has.is_empty() { "it has no rules".into() } else { format!("its rules are {}", spelled(has)) },
+            if has.is_empty() {
+                "it has no rules".into()
+            } else {
+                format!("its rules are {}", spelled(has))
+            },
             "name a rule as it is listed: rules are taken away whole",
         ));
     }
@@ -108,11 +124,19 @@ async fn move_vm(on: &Session<'_>, args: &GroupVm, way: Move) -> Result<(), Erro
         None => None,
         Some(name) => Some(on.client.networks().get(name).await?.network.meta.id),
     };
-    let nics: Vec<&NicView> = vm.nics.iter().filter(|nic| of.is_none_or(|id| nic.port.spec.network == id)).collect();
+    let nics: Vec<&NicView> = vm
+        .nics
+        .iter()
+        .filter(|nic| of.is_none_or(|id| nic.port.spec.network == id))
+        .collect();
     let requests = requests(&nics, group.meta.id, way);
     refuse_nothing_to_move(&vm, &nics, &args.group, way, requests.is_empty())?;
     for request in requests {
-        let accepted = on.client.vms().set_groups(vm.vm.meta.id.to_string(), request).await?;
+        let accepted = on
+            .client
+            .vms()
+            .set_groups(vm.vm.meta.id.to_string(), request)
+            .await?;
         if !on.finish(&accepted.operation).await? {
             return Ok(());
         }
@@ -124,7 +148,13 @@ async fn move_vm(on: &Session<'_>, args: &GroupVm, way: Move) -> Result<(), Erro
 }
 
 /// Attaching twice is no failure: the VM is as it was asked for. Detaching what is not there is a mistake.
-fn refuse_nothing_to_move(vm: &VmView, nics: &[&NicView], group: &str, way: Move, idle: bool) -> Result<(), Error> {
+fn refuse_nothing_to_move(
+    vm: &VmView,
+    nics: &[&NicView],
+    group: &str,
+    way: Move,
+    idle: bool,
+) -> Result<(), Error> {
     let name = &vm.vm.meta.name;
     if nics.is_empty() {
         return Err(Error::new(
@@ -154,7 +184,11 @@ fn requests(nics: &[&NicView], group: vbm_core::GroupId, way: Move) -> Vec<SetGr
         if has.contains(&group) == (way == Move::In) || requests.iter().any(|r| r.network == network) {
             continue;
         }
-        let mut groups: Vec<String> = has.iter().filter(|id| **id != group).map(ToString::to_string).collect();
+        let mut groups: Vec<String> = has
+            .iter()
+            .filter(|id| **id != group)
+            .map(ToString::to_string)
+            .collect();
         if way == Move::In {
             groups.push(group.to_string());
         }
@@ -164,7 +198,11 @@ fn requests(nics: &[&NicView], group: vbm_core::GroupId, way: Move) -> Vec<SetGr
 }
 
 fn spelled(rules: &[Rule]) -> String {
-    rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    rules
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn told(group: &vbm_core::Group) -> String {
@@ -223,7 +261,10 @@ mod tests {
     #[test]
     fn denying_takes_rules_away_and_refuses_what_is_not_there() {
         let has = rules(&["tcp/80", "icmp"]);
-        assert_eq!(without(&has, &rules(&["icmp"]), "web").unwrap(), rules(&["tcp/80"]));
+        assert_eq!(
+            without(&has, &rules(&["icmp"]), "web").unwrap(),
+            rules(&["tcp/80"])
+        );
         let error = without(&has, &rules(&["tcp/443"]), "web").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert_eq!(error.why(), "its rules are tcp/80 icmp");

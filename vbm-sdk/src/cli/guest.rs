@@ -25,7 +25,9 @@ struct Manifest {
 /// Reads what an image is made of.
 pub(super) async fn read(dir: &Path) -> Result<Parts, Error> {
     let path = dir.join(MANIFEST);
-    let text = tokio::fs::read_to_string(&path).await.map_err(|e| cannot_read(&path, &e))?;
+    let text = tokio::fs::read_to_string(&path)
+        .await
+        .map_err(|e| cannot_read(&path, &e))?;
     parse(dir, &text).map_err(|why| {
         Error::new(
             ErrorKind::InvalidInput,
@@ -54,7 +56,11 @@ fn parse(dir: &Path, text: &str) -> Result<Parts, String> {
     Ok(Parts {
         disk: source(&manifest.disk)?,
         format: Some(DiskFormat::Qcow2),
-        kernel: Some((source(&manifest.kernel)?, source(&manifest.initrd)?, manifest.cmdline.clone())),
+        kernel: Some((
+            source(&manifest.kernel)?,
+            source(&manifest.initrd)?,
+            manifest.cmdline.clone(),
+        )),
     })
 }
 
@@ -78,7 +84,11 @@ mod tests {
 
     #[test]
     fn a_manifest_that_leads_elsewhere_or_is_of_another_form_is_refused() {
-        for (from, to) in [("vmlinuz\",", "../vmlinuz\","), ("\"format\":1", "\"format\":2"), ("{\"format\"", "{{\"format\"")] {
+        for (from, to) in [
+            ("vmlinuz\",", "../vmlinuz\","),
+            ("\"format\":1", "\"format\":2"),
+            ("{\"format\"", "{{\"format\""),
+        ] {
             assert!(parse(Path::new("/g"), &GOOD.replace(from, to)).is_err(), "{to}");
         }
     }

@@ -57,7 +57,9 @@ pub(super) fn parse_mib(text: &str) -> Result<u64, Error> {
     };
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| refuse("it does not begin with a whole number"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| refuse("it does not begin with a whole number"))?;
     let factor = match unit.to_ascii_lowercase().as_str() {
         "" | "m" | "mi" | "mib" | "mb" => 1,
         "g" | "gi" | "gib" | "gb" => 1 << 10,
@@ -86,7 +88,9 @@ pub(super) fn parse_span(text: &str) -> Result<Duration, Error> {
     };
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| refuse("it does not begin with a whole number"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| refuse("it does not begin with a whole number"))?;
     let factor = match unit {
         "" | "s" => 1,
         "m" => MINUTE,
@@ -122,12 +126,22 @@ mod tests {
         }
         let now = Timestamp::from_micros(10_000_000);
         assert_eq!(age(now, Timestamp::from_micros(4_000_000)), "6s");
-        assert_eq!(age(now, Timestamp::from_micros(40_000_000)), "0s", "clocks may differ");
+        assert_eq!(
+            age(now, Timestamp::from_micros(40_000_000)),
+            "0s",
+            "clocks may differ"
+        );
     }
 
     #[test]
     fn sizes_have_the_largest_unit_that_fits() {
-        for (mebi, text) in [(64, "64M"), (256, "256M"), (1_024, "1G"), (1_536, "1.5G"), (1 << 20, "1T")] {
+        for (mebi, text) in [
+            (64, "64M"),
+            (256, "256M"),
+            (1_024, "1G"),
+            (1_536, "1.5G"),
+            (1 << 20, "1T"),
+        ] {
             assert_eq!(mib(mebi), text);
         }
         assert_eq!((bytes(0), bytes(1_500)), ("0B".into(), "1.4K".into()));
@@ -135,11 +149,31 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, mib) in [("256", 256), ("512M", 512), ("512MiB", 512), ("2g", 2_048), ("1T", 1 << 20)] {
+        for (text, mib) in [
+            ("256", 256),
+            ("512M", 512),
+            ("512MiB", 512),
+            ("2g", 2_048),
+            ("1T", 1 << 20),
+        ] {
             assert_eq!(parse_mib(text).unwrap(), mib, "{text}");
         }
-        for bad in ["", "0", "G", "-1", "1.5G", "10X", "10 G", "99999999999999999999", "18446744073709551615T"] {
-            assert_eq!(parse_mib(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
+        for bad in [
+            "",
+            "0",
+            "G",
+            "-1",
+            "1.5G",
+            "10X",
+            "10 G",
+            "99999999999999999999",
+            "18446744073709551615T",
+        ] {
+            assert_eq!(
+                parse_mib(bad).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{bad}"
+            );
         }
     }
 

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use tokio::io::AsyncReadExt;
 use vbm_core::{Boot, Digest, DiskFormat, Error, ErrorKind, Timestamp};
 
-const NONE_YET: &str = "no images yet: make one with `vbm image import NAME --disk FILE`, or from `cargo xtask guest`";
+const NONE_YET: &str =
+    "no images yet: make one with `vbm image import NAME --disk FILE`, or from `cargo xtask guest`";
 /// What each qcow2 file begins with (QEMU `docs/interop/qcow2.txt`).
 const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
@@ -23,15 +24,22 @@ pub(super) async fn run(on: &Session<'_>, verb: Image) -> Result<(), Error> {
         Image::Import(args) => import(on, &args).await,
         Image::List => {
             let all = images.list().all().await?;
-            on.out.list(&all, |i| i.meta.name.to_string(), &table(&all, on.now()), NONE_YET)
+            on.out.list(
+                &all,
+                |i| i.meta.name.to_string(),
+                &table(&all, on.now()),
+                NONE_YET,
+            )
         }
         Image::Info(args) => {
             let image = images.get(&args.image).await?;
-            on.out.item(&image, image.meta.name.as_str(), &detail(&image, on.now()))
+            on.out
+                .item(&image, image.meta.name.as_str(), &detail(&image, on.now()))
         }
         Image::Delete(args) => {
             let act = |name: String| images.delete(name).into_future();
-            on.each_at_once(&args.images, act, |name| format!("{name} is gone")).await
+            on.each_at_once(&args.images, act, |name| format!("{name} is gone"))
+                .await
         }
     }
 }
@@ -81,9 +89,14 @@ async fn import(on: &Session<'_>, args: &ImageImport) -> Result<(), Error> {
     };
     let image = on.client.images().create(request).await?;
     let name = image.meta.name.to_string();
-    let text = format!("{name} is there: {} of {}", human::bytes(image.spec.virtual_bytes), image.spec.format);
+    let text = format!(
+        "{name} is there: {} of {}",
+        human::bytes(image.spec.virtual_bytes),
+        image.spec.format
+    );
     on.out.done(&image, &name, &text)?;
-    on.out.hint(&format!("make a VM of it with `vbm launch {name} NAME`"));
+    on.out
+        .hint(&format!("make a VM of it with `vbm launch {name} NAME`"));
     Ok(())
 }
 
@@ -96,12 +109,21 @@ async fn parts(args: &ImageImport) -> Result<Parts, Error> {
         sha256: None,
     };
     let Some(disk) = &args.disk else {
-        return Err(Error::internal("no disk was named", "clap lets --disk or --guest be left out"));
+        return Err(Error::internal(
+            "no disk was named",
+            "clap lets --disk or --guest be left out",
+        ));
     };
     let kernel = args.kernel.as_ref().zip(args.initrd.as_ref());
     Ok(Parts {
         disk: source(disk),
-        format: args.format.as_deref().map(|f| if f == "raw" { DiskFormat::Raw } else { DiskFormat::Qcow2 }),
+        format: args.format.as_deref().map(|f| {
+            if f == "raw" {
+                DiskFormat::Raw
+            } else {
+                DiskFormat::Qcow2
+            }
+        }),
         kernel: kernel.map(|(kernel, initrd)| (source(kernel), source(initrd), args.cmdline.clone())),
     })
 }
@@ -109,12 +131,19 @@ async fn parts(args: &ImageImport) -> Result<Parts, Error> {
 /// Sends a file; what arrives must be what was expected.
 async fn send(on: &Session<'_>, source: &Source) -> Result<Digest, Error> {
     let mut progress = Progress::new(on.out);
-    let file = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let file = source
+        .path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let mut upload = on.client.images().upload(&source.path);
     if on.timeout.is_some() {
         upload = upload.deadline(on.left());
     }
-    let blob = upload.on_progress(|sent, total| progress.bytes(&file, sent, total)).await?;
+    let blob = upload
+        .on_progress(|sent, total| progress.bytes(&file, sent, total))
+        .await?;
     match source.sha256 {
         Some(expected) if expected != blob.digest => Err(Error::new(
             ErrorKind::Corrupt,
@@ -135,7 +164,11 @@ async fn recognise(disk: &Path) -> Result<DiskFormat, Error> {
     };
     read.await.map_err(|e| cannot_read(disk, &e))?;
     let named = disk.extension().is_some_and(|e| e == "qcow2");
-    Ok(if head == QCOW2_MAGIC || named { DiskFormat::Qcow2 } else { DiskFormat::Raw })
+    Ok(if head == QCOW2_MAGIC || named {
+        DiskFormat::Qcow2
+    } else {
+        DiskFormat::Raw
+    })
 }
 
 pub(super) async fn screenshot(on: &Session<'_>, args: &Screenshot) -> Result<(), Error> {
@@ -153,7 +186,11 @@ pub(super) async fn screenshot(on: &Session<'_>, args: &Screenshot) -> Result<()
     })?;
     let file = args.file.display().to_string();
     let saved = serde_json::json!({ "file": file, "bytes": png.len() });
-    on.out.done(&saved, &file, &format!("saved {file}: {}", human::bytes(png.len() as u64)))
+    on.out.done(
+        &saved,
+        &file,
+        &format!("saved {file}: {}", human::bytes(png.len() as u64)),
+    )
 }
 
 fn boots(image: &vbm_core::Image) -> &'static str {
@@ -164,7 +201,10 @@ fn boots(image: &vbm_core::Image) -> &'static str {
 }
 
 fn table(images: &[vbm_core::Image], now: Timestamp) -> Table {
-    let mut table = Table::new(&["NAME", "SIZE", "FILE", "FORMAT", "BOOT", "AGE"], &["ID", "SHA256"]);
+    let mut table = Table::new(
+        &["NAME", "SIZE", "FILE", "FORMAT", "BOOT", "AGE"],
+        &["ID", "SHA256"],
+    );
     for image in images {
         let (meta, spec) = (&image.meta, &image.spec);
         table.row([
@@ -185,10 +225,22 @@ fn detail(image: &vbm_core::Image, now: Timestamp) -> String {
     let spec = &image.spec;
     let mut lines = Lines::default();
     lines.meta(&image.meta, now);
-    lines.put("Disk", format!("{}, {} file of {}", human::bytes(spec.virtual_bytes), spec.format, human::bytes(spec.file_bytes)));
+    lines.put(
+        "Disk",
+        format!(
+            "{}, {} file of {}",
+            human::bytes(spec.virtual_bytes),
+            spec.format,
+            human::bytes(spec.file_bytes)
+        ),
+    );
     lines.put("SHA-256", spec.disk.to_string());
     match &spec.boot {
-        Boot::Kernel { kernel, initrd, cmdline } => {
+        Boot::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+        } => {
             lines.put("Boots", "by a kernel of its own");
             lines.put("  kernel", kernel.to_string());
             lines.put("  initrd", initrd.to_string());
@@ -217,13 +269,20 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             assert_eq!(recognise(&path).await.unwrap(), format, "{name}");
         }
-        assert_eq!(recognise(&place.path().join("none")).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(
+            recognise(&place.path().join("none")).await.unwrap_err().kind(),
+            ErrorKind::NotFound
+        );
     }
 
     #[test]
     fn images_are_listed_with_their_sizes() {
         let image = vbm_core::Image {
-            meta: Meta::new(ImageId::from_uuid(uuid::Uuid::from_u128(7)), "tiny".parse().unwrap(), Timestamp::from_micros(0)),
+            meta: Meta::new(
+                ImageId::from_uuid(uuid::Uuid::from_u128(7)),
+                "tiny".parse().unwrap(),
+                Timestamp::from_micros(0),
+            ),
             spec: ImageSpec {
                 disk: Digest::new([7; 32]),
                 format: DiskFormat::Qcow2,

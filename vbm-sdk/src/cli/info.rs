@@ -27,9 +27,16 @@ impl Lines {
     pub(super) fn meta<Id: std::fmt::Display>(&mut self, meta: &Meta<Id>, now: Timestamp) {
         self.put("Name", meta.name.as_str());
         self.put("ID", meta.id.to_string());
-        let labels = meta.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>();
+        let labels = meta
+            .labels
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect::<Vec<_>>();
         self.put("Labels", labels.join(", "));
-        self.put("Created", format!("{} ago ({})", human::age(now, meta.created_at), meta.created_at));
+        self.put(
+            "Created",
+            format!("{} ago ({})", human::age(now, meta.created_at), meta.created_at),
+        );
     }
 
     /// Why something is not as it was asked for.
@@ -42,8 +49,16 @@ impl Lines {
     }
 
     pub(super) fn text(&self) -> String {
-        let width = self.0.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-        let lines = self.0.iter().map(|(name, value)| format!("{name:width$}  {value}"));
+        let width = self
+            .0
+            .iter()
+            .map(|(name, _)| name.chars().count())
+            .max()
+            .unwrap_or(0);
+        let lines = self
+            .0
+            .iter()
+            .map(|(name, value)| format!("{name:width$}  {value}"));
         lines.collect::<Vec<_>>().join("\n")
     }
 }
@@ -52,22 +67,45 @@ fn detail(view: &VmView, now: Timestamp) -> String {
     let (spec, status) = (&view.vm.spec, &view.vm.status);
     let mut lines = Lines::default();
     lines.meta(&view.vm.meta, now);
-    lines.put("State", format!("{} since {}", list::state(view), human::age(now, status.since)));
+    lines.put(
+        "State",
+        format!("{} since {}", list::state(view), human::age(now, status.since)),
+    );
     lines.problem(status.problem.as_ref());
     lines.put("Image", &*view.image_name);
     lines.put("CPUs", spec.vcpus.to_string());
     lines.put("Memory", human::mib(spec.memory_mib.into()));
-    lines.put("Node", spec.node.as_ref().map(ToString::to_string).unwrap_or_default());
+    lines.put(
+        "Node",
+        spec.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+    );
     lines.put("Driver", spec.driver.to_string());
     if let Some(accelerator) = &status.accelerator {
-        lines.put("Accelerator", format!("{} ({})", accelerator.name, accelerator.reason));
+        lines.put(
+            "Accelerator",
+            format!("{} ({})", accelerator.name, accelerator.reason),
+        );
     }
     lines.put("PID", status.pid.map(|pid| pid.to_string()).unwrap_or_default());
     for nic in &view.nics {
         let (spec, status) = (&nic.port.spec, &nic.port.status);
-        lines.put("NIC", format!("{} on {}, {}", spec.address, nic.network_name, spec.mac));
-        let groups = nic.group_names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        lines.put("  groups", if groups.is_empty() { "none: nothing may come in".into() } else { groups.join(", ") });
+        lines.put(
+            "NIC",
+            format!("{} on {}, {}", spec.address, nic.network_name, spec.mac),
+        );
+        let groups = nic
+            .group_names
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
+        lines.put(
+            "  groups",
+            if groups.is_empty() {
+                "none: nothing may come in".into()
+            } else {
+                groups.join(", ")
+            },
+        );
         lines.put("  lease", lease(status.leased_at, status.leased_until, now));
     }
     lines.text()
@@ -78,7 +116,11 @@ pub(super) fn lease(at: Option<Timestamp>, until: Option<Timestamp>, now: Timest
     match (at, until) {
         (None, _) => "not taken yet".into(),
         (Some(at), Some(until)) if until > now => {
-            format!("taken {} ago, for {} more", human::age(now, at), human::span(until.since(now)))
+            format!(
+                "taken {} ago, for {} more",
+                human::age(now, at),
+                human::span(until.since(now))
+            )
         }
         (Some(at), Some(_)) => format!("ended, taken {} ago", human::age(now, at)),
         (Some(at), None) => format!("taken {} ago", human::age(now, at)),

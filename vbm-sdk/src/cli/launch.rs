@@ -29,7 +29,12 @@ fn request(args: &Launch) -> Result<LaunchRequest, Error> {
         vcpus: args.cpus,
         memory_mib: u32::try_from(memory).map_err(|_| too_much(&args.memory))?,
         disk_mib: args.disk.as_deref().map(human::parse_mib).transpose()?,
-        nics: forms::nics(&args.networks, &args.groups, args.address.as_deref(), args.mac.as_deref())?,
+        nics: forms::nics(
+            &args.networks,
+            &args.groups,
+            args.address.as_deref(),
+            args.mac.as_deref(),
+        )?,
         driver: args.driver.as_deref().map(str::parse).transpose()?,
         node: args.node.as_deref().map(str::parse).transpose()?,
         stopped: args.stopped,
@@ -48,10 +53,17 @@ fn too_much(text: &str) -> Error {
 
 /// `web1 is running: 10.0.0.2 on lan`.
 fn told(vm: &VmView) -> String {
-    let nics = vm.nics.iter().map(|nic| format!("{} on {}", nic.port.spec.address, nic.network_name));
+    let nics = vm
+        .nics
+        .iter()
+        .map(|nic| format!("{} on {}", nic.port.spec.address, nic.network_name));
     let nics = nics.collect::<Vec<_>>().join(", ");
     let head = format!("{} is {}", vm.vm.meta.name, vm.vm.status.power);
-    if nics.is_empty() { format!("{head}, without network") } else { format!("{head}: {nics}") }
+    if nics.is_empty() {
+        format!("{head}, without network")
+    } else {
+        format!("{head}: {nics}")
+    }
 }
 
 #[cfg(test)]
@@ -65,7 +77,9 @@ mod tests {
 
     fn typed(words: &str) -> Result<LaunchRequest, Error> {
         let cli = Cli::try_parse_from(format!("vbm launch {words}").split(' ')).unwrap();
-        let Command::Launch(args) = cli.command else { panic!("{words}") };
+        let Command::Launch(args) = cli.command else {
+            panic!("{words}")
+        };
         request(&args)
     }
 
@@ -81,7 +95,10 @@ mod tests {
              --node eu/n1 --driver sim --stopped --label a=b",
         )
         .unwrap();
-        assert_eq!((request.vcpus, request.memory_mib, request.disk_mib), (2, 1_024, Some(10_240)));
+        assert_eq!(
+            (request.vcpus, request.memory_mib, request.disk_mib),
+            (2, 1_024, Some(10_240))
+        );
         assert_eq!(request.nics[0].address.unwrap().to_string(), "10.0.0.5");
         assert_eq!(request.nics[0].groups, ["web"]);
         assert_eq!(request.node.unwrap().to_string(), "eu/n1");
@@ -91,7 +108,14 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_before_anything_is_asked() {
-        for bad in ["tiny Web1", "tiny --memory 1X", "tiny --memory 9999T", "tiny --node A", "tiny --driver xen", "tiny --address 10.0.0.5"] {
+        for bad in [
+            "tiny Web1",
+            "tiny --memory 1X",
+            "tiny --memory 9999T",
+            "tiny --node A",
+            "tiny --driver xen",
+            "tiny --address 10.0.0.5",
+        ] {
             assert_eq!(typed(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
         }
     }

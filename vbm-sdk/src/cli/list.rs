@@ -13,19 +13,26 @@ pub(super) async fn run(on: &Session<'_>) -> Result<(), Error> {
         "no VMs yet: make one with `vbm launch IMAGE NAME`; `vbm image list` shows the images",
     )?;
     if let Some(vm) = vms.iter().find(|vm| vm.vm.status.problem.is_some()) {
-        on.out.hint(&format!("(!) is not as it was asked for: see why with `vbm info {}`", vm.vm.meta.name));
+        on.out.hint(&format!(
+            "(!) is not as it was asked for: see why with `vbm info {}`",
+            vm.vm.meta.name
+        ));
     }
     Ok(())
 }
 
 fn table(vms: &[VmView], now: Timestamp) -> Table {
     let mut table = Table::new(
-        &["NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "IMAGE", "NODE", "AGE"],
+        &[
+            "NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "IMAGE", "NODE", "AGE",
+        ],
         &["ID", "MAC", "PID", "ACCELERATOR"],
     );
     for view in vms {
         let (meta, spec, status) = (&view.vm.meta, &view.vm.spec, &view.vm.status);
-        let of_nics = |show: fn(&crate::api::NicView) -> String| view.nics.iter().map(show).collect::<Vec<_>>().join(",");
+        let of_nics = |show: fn(&crate::api::NicView) -> String| {
+            view.nics.iter().map(show).collect::<Vec<_>>().join(",")
+        };
         table.row([
             meta.name.to_string(),
             state(view),
@@ -38,7 +45,11 @@ fn table(vms: &[VmView], now: Timestamp) -> Table {
             meta.id.to_string(),
             of_nics(|nic| nic.port.spec.mac.to_string()),
             status.pid.map(|pid| pid.to_string()).unwrap_or_default(),
-            status.accelerator.as_ref().map(|a| a.name.clone()).unwrap_or_default(),
+            status
+                .accelerator
+                .as_ref()
+                .map(|a| a.name.clone())
+                .unwrap_or_default(),
         ]);
     }
     table
@@ -60,15 +71,19 @@ pub(super) mod tests {
     use crate::api::NicView;
     use uuid::Uuid;
     use vbm_core::{
-        DriverKind, ErrorKind, ImageId, Mac, Meta, NetworkId, Port, PortId, PortSpec, PortStatus, PowerState, Vm, VmId, VmSpec, VmStatus,
-        VolumeId, WantedPower,
+        DriverKind, ErrorKind, ImageId, Mac, Meta, NetworkId, Port, PortId, PortSpec, PortStatus, PowerState,
+        Vm, VmId, VmSpec, VmStatus, VolumeId, WantedPower,
     };
 
     /// A VM that runs.
     pub(crate) fn sample() -> VmView {
         let id = Uuid::from_u128(7);
         let port = Port {
-            meta: Meta::new(PortId::from_uuid(id), "web1-0".parse().unwrap(), Timestamp::from_micros(0)),
+            meta: Meta::new(
+                PortId::from_uuid(id),
+                "web1-0".parse().unwrap(),
+                Timestamp::from_micros(0),
+            ),
             spec: PortSpec {
                 network: NetworkId::from_uuid(id),
                 vm: VmId::from_uuid(id),
@@ -80,7 +95,11 @@ pub(super) mod tests {
             status: PortStatus::default(),
         };
         let vm = Vm {
-            meta: Meta::new(VmId::from_uuid(id), "web1".parse().unwrap(), Timestamp::from_micros(0)),
+            meta: Meta::new(
+                VmId::from_uuid(id),
+                "web1".parse().unwrap(),
+                Timestamp::from_micros(0),
+            ),
             spec: VmSpec {
                 vcpus: 1,
                 memory_mib: 256,
@@ -121,7 +140,10 @@ pub(super) mod tests {
     #[test]
     fn wide_adds_what_is_needed_to_look_beneath() {
         let text = table(&[sample()], Timestamp::from_micros(0)).render(true, None);
-        assert!(text.contains("ACCELERATOR") && text.contains("52:54:00:00:00:07") && text.contains("4711"), "{text}");
+        assert!(
+            text.contains("ACCELERATOR") && text.contains("52:54:00:00:00:07") && text.contains("4711"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -19,18 +19,30 @@ pub(super) async fn run(on: &Session<'_>, verb: Network) -> Result<(), Error> {
         Network::Create(args) => create(on, &args).await,
         Network::List => {
             let all = networks.list().all().await?;
-            on.out.list(&all, |n| n.network.meta.name.to_string(), &table(&all, on.now()), NONE_YET)
+            on.out.list(
+                &all,
+                |n| n.network.meta.name.to_string(),
+                &table(&all, on.now()),
+                NONE_YET,
+            )
         }
         Network::Info(args) => {
             let network = networks.get(&args.network).await?;
-            on.out.item(&network, network.network.meta.name.as_str(), &detail(&network, on.now()))
+            on.out.item(
+                &network,
+                network.network.meta.name.as_str(),
+                &detail(&network, on.now()),
+            )
         }
         Network::Delete(args) => {
             let begin = |name: String| {
                 let call = networks.delete(name);
                 async move { Ok(call.await?.operation) }
             };
-            on.each(&args.networks, begin, |operation| format!("{} is gone", operation.target.name)).await
+            on.each(&args.networks, begin, |operation| {
+                format!("{} is gone", operation.target.name)
+            })
+            .await
         }
         Network::Leases(args) => {
             // A name that is none shall not look like a network without ports.
@@ -49,11 +61,20 @@ async fn create(on: &Session<'_>, args: &NetworkCreate) -> Result<(), Error> {
     if !on.finish(&made.operation).await? {
         return Ok(());
     }
-    let network = on.client.networks().get(made.item.network.meta.id.to_string()).await?;
+    let network = on
+        .client
+        .networks()
+        .get(made.item.network.meta.id.to_string())
+        .await?;
     let (name, spec) = (network.network.meta.name.to_string(), &network.network.spec);
-    let text = format!("{name} is up: {} by {}, gateway {}", spec.cidr, spec.mode, spec.gateway);
+    let text = format!(
+        "{name} is up: {} by {}, gateway {}",
+        spec.cidr, spec.mode, spec.gateway
+    );
     on.out.done(&network, &name, &text)?;
-    on.out.hint(&format!("put a VM on it with `vbm launch IMAGE NAME --network {name}`"));
+    on.out.hint(&format!(
+        "put a VM on it with `vbm launch IMAGE NAME --network {name}`"
+    ));
     Ok(())
 }
 
@@ -65,7 +86,11 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
         gateway: args.gateway.as_deref().map(forms::address).transpose()?,
         pool_first: pool.map(|(first, _)| first),
         pool_last: pool.map(|(_, last)| last),
-        dns: args.dns.iter().map(|text| forms::address(text)).collect::<Result<_, _>>()?,
+        dns: args
+            .dns
+            .iter()
+            .map(|text| forms::address(text))
+            .collect::<Result<_, _>>()?,
         domain: args.domain.clone(),
         mtu: args.mtu,
         // A span is a year at most: that fits.
@@ -84,7 +109,10 @@ fn state(view: &NetworkView) -> &'static str {
 }
 
 fn table(networks: &[NetworkView], now: Timestamp) -> Table {
-    let mut table = Table::new(&["NAME", "CIDR", "MODE", "STATE", "GATEWAY", "PORTS", "AGE"], &["ID", "POOL", "MTU", "NAMESPACE"]);
+    let mut table = Table::new(
+        &["NAME", "CIDR", "MODE", "STATE", "GATEWAY", "PORTS", "AGE"],
+        &["ID", "POOL", "MTU", "NAMESPACE"],
+    );
     for view in networks {
         let (meta, spec) = (&view.network.meta, &view.network.spec);
         table.row([
@@ -114,10 +142,23 @@ fn detail(view: &NetworkView, now: Timestamp) -> String {
     lines.put("CIDR", spec.cidr.to_string());
     lines.put("Gateway", spec.gateway.to_string());
     lines.put("Pool", format!("{} to {}", spec.pool_first, spec.pool_last));
-    lines.put("DNS", spec.dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+    lines.put(
+        "DNS",
+        spec.dns
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    );
     lines.put("Domain", spec.domain.clone().unwrap_or_default());
     lines.put("MTU", format!("{} bytes", spec.mtu));
-    lines.put("Leases", format!("for {}", human::span(std::time::Duration::from_secs(spec.lease_seconds.into()))));
+    lines.put(
+        "Leases",
+        format!(
+            "for {}",
+            human::span(std::time::Duration::from_secs(spec.lease_seconds.into()))
+        ),
+    );
     lines.put("Ports", view.ports.to_string());
     lines.put("Namespace", status.namespace.clone().unwrap_or_default());
     lines.text()
@@ -155,6 +196,9 @@ mod tests {
     #[test]
     fn the_detail_of_a_network_says_what_vms_are_told() {
         let text = detail(&sample(), Timestamp::from_micros(0));
-        assert!(text.contains("Pool:     10.0.0.2 to 10.0.0.254") && text.contains("Leases:   for 60m"), "{text}");
+        assert!(
+            text.contains("Pool:     10.0.0.2 to 10.0.0.254") && text.contains("Leases:   for 60m"),
+            "{text}"
+        );
     }
 }

@@ -9,11 +9,13 @@ pub(super) async fn run(on: &Session<'_>, verb: Node) -> Result<(), Error> {
     match verb {
         Node::List => {
             let nodes = on.client.nodes().list().all().await?;
-            on.out.list(&nodes, |n| n.path.to_string(), &table(&nodes, on.now()), NONE_YET)
+            on.out
+                .list(&nodes, |n| n.path.to_string(), &table(&nodes, on.now()), NONE_YET)
         }
         Node::Info(args) => {
             let node = on.client.nodes().get(&args.node).await?;
-            on.out.item(&node, &node.path.to_string(), &detail(&node, on.now()))
+            on.out
+                .item(&node, &node.path.to_string(), &detail(&node, on.now()))
         }
     }
 }
@@ -32,7 +34,13 @@ pub(super) async fn version(on: &Session<'_>) -> Result<(), Error> {
     let mut lines = Lines::default();
     lines.put("vbm", env!("CARGO_PKG_VERSION"));
     if let Some(version) = &vbmd {
-        lines.put("vbmd", format!("{} (API {}, instance {})", version.version, version.api, version.instance));
+        lines.put(
+            "vbmd",
+            format!(
+                "{} (API {}, instance {})",
+                version.version, version.api, version.instance
+            ),
+        );
     }
     let both = Both {
         vbm: env!("CARGO_PKG_VERSION"),
@@ -52,11 +60,18 @@ fn driver(capability: &Capability) -> String {
 }
 
 fn state(node: &vbm_core::Node) -> String {
-    if node.spec.cordoned { format!("{}, cordoned", node.status.state) } else { node.status.state.to_string() }
+    if node.spec.cordoned {
+        format!("{}, cordoned", node.status.state)
+    } else {
+        node.status.state.to_string()
+    }
 }
 
 fn table(nodes: &[vbm_core::Node], now: Timestamp) -> Table {
-    let mut table = Table::new(&["NODE", "STATE", "CPUS", "MEMORY", "FREE", "DRIVERS", "SEEN"], &["VERSION", "EPOCH"]);
+    let mut table = Table::new(
+        &["NODE", "STATE", "CPUS", "MEMORY", "FREE", "DRIVERS", "SEEN"],
+        &["VERSION", "EPOCH"],
+    );
     for node in nodes {
         let status = &node.status;
         table.row([
@@ -65,7 +80,12 @@ fn table(nodes: &[vbm_core::Node], now: Timestamp) -> Table {
             status.cpus.to_string(),
             human::mib(status.memory_mib),
             human::mib(status.memory_free_mib),
-            status.capabilities.iter().map(driver).collect::<Vec<_>>().join(","),
+            status
+                .capabilities
+                .iter()
+                .map(driver)
+                .collect::<Vec<_>>()
+                .join(","),
             format!("{} ago", human::age(now, status.seen_at)),
             status.version.clone(),
             status.epoch.to_string(),
@@ -78,14 +98,27 @@ fn detail(node: &vbm_core::Node, now: Timestamp) -> String {
     let status = &node.status;
     let mut lines = Lines::default();
     lines.put("Node", node.path.to_string());
-    lines.put("State", format!("{}, seen {} ago", state(node), human::age(now, status.seen_at)));
+    lines.put(
+        "State",
+        format!("{}, seen {} ago", state(node), human::age(now, status.seen_at)),
+    );
     lines.put("CPUs", status.cpus.to_string());
-    lines.put("Memory", format!("{}, {} free", human::mib(status.memory_mib), human::mib(status.memory_free_mib)));
+    lines.put(
+        "Memory",
+        format!(
+            "{}, {} free",
+            human::mib(status.memory_mib),
+            human::mib(status.memory_free_mib)
+        ),
+    );
     lines.put("Version", &*status.version);
     for capability in &status.capabilities {
         lines.put("Driver", format!("{} {}", capability.driver, capability.version));
         if let Some(accelerator) = &capability.accelerator {
-            lines.put("  runs by", format!("{} ({})", accelerator.name, accelerator.reason));
+            lines.put(
+                "  runs by",
+                format!("{} ({})", accelerator.name, accelerator.reason),
+            );
         }
         lines.problem(capability.problem.as_ref());
     }
@@ -98,7 +131,12 @@ mod tests {
     use vbm_core::{Accelerator, DriverKind, ErrorKind, NodeSpec, NodeState, NodeStatus};
 
     fn sample() -> vbm_core::Node {
-        let missing = Error::new(ErrorKind::MissingDependency, "VirtualBox is missing", "no VBoxManage", "install it");
+        let missing = Error::new(
+            ErrorKind::MissingDependency,
+            "VirtualBox is missing",
+            "no VBoxManage",
+            "install it",
+        );
         vbm_core::Node {
             path: "n1".parse().unwrap(),
             spec: NodeSpec::default(),
@@ -142,6 +180,9 @@ mod tests {
     #[test]
     fn the_detail_of_a_node_says_why_a_driver_cannot_be_used() {
         let text = detail(&sample(), Timestamp::from_micros(0));
-        assert!(text.contains("tcg (no /dev/kvm)") && text.contains("VirtualBox is missing"), "{text}");
+        assert!(
+            text.contains("tcg (no /dev/kvm)") && text.contains("VirtualBox is missing"),
+            "{text}"
+        );
     }
 }

@@ -10,16 +10,24 @@ pub(super) async fn run(on: &Session<'_>, verb: Operation) -> Result<(), Error> 
     match verb {
         Operation::List => {
             let all = operations.list().all().await?;
-            on.out.list(&all, |o| o.id.to_string(), &table(&all, on.now()), NONE_YET)
+            on.out
+                .list(&all, |o| o.id.to_string(), &table(&all, on.now()), NONE_YET)
         }
         Operation::Info(args) => {
             let operation = operations.get(&args.operation).await?;
-            on.out.item(&operation, &operation.id.to_string(), &detail(&operation, on.now()))
+            on.out.item(
+                &operation,
+                &operation.id.to_string(),
+                &detail(&operation, on.now()),
+            )
         }
         Operation::Wait(args) => {
             let operation = operations.get(&args.operation).await?;
             let operation = on.follow(&operation).await?;
-            let text = format!("{} {}: {}", operation.verb, operation.target.name, operation.state);
+            let text = format!(
+                "{} {}: {}",
+                operation.verb, operation.target.name, operation.state
+            );
             on.out.done(&operation, &operation.id.to_string(), &text)
         }
     }
@@ -30,7 +38,10 @@ fn took(operation: &vbm_core::Operation, now: Timestamp) -> String {
 }
 
 fn table(operations: &[vbm_core::Operation], now: Timestamp) -> Table {
-    let mut table = Table::new(&["ID", "VERB", "TARGET", "STATE", "TOOK", "AGE"], &["STEPS", "ERROR"]);
+    let mut table = Table::new(
+        &["ID", "VERB", "TARGET", "STATE", "TOOK", "AGE"],
+        &["STEPS", "ERROR"],
+    );
     for operation in operations {
         table.row([
             operation.id.to_string(),
@@ -40,7 +51,11 @@ fn table(operations: &[vbm_core::Operation], now: Timestamp) -> Table {
             took(operation, now),
             human::age(now, operation.created_at),
             operation.steps.len().to_string(),
-            operation.error.as_ref().map(|e| e.what().to_owned()).unwrap_or_default(),
+            operation
+                .error
+                .as_ref()
+                .map(|e| e.what().to_owned())
+                .unwrap_or_default(),
         ]);
     }
     table
@@ -52,7 +67,14 @@ fn detail(operation: &vbm_core::Operation, now: Timestamp) -> String {
     lines.put("Verb", &*operation.verb);
     lines.put("Target", operation.target.to_string());
     lines.put("State", format!("{}, {}", operation.state, took(operation, now)));
-    lines.put("Created", format!("{} ago ({})", human::age(now, operation.created_at), operation.created_at));
+    lines.put(
+        "Created",
+        format!(
+            "{} ago ({})",
+            human::age(now, operation.created_at),
+            operation.created_at
+        ),
+    );
     for step in &operation.steps {
         let state = match step.state {
             vbm_core::StepState::Running => "goes on",
@@ -83,7 +105,10 @@ mod tests {
             at: Timestamp::from_micros(1_500_000),
         });
         let text = detail(&operation, Timestamp::from_micros(9_000_000));
-        assert!(text.contains("State:    done, 2s") && text.contains("Step:     disk (done, 1.500s)"), "{text}");
+        assert!(
+            text.contains("State:    done, 2s") && text.contains("Step:     disk (done, 1.500s)"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -153,7 +153,13 @@ pub(super) fn raw(message: &clap::Error) {
 
 /// Prints the help of a command: as an answer, or as what is missing.
 pub(super) fn help(help: &clap::builder::StyledStr, answer: bool) {
-    let text = |colours: bool| if colours { help.ansi().to_string() } else { help.to_string() };
+    let text = |colours: bool| {
+        if colours {
+            help.ansi().to_string()
+        } else {
+            help.to_string()
+        }
+    };
     // Nobody is left to tell when this fails.
     let _written: io::Result<()> = if answer {
         write!(io::stdout().lock(), "{}", text(io::stdout().is_terminal()))
@@ -207,7 +213,11 @@ const fn status(kind: ErrorKind) -> u16 {
 
 /// The width of the terminal that answers go to; `None` when they go elsewhere and shall not be folded.
 fn width() -> Option<u16> {
-    if io::stdout().is_terminal() { comfy_table::Table::new().width() } else { None }
+    if io::stdout().is_terminal() {
+        comfy_table::Table::new().width()
+    } else {
+        None
+    }
 }
 
 fn yaml<T: Serialize + ?Sized>(item: &T) -> Result<String, Error> {

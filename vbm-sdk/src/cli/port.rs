@@ -9,7 +9,8 @@ use super::{
 use crate::api::PortView;
 use vbm_core::{Error, Timestamp};
 
-const NONE_YET: &str = "no ports: each NIC of a VM has one; make a VM with `vbm launch IMAGE NAME --network NET`";
+const NONE_YET: &str =
+    "no ports: each NIC of a VM has one; make a VM with `vbm launch IMAGE NAME --network NET`";
 
 pub(super) async fn run(on: &Session<'_>, verb: Port) -> Result<(), Error> {
     let Port::List(of) = verb;
@@ -25,22 +26,40 @@ pub(super) async fn list(on: &Session<'_>, of: &Belonging) -> Result<(), Error> 
         listing = listing.vm(vm);
     }
     let ports = listing.all().await?;
-    on.out.list(&ports, |p| p.port.meta.name.to_string(), &table(&ports, on.now()), NONE_YET)
+    on.out.list(
+        &ports,
+        |p| p.port.meta.name.to_string(),
+        &table(&ports, on.now()),
+        NONE_YET,
+    )
 }
 
 fn table(ports: &[PortView], now: Timestamp) -> Table {
-    let mut table = Table::new(&["ADDRESS", "MAC", "NETWORK", "VM", "GROUPS", "LEASED", "UNTIL"], &["PINNED", "NAME", "ID"]);
+    let mut table = Table::new(
+        &["ADDRESS", "MAC", "NETWORK", "VM", "GROUPS", "LEASED", "UNTIL"],
+        &["PINNED", "NAME", "ID"],
+    );
     for view in ports {
         let (spec, status) = (&view.port.spec, &view.port.status);
-        let groups = view.group_names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let groups = view
+            .group_names
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
         table.row([
             spec.address.to_string(),
             spec.mac.to_string(),
             view.network_name.clone(),
             view.vm_name.clone(),
             groups.join(","),
-            status.leased_at.map(|at| format!("{} ago", human::age(now, at))).unwrap_or_default(),
-            status.leased_until.map(|until| until_text(until, now)).unwrap_or_default(),
+            status
+                .leased_at
+                .map(|at| format!("{} ago", human::age(now, at)))
+                .unwrap_or_default(),
+            status
+                .leased_until
+                .map(|until| until_text(until, now))
+                .unwrap_or_default(),
             if spec.pinned { "yes" } else { "no" }.to_owned(),
             view.port.meta.name.to_string(),
             view.port.meta.id.to_string(),
@@ -50,7 +69,11 @@ fn table(ports: &[PortView], now: Timestamp) -> Table {
 }
 
 fn until_text(until: Timestamp, now: Timestamp) -> String {
-    if until > now { format!("in {}", human::span(until.since(now))) } else { "ended".into() }
+    if until > now {
+        format!("in {}", human::span(until.since(now)))
+    } else {
+        "ended".into()
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use vbm_core::{Error, PowerState};
 
 async fn power(on: &Session<'_>, vms: &[String], action: PowerAction, now: &str) -> Result<(), Error> {
     let begin = |vm: String| async move { Ok(on.client.vms().power(vm, action).await?.operation) };
-    on.each(vms, begin, |operation| format!("{} {now}", operation.target.name)).await
+    on.each(vms, begin, |operation| format!("{} {now}", operation.target.name))
+        .await
 }
 
 pub(super) async fn start(on: &Session<'_>, vms: &[String]) -> Result<(), Error> {
@@ -17,7 +18,11 @@ pub(super) async fn start(on: &Session<'_>, vms: &[String]) -> Result<(), Error>
 }
 
 pub(super) async fn stop(on: &Session<'_>, args: &Stop) -> Result<(), Error> {
-    let action = if args.force { PowerAction::ForceOff } else { PowerAction::Stop };
+    let action = if args.force {
+        PowerAction::ForceOff
+    } else {
+        PowerAction::Stop
+    };
     power(on, &args.vms, action, "is off").await
 }
 
@@ -35,17 +40,28 @@ pub(super) async fn resume(on: &Session<'_>, vms: &[String]) -> Result<(), Error
 
 pub(super) async fn delete(on: &Session<'_>, args: &Delete) -> Result<(), Error> {
     let begin = |vm: String| async move { Ok(on.client.vms().delete(vm).force(args.force).await?.operation) };
-    on.each(&args.vms, begin, |operation| format!("{} is gone", operation.target.name)).await
+    on.each(&args.vms, begin, |operation| {
+        format!("{} is gone", operation.target.name)
+    })
+    .await
 }
 
 pub(super) async fn wait(on: &Session<'_>, args: &Wait) -> Result<(), Error> {
     let what = args.what;
-    let wait = on.client.vms().wait_for(&args.vm, move |vm| is(vm, what)).deadline(on.left());
+    let wait = on
+        .client
+        .vms()
+        .wait_for(&args.vm, move |vm| is(vm, what))
+        .deadline(on.left());
     let vm = wait.await?;
     let text = match what {
         WaitWhat::Lease => {
             let addresses = vm.nics.iter().map(|nic| nic.port.spec.address.to_string());
-            format!("{} has {}", vm.vm.meta.name, addresses.collect::<Vec<_>>().join(", "))
+            format!(
+                "{} has {}",
+                vm.vm.meta.name,
+                addresses.collect::<Vec<_>>().join(", ")
+            )
         }
         WaitWhat::Running | WaitWhat::Off => format!("{} is {}", vm.vm.meta.name, vm.vm.status.power),
     };

@@ -61,7 +61,9 @@ impl<'a> Progress<'a> {
                 if bar.length() != Some(total) || bar.message() != file {
                     bar.set_length(total);
                     bar.set_message(file.to_owned());
-                    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}") {
+                    if let Ok(style) =
+                        ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}")
+                    {
                         bar.set_style(style.progress_chars("=> "));
                     }
                 }

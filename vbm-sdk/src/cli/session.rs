@@ -52,9 +52,13 @@ impl<'a> Session<'a> {
     /// Prints an operation that is not waited for.
     fn goes_on(&self, operation: &Operation) -> Result<(), Error> {
         let id = operation.id.to_string();
-        let text = format!("{} {} goes on: operation {id}", operation.verb, operation.target.name);
+        let text = format!(
+            "{} {} goes on: operation {id}",
+            operation.verb, operation.target.name
+        );
         self.out.item(operation, &id, &text)?;
-        self.out.hint(&format!("wait for it with `vbm operation wait {id}`"));
+        self.out
+            .hint(&format!("wait for it with `vbm operation wait {id}`"));
         Ok(())
     }
 
@@ -90,7 +94,8 @@ impl<'a> Session<'a> {
         for operation in &begun {
             if let Some(operation) = failures.sift(self.follow(operation).await) {
                 if !self.out.is_for_programs() {
-                    self.out.done(&operation, &operation.target.name, &told(&operation))?;
+                    self.out
+                        .done(&operation, &operation.target.name, &told(&operation))?;
                 }
                 done.push(operation);
             }

@@ -23,7 +23,10 @@ impl Table {
 
     /// One more row, with a cell for each column, the wide ones included.
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let cells: Vec<String> = cells.into_iter().map(|c| if c.is_empty() { "-".into() } else { c }).collect();
+        let cells: Vec<String> = cells
+            .into_iter()
+            .map(|c| if c.is_empty() { "-".into() } else { c })
+            .collect();
         debug_assert_eq!(cells.len(), self.headers.len(), "a cell for each column");
         self.rows.push(cells);
     }
@@ -80,6 +83,11 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_folds_cells_and_is_not_overrun() {
-        assert!(sample().render(true, Some(20)).lines().all(|line| line.chars().count() <= 20));
+        assert!(
+            sample()
+                .render(true, Some(20))
+                .lines()
+                .all(|line| line.chars().count() <= 20)
+        );
     }
 }

@@ -23,10 +23,18 @@ pub(super) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
             // `vbm` alone is somebody who wants to know; `vbm network` alone is a command that is not complete.
             let alone = command.get_name() == "vbm";
             output::help(&command.render_help(), alone);
-            if alone { ExitCode::SUCCESS } else { ExitCode::from(exit::USAGE) }
+            if alone {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(exit::USAGE)
+            }
         }
         _ => {
-            let format = if wants_json(args) { Format::Json } else { Format::Table };
+            let format = if wants_json(args) {
+                Format::Json
+            } else {
+                Format::Table
+            };
             Output::new(format, false).error(&three_lines(&error.to_string()));
             ExitCode::from(exit::USAGE)
         }
@@ -37,14 +45,18 @@ pub(super) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
 fn command_meant(args: &[OsString]) -> Command {
     let mut root = Cli::command();
     root.build();
-    args.iter().skip(1).fold(root, |at, word| at.find_subcommand(word).cloned().unwrap_or(at))
+    args.iter()
+        .skip(1)
+        .fold(root, |at, word| at.find_subcommand(word).cloned().unwrap_or(at))
 }
 
 /// Whether JSON was asked for on a command line that does not parse.
 fn wants_json(args: &[OsString]) -> bool {
     let mut before = "";
     for arg in args.iter().filter_map(|a| a.to_str()) {
-        let attached = ["--output=", "-o=", "-o"].iter().find_map(|flag| arg.strip_prefix(flag));
+        let attached = ["--output=", "-o=", "-o"]
+            .iter()
+            .find_map(|flag| arg.strip_prefix(flag));
         if attached == Some("json") || (matches!(before, "-o" | "--output") && arg == "json") {
             return true;
         }
@@ -55,7 +67,11 @@ fn wants_json(args: &[OsString]) -> bool {
 
 /// Reads what, why and fix out of clap's message.
 fn three_lines(message: &str) -> Error {
-    let head: Vec<&str> = message.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let head: Vec<&str> = message
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .map(str::trim)
+        .collect();
     let what = head.join(" ");
     let what = what.strip_prefix("error: ").unwrap_or(&what);
     let usage = message.lines().find_map(|line| line.strip_prefix("Usage: "));
@@ -74,7 +90,9 @@ fn three_lines(message: &str) -> Error {
 
 /// The words of a usage line that are typed as they stand.
 fn command_of(usage: &str) -> String {
-    let fixed = usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
+    let fixed = usage
+        .split(' ')
+        .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
     fixed.collect::<Vec<_>>().join(" ")
 }
 
@@ -105,7 +123,11 @@ mod tests {
 
     #[test]
     fn the_help_of_a_command_that_is_not_complete_is_its_own() {
-        for (words, expected) in [("vbm", "vbm"), ("vbm --wait network", "network"), ("vbm group", "group")] {
+        for (words, expected) in [
+            ("vbm", "vbm"),
+            ("vbm --wait network", "network"),
+            ("vbm group", "group"),
+        ] {
             let args: Vec<OsString> = words.split(' ').map(OsString::from).collect();
             assert_eq!(command_meant(&args).get_name(), expected);
         }
@@ -114,14 +136,23 @@ mod tests {
     #[test]
     fn a_bad_number_is_named() {
         let error = told(&["vbm", "launch", "tiny", "--cpus", "many"]);
-        assert!(error.what().contains("many") && error.what().contains("--cpus"), "{}", error.what());
+        assert!(
+            error.what().contains("many") && error.what().contains("--cpus"),
+            "{}",
+            error.what()
+        );
         assert_eq!(error.to_string().lines().count(), 3);
     }
 
     #[test]
     fn json_is_recognised_however_it_is_asked_for() {
         let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-        for words in [&["vbm", "-o", "json"][..], &["vbm", "-ojson"], &["vbm", "--output=json"], &["vbm", "--output", "json"]] {
+        for words in [
+            &["vbm", "-o", "json"][..],
+            &["vbm", "-ojson"],
+            &["vbm", "--output=json"],
+            &["vbm", "--output", "json"],
+        ] {
             assert!(wants_json(&args(words)), "{words:?}");
         }
         assert!(!wants_json(&args(&["vbm", "json", "-o", "yaml"])));

@@ -14,10 +14,31 @@ pub(super) async fn run(on: &Session<'_>, verb: Volume) -> Result<(), Error> {
     }
     let volumes = listing.all().await?;
     let names = Names {
-        vms: on.client.vms().list().all().await?.into_iter().map(|v| (v.vm.meta.id, v.vm.meta.name.to_string())).collect(),
-        images: on.client.images().list().all().await?.into_iter().map(|i| (i.meta.id, i.meta.name.to_string())).collect(),
+        vms: on
+            .client
+            .vms()
+            .list()
+            .all()
+            .await?
+            .into_iter()
+            .map(|v| (v.vm.meta.id, v.vm.meta.name.to_string()))
+            .collect(),
+        images: on
+            .client
+            .images()
+            .list()
+            .all()
+            .await?
+            .into_iter()
+            .map(|i| (i.meta.id, i.meta.name.to_string()))
+            .collect(),
     };
-    on.out.list(&volumes, |v| v.meta.name.to_string(), &table(&volumes, &names, on.now()), NONE_YET)
+    on.out.list(
+        &volumes,
+        |v| v.meta.name.to_string(),
+        &table(&volumes, &names, on.now()),
+        NONE_YET,
+    )
 }
 
 /// The names of what volumes point at; what was deleted meanwhile is shown by its id.
@@ -33,8 +54,16 @@ fn table(volumes: &[vbm_core::Volume], names: &Names, now: Timestamp) -> Table {
         table.row([
             meta.name.to_string(),
             human::bytes(spec.virtual_bytes),
-            names.vms.get(&spec.vm).cloned().unwrap_or_else(|| spec.vm.to_string()),
-            names.images.get(&spec.image).cloned().unwrap_or_else(|| spec.image.to_string()),
+            names
+                .vms
+                .get(&spec.vm)
+                .cloned()
+                .unwrap_or_else(|| spec.vm.to_string()),
+            names
+                .images
+                .get(&spec.image)
+                .cloned()
+                .unwrap_or_else(|| spec.image.to_string()),
             human::age(now, meta.created_at),
             meta.id.to_string(),
         ]);

@@ -247,7 +247,9 @@ impl<T: DeserializeOwned + Send + 'static> Listing<T> {
     /// Reads it page by page as the stream is polled. Ends after the first failure.
     pub fn stream(self) -> BoxStream<'static, Result<T, Error>> {
         let pages = stream::try_unfold(Some(self), |listing| async move {
-            let Some(mut listing) = listing else { return Ok(None) };
+            let Some(mut listing) = listing else {
+                return Ok(None);
+            };
             let page = listing.page().await?;
             let more = listing.turn(page.next)?;
             Ok(Some((page.items, more.then_some(listing))))

@@ -94,7 +94,11 @@ async fn upgrade(client: &Client, request: Request<transport::Body>, key: &str) 
 }
 
 impl AsyncRead for Console {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.ended {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
                 Some(Ok(Message::Binary(bytes))) => self.unread = bytes,
@@ -143,20 +147,27 @@ impl AsyncWrite for Console {
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Console").field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Console")
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 
 /// Why the server closed it, unless that was the ordinary end (RFC 6455 section 7.4.1).
 fn failure(frame: CloseFrame) -> Option<String> {
-    let ordinary = matches!(frame.code, CloseCode::Normal | CloseCode::Away | CloseCode::Status);
+    let ordinary = matches!(
+        frame.code,
+        CloseCode::Normal | CloseCode::Away | CloseCode::Status
+    );
     (!ordinary).then(|| frame.reason.to_string())
 }
 
 fn as_io(error: tungstenite::Error) -> io::Error {
     match error {
         tungstenite::Error::Io(error) => error,
-        tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
+        tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
+            io::ErrorKind::BrokenPipe.into()
+        }
         other => io::Error::other(other.to_string()),
     }
 }

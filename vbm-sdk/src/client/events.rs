@@ -143,7 +143,8 @@ impl EventStream {
         };
         self.was_open = true;
         let line = lines.next(&self.client).await?;
-        line.map(|line| serde_json::from_slice(&line).map_err(|e| unreadable(&e))).transpose()
+        line.map(|line| serde_json::from_slice(&line).map_err(|e| unreadable(&e)))
+            .transpose()
     }
 }
 
@@ -184,7 +185,9 @@ impl Place {
 }
 
 async fn connect(client: &Client, from: Option<Revision>, follow: bool) -> Result<Lines, Error> {
-    let path = ApiPath::of("events").query("from", from).query("follow", follow.then_some(true));
+    let path = ApiPath::of("events")
+        .query("from", from)
+        .query("follow", follow.then_some(true));
     let request = Request::builder()
         .method(Method::GET)
         .uri(path.into_text())
@@ -208,7 +211,9 @@ struct Lines {
 
 impl std::fmt::Debug for Lines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lines").field("read", &self.read.len()).finish_non_exhaustive()
+        f.debug_struct("Lines")
+            .field("read", &self.read.len())
+            .finish_non_exhaustive()
     }
 }
 

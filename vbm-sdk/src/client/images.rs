@@ -55,7 +55,12 @@ impl Images {
 
     /// Deletes one that no VM uses.
     pub fn delete(&self, image: impl AsRef<str>) -> Call<()> {
-        Call::new(&self.0, Method::DELETE, ApiPath::one("images", "image", image.as_ref()), nothing)
+        Call::new(
+            &self.0,
+            Method::DELETE,
+            ApiPath::one("images", "image", image.as_ref()),
+            nothing,
+        )
     }
 }
 
@@ -91,11 +96,12 @@ impl<'a> Upload<'a> {
         let (file, total) = open(&self.file).await?;
         let sent = Arc::new(AtomicU64::new(0));
         let counter = sent.clone();
-        let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES).inspect(move |chunk: &io::Result<Bytes>| {
-            if let Ok(bytes) = chunk {
-                counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            }
-        });
+        let chunks =
+            ReaderStream::with_capacity(file, CHUNK_BYTES).inspect(move |chunk: &io::Result<Bytes>| {
+                if let Ok(bytes) = chunk {
+                    counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
+            });
         let request = Request::builder()
             .method(Method::POST)
             .uri(ApiPath::of("blobs").into_text())
@@ -170,6 +176,8 @@ impl<'a> IntoFuture for Upload<'a> {
 
 impl fmt::Debug for Upload<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upload").field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Upload")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }

@@ -108,7 +108,10 @@ impl Client {
         }
         Err(Error::new(
             ErrorKind::Unsupported,
-            format!("vbmd at {} speaks another version of the API", client.endpoint().place()),
+            format!(
+                "vbmd at {} speaks another version of the API",
+                client.endpoint().place()
+            ),
             format!("it speaks {}, this client {API_VERSION}", version.api),
             "use a client and a vbmd of the same version",
         ))

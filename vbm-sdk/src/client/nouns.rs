@@ -5,7 +5,9 @@ use super::{
     call::{Call, Listing, json, nothing},
     path::ApiPath,
 };
-use crate::api::{Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, NetworkView, PortView, SetRules};
+use crate::api::{
+    Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, NetworkView, PortView, SetRules,
+};
 use hyper::Method;
 use vbm_core::{Error, Group, Node, Volume};
 

@@ -16,7 +16,11 @@ use vbm_core::{Error, ErrorKind, Operation, OperationId, Outcome};
 /// How long an operation is waited for when nobody says otherwise.
 pub const OPERATION_DEADLINE: Duration = Duration::from_secs(300);
 /// How long one question may wait at the server, at most.
-const POLL: Duration = Duration::from_secs(if WAIT_MAX_SECONDS < 20 { WAIT_MAX_SECONDS } else { 20 });
+const POLL: Duration = Duration::from_secs(if WAIT_MAX_SECONDS < 20 {
+    WAIT_MAX_SECONDS
+} else {
+    20
+});
 /// What an answer may take longer than it was asked to wait.
 const POLL_SLACK: Duration = Duration::from_secs(10);
 /// How long a server that cannot be reached is asked again: long enough for its restart.
@@ -42,8 +46,10 @@ impl Operations {
     }
 
     fn poll(&self, id: OperationId, wait: Duration, seen_steps: Option<usize>) -> Call<Operation> {
-        let path = ApiPath::one("operations", "operation", &id.to_string())
-            .map(|p| p.query("wait_seconds", Some(wait.as_secs())).query("seen_steps", seen_steps));
+        let path = ApiPath::one("operations", "operation", &id.to_string()).map(|p| {
+            p.query("wait_seconds", Some(wait.as_secs()))
+                .query("seen_steps", seen_steps)
+        });
         Call::new(&self.0, Method::GET, path, json).deadline(wait + POLL_SLACK)
     }
 }
@@ -85,7 +91,11 @@ impl<'a> Wait<'a> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             // The first question does not wait: what is known is shown at once.
-            let wait = if seen.is_none() { Duration::ZERO } else { left.min(POLL) };
+            let wait = if seen.is_none() {
+                Duration::ZERO
+            } else {
+                left.min(POLL)
+            };
             match operations.poll(self.operation, wait, seen).await {
                 Ok(operation) => {
                     silent_since = None;

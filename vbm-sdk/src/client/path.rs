@@ -61,7 +61,11 @@ impl ApiPath {
 }
 
 fn list_command(singular: &str) -> String {
-    if singular == "vm" { "list".into() } else { format!("{singular} list") }
+    if singular == "vm" {
+        "list".into()
+    } else {
+        format!("{singular} list")
+    }
 }
 
 /// Percent-encodes all but the unreserved characters (RFC 3986 section 2.3).
@@ -89,13 +93,19 @@ mod tests {
     #[test]
     fn an_empty_name_is_refused_before_it_becomes_the_whole_list() {
         for bad in ["", ".", ".."] {
-            assert_eq!(ApiPath::one("vms", "vm", bad).unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(
+                ApiPath::one("vms", "vm", bad).unwrap_err().kind(),
+                ErrorKind::InvalidInput
+            );
         }
     }
 
     #[test]
     fn queries_hold_what_was_given() {
-        let path = ApiPath::of("ports").query("after", None::<u8>).query("vm", Some("a b")).query("limit", Some(7));
+        let path = ApiPath::of("ports")
+            .query("after", None::<u8>)
+            .query("vm", Some("a b"))
+            .query("limit", Some(7));
         assert_eq!(path.into_text(), "/v1/ports?vm=a%20b&limit=7");
     }
 }

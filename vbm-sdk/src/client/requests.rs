@@ -1,6 +1,8 @@
 //! Requests, written as sentences: what is required stands in front, the rest follows.
 
-use crate::api::{CreateForward, CreateNetwork, LaunchRequest, NicRequest, default_memory_mib, default_vcpus};
+use crate::api::{
+    CreateForward, CreateNetwork, LaunchRequest, NicRequest, default_memory_mib, default_vcpus,
+};
 use std::{collections::BTreeMap, net::Ipv4Addr};
 use vbm_core::{DriverKind, Mac, Name, NetworkMode, Protocol};
 

@@ -70,15 +70,22 @@ pub(super) async fn send(endpoint: &Endpoint, request: Request<Body>) -> Result<
     if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Answer { response, driver });
     }
-    let body = Limited::new(response.into_body(), PROBLEM_MAX_BYTES).collect().await;
-    Err(refusal(status, body.map(|b| b.to_bytes()).unwrap_or_default().as_ref()))
+    let body = Limited::new(response.into_body(), PROBLEM_MAX_BYTES)
+        .collect()
+        .await;
+    Err(refusal(
+        status,
+        body.map(|b| b.to_bytes()).unwrap_or_default().as_ref(),
+    ))
 }
 
 impl Answer {
     /// Reads the whole body.
     pub(super) async fn bytes(self, place: &str, reads_only: bool) -> Result<Bytes, Error> {
         let Self { response, driver } = self;
-        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await;
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES)
+            .collect()
+            .await;
         drop(driver);
         match body {
             Ok(body) => Ok(body.to_bytes()),
@@ -167,8 +174,14 @@ mod tests {
         let error = refusal(StatusCode::NOT_FOUND, b"nothing here\nsecond line");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.why().ends_with("nothing here"), "{}", error.why());
-        assert_eq!(refusal(StatusCode::BAD_GATEWAY, b"").kind(), ErrorKind::Unavailable);
-        assert_eq!(refusal(StatusCode::IM_A_TEAPOT, b"\xff").kind(), ErrorKind::Internal);
+        assert_eq!(
+            refusal(StatusCode::BAD_GATEWAY, b"").kind(),
+            ErrorKind::Unavailable
+        );
+        assert_eq!(
+            refusal(StatusCode::IM_A_TEAPOT, b"\xff").kind(),
+            ErrorKind::Internal
+        );
     }
 
     #[test]

@@ -29,7 +29,12 @@ impl Vms {
     /// Deletes a VM with its disk, ports and forwards. One that runs is [`ErrorKind::Conflict`], unless
     /// [`force`](Delete::force) is said.
     pub fn delete(&self, vm: impl AsRef<str>) -> Delete {
-        Delete(Call::new(&self.0, Method::DELETE, ApiPath::one("vms", "vm", vm.as_ref()), json))
+        Delete(Call::new(
+            &self.0,
+            Method::DELETE,
+            ApiPath::one("vms", "vm", vm.as_ref()),
+            json,
+        ))
     }
 
     /// Changes its power state. The operation is over when that state is seen.
@@ -44,7 +49,13 @@ impl Vms {
 
     /// What its serial console said: the last `bytes` of what is kept, or all that is kept.
     pub fn console_log(&self, vm: impl AsRef<str>, bytes: Option<u64>) -> Call<Bytes> {
-        Call::new(&self.0, Method::GET, below(vm, "console").map(|p| p.sub("log")), raw).with_query("bytes", bytes)
+        Call::new(
+            &self.0,
+            Method::GET,
+            below(vm, "console").map(|p| p.sub("log")),
+            raw,
+        )
+        .with_query("bytes", bytes)
     }
 
     /// A picture of its screen, as PNG.
@@ -143,7 +154,11 @@ where
 
     /// The revision comes first, then the look: what happens in between is an event after that revision.
     async fn watch(self) -> Result<VmView, Error> {
-        let now = Listing::<VmView>::new(&self.client, "vms").limit(1).page().await?.revision;
+        let now = Listing::<VmView>::new(&self.client, "vms")
+            .limit(1)
+            .page()
+            .await?
+            .revision;
         let mut events = self.client.events().from(now).follow().open();
         loop {
             let vm = self.client.vms().get(&self.vm).await?;
@@ -170,14 +185,16 @@ where
     fn into_future(self) -> Self::IntoFuture {
         let (vm, deadline) = (self.vm.clone(), self.deadline);
         async move {
-            tokio::time::timeout(deadline, self.watch()).await.unwrap_or_else(|_passed| {
-                Err(Error::new(
-                    ErrorKind::DeadlineExceeded,
-                    format!("vm '{vm}' is not as it was waited for"),
-                    format!("it did not get there within {}", spoken(deadline)),
-                    format!("look at it with `vbm info {vm}`, or wait longer with --timeout"),
-                ))
-            })
+            tokio::time::timeout(deadline, self.watch())
+                .await
+                .unwrap_or_else(|_passed| {
+                    Err(Error::new(
+                        ErrorKind::DeadlineExceeded,
+                        format!("vm '{vm}' is not as it was waited for"),
+                        format!("it did not get there within {}", spoken(deadline)),
+                        format!("look at it with `vbm info {vm}`, or wait longer with --timeout"),
+                    ))
+                })
         }
         .boxed()
     }

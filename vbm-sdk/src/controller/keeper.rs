@@ -152,7 +152,11 @@ impl Keeper {
     }
 
     async fn pass(&mut self, world: &World) {
-        let Some(node) = world.nodes.get(&self.path).filter(|n| n.status.state == NodeState::Ready) else { return };
+        let Some(node) = world.nodes.get(&self.path).filter(|n| n.status.state == NodeState::Ready) else {
+            // What it holds when it comes back, nobody knows now: it is told, and asked, again.
+            self.told = Told::default();
+            return;
+        };
         if self.reached.borrow().boot_id != node.status.boot_id {
             self.told = Told::default();
             self.reached.send_replace(Reached { boot_id: node.status.boot_id.clone(), ..Reached::default() });

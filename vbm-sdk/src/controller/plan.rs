@@ -124,6 +124,11 @@ impl World {
                 Err(why) => reasons.push(format!("{}: {why}", node.path)),
             }
         }
+        if let [one] = &self.nodes.values().collect::<Vec<_>>()[..]
+            && let Some(problem) = one.status.capabilities.iter().find(|c| c.driver == vm.spec.driver).and_then(|c| c.problem.clone())
+        {
+            return Err(problem.context(format!("no node can run {}", vm.meta.name)));
+        }
         let why = if self.nodes.is_empty() { "no node has reported itself yet".to_owned() } else { reasons.join("; ") };
         best.map(|(_, node)| node.path.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, format!("no node can run {}", vm.meta.name), why, "see `vbm node list`; it is placed as soon as one can")
@@ -178,3 +183,6 @@ fn wanted_forward(forward: &Forward) -> WantedForward {
         target_port: forward.spec.target_port,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,11 @@ use tempfile::TempDir;
 /// How long a daemon may take to say that it is ready.
 const READY_MAX: Duration = Duration::from_secs(30);
 
+/// How long a daemon may take to end.
+const END_MAX: Duration = Duration::from_secs(20);
+/// Where daemons that run as root are listed; those of others are listed beside their data.
+const ROOT_REGISTRY: &str = "/run/vbm/instances";
+
 /// A daemon; it ends with this value.
 pub struct Daemon {
     pub place: TempDir,
@@ -46,9 +51,18 @@ impl Daemon {
         self.child = Some(child);
         let (tell, told) = mpsc::channel();
         // Ends with the daemon, whose stdout it reads.
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+        std::thread::spawn(move || {
+            stdout
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| drop(tell.send(line)))
+        });
         let line = told.recv_timeout(READY_MAX);
-        assert!(line.as_ref().is_ok_and(|l| l.starts_with("vbmd ready")), "{line:?}\n{}", self.log());
+        assert!(
+            line.as_ref().is_ok_and(|l| l.starts_with("vbmd ready")),
+            "{line:?}\n{}",
+            self.log()
+        );
     }
 
     /// Ends it at once, as a crash does.
@@ -84,7 +98,14 @@ impl Daemon {
     /// What a command that succeeds prints.
     pub fn ok(&self, words: &[&str]) -> String {
         let said = self.vbm(words);
-        assert_eq!(said.code, 0, "vbm {words:?}\n{}{}\n{}", said.out, said.err, self.log());
+        assert_eq!(
+            said.code,
+            0,
+            "vbm {words:?}\n{}{}\n{}",
+            said.out,
+            said.err,
+            self.log()
+        );
         said.out
     }
 
@@ -105,21 +126,42 @@ impl Daemon {
 
     /// Everything that there is: compared to see that a refused command left nothing half-made.
     pub fn inventory(&self) -> serde_json::Value {
-        ["list", "network list", "port list", "group list", "forward list", "volume list", "image list"]
-            .map(|command| self.json(&command.split(' ').collect::<Vec<_>>()))
-            .into()
+        [
+            "list",
+            "network list",
+            "port list",
+            "group list",
+            "forward list",
+            "volume list",
+            "image list",
+        ]
+        .map(|command| self.json(&command.split(' ').collect::<Vec<_>>()))
+        .into()
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Asked first, so that it takes itself off the registry of instances.
+        self.end();
+        // A daemon whose VMs are still there stays listed for `vbm doctor`; these VMs were simulated and are gone.
+        let tag = std::fs::read_to_string(self.path("data/instance")).unwrap_or_default();
+        if !tag.trim().is_empty() {
+            drop(std::fs::remove_file(
+                Path::new(ROOT_REGISTRY).join(format!("{}.json", tag.trim())),
+            ));
+        }
+    }
+}
+
+impl Daemon {
+    /// Ends it by the signal that it ends in order on; by force when it does not.
+    fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
             let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
             drop(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM));
             let (tell, told) = mpsc::channel();
             let ended = std::thread::spawn(move || {
-                let gone = told.recv_timeout(Duration::from_secs(20)).is_ok();
+                let gone = told.recv_timeout(END_MAX).is_ok();
                 if !gone {
                     drop(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL));
                 }
@@ -143,12 +185,18 @@ impl Said {
     /// Three lines and this exit code; else what is there instead.
     pub fn refusal(&self, code: i32) -> Result<(), String> {
         let lines: Vec<&str> = self.err.lines().collect();
-        let told = |(line, head): (&&str, &str)| line.strip_prefix(head).is_some_and(|text| !text.trim().is_empty());
+        let told = |(line, head): (&&str, &str)| {
+            line.strip_prefix(head)
+                .is_some_and(|text| !text.trim().is_empty())
+        };
         let good = lines.len() == 3 && lines.iter().zip(["error: ", "  why: ", "  fix: "]).all(told);
         if self.code == code && good && self.out.is_empty() {
             return Ok(());
         }
-        Err(format!("exit code {} where {code} was expected\n{}{}", self.code, self.out, self.err))
+        Err(format!(
+            "exit code {} where {code} was expected\n{}{}",
+            self.code, self.out, self.err
+        ))
     }
 
     /// The same as an assertion; gives the headline.
@@ -169,7 +217,11 @@ pub fn vbm_at(socket: &Path, words: &[&str], typed: &str) -> Said {
         .unwrap();
     // A command that reads nothing may have ended before.
     drop(child.stdin.take().unwrap().write_all(typed.as_bytes()));
-    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().unwrap();
     Said {
         code: status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&stdout).into_owned(),
@@ -195,7 +247,9 @@ impl Beside {
 
     /// Its output, line by line.
     pub fn lines(&mut self) -> impl Iterator<Item = String> + use<> {
-        BufReader::new(self.0.stdout.take().unwrap()).lines().map_while(Result::ok)
+        BufReader::new(self.0.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok)
     }
 
     /// Its output to its end.

@@ -1,4 +1,5 @@
 //! Controller and agent as two, over a real Redis.
+#![expect(clippy::print_stdout, reason = "a test that is left out says so")]
 
 use crate::house::{PATIENCE, import, lan, launch, through, until};
 use std::{

@@ -1,7 +1,8 @@
 //! `vbmd` as a child of the demo.
 //!
-//! It runs in a process group of its own, so that ^C does not reach it before the demo has cleared up, and it is told
-//! by the kernel to end when the demo is killed (`setpriv --pdeathsig`). Its log goes to a file.
+//! It runs in a process group of its own, so that ^C does not reach it before the demo has cleared up, and the kernel
+//! kills it when the demo is killed (`setpriv --pdeathsig`): as it is ephemeral, `vbm doctor --fix` then clears up.
+//! Its log goes to a file.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -55,7 +56,7 @@ impl Recipe {
             .append(true)
             .open(&self.log)
             .map_err(|error| Fault::file("open", &self.log, &error))?;
-        let mut command = typed::bound_by("TERM", Command::new(&self.program));
+        let mut command = typed::bound(Command::new(&self.program));
         command
             .args(self.args())
             .stdin(Stdio::null())

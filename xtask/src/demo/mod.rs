@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Every command that is shown is the one that is run. Runs at the same time do not meet. When the demo is killed,
-//! the kernel ends `vbmd` (which takes its VMs and networks along) and the outside world.
+//! the kernel ends `vbmd`, the command in hand and the outside world; `vbm doctor --fix` removes VM and network.
 
 mod build;
 mod claim;

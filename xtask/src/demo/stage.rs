@@ -231,7 +231,7 @@ impl Stage {
     }
 
     fn command(&self, prompt: &str, line: &str) -> Done<Command> {
-        let mut command = match (&self.world, prompt) {
+        let command = match (&self.world, prompt) {
             (Some(world), WORLD) => world.command(line),
             (None, WORLD) => {
                 return Err(Fault::new(

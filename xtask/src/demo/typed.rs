@@ -112,19 +112,15 @@ pub(super) fn run(
     }
 }
 
-/// A command that the kernel ends when the demo is killed.
+/// A command that the kernel kills when the demo is killed. Bound to the thread that starts it: start it from the
+/// main one.
 pub(super) fn bound(command: Command) -> Command {
-    bound_by("KILL", command)
-}
-
-/// The same by another signal. Bound to the thread that starts it: start it from the main one.
-pub(super) fn bound_by(signal: &str, command: Command) -> Command {
     let Some(setpriv) = crate::run::which("setpriv") else {
         return command;
     };
     let mut bound = Command::new(setpriv);
     bound
-        .args(["--pdeathsig", signal, "--"])
+        .args(["--pdeathsig", "KILL", "--"])
         .arg(command.get_program())
         .args(command.get_args());
     bound

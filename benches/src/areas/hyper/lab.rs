@@ -3,15 +3,12 @@
 use crate::{
     areas::by_hand::{ByHand, by_hand, command_line},
     harness::{
-        child::command,
+        child::{command, signal},
         fault::{During, Fault, Outcome},
         ground::Ground,
     },
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use std::{
     cell::RefCell,
     path::{Path, PathBuf},
@@ -96,7 +93,7 @@ impl Drop for Lab {
         for id in self.started.borrow().iter() {
             // Most have ended in order: then there is no such process.
             if let Ok((pid, _)) = command_line(&id.to_string()) {
-                drop(kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL));
+                signal(pid, Signal::SIGKILL);
             }
         }
     }

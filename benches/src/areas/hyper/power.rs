@@ -2,15 +2,13 @@
 
 use super::lab::Lab;
 use crate::harness::{
+    child::signal,
     duel::{duel, solo},
     fault::{During, Fault, Outcome},
     ground::Ground,
     row::Row,
 };
-use nix::{
-    sys::signal::{Signal, kill as send},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use std::{process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -90,7 +88,7 @@ pub(super) async fn kill(ground: &Ground) -> Outcome<Row> {
             greeting(&mut child).await?;
             let pid = child.id().ok_or_else(|| Fault::new("it has ended"))?;
             let begin = Instant::now();
-            send(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
+            signal(pid, Signal::SIGKILL);
             timeout(GONE_WITHIN, child.wait()).await??;
             Ok(millis(begin))
         },

@@ -2,15 +2,12 @@
 //! folder are gone.
 
 use crate::harness::{
-    child::{Talker, command, run},
+    child::{Talker, command, run, signal},
     fault::{During, Fault, Outcome},
     ground::{Ground, Programs},
     rows::say,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use tempfile::TempDir;
 use tokio::{
@@ -106,13 +103,13 @@ impl Daemon {
                 faults.push(fault.0);
             }
         }
-        drop(kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGTERM));
+        signal(self.pid, Signal::SIGTERM);
         if timeout(STOP_WITHIN, async { while runs(self.pid) { sleep(POLL).await } }).await.is_err() {
             faults.push("vbmd did not end".into());
         }
         // What a failure has left. All of it bears our instance, or our folder in its command line.
         for pid in processes_of(self.dir.path()) {
-            drop(kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL));
+            signal(pid, Signal::SIGKILL);
         }
         let owners = BTreeSet::from([self.instance.clone()]);
         match timeout(CLEAR_WITHIN, vbm_net::doctor::remove_owners(&owners)).await {

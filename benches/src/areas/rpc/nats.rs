@@ -49,6 +49,6 @@ pub(super) async fn round(ground: &Ground, flights: usize) -> Outcome<Measured> 
         }
     })
     .await;
-    server.end().await;
+    drop(server);
     measured
 }

@@ -168,6 +168,8 @@ struct Core {
     conn: watch::Sender<Option<Commands>>,
     generations: watch::Sender<u64>,
     ended: watch::Sender<Option<BusError>>,
+    /// Another attachment has the path.
+    disowned: AtomicBool,
     /// Takes no more requests.
     retired: CancellationToken,
     stop: CancellationToken,
@@ -211,6 +213,7 @@ impl Core {
             conn: watch::Sender::new(None),
             generations: watch::Sender::new(1),
             ended: watch::Sender::new(None),
+            disowned: AtomicBool::new(false),
             retired: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),

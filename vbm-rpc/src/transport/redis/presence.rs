@@ -10,6 +10,7 @@ use super::{
 use crate::{BusError, MemberInfo, Service, limits::PRESENCE_TTL};
 use redis::{Pipeline, Value, cmd, pipe};
 use serde::Serialize;
+use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 use vbm_core::NodePath;
 
@@ -277,6 +278,7 @@ pub(super) async fn retire(core: &Core) {
         Err(error) => return tracing::warn!(%error, "presence was not taken back; it runs out by itself"),
     };
     if !mine {
+        core.disowned.store(true, Ordering::SeqCst);
         return;
     }
     let path = core.me.path.to_string();
@@ -287,8 +289,11 @@ pub(super) async fn retire(core: &Core) {
     run_last(core, &mut batch).await;
 }
 
-/// Forgets what is empty and serves nobody any more.
+/// Forgets what is empty and serves nobody any more. Of a path that another attachment has taken it touches nothing.
 pub(super) async fn forget(core: &Core) {
+    if core.disowned.load(Ordering::SeqCst) {
+        return;
+    }
     let me = &core.me;
     let now = core.now_ms();
     let mut batch = pipe();

@@ -157,7 +157,10 @@ impl Finder {
     /// Whether the text is complete with these bytes.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> bool {
         self.tail.extend_from_slice(bytes);
-        let found = self.tail.windows(self.text.len()).any(|window| window == self.text);
+        let found = self
+            .tail
+            .windows(self.text.len())
+            .any(|window| window == self.text);
         let keep = self.text.len() - 1;
         self.tail.drain(..self.tail.len().saturating_sub(keep));
         found
@@ -206,15 +209,27 @@ mod tests {
             guest.write_all(b"ady\n").await.unwrap();
             guest
         };
-        let (end, _guest) = tokio::join!(run(ours, tokio::io::empty(), |_| Ok(true), plan(Some("guest ready"))), guest);
-        assert_eq!(end.unwrap(), End::Found, "an input that has ended does not end the wait");
+        let (end, _guest) = tokio::join!(
+            run(ours, tokio::io::empty(), |_| Ok(true), plan(Some("guest ready"))),
+            guest
+        );
+        assert_eq!(
+            end.unwrap(),
+            End::Found,
+            "an input that has ended does not end the wait"
+        );
     }
 
     #[tokio::test]
     async fn a_console_that_ends_ends_the_relay() {
         let (ours, guest) = tokio::io::duplex(64);
         drop(guest);
-        assert_eq!(run(ours, tokio::io::empty(), |_| Ok(true), plan(Some("x"))).await.unwrap(), End::Closed);
+        assert_eq!(
+            run(ours, tokio::io::empty(), |_| Ok(true), plan(Some("x")))
+                .await
+                .unwrap(),
+            End::Closed
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -223,7 +238,11 @@ mod tests {
         guest.write_all(b"guest ready\n").await.unwrap();
         let (input, _never_written) = tokio::io::duplex(8);
         let end = run(ours, input, |_| Ok(true), plan(Some("ready"))).await;
-        assert_eq!(end.unwrap(), End::Found, "a pipe that stays open and empty does not hold it up");
+        assert_eq!(
+            end.unwrap(),
+            End::Found,
+            "a pipe that stays open and empty does not hold it up"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -250,7 +269,12 @@ mod tests {
     async fn output_that_nobody_reads_ends_the_relay() {
         let (ours, mut guest) = tokio::io::duplex(64);
         guest.write_all(b"x").await.unwrap();
-        assert_eq!(run(ours, tokio::io::empty(), |_| Ok(false), plan(None)).await.unwrap(), End::Unread);
+        assert_eq!(
+            run(ours, tokio::io::empty(), |_| Ok(false), plan(None))
+                .await
+                .unwrap(),
+            End::Unread
+        );
     }
 
     #[tokio::test]

@@ -19,7 +19,9 @@ const READ_BYTES: usize = 4 << 10;
 
 pub(super) async fn attach(on: &Session<'_>, vm: &str) -> Result<(), Error> {
     let console = on.client.vms().console(vm).await?;
-    on.out.hint(&format!("connected to {vm}; Ctrl-] detaches; press Enter for a prompt"));
+    on.out.hint(&format!(
+        "connected to {vm}; Ctrl-] detaches; press Enter for a prompt"
+    ));
     let raw = Raw::enter()?;
     let end = join(on, console).await;
     drop(raw);
@@ -107,7 +109,8 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // A terminal that is gone needs no restoring.
-        let _restored: nix::Result<()> = termios::tcsetattr(std::io::stdin().as_fd(), SetArg::TCSANOW, &self.before);
+        let _restored: nix::Result<()> =
+            termios::tcsetattr(std::io::stdin().as_fd(), SetArg::TCSANOW, &self.before);
     }
 }
 

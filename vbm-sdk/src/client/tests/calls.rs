@@ -9,11 +9,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use futures::StreamExt;
-use std::{
-    collections::HashMap,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 use vbm_core::{Group, GroupId, GroupSpec, IdSource, Meta, Outcome, SeededIds};
 
 fn version() -> Version {
@@ -79,9 +75,20 @@ async fn a_server_of_another_version_is_refused_at_once() {
 #[tokio::test]
 async fn a_refusal_arrives_as_the_error_that_the_server_made() {
     let fake = serve(Router::new().route("/v1/vms/{vm}", get(async || no_vm()).delete(async || no_vm())));
-    assert_eq!(fake.client.vms().get("web1").await.unwrap_err(), Error::not_found("vm", "web1"));
+    assert_eq!(
+        fake.client.vms().get("web1").await.unwrap_err(),
+        Error::not_found("vm", "web1")
+    );
     assert_eq!(fake.client.vms().get_opt("web1").await.unwrap(), None);
-    assert!(fake.client.vms().delete("web1").force(true).await.unwrap_err().is_not_found());
+    assert!(
+        fake.client
+            .vms()
+            .delete("web1")
+            .force(true)
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
 }
 
 #[tokio::test]
@@ -105,7 +112,11 @@ async fn what_changes_something_carries_a_key_and_what_reads_carries_none() {
     let keys = Arc::new(Mutex::new(Vec::new()));
     let sink = keys.clone();
     let note = async move |headers: HeaderMap| {
-        sink.lock().unwrap().push(headers.get(IDEMPOTENCY_KEY).map(|key| key.to_str().unwrap().to_owned()));
+        sink.lock().unwrap().push(
+            headers
+                .get(IDEMPOTENCY_KEY)
+                .map(|key| key.to_str().unwrap().to_owned()),
+        );
         Json(group(1))
     };
     let fake = serve(
@@ -125,7 +136,10 @@ async fn what_changes_something_carries_a_key_and_what_reads_carries_none() {
     let ids = SeededIds::new(1);
     // A call makes its own key before another is named.
     let made: Vec<_> = (0..3).map(|_| Some(ids.next().to_string())).collect();
-    assert_eq!(*keys.lock().unwrap(), [made[0].clone(), Some("mine".into()), None, made[2].clone()]);
+    assert_eq!(
+        *keys.lock().unwrap(),
+        [made[0].clone(), Some("mine".into()), None, made[2].clone()]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,10 +147,24 @@ async fn a_passed_deadline_leaves_the_outcome_open_only_for_what_changes_somethi
     let never = async || std::future::pending::<StatusCode>().await;
     let fake = serve(Router::new().route("/v1/groups/{group}", get(never).delete(never)));
     let groups = fake.client.groups();
-    let read = groups.get("a").deadline(Duration::from_secs(1)).await.unwrap_err();
-    assert_eq!((read.kind(), read.outcome()), (ErrorKind::DeadlineExceeded, Outcome::NotApplied));
-    let changed = groups.delete("a").deadline(Duration::from_secs(1)).await.unwrap_err();
-    assert_eq!((changed.kind(), changed.outcome()), (ErrorKind::DeadlineExceeded, Outcome::Unknown));
+    let read = groups
+        .get("a")
+        .deadline(Duration::from_secs(1))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (read.kind(), read.outcome()),
+        (ErrorKind::DeadlineExceeded, Outcome::NotApplied)
+    );
+    let changed = groups
+        .delete("a")
+        .deadline(Duration::from_secs(1))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (changed.kind(), changed.outcome()),
+        (ErrorKind::DeadlineExceeded, Outcome::Unknown)
+    );
 }
 
 fn page(query: &HashMap<String, String>) -> List<Group> {
@@ -159,7 +187,10 @@ async fn a_list_is_read_page_by_page() {
     let streamed: Vec<_> = fake.client.groups().list().stream().collect().await;
     assert_eq!(names(streamed.into_iter().map(Result::unwrap).collect()), all);
     let page = fake.client.groups().list().after("2").page().await.unwrap();
-    assert_eq!((names(page.items), page.next.as_deref(), page.revision), (vec!["g3".into(), "g4".into()], Some("4"), Revision(9)));
+    assert_eq!(
+        (names(page.items), page.next.as_deref(), page.revision),
+        (vec!["g3".into(), "g4".into()], Some("4"), Revision(9))
+    );
 }
 
 #[tokio::test]
@@ -172,7 +203,10 @@ async fn a_list_that_does_not_end_is_a_failure_and_no_endless_loop() {
         })
     };
     let fake = serve(Router::new().route("/v1/groups", get(handler)));
-    assert_eq!(fake.client.groups().list().all().await.unwrap_err().kind(), ErrorKind::Internal);
+    assert_eq!(
+        fake.client.groups().list().all().await.unwrap_err().kind(),
+        ErrorKind::Internal
+    );
     let streamed: Vec<_> = fake.client.groups().list().stream().collect().await;
     assert!(streamed.last().unwrap().is_err());
 }
@@ -194,8 +228,17 @@ async fn a_file_is_sent_whole_and_its_progress_is_told() {
     let file = place.path().join("disk");
     std::fs::write(&file, vec![7; 3 << 20]).unwrap();
     let mut last = None;
-    let blob = fake.client.images().upload(&file).on_progress(|sent, total| last = Some((sent, total))).await.unwrap();
-    assert_eq!((blob.bytes, blob.digest), (3 << 20, vbm_core::Digest::new([7; 32])));
+    let blob = fake
+        .client
+        .images()
+        .upload(&file)
+        .on_progress(|sent, total| last = Some((sent, total)))
+        .await
+        .unwrap();
+    assert_eq!(
+        (blob.bytes, blob.digest),
+        (3 << 20, vbm_core::Digest::new([7; 32]))
+    );
     assert_eq!(last, Some((3 << 20, 3 << 20)));
 }
 
@@ -203,7 +246,12 @@ async fn a_file_is_sent_whole_and_its_progress_is_told() {
 async fn a_file_that_is_none_is_told_before_anything_is_sent() {
     let fake = serve(Router::new());
     let place = tempfile::tempdir().unwrap();
-    let missing = fake.client.images().upload(place.path().join("none")).await.unwrap_err();
+    let missing = fake
+        .client
+        .images()
+        .upload(place.path().join("none"))
+        .await
+        .unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     let directory = fake.client.images().upload(place.path()).await.unwrap_err();
     assert_eq!(directory.kind(), ErrorKind::InvalidInput);

@@ -35,7 +35,11 @@ async fn a_console_carries_bytes_both_ways_until_the_guest_ends() {
     assert_eq!(&echo, b"\x00\xffls\n");
     console.write_all(b"bye").await.unwrap();
     console.flush().await.unwrap();
-    assert_eq!(console.read(&mut echo).await.unwrap(), 0, "the end of the console is the end of the stream");
+    assert_eq!(
+        console.read(&mut echo).await.unwrap(),
+        0,
+        "the end of the console is the end of the stream"
+    );
     assert_eq!(console.read(&mut echo).await.unwrap(), 0, "and stays it");
 }
 
@@ -79,7 +83,12 @@ async fn a_console_that_breaks_off_says_why() {
 
 #[tokio::test]
 async fn a_console_that_is_refused_says_why() {
-    let off = Error::new(ErrorKind::Conflict, "web1 is off", "a console needs a VM that runs", "start it");
+    let off = Error::new(
+        ErrorKind::Conflict,
+        "web1 is off",
+        "a console needs a VM that runs",
+        "start it",
+    );
     let handler = async move || refuse(409, off.clone());
     let fake = serve(Router::new().route("/v1/vms/{vm}/console", get(handler)));
     let error = fake.client.vms().console("web1").await.unwrap_err();

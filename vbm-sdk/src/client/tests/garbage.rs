@@ -32,21 +32,39 @@ fn answering(bytes: impl Into<Vec<u8>>) -> Client {
 
 #[tokio::test]
 async fn a_server_that_hangs_up_leaves_the_outcome_open_only_for_what_changes_something() {
-    for cut in ["", "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"id\"", "HTTP/1.1 20"] {
+    for cut in [
+        "",
+        "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"id\"",
+        "HTTP/1.1 20",
+    ] {
         let client = answering(cut);
         let read = client.groups().get("web").await.unwrap_err();
-        assert_eq!((read.kind(), read.outcome()), (ErrorKind::Unavailable, Outcome::NotApplied), "{cut}");
+        assert_eq!(
+            (read.kind(), read.outcome()),
+            (ErrorKind::Unavailable, Outcome::NotApplied),
+            "{cut}"
+        );
         let change = client.groups().delete("web").await.unwrap_err();
-        assert_eq!((change.kind(), change.outcome()), (ErrorKind::Unavailable, Outcome::Unknown), "{cut}");
+        assert_eq!(
+            (change.kind(), change.outcome()),
+            (ErrorKind::Unavailable, Outcome::Unknown),
+            "{cut}"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_answer_of_another_form_is_corrupt() {
     let client = answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
-    assert_eq!(client.vms().get("web1").await.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(
+        client.vms().get("web1").await.unwrap_err().kind(),
+        ErrorKind::Corrupt
+    );
     let gateway = answering("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 6\r\n\r\n<html>");
-    assert_eq!(gateway.vms().get("web1").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(
+        gateway.vms().get("web1").await.unwrap_err().kind(),
+        ErrorKind::Unavailable
+    );
 }
 
 proptest! {

@@ -34,7 +34,10 @@ struct Pipes(mpsc::Sender<DuplexStream>);
 impl Connect for Pipes {
     async fn connect(&self) -> io::Result<BoxedIo> {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        self.0.send(theirs).await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        self.0
+            .send(theirs)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
         Ok(Box::new(ours))
     }
     fn place(&self) -> String {
@@ -83,7 +86,10 @@ pub(super) fn no_vm() -> axum::response::Response {
 }
 
 pub(super) fn busy() -> axum::response::Response {
-    refuse(503, Error::new(ErrorKind::Unavailable, "busy", "it restarts", "wait"))
+    refuse(
+        503,
+        Error::new(ErrorKind::Unavailable, "busy", "it restarts", "wait"),
+    )
 }
 
 /// An operation with so many steps.

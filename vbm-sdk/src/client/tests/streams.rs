@@ -24,7 +24,10 @@ fn operations(answers: Vec<fn() -> axum::response::Response>) -> (Fake, Arc<Atom
         let n = count.fetch_add(1, Ordering::SeqCst);
         answers[n.min(answers.len() - 1)]()
     };
-    (serve(Router::new().route("/v1/operations/{id}", get(handler))), asked)
+    (
+        serve(Router::new().route("/v1/operations/{id}", get(handler))),
+        asked,
+    )
 }
 
 fn running() -> axum::response::Response {
@@ -35,7 +38,12 @@ fn done() -> axum::response::Response {
 }
 fn failed() -> axum::response::Response {
     let mut failed = operation(1, OperationState::Failed);
-    failed.error = Some(Error::new(ErrorKind::Exhausted, "no memory", "the node is full", "add one"));
+    failed.error = Some(Error::new(
+        ErrorKind::Exhausted,
+        "no memory",
+        "the node is full",
+        "add one",
+    ));
     Json(failed).into_response()
 }
 
@@ -44,7 +52,13 @@ async fn a_wait_shows_each_step_and_survives_a_restart_of_the_server() {
     let (fake, asked) = operations(vec![running, busy, busy, done]);
     let id = operation(0, OperationState::Running).id;
     let mut seen = Vec::new();
-    let operation = fake.client.operations().wait(id).on_progress(|o| seen.push(o.steps.len())).await.unwrap();
+    let operation = fake
+        .client
+        .operations()
+        .wait(id)
+        .on_progress(|o| seen.push(o.steps.len()))
+        .await
+        .unwrap();
     assert_eq!((operation.state, seen), (OperationState::Done, vec![1, 2]));
     assert_eq!(asked.load(Ordering::SeqCst), 4);
 }
@@ -62,7 +76,13 @@ async fn a_server_that_stays_away_is_not_waited_for_until_the_deadline() {
     let (fake, _) = operations(vec![running, busy]);
     let id = operation(0, OperationState::Running).id;
     let before = tokio::time::Instant::now();
-    let error = fake.client.operations().wait(id).deadline(Duration::from_secs(3_600)).await.unwrap_err();
+    let error = fake
+        .client
+        .operations()
+        .wait(id)
+        .deadline(Duration::from_secs(3_600))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(before.elapsed() < Duration::from_secs(60));
 }
@@ -75,9 +95,22 @@ async fn an_operation_that_is_not_over_in_time_goes_on() {
     };
     let fake = serve(Router::new().route("/v1/operations/{id}", get(handler)));
     let id = operation(0, OperationState::Running).id;
-    let error = fake.client.operations().wait(id).deadline(Duration::from_secs(90)).await.unwrap_err();
-    assert_eq!((error.kind(), error.outcome()), (ErrorKind::DeadlineExceeded, vbm_core::Outcome::Unknown));
-    assert!(error.fix().contains(&format!("vbm operation wait {id}")), "{}", error.fix());
+    let error = fake
+        .client
+        .operations()
+        .wait(id)
+        .deadline(Duration::from_secs(90))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), error.outcome()),
+        (ErrorKind::DeadlineExceeded, vbm_core::Outcome::Unknown)
+    );
+    assert!(
+        error.fix().contains(&format!("vbm operation wait {id}")),
+        "{}",
+        error.fix()
+    );
 }
 
 fn event(revision: u64, id: u128) -> EventView {
@@ -120,8 +153,15 @@ async fn a_stream_of_events_goes_on_after_each_cut_without_a_loss_and_without_a_
         Body::from_stream(futures::stream::iter([Ok(Bytes::from(text))]).chain(futures::stream::once(cut)))
     };
     let fake = serve(Router::new().route("/v1/events", get(handler)));
-    let seen: Vec<EventId> =
-        fake.client.events().follow().stream().take(5).map(|event| event.unwrap().event.id).collect().await;
+    let seen: Vec<EventId> = fake
+        .client
+        .events()
+        .follow()
+        .stream()
+        .take(5)
+        .map(|event| event.unwrap().event.id)
+        .collect()
+        .await;
     assert_eq!(seen, expected);
 }
 
@@ -130,15 +170,32 @@ async fn events_that_are_not_followed_end() {
     let handler = async || Body::from(lines(&[event(1, 1), event(3, 2)]));
     let fake = serve(Router::new().route("/v1/events", get(handler)));
     let seen: Vec<_> = fake.client.events().stream().collect().await;
-    assert_eq!(seen.into_iter().map(|e| e.unwrap().revision.0).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(
+        seen.into_iter()
+            .map(|e| e.unwrap().revision.0)
+            .collect::<Vec<_>>(),
+        [1, 3]
+    );
 }
 
 #[tokio::test]
 async fn events_that_are_no_longer_kept_end_the_stream_with_the_reason() {
-    let gone = Error::new(ErrorKind::NotFound, "revision 1 is no longer kept", "the log begins later", "read from there");
+    let gone = Error::new(
+        ErrorKind::NotFound,
+        "revision 1 is no longer kept",
+        "the log begins later",
+        "read from there",
+    );
     let handler = async move || refuse(404, gone.clone());
     let fake = serve(Router::new().route("/v1/events", get(handler)));
-    let seen: Vec<_> = fake.client.events().from(Revision(1)).follow().stream().collect().await;
+    let seen: Vec<_> = fake
+        .client
+        .events()
+        .from(Revision(1))
+        .follow()
+        .stream()
+        .collect()
+        .await;
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].as_ref().unwrap_err().kind(), ErrorKind::NotFound);
 }
@@ -146,7 +203,12 @@ async fn events_that_are_no_longer_kept_end_the_stream_with_the_reason() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_was_never_there_is_told_at_once_and_one_that_went_away_after_a_minute() {
     let before = tokio::time::Instant::now();
-    let never = Client::new(Endpoint::unix("/nonexistent/vbmd.sock")).events().follow().open().next().await;
+    let never = Client::new(Endpoint::unix("/nonexistent/vbmd.sock"))
+        .events()
+        .follow()
+        .open()
+        .next()
+        .await;
     assert_eq!(never.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(before.elapsed(), Duration::ZERO);
 
@@ -182,17 +244,31 @@ async fn waiting_for_a_vm_looks_again_with_each_event() {
     };
     let events = async |Query(query): Query<HashMap<String, String>>| {
         assert_eq!(query["from"], "5");
-        let first = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from(lines(&[event(6, 1), event(7, 2)])))]);
+        let first = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from(lines(&[
+            event(6, 1),
+            event(7, 2),
+        ])))]);
         Body::from_stream(first.chain(futures::stream::pending()))
     };
     let fake = serve(
-        Router::new().route("/v1/vms", get(list)).route("/v1/vms/{vm}", get(look)).route("/v1/events", get(events)),
+        Router::new()
+            .route("/v1/vms", get(list))
+            .route("/v1/vms/{vm}", get(look))
+            .route("/v1/events", get(events)),
     );
     let before = tokio::time::Instant::now();
     let running = |vm: &VmView| vm.vm.status.power == PowerState::Running;
     fake.client.vms().wait_for("web1", running).await.unwrap();
     assert_eq!(looks.load(Ordering::SeqCst), 3);
-    assert!(before.elapsed() < Duration::from_secs(1), "events wake it, not its timer");
-    let never = fake.client.vms().wait_for("web1", |_| false).deadline(Duration::from_secs(10)).await;
+    assert!(
+        before.elapsed() < Duration::from_secs(1),
+        "events wake it, not its timer"
+    );
+    let never = fake
+        .client
+        .vms()
+        .wait_for("web1", |_| false)
+        .deadline(Duration::from_secs(10))
+        .await;
     assert_eq!(never.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
 }
