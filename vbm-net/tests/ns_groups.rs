@@ -183,3 +183,36 @@ async fn every_rule_that_can_be_written_is_read_back_as_it_was_written() {
         assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new(), "{mac}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_flows_there_are_none_outlives_its_rule() {
+    needs_namespaces!();
+    const FLOWS: u16 = 300;
+    let lab = Lab::new().await;
+    let mut wanted = network(NetworkMode::Nat, 2);
+    open_port(&mut wanted, 0, &["udp/5000"]);
+    lab.ensure(&wanted).await;
+    let (server, client) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 1).await);
+    server.dhcp();
+    client.dhcp();
+    let inside = vbm_net::names::namespace(wanted.id);
+    let standing = || {
+        let listed = common::in_netns(&inside, "conntrack -L -p udp --reply-src 10.9.0.10");
+        String::from_utf8_lossy(&listed.stdout).lines().count()
+    };
+    let send = move || {
+        for from in 20_000..20_000 + FLOWS {
+            let socket = std::net::UdpSocket::bind(("10.9.0.11", from)).unwrap();
+            socket.send_to(b"x", (FIRST, 5000)).unwrap();
+        }
+    };
+    // Again and again: what is sent before ARP is answered may be lost.
+    common::eventually("all flows to stand", || {
+        client.ns.run(send);
+        standing() == usize::from(FLOWS)
+    })
+    .await;
+    open_port(&mut wanted, 0, &[]);
+    lab.ensure(&wanted).await;
+    assert_eq!(standing(), 0);
+}

@@ -24,8 +24,11 @@ use crate::{
 use ipnet::Ipv4Net;
 use vbm_core::NetworkId;
 
-/// The most flows that are cut one by one in one call; beyond it the rest waits for the next.
-const FLOWS_CUT_MAX: usize = 1_024;
+/// The most flows that are cut one by one. Beyond it all flows to the same VM are cut at once, those that may go on too: too much
+/// rather than too little, and in bounded time.
+const FLOWS_CUT_SINGLY_MAX: usize = 64;
+/// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
+const FLOWS_CUT_ROUNDS_MAX: usize = 3;
 
 /// What one run came to.
 pub(crate) struct Applied {
@@ -340,19 +343,28 @@ impl<'a> Run<'a> {
         Ok(standing)
     }
 
+    /// Cuts what may not go on, and reads back that it is gone.
     async fn cut_flows(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
-        let standing = read_flows(&self.ns, None).await?;
-        let inside = flows::to_cut(self.net, transit, &standing);
-        let mut cut = delete_flows(&self.ns, &inside).await?;
-        if let Some(transit) = transit {
-            let standing = read_flows(&self.shared.host, Some(transit)).await?;
-            let outside = flows::stale_at_host(self.net, transit, &standing);
-            cut += delete_flows(&self.shared.host, &outside).await?;
+        let mut cut = 0;
+        for _ in 0..FLOWS_CUT_ROUNDS_MAX {
+            let inside = flows::to_cut(self.net, transit, &read_flows(&self.ns, None).await?);
+            let mut outside = Vec::new();
+            if let Some(transit) = transit {
+                let standing = read_flows(&self.shared.host, Some(transit)).await?;
+                outside = flows::stale_at_host(self.net, transit, &standing);
+            }
+            if inside.is_empty() && outside.is_empty() {
+                self.changed.extend((cut > 0).then(|| format!("cut {cut} flows")));
+                return Ok(());
+            }
+            delete_flows(&self.ns, &inside).await?;
+            delete_flows(&self.shared.host, &outside).await?;
+            cut += inside.len() + outside.len();
         }
-        if cut > 0 {
-            self.changed.push(format!("cut {cut} flows"));
-        }
-        Ok(())
+        Err(NetError::NotVerified {
+            what: "the end of flows that the rules no longer allow".into(),
+            detail: "conntrack was told to delete them, and they stand".into(),
+        })
     }
 }
 
@@ -467,9 +479,10 @@ async fn read_flows(ns: &NetNs, answered_by: Option<Transit>) -> Result<Vec<flow
     Ok(flows::parse(&text))
 }
 
-/// Deletes flows one by one; one that ended by itself meanwhile is fine. Returns how many were given.
-async fn delete_flows(ns: &NetNs, flows: &[flows::Flow]) -> Result<usize, NetError> {
-    for flow in flows.iter().take(FLOWS_CUT_MAX) {
+/// Deletes flows; one that ended by itself meanwhile makes `conntrack` answer 1, so the caller reads again instead.
+async fn delete_flows(ns: &NetNs, flows: &[flows::Flow]) -> Result<(), NetError> {
+    let (singly, rest) = flows.split_at(flows.len().min(FLOWS_CUT_SINGLY_MAX));
+    for flow in singly {
         let (from, to) = (flow.from.to_string(), flow.to.to_string());
         let ports = (
             flow.from_port.map(|p| p.to_string()),
@@ -481,5 +494,11 @@ async fn delete_flows(ns: &NetNs, flows: &[flows::Flow]) -> Result<usize, NetErr
         }
         exec::run(ns, exec::Program::Conntrack, &args, "").await?;
     }
-    Ok(flows.len())
+    let answerers: std::collections::BTreeSet<_> =
+        rest.iter().map(|flow| flow.answerer.to_string()).collect();
+    for answerer in answerers {
+        let args = ["-D", "-f", "ipv4", "--reply-src", &answerer];
+        exec::run(ns, exec::Program::Conntrack, &args, "").await?;
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@
 //!
 //! # Exit codes
 //!
-//! | code | kinds of [`ErrorKind`](vbm_core::ErrorKind) |
+//! | code | kinds of [`ErrorKind`] |
 //! |---|---|
 //! | 0 | it was done |
 //! | 1 | internal, and `vbm doctor` that found a problem |

@@ -62,7 +62,9 @@ impl Output {
                 self.hint(hint);
                 Ok(())
             }
-            Format::Table | Format::Wide => self.line(&table.render(self.format == Format::Wide, width())),
+            // Wide is for wide terminals: folded ids can be read and copied by nobody.
+            Format::Wide => self.line(&table.render(true, None)),
+            Format::Table => self.line(&table.render(false, width())),
         }
     }
 

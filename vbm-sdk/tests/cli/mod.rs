@@ -1,7 +1,9 @@
 //! A `vbmd` of simulated VMs and networks for each test, and the real `vbm` to talk to it. Needs neither root nor
 //! QEMU; everything of it is in a temporary directory and ends with the test.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
+use nix::sys::signal::{Signal, kill};
 use std::{
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
@@ -20,13 +22,13 @@ const END_MAX: Duration = Duration::from_secs(20);
 const ROOT_REGISTRY: &str = "/run/vbm/instances";
 
 /// A daemon; it ends with this value.
-pub struct Daemon {
-    pub place: TempDir,
+pub(crate) struct Daemon {
+    pub(crate) place: TempDir,
     child: Option<Child>,
 }
 
 impl Daemon {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let place = tempfile::Builder::new().prefix("vbm-cli-").tempdir().unwrap();
         let mut daemon = Self { place, child: None };
         daemon.go();
@@ -34,7 +36,7 @@ impl Daemon {
     }
 
     /// Starts it on the data that is there.
-    pub fn go(&mut self) {
+    pub(crate) fn go(&mut self) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_vbmd"))
             .args(["--driver", "sim", "--network", "sim", "--ephemeral"])
             .arg("--data-dir")
@@ -66,37 +68,37 @@ impl Daemon {
     }
 
     /// Ends it at once, as a crash does.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             drop(child.kill());
             drop(child.wait());
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.path("vbmd.sock")
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     /// `vbm` with these words.
-    pub fn vbm(&self, words: &[&str]) -> Said {
+    pub(crate) fn vbm(&self, words: &[&str]) -> Said {
         vbm_at(&self.socket(), words, "")
     }
 
     /// The same, with this typed in.
-    pub fn vbm_typed(&self, words: &[&str], typed: &str) -> Said {
+    pub(crate) fn vbm_typed(&self, words: &[&str], typed: &str) -> Said {
         vbm_at(&self.socket(), words, typed)
     }
 
     /// What a command that succeeds prints.
-    pub fn ok(&self, words: &[&str]) -> String {
+    pub(crate) fn ok(&self, words: &[&str]) -> String {
         let said = self.vbm(words);
         assert_eq!(
             said.code,
@@ -110,13 +112,13 @@ impl Daemon {
     }
 
     /// The same as JSON.
-    pub fn json(&self, words: &[&str]) -> serde_json::Value {
+    pub(crate) fn json(&self, words: &[&str]) -> serde_json::Value {
         let text = self.ok(&[words, &["-o", "json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("vbm {words:?}: {e}\n{text}"))
     }
 
     /// An image `tiny`, a network `lan`, a group `web`.
-    pub fn furnish(&self) {
+    pub(crate) fn furnish(&self) {
         std::fs::write(self.path("disk.raw"), vec![0; 1 << 20]).unwrap();
         let disk = self.path("disk.raw");
         self.ok(&["image", "import", "tiny", "--disk", disk.to_str().unwrap()]);
@@ -125,7 +127,7 @@ impl Daemon {
     }
 
     /// Everything that there is: compared to see that a refused command left nothing half-made.
-    pub fn inventory(&self) -> serde_json::Value {
+    pub(crate) fn inventory(&self) -> serde_json::Value {
         [
             "list",
             "network list",
@@ -158,16 +160,16 @@ impl Daemon {
     fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
             let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
-            drop(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM));
+            let _sent: nix::Result<()> = kill(pid, Signal::SIGTERM);
             let (tell, told) = mpsc::channel();
             let ended = std::thread::spawn(move || {
                 let gone = told.recv_timeout(END_MAX).is_ok();
                 if !gone {
-                    drop(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL));
+                    let _sent: nix::Result<()> = kill(pid, Signal::SIGKILL);
                 }
             });
             drop(child.wait());
-            drop(tell.send(()));
+            let _heard: Result<(), _> = tell.send(());
             drop(ended.join());
         }
     }
@@ -175,15 +177,15 @@ impl Daemon {
 
 /// What a command said.
 #[derive(Debug)]
-pub struct Said {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Said {
     /// Three lines and this exit code; else what is there instead.
-    pub fn refusal(&self, code: i32) -> Result<(), String> {
+    pub(crate) fn refusal(&self, code: i32) -> Result<(), String> {
         let lines: Vec<&str> = self.err.lines().collect();
         let told = |(line, head): (&&str, &str)| {
             line.strip_prefix(head)
@@ -200,13 +202,13 @@ impl Said {
     }
 
     /// The same as an assertion; gives the headline.
-    pub fn refused(&self, code: i32) -> &str {
+    pub(crate) fn refused(&self, code: i32) -> &str {
         self.refusal(code).unwrap();
         self.err.lines().next().unwrap_or_default()
     }
 }
 
-pub fn vbm_at(socket: &Path, words: &[&str], typed: &str) -> Said {
+pub(crate) fn vbm_at(socket: &Path, words: &[&str], typed: &str) -> Said {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vbm"))
         .args(words)
         .env("VBM_SOCKET", socket)
@@ -230,10 +232,10 @@ pub fn vbm_at(socket: &Path, words: &[&str], typed: &str) -> Said {
 }
 
 /// A `vbm` that runs beside the test; it ends with this value.
-pub struct Beside(Child);
+pub(crate) struct Beside(Child);
 
 impl Beside {
-    pub fn start(daemon: &Daemon, words: &[&str]) -> Self {
+    pub(crate) fn start(daemon: &Daemon, words: &[&str]) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_vbm"))
             .args(words)
             .env("VBM_SOCKET", daemon.socket())
@@ -246,14 +248,14 @@ impl Beside {
     }
 
     /// Its output, line by line.
-    pub fn lines(&mut self) -> impl Iterator<Item = String> + use<> {
+    pub(crate) fn lines(&mut self) -> impl Iterator<Item = String> + use<> {
         BufReader::new(self.0.stdout.take().unwrap())
             .lines()
             .map_while(Result::ok)
     }
 
     /// Its output to its end.
-    pub fn rest(&mut self) -> String {
+    pub(crate) fn rest(&mut self) -> String {
         let mut text = String::new();
         self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
         text

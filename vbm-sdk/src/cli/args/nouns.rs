@@ -1,0 +1,305 @@
+//! `vbm NOUN VERB`.
+
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Network {
+    /// Make a network
+    Create(NetworkCreate),
+    /// List networks
+    #[command(alias = "ls")]
+    List,
+    /// Show all about a network
+    Info(OneNetwork),
+    /// Delete networks that have no ports
+    #[command(alias = "rm")]
+    Delete(SomeNetworks),
+    /// Show who has which address, and since when
+    Leases(OneNetwork),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm network create lan 10.0.0.0/24
+  vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example")]
+pub(in crate::cli) struct NetworkCreate {
+    /// Its name
+    pub(in crate::cli) name: String,
+    /// Its addresses, such as 10.0.0.0/24
+    pub(in crate::cli) cidr: String,
+    /// How it meets the world: nat or isolated
+    #[arg(long, value_name = "MODE", default_value = "nat")]
+    pub(in crate::cli) mode: String,
+    /// The gateway's address; the first usable one when left out
+    #[arg(long, value_name = "IP")]
+    pub(in crate::cli) gateway: Option<String>,
+    /// The addresses for VMs that ask for none; all usable ones when left out
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub(in crate::cli) pool: Option<String>,
+    /// A DNS server to tell VMs of; may be repeated
+    #[arg(long = "dns", value_name = "IP")]
+    pub(in crate::cli) dns: Vec<String>,
+    /// The domain to tell VMs of
+    #[arg(long, value_name = "DOMAIN")]
+    pub(in crate::cli) domain: Option<String>,
+    /// The MTU in bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(in crate::cli) mtu: Option<u16>,
+    /// How long a lease lasts, such as 1h
+    #[arg(long, value_name = "SPAN")]
+    pub(in crate::cli) lease: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct OneNetwork {
+    /// The network
+    pub(in crate::cli) network: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SomeNetworks {
+    /// The networks
+    #[arg(required = true, value_name = "NETWORK")]
+    pub(in crate::cli) networks: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Port {
+    /// List ports
+    #[command(alias = "ls")]
+    List(Belonging),
+}
+
+#[derive(Debug, Default, Args)]
+pub(in crate::cli) struct Belonging {
+    /// Only those of this network
+    #[arg(long, value_name = "NETWORK")]
+    pub(in crate::cli) network: Option<String>,
+    /// Only those of this VM
+    #[arg(long, value_name = "VM")]
+    pub(in crate::cli) vm: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Group {
+    /// Make a group; without rules it lets nothing in
+    Create(GroupRules),
+    /// List groups
+    #[command(alias = "ls")]
+    List,
+    /// Show all about a group
+    Info(OneGroup),
+    /// Delete groups that no port uses
+    #[command(alias = "rm")]
+    Delete(SomeGroups),
+    /// Add rules, also for VMs that run
+    Allow(GroupSomeRules),
+    /// Take rules away, also for VMs that run
+    Deny(GroupSomeRules),
+    /// Put a VM into a group, running or not
+    Attach(GroupVm),
+    /// Take a VM out of a group, running or not
+    Detach(GroupVm),
+}
+
+const RULES: &str = "\
+A rule is PROTOCOL[/PORTS][@CIDR]:
+  tcp/80                    TCP port 80, from anywhere
+  udp/5000-5010@10.0.0.0/8  UDP ports 5000 to 5010, from there only
+  icmp                      ping
+  any@192.168.0.0/16        everything, from there only";
+
+#[derive(Debug, Args)]
+#[command(after_help = RULES)]
+pub(in crate::cli) struct GroupRules {
+    /// The group
+    pub(in crate::cli) group: String,
+    /// What may come in
+    #[arg(value_name = "RULE")]
+    pub(in crate::cli) rules: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = RULES)]
+pub(in crate::cli) struct GroupSomeRules {
+    /// The group
+    pub(in crate::cli) group: String,
+    /// What may come in
+    #[arg(required = true, value_name = "RULE")]
+    pub(in crate::cli) rules: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct OneGroup {
+    /// The group
+    pub(in crate::cli) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SomeGroups {
+    /// The groups
+    #[arg(required = true, value_name = "GROUP")]
+    pub(in crate::cli) groups: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct GroupVm {
+    /// The group
+    pub(in crate::cli) group: String,
+    /// The VM
+    pub(in crate::cli) vm: String,
+    /// Only its NICs on this network
+    #[arg(long, value_name = "NETWORK")]
+    pub(in crate::cli) network: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Forward {
+    /// Make a port of the host lead to a VM
+    Create(ForwardCreate),
+    /// List forwards
+    #[command(alias = "ls")]
+    List(Belonging),
+    /// Delete forwards
+    #[command(alias = "rm")]
+    Delete(SomeForwards),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm forward create web1 8080:80
+  vbm forward create web1 127.0.0.1:8080:80
+  vbm forward create dns1 5353:53/udp")]
+pub(in crate::cli) struct ForwardCreate {
+    /// The VM it leads to
+    pub(in crate::cli) vm: String,
+    /// From which port of the host to which port of the VM
+    #[arg(value_name = "[ADDRESS:]HOSTPORT:VMPORT[/udp]")]
+    pub(in crate::cli) ports: String,
+    /// Its name; made up when left out
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) name: Option<String>,
+    /// Through which of the VM's networks; needed when it has several
+    #[arg(long, value_name = "NETWORK")]
+    pub(in crate::cli) network: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SomeForwards {
+    /// The forwards
+    #[arg(required = true, value_name = "FORWARD")]
+    pub(in crate::cli) forwards: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Volume {
+    /// List volumes
+    #[command(alias = "ls")]
+    List(VolumeList),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct VolumeList {
+    /// Only those of this VM
+    #[arg(long, value_name = "VM")]
+    pub(in crate::cli) vm: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Image {
+    /// Make an image of files
+    Import(ImageImport),
+    /// List images
+    #[command(alias = "ls")]
+    List,
+    /// Show all about an image
+    Info(OneImage),
+    /// Delete images that no VM uses
+    #[command(alias = "rm")]
+    Delete(SomeImages),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "\
+Examples:
+  vbm image import debian --disk debian-12.qcow2
+  vbm image import tiny --guest DIR            a directory that `cargo xtask guest` made
+  vbm image import fast --disk disk.raw --kernel vmlinuz --initrd initrd.gz --cmdline 'console=ttyS0'",
+    group(clap::ArgGroup::new("source").required(true).args(["disk", "guest"])),
+)]
+pub(in crate::cli) struct ImageImport {
+    /// Its name
+    pub(in crate::cli) name: String,
+    /// The file of its disk
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) disk: Option<PathBuf>,
+    /// The format of the disk: qcow2 or raw; recognised when left out
+    #[arg(long, value_name = "FORMAT", requires = "disk", value_parser = ["qcow2", "raw"])]
+    pub(in crate::cli) format: Option<String>,
+    /// A kernel to boot instead of the disk's boot loader
+    #[arg(long, value_name = "FILE", requires_all = ["disk", "initrd"])]
+    pub(in crate::cli) kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(in crate::cli) initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "console=ttyS0"
+    )]
+    pub(in crate::cli) cmdline: String,
+    /// A directory with guest.json, as `cargo xtask guest` makes it
+    #[arg(long, value_name = "DIR")]
+    pub(in crate::cli) guest: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct OneImage {
+    /// The image
+    pub(in crate::cli) image: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SomeImages {
+    /// The images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(in crate::cli) images: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Node {
+    /// List nodes
+    #[command(alias = "ls")]
+    List,
+    /// Show all about a node
+    Info(OneNode),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct OneNode {
+    /// The node: its path
+    pub(in crate::cli) node: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Operation {
+    /// List operations
+    #[command(alias = "ls")]
+    List,
+    /// Show all about an operation
+    Info(OneOperation),
+    /// Wait until an operation is over
+    Wait(OneOperation),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct OneOperation {
+    /// The operation
+    pub(in crate::cli) operation: String,
+}
