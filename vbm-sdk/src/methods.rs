@@ -271,7 +271,7 @@ pub struct NodeReportRequest {
     pub memory_free_mib: u64,
     /// The highest epoch it has obeyed.
     pub epoch: Epoch,
-    /// The VMs it holds.
+    /// The VMs that may run there.
     pub vms: Vec<VmId>,
     /// The networks it holds.
     pub networks: Vec<NetworkId>,

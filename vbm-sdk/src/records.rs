@@ -265,7 +265,7 @@ fn conflict(key: &str) -> Error {
     let taken = |what: String, fix: &str| Error::new(ErrorKind::AlreadyExists, what, "each can be given only once", fix);
     let mut parts = key.splitn(3, '/');
     match (parts.next(), parts.next(), parts.next()) {
-        (Some("name"), Some(kind), Some(name)) => taken(format!("there is a {kind} '{name}' already"), "choose another name"),
+        (Some("name"), Some(kind), Some(name)) => taken(format!("{kind} '{name}' exists already"), "choose another name"),
         (Some("mac"), Some(mac), _) => taken(format!("the MAC {mac} is taken"), "leave the MAC out, or choose another"),
         (Some("address"), _, Some(address)) => taken(format!("the address {address} is taken"), "leave the address out, or choose another"),
         _ => Error::new(ErrorKind::Stale, "somebody else changed it in between", format!("at {key}"), "read it again and repeat"),

@@ -82,10 +82,23 @@ fn consoles(machines: &Machines) -> Result<&dyn Consoles> {
     })
 }
 
+/// A VM that its driver does not know was never started here.
+fn told(error: vbm_hyper::Error) -> Error {
+    match error {
+        vbm_hyper::Error::NoSuchVm(_) => Error::new(
+            ErrorKind::Conflict,
+            "the VM has no console yet",
+            "it was never started",
+            "start it with `vbm start`",
+        ),
+        other => other.into(),
+    }
+}
+
 impl Agent {
     pub(super) async fn vm_screenshot(&self, id: VmId) -> Result<Bytes> {
         let (machines, _) = self.machine(id)?;
-        let png = consoles(machines)?.screenshot(id).await.map_err(Error::from)?;
+        let png = consoles(machines)?.screenshot(id).await.map_err(told)?;
         if png.len() > SCREENSHOT_MAX_BYTES {
             return Err(Error::new(
                 ErrorKind::Exhausted,
@@ -100,13 +113,13 @@ impl Agent {
     pub(super) async fn console_log(&self, request: ConsoleLogRequest) -> Result<Bytes> {
         let (machines, _) = self.machine(request.vm)?;
         let bytes = request.max_bytes.min(LOG_MAX_BYTES) as usize;
-        let log = consoles(machines)?.scrollback(request.vm, bytes).await.map_err(Error::from)?;
+        let log = consoles(machines)?.scrollback(request.vm, bytes).await.map_err(told)?;
         Ok(Bytes(log))
     }
 
     pub(super) async fn console_open(&self, id: VmId) -> Result<ConsoleId> {
         let (machines, _) = self.machine(id)?;
-        let stream = consoles(machines)?.serial(id).await.map_err(Error::from)?;
+        let stream = consoles(machines)?.serial(id).await.map_err(told)?;
         self.inner.consoles.insert(stream)
     }
 

@@ -83,7 +83,8 @@ impl Agent {
     async fn report_self_once(&self) -> Result<()> {
         let (memory_mib, memory_free_mib) = memory_mib();
         let networks = self.inner.networks.inventory().await.map_err(Error::from)?;
-        let vms = self.inner.machines.values().flat_map(|m| m.list()).map(|(id, _)| id).collect();
+        let live = self.inner.machines.values().flat_map(|m| m.list()).filter(|(_, vm)| vm.power().is_live());
+        let vms = live.map(|(id, _)| id).collect();
         let report = NodeReportRequest {
             path: self.inner.path.clone(),
             boot_id: self.inner.boot_id.clone(),

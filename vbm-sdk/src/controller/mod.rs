@@ -10,7 +10,7 @@
 //!               +------------------- reports <---------------------------------------+
 //! ```
 //!
-//! Requests decide nothing about hosts; the [`plan`] is a pure function of the records, and keepers send
+//! Requests decide nothing about hosts; the plan is a pure function of the records, and keepers send
 //! only what differs from what the node was last told. Everything can be dropped and begun anew: the
 //! records are the only memory.
 

@@ -73,6 +73,7 @@ impl Controller {
     pub(super) async fn saw_vm(&self, node: &NodePath, id: VmId, status: &VmStatus, adopted: bool) -> Result<()> {
         let now = self.inner.clock.now();
         let mut happened = None;
+        let mut ended = false;
         let updated = self
             .records()
             .update::<Vm>(id, |vm| {
@@ -87,6 +88,8 @@ impl Controller {
                 }
                 settle_guest_shutdown(vm);
                 happened = event_of(&before, vm, adopted);
+                let was_on = before.status.power.is_live() || before.status.power == PowerState::Unknown;
+                ended = was_on && !vm.status.power.is_live() && vm.status.power != PowerState::Unknown;
                 Ok(*vm != before)
             })
             .await;
@@ -98,7 +101,7 @@ impl Controller {
             let target = ObjectRef::new(Kind::Vm, id, &vm.meta.name);
             self.records().commit(Edit::default().event(&self.event(kind, target, message))).await?;
         }
-        if !vm.status.power.is_live() && vm.status.power != PowerState::Unknown {
+        if ended {
             self.end_leases(&vm).await?;
         }
         Ok(())

@@ -6,7 +6,7 @@ use crate::methods::VmReset;
 use crate::records::{Edit, Held, until_uncrossed};
 use std::net::Ipv4Addr;
 use vbm_core::{
-    DriverKind, Error, ErrorKind, EventKind, Generation, Group, GroupId, Image, Kind, Mac, Meta, Name, Network, Node, ObjectRef, Operation, Port, PortId,
+    DriverKind, Error, ErrorKind, EventKind, Generation, Group, GroupId, Image, Kind, Mac, Meta, Name, Network, Node, NodeState, ObjectRef, Operation, Port, PortId,
     PortSpec, PortStatus, PowerState, Result, Vm, VmId, VmSpec, VmStatus, Volume, VolumeId, VolumeSpec, WantedPower, limits, object,
 };
 use vbm_net::ipam::Ipam;
@@ -84,14 +84,26 @@ impl Controller {
         Ok((id, operation))
     }
 
-    /// The driver asked for, or the one that the nodes have: QEMU before others.
+    /// The driver asked for, or the one that the nodes have: QEMU before others. Refused when nodes answer and none of
+    /// them can use it, so that nothing is made that cannot run.
     async fn driver_for(&self, wanted: Option<DriverKind>) -> Result<DriverKind> {
-        if let Some(driver) = wanted {
+        let nodes: Vec<Node> = self.records().all::<Node>().await?.into_iter().map(|n| n.value).collect();
+        let ready: Vec<&Node> = nodes.iter().filter(|n| n.status.state == NodeState::Ready).collect();
+        let capabilities: Vec<_> = ready.iter().flat_map(|n| &n.status.capabilities).collect();
+        let usable = capabilities.iter().filter(|c| c.problem.is_none()).map(|c| c.driver);
+        let driver = wanted.or_else(|| usable.clone().min()).unwrap_or_default();
+        if ready.is_empty() || usable.clone().any(|d| d == driver) {
             return Ok(driver);
         }
-        let nodes = self.records().all::<Node>().await?;
-        let usable = nodes.iter().flat_map(|n| &n.value.status.capabilities).filter(|c| c.problem.is_none()).map(|c| c.driver);
-        Ok(usable.min().unwrap_or_default())
+        let problem = capabilities.iter().filter(|c| c.driver == driver).find_map(|c| c.problem.clone());
+        Err(problem.unwrap_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("no node has the driver {driver}"),
+                "the nodes that answer were started without it",
+                "choose another --driver; `vbm node list` shows what the nodes have",
+            )
+        }))
     }
 
     fn root_volume(&self, vm: VmId, image: &Image, disk_mib: Option<u64>) -> Result<Volume> {

@@ -29,16 +29,31 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start() -> Self {
-        let place = tempfile::Builder::new().prefix("vbm-cli-").tempdir().unwrap();
-        let mut daemon = Self { place, child: None };
+        let mut daemon = Self::without_start();
         daemon.go();
         daemon
     }
 
+    /// A place for a daemon that is started later.
+    pub(crate) fn without_start() -> Self {
+        let place = tempfile::Builder::new().prefix("vbm-cli-").tempdir().unwrap();
+        Self { place, child: None }
+    }
+
     /// Starts it on the data that is there.
     pub(crate) fn go(&mut self) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vbmd"))
-            .args(["--driver", "sim", "--network", "sim", "--ephemeral"])
+        self.go_with(&["--driver", "sim"], None);
+    }
+
+    /// The same with another driver, and with another search path for programs.
+    pub(crate) fn go_with(&mut self, driver: &[&str], search_path: Option<&Path>) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vbmd"));
+        if let Some(path) = search_path {
+            command.env("PATH", path);
+        }
+        let mut child = command
+            .args(driver)
+            .args(["--network", "sim", "--ephemeral"])
             .arg("--data-dir")
             .arg(self.path("data"))
             .arg("--run-dir")
