@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::fault::{Done, Fault};
 use crate::test::{self, Counts};
-use crate::{place, run, say, tidy};
+use crate::{demo, place, run, say, tidy};
 
 /// Set to `1` to let `ci` install cargo-deny where it is missing.
 const INSTALL_DENY: &str = "VBM_CI_INSTALL_DENY";
@@ -66,8 +66,9 @@ enum Outcome {
 
 type Check = fn() -> Done<Outcome>;
 
-fn checks() -> [(&'static str, Check); 5] {
+fn checks() -> [(&'static str, Check); 6] {
     [
+        ("demo", || demo::command().map(|()| Outcome::Passed)),
         ("format", || cargo(&["fmt", "--all", "--check"], None)),
         ("clippy", || {
             cargo(
