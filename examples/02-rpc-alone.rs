@@ -24,16 +24,29 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let member = Member::new(path.parse()?, "boot-1").service(worker.clone());
         workers.push(Bus::attach(transport.clone(), member, router).await?);
     }
-    let caller = Bus::attach(transport, Member::new("eu/caller".parse()?, "boot-1"), Router::new()).await?;
+    let caller = Bus::attach(
+        transport,
+        Member::new("eu/caller".parse()?, "boot-1"),
+        Router::new(),
+    )
+    .await?;
 
     let one = Route::node("eu/rack1/a".parse()?);
-    println!("one node answers: {}", caller.call::<Load>(&one, &(), CallOptions::default()).await?);
+    println!(
+        "one node answers: {}",
+        caller.call::<Load>(&one, &(), CallOptions::default()).await?
+    );
 
     let any = Route::any("eu/rack2".parse()?, worker.clone());
-    println!("any below a scope: {}", caller.call::<Load>(&any, &(), CallOptions::default()).await?);
+    println!(
+        "any below a scope: {}",
+        caller.call::<Load>(&any, &(), CallOptions::default()).await?
+    );
 
     let all = Route::all("eu".parse()?, worker);
-    let mut replies = caller.broadcast::<Load>(&all, &(), CallOptions::default()).await?;
+    let mut replies = caller
+        .broadcast::<Load>(&all, &(), CallOptions::default())
+        .await?;
     while let Some((who, load)) = replies.next().await {
         println!("of all: {who} says {}", load?);
     }

@@ -7,7 +7,9 @@ mod guest;
 use guest::Guest;
 use std::sync::Arc;
 use vbm_core::{Mac, NetworkId, NetworkMode, NetworkSpec, PortId, network::parse_cidr};
-use vbm_net::{DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetEvent, NetworkBackend, Nic, ipam::Ipam};
+use vbm_net::{
+    DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetEvent, NetworkBackend, Nic, ipam::Ipam,
+};
 use vbm_sdk::source::SystemClock;
 
 #[tokio::main]
@@ -25,7 +27,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         rules: vec!["icmp".parse()?],
     };
     let id = NetworkId::from_uuid(uuid::Uuid::now_v7());
-    let wanted = DesiredNetwork { id, name: "example".parse()?, spec, ports: vec![port.clone()], forwards: vec![] };
+    let wanted = DesiredNetwork {
+        id,
+        name: "example".parse()?,
+        spec,
+        ports: vec![port.clone()],
+        forwards: vec![],
+    };
 
     let mut events = net.events();
     let seen = net.ensure(wanted).await?;
@@ -48,7 +56,20 @@ async fn serve(
     };
     let guest = Guest::new(name, port.mac, fd, vnet_hdr)?;
     let said = tokio::task::spawn_blocking(move || {
-        let said = guest.run(&["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "5", "-T", "1", "-s", "/bin/true"]);
+        let said = guest.run(&[
+            "udhcpc",
+            "-i",
+            "eth0",
+            "-n",
+            "-q",
+            "-f",
+            "-t",
+            "5",
+            "-T",
+            "1",
+            "-s",
+            "/bin/true",
+        ]);
         drop(guest);
         said
     });

@@ -74,8 +74,11 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Outcome<u8> {
     let machine = Machine::look();
     // Before the namespace: cargo may need the network. Before the first thread: a namespace is a thread's.
-    let programs =
-        if args.area.has(Area::Platform) { Programs::find() } else { Err(harness::fault::Fault::new("not looked for")) };
+    let programs = if args.area.has(Area::Platform) {
+        Programs::find()
+    } else {
+        Err(harness::fault::Fault::new("not looked for"))
+    };
     let ground = Ground {
         quick: args.quick,
         guest: Guest::find(),
@@ -87,12 +90,23 @@ fn run(args: &Args) -> Outcome<u8> {
     let mut rows = Rows::default();
     let interrupted = runtime.block_on(measure(args.area, &ground, &mut rows))?;
     let mut out = std::io::stdout().lock();
-    let title = format!("{} build, {}\n{}", profile(), if args.quick { "quick" } else { "full" }, machine.line());
+    let title = format!(
+        "{} build, {}\n{}",
+        profile(),
+        if args.quick { "quick" } else { "full" },
+        machine.line()
+    );
     writeln!(out, "{title}\n{}", table::render(&rows.rows))?;
     if let Some(path) = &args.json {
-        Report::new(date, args.quick, &machine, &rows.rows).write(path).during("the report")?;
+        Report::new(date, args.quick, &machine, &rows.rows)
+            .write(path)
+            .during("the report")?;
     }
-    Ok(if interrupted { INTERRUPTED } else { u8::from(!rows.all_ran()) })
+    Ok(if interrupted {
+        INTERRUPTED
+    } else {
+        u8::from(!rows.all_ran())
+    })
 }
 
 /// Whether it was interrupted. The benches' future is dropped then, and with it all that it made.

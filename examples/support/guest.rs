@@ -25,12 +25,23 @@ impl Guest {
     /// Makes the namespace and connects its `eth0` with the tap behind `fd`.
     pub(crate) fn new(name: &str, mac: Mac, fd: OwnedFd, vnet_hdr: bool) -> io::Result<Self> {
         ip(&["netns", "add", name])?;
-        let guest = Self { name: name.to_owned() };
+        let guest = Self {
+            name: name.to_owned(),
+        };
         let path = format!("/run/netns/{name}");
         // A thread of its own enters the namespace and ends: no other code ever runs in it.
         let opened = std::thread::spawn(move || open_tap_in(&path, vnet_hdr)).join();
         let theirs = opened.map_err(|_| io::Error::other("the thread that opens the tap failed"))??;
-        ip(&["-n", name, "link", "set", "eth0", "address", &mac.to_string(), "up"])?;
+        ip(&[
+            "-n",
+            name,
+            "link",
+            "set",
+            "eth0",
+            "address",
+            &mac.to_string(),
+            "up",
+        ])?;
         let ours = File::from(fd);
         copy(ours.try_clone()?, theirs.try_clone()?);
         copy(theirs, ours);
@@ -39,10 +50,17 @@ impl Guest {
 
     /// Runs a program in the guest and gives what it said on both outputs.
     pub(crate) fn run(&self, program: &[&str]) -> io::Result<String> {
-        let output = Command::new("ip").args(["netns", "exec", &self.name]).args(program).output()?;
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.name])
+            .args(program)
+            .output()?;
         let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
         said.push_str(&String::from_utf8_lossy(&output.stderr));
-        if output.status.success() { Ok(said) } else { Err(io::Error::other(said)) }
+        if output.status.success() {
+            Ok(said)
+        } else {
+            Err(io::Error::other(said))
+        }
     }
 }
 
@@ -54,7 +72,13 @@ impl Drop for Guest {
 
 fn ip(args: &[&str]) -> io::Result<()> {
     let output = Command::new("ip").args(args).output()?;
-    if output.status.success() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned())) }
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    }
 }
 
 /// Copies frames, one read or write each, until one side is gone.
@@ -81,5 +105,9 @@ fn open_tap_in(namespace: &str, vnet_hdr: bool) -> io::Result<File> {
     request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open, and the kernel reads and writes one ifreq at the address given.
     let done = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(tap) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(tap)
+    }
 }

@@ -19,7 +19,11 @@ fn guest() -> std::path::PathBuf {
 
 fn run(program: &str, args: &[&Path], expected: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "{program} failed:\n{said}");
     for text in expected {
         assert!(said.contains(text), "{program} did not say '{text}':\n{said}");
@@ -29,26 +33,43 @@ fn run(program: &str, args: &[&Path], expected: &[&str]) {
 #[test]
 fn launch_a_vm() {
     if !left_out(&["root", "namespaces", "qemu"]) {
-        run(env!("CARGO_BIN_EXE_01-launch-a-vm"), &[&guest().join("guest.qcow2")], &["web runs and took 10.0.0.2 by DHCP"]);
+        run(
+            env!("CARGO_BIN_EXE_01-launch-a-vm"),
+            &[&guest().join("guest.qcow2")],
+            &["web runs and took 10.0.0.2 by DHCP"],
+        );
     }
 }
 
 #[test]
 fn rpc_alone() {
-    let expected = ["one node answers: 10", "any below a scope: 20", "eu/rack2/b says 20", "nobody there, known at once"];
+    let expected = [
+        "one node answers: 10",
+        "any below a scope: 20",
+        "eu/rack2/b says 20",
+        "nobody there, known at once",
+    ];
     run(env!("CARGO_BIN_EXE_02-rpc-alone"), &[], &expected);
 }
 
 #[test]
 fn network_with_dhcp() {
     if !left_out(&["root", "namespaces"]) {
-        run(env!("CARGO_BIN_EXE_03-network-with-dhcp"), &[], &["leased: 10.20.0.2"]);
+        run(
+            env!("CARGO_BIN_EXE_03-network-with-dhcp"),
+            &[],
+            &["leased: 10.20.0.2"],
+        );
     }
 }
 
 #[test]
 fn driver_alone() {
     if !left_out(&["qemu"]) {
-        run(env!("CARGO_BIN_EXE_04-driver-alone"), &[&guest()], &["the guest says: vbm-guest ready", "asked to shut down: Off"]);
+        run(
+            env!("CARGO_BIN_EXE_04-driver-alone"),
+            &[&guest()],
+            &["the guest says: vbm-guest ready", "asked to shut down: Off"],
+        );
     }
 }

@@ -133,7 +133,11 @@ impl Error {
     /// The thing named does not exist.
     pub fn not_found(noun: &str, name: impl fmt::Display) -> Self {
         // `vbm list` is about VMs; every other noun has a word of its own.
-        let list = if noun == "vm" { "vbm list".to_owned() } else { format!("vbm {noun} list") };
+        let list = if noun == "vm" {
+            "vbm list".to_owned()
+        } else {
+            format!("vbm {noun} list")
+        };
         Self::new(
             ErrorKind::NotFound,
             format!("there is no {noun} '{name}'"),

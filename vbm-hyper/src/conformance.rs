@@ -108,6 +108,8 @@ macro_rules! conformance_suite {
     )* };
 }
 
+/// After how long a line is typed again.
+const TYPE_AGAIN: Duration = Duration::from_secs(3);
 const NO_NICS: Vec<crate::NicBackend> = Vec::new();
 
 /// A driver on a bench, and its events.
@@ -671,9 +673,19 @@ pub async fn the_serial_line_answers_and_remembers(bench: &dyn Bench) -> Verdict
     let id = ground.start(&definition).await;
     bench.booted(&*ground.driver, id).await;
     let (typed, answer) = bench.dialogue();
-    let mut first = consoles.serial(id).await.expect("it runs");
-    first.write_all(typed.as_bytes()).await.expect("it can be typed");
-    read_until(&mut first, answer, bench.patience()).await;
+    let first = consoles.serial(id).await.expect("it runs");
+    let (mut reader, mut writer) = tokio::io::split(first);
+    let type_again = async {
+        // A shell that still starts throws away what was typed before.
+        loop {
+            writer.write_all(typed.as_bytes()).await.expect("it can be typed");
+            sleep(TYPE_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        _ = read_until(&mut reader, answer, bench.patience()) => {}
+        () = type_again => unreachable!("it types for ever"),
+    }
     let mut second = consoles.serial(id).await.expect("many may read");
     read_until(&mut second, answer, bench.patience()).await;
     let past = consoles.scrollback(id, 64 * 1024).await.expect("it runs");

@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{PATIENCE, QemuBench, READY, kill_9, left_out, read_until};
+use common::{PATIENCE, QemuBench, READY, converse, kill_9, left_out, read_until};
 use std::{process::Stdio, sync::Arc, time::Duration};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use vbm_core::{CrashCause, PowerEvent, PowerState, VmId};
@@ -57,8 +57,7 @@ async fn a_guest_boots_from_its_own_clone_talks_and_shuts_down_when_asked() {
     let consoles = machines.driver().consoles().unwrap();
     let mut serial = consoles.serial(definition.id).await.unwrap();
     read_until(&mut serial, READY).await;
-    serial.write_all(b"\necho typed-$((20+3))\n").await.unwrap();
-    read_until(&mut serial, "typed-23").await;
+    converse(&mut serial, "echo typed-$((20+3))", "typed-23").await;
     let outcome = vm.stop(PATIENCE).await.unwrap();
     assert!(
         matches!(outcome, StopOutcome::Off { pressed: 1.., .. }),
@@ -120,18 +119,14 @@ async fn two_guests_from_one_base_do_not_see_each_others_disk() {
     for (vm, word) in [(&a, "apple"), (&b, "berry")] {
         let mut serial = driver.serial(vm.id).await.unwrap();
         let line = format!(
-            "\necho {word} | dd of=/dev/vda bs=512 seek=100 conv=notrunc 2>/dev/null; sync; echo wrote-$((1+1))\n"
+            "echo {word} | dd of=/dev/vda bs=512 seek=100 conv=notrunc 2>/dev/null; sync; echo wrote-$((1+1))"
         );
-        serial.write_all(line.as_bytes()).await.unwrap();
-        read_until(&mut serial, "wrote-2").await;
+        converse(&mut serial, &line, "wrote-2").await;
     }
     for (vm, word) in [(&a, "apple"), (&b, "berry")] {
         let mut serial = driver.serial(vm.id).await.unwrap();
-        serial
-            .write_all(b"\necho got-$(dd if=/dev/vda bs=512 skip=100 count=1 2>/dev/null | head -c5)\n")
-            .await
-            .unwrap();
-        read_until(&mut serial, &format!("got-{word}")).await;
+        let line = "echo got-$(dd if=/dev/vda bs=512 skip=100 count=1 2>/dev/null | head -c5)";
+        converse(&mut serial, line, &format!("got-{word}")).await;
         driver.kill(vm.id).await.unwrap();
     }
     let [image] = &bench.images.list().await.unwrap()[..] else {
@@ -311,8 +306,7 @@ async fn a_vm_survives_the_kill_of_its_daemon_and_is_adopted_with_all_that_works
     assert_eq!(adopted[0].definition, definition);
     let mut serial = driver.serial(id).await.unwrap();
     read_until(&mut serial, READY).await;
-    serial.write_all(b"\necho again-$((5*5))\n").await.unwrap();
-    read_until(&mut serial, "again-25").await;
+    converse(&mut serial, "echo again-$((5*5))", "again-25").await;
     let press = async {
         while driver.stop(id).await.is_ok() {
             tokio::time::sleep(Duration::from_secs(2)).await;

@@ -51,7 +51,12 @@ pub struct Finding {
 
 impl Finding {
     fn new(check: &str, state: State, detail: impl Into<String>) -> Self {
-        Self { check: check.to_owned(), state, detail: detail.into(), fix: None }
+        Self {
+            check: check.to_owned(),
+            state,
+            detail: detail.into(),
+            fix: None,
+        }
     }
 
     fn fix(mut self, fix: impl Into<String>) -> Self {
@@ -81,8 +86,12 @@ fn rights() -> Finding {
     if nix::unistd::geteuid().is_root() {
         return Finding::new("rights", State::Ok, "runs as root");
     }
-    Finding::new("rights", State::Warning, "does not run as root: networks cannot be made, and little can be seen")
-        .fix("run it with sudo")
+    Finding::new(
+        "rights",
+        State::Warning,
+        "does not run as root: networks cannot be made, and little can be seen",
+    )
+    .fix("run it with sudo")
 }
 
 async fn hypervisor(scratch: &Path) -> Finding {
@@ -91,20 +100,35 @@ async fn hypervisor(scratch: &Path) -> Finding {
         Ok(driver) => driver,
         Err(e) => return Finding::problem(CHECK, &Error::from(e)),
     };
-    let Capability { version, accelerator, problem, .. } = driver.probe().await;
+    let Capability {
+        version,
+        accelerator,
+        problem,
+        ..
+    } = driver.probe().await;
     driver.shutdown().await;
     match (problem, accelerator) {
         (Some(problem), _) => Finding::problem(CHECK, &problem),
         (None, Some(a)) if a.name == "kvm" => Finding::new(CHECK, State::Ok, format!("{version}, with KVM")),
-        (None, Some(a)) => Finding::new(CHECK, State::Warning, format!("{version}, by emulation ({}): {}", a.name, a.reason))
-            .fix("guests run, some 10 times slower; use a host with working KVM"),
+        (None, Some(a)) => Finding::new(
+            CHECK,
+            State::Warning,
+            format!("{version}, by emulation ({}): {}", a.name, a.reason),
+        )
+        .fix("guests run, some 10 times slower; use a host with working KVM"),
         (None, None) => Finding::new(CHECK, State::Ok, version),
     }
 }
 
 async fn networks(scratch: &Path) -> Finding {
     const CHECK: &str = "networks";
-    match HostNetwork::open(HostConfig::new("doctor", scratch.join("net"), Arc::new(SystemClock))).await {
+    match HostNetwork::open(HostConfig::new(
+        "doctor",
+        scratch.join("net"),
+        Arc::new(SystemClock),
+    ))
+    .await
+    {
         Ok(host) => {
             vbm_net::NetworkBackend::shutdown(&host).await;
             Finding::new(CHECK, State::Ok, "namespaces, bridges and rules can be made")
@@ -118,7 +142,11 @@ async fn instances(fix: bool, end_vms: bool) -> Vec<Finding> {
     const CHECK: &str = "leftovers";
     let known = match registered(Path::new(ROOT_REGISTRY)) {
         Ok(known) => known,
-        Err(e) => return vec![Finding::new(CHECK, State::Problem, format!("{ROOT_REGISTRY}: {e}")).fix("run it with sudo")],
+        Err(e) => {
+            return vec![
+                Finding::new(CHECK, State::Problem, format!("{ROOT_REGISTRY}: {e}")).fix("run it with sudo"),
+            ];
+        }
     };
     let mut findings = Vec::new();
     let mut spared = BTreeSet::new();
@@ -126,8 +154,17 @@ async fn instances(fix: bool, end_vms: bool) -> Vec<Finding> {
         let tag = &instance.record.tag;
         if instance.claimed.is_none() {
             spared.insert(tag.clone());
-            let at = instance.record.socket.as_ref().map(|s| format!(" at {}", s.display())).unwrap_or_default();
-            findings.push(Finding::new("daemon", State::Ok, format!("instance {tag} is served{at}")));
+            let at = instance
+                .record
+                .socket
+                .as_ref()
+                .map(|s| format!(" at {}", s.display()))
+                .unwrap_or_default();
+            findings.push(Finding::new(
+                "daemon",
+                State::Ok,
+                format!("instance {tag} is served{at}"),
+            ));
             continue;
         }
         let (found, settled) = abandoned(instance, fix, end_vms).await;
@@ -139,7 +176,11 @@ async fn instances(fix: bool, end_vms: bool) -> Vec<Finding> {
     findings.extend(leftover_networks(fix, &spared).await);
     if fix {
         for instance in known.iter().filter(|i| !spared.contains(&i.record.tag)) {
-            findings.extend(forget(instance).err().map(|e| Finding::new(CHECK, State::Problem, e.to_string())));
+            findings.extend(
+                forget(instance)
+                    .err()
+                    .map(|e| Finding::new(CHECK, State::Problem, e.to_string())),
+            );
         }
     }
     if !findings.iter().any(|f| f.check == "daemon" || f.check == CHECK) {
@@ -167,7 +208,11 @@ async fn abandoned(instance: &Registered, fix: bool, end_vms: bool) -> (Vec<Find
         let what = format!("VM {} of {place} runs without its daemon", vm.definition.name);
         if !(fix && (end_vms || record.ephemeral)) {
             settled = false;
-            let fix = if record.ephemeral { "end it with `vbm doctor --fix`" } else { "start its vbmd again, or end it with `vbm doctor --fix --end-vms`" };
+            let fix = if record.ephemeral {
+                "end it with `vbm doctor --fix`"
+            } else {
+                "start its vbmd again, or end it with `vbm doctor --fix --end-vms`"
+            };
             findings.push(Finding::new(CHECK, State::Problem, what).fix(fix));
             continue;
         }
@@ -194,13 +239,20 @@ async fn leftover_networks(fix: bool, spared: &BTreeSet<String>) -> Vec<Finding>
     if orphans.is_empty() {
         return Vec::new();
     }
-    let listed = |what: &str| Finding::new(CHECK, State::Problem, what).fix("remove it with `vbm doctor --fix`");
+    let listed =
+        |what: &str| Finding::new(CHECK, State::Problem, what).fix("remove it with `vbm doctor --fix`");
     if !fix {
-        return orphans.iter().map(|f| listed(&format!("{} of instance {}", f.what, f.owner))).collect();
+        return orphans
+            .iter()
+            .map(|f| listed(&format!("{} of instance {}", f.what, f.owner)))
+            .collect();
     }
     let owners = orphans.iter().map(|f| f.owner.clone()).collect();
     match network_doctor::remove_owners(&owners).await {
-        Ok(removed) => removed.into_iter().map(|what| Finding::new(CHECK, State::Fixed, format!("removed {what}"))).collect(),
+        Ok(removed) => removed
+            .into_iter()
+            .map(|what| Finding::new(CHECK, State::Fixed, format!("removed {what}")))
+            .collect(),
         Err(e) => vec![Finding::problem(CHECK, &Error::from(e))],
     }
 }
@@ -214,7 +266,8 @@ fn forget(instance: &Registered) -> std::io::Result<()> {
     };
     remove(&record.run_dir)?;
     // Only a directory that bears this instance's tag is its own.
-    let owned = fs::read_to_string(record.data_dir.join("instance")).is_ok_and(|tag| tag.trim() == record.tag);
+    let owned =
+        fs::read_to_string(record.data_dir.join("instance")).is_ok_and(|tag| tag.trim() == record.tag);
     if record.ephemeral && owned {
         remove(&record.data_dir)?;
     }

@@ -11,8 +11,9 @@
 use serde::{Deserialize, Serialize};
 use std::{net::Ipv4Addr, time::Duration};
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, ForwardId, Generation, Mac, Name, NetworkId, NetworkSpec, NetworkStatus,
-    NodePath, PortId, Protocol, Rule, Timestamp, VmId, VmStatus, VolumeId, WantedPower,
+    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, ForwardId, Generation, Mac, Name, NetworkId,
+    NetworkSpec, NetworkStatus, NodePath, PortId, Protocol, Rule, Timestamp, VmId, VmStatus, VolumeId,
+    WantedPower,
 };
 use vbm_rpc::Method;
 

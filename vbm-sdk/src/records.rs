@@ -17,8 +17,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{fmt::Display, sync::Arc, time::Duration};
 use vbm_core::{
-    Error, ErrorKind, Event, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result, Timestamp, Vm, Volume,
-    limits::PAGE_MAX_ITEMS,
+    Error, ErrorKind, Event, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result, Timestamp,
+    Vm, Volume, limits::PAGE_MAX_ITEMS,
 };
 
 /// How often a change that others keep crossing is tried before it is given up.
@@ -107,13 +107,26 @@ const ANSWER_PREFIX: &str = "answer/";
 impl Records {
     /// The answer that a request with this key got.
     pub(crate) async fn answer(&self, key: &str) -> Result<Option<Answer>> {
-        Ok(self.store.get(&format!("{ANSWER_PREFIX}{key}")).await?.map(decode).transpose()?.map(|held| held.value))
+        Ok(self
+            .store
+            .get(&format!("{ANSWER_PREFIX}{key}"))
+            .await?
+            .map(decode)
+            .transpose()?
+            .map(|held| held.value))
     }
 
     pub(crate) async fn record_answer(&self, key: &str, answer: &Answer) -> Result<()> {
         let write = vec![Write::Put(format!("{ANSWER_PREFIX}{key}"), encode(answer)?)];
         // Nothing is compared, so nothing can be crossed.
-        self.store.txn(Txn { compare: Vec::new(), write }).await.map(drop).map_err(Error::from)
+        self.store
+            .txn(Txn {
+                compare: Vec::new(),
+                write,
+            })
+            .await
+            .map(drop)
+            .map_err(Error::from)
     }
 
     /// The keys of answers that are older than `kept`.
@@ -152,13 +165,19 @@ impl Records {
 
     /// The record of an id.
     pub(crate) async fn get<T: Record>(&self, id: impl Display) -> Result<Option<Held<T>>> {
-        self.store.get(&format!("{}{id}", T::PREFIX)).await?.map(decode).transpose()
+        self.store
+            .get(&format!("{}{id}", T::PREFIX))
+            .await?
+            .map(decode)
+            .transpose()
     }
 
     /// The record of an id that something else refers to.
     pub(crate) async fn must<T: Record>(&self, id: impl Display) -> Result<Held<T>> {
         let id = id.to_string();
-        self.get(&id).await?.ok_or_else(|| Error::not_found(&T::KIND.to_string(), id))
+        self.get(&id)
+            .await?
+            .ok_or_else(|| Error::not_found(&T::KIND.to_string(), id))
     }
 
     /// The record that people call `text`: by name, by id, or by the beginning of an id that fits only one.
@@ -171,10 +190,21 @@ impl Records {
         }
         let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
         if plain && text.len() >= ID_PREFIX_MIN_CHARS {
-            let page = self.store.list(&format!("{}{}", T::PREFIX, text.to_ascii_lowercase()), None, 2).await?;
+            let page = self
+                .store
+                .list(&format!("{}{}", T::PREFIX, text.to_ascii_lowercase()), None, 2)
+                .await?;
             match page.entries.len() {
                 0 => {}
-                1 => return page.entries.into_iter().next().map(decode).transpose()?.ok_or_else(|| Error::not_found(&T::KIND.to_string(), text)),
+                1 => {
+                    return page
+                        .entries
+                        .into_iter()
+                        .next()
+                        .map(decode)
+                        .transpose()?
+                        .ok_or_else(|| Error::not_found(&T::KIND.to_string(), text));
+                }
                 _ => {
                     return Err(Error::new(
                         ErrorKind::InvalidInput,
@@ -193,7 +223,10 @@ impl Records {
         let mut records = Vec::new();
         let mut after: Option<String> = None;
         loop {
-            let page = self.store.list(T::PREFIX, after.as_deref(), PAGE_MAX_ITEMS).await?;
+            let page = self
+                .store
+                .list(T::PREFIX, after.as_deref(), PAGE_MAX_ITEMS)
+                .await?;
             after = page.entries.last().map(|e| e.key.clone());
             for entry in page.entries {
                 records.push(decode(entry)?);
@@ -227,7 +260,11 @@ impl Records {
     }
 
     /// Changes one record until nobody crosses. `change` sees the newest record and says whether to write it.
-    pub(crate) async fn update<T: Record>(&self, id: impl Display, mut change: impl FnMut(&mut T) -> Result<bool>) -> Result<T> {
+    pub(crate) async fn update<T: Record>(
+        &self,
+        id: impl Display,
+        mut change: impl FnMut(&mut T) -> Result<bool>,
+    ) -> Result<T> {
         let id = id.to_string();
         for _ in 0..EDIT_MAX_TRIES {
             let held = self.must::<T>(&id).await?;
@@ -246,7 +283,9 @@ impl Records {
 }
 
 /// Runs `attempt` again while others cross it.
-pub(crate) async fn until_uncrossed<T, F: Future<Output = Result<T>>>(mut attempt: impl FnMut() -> F) -> Result<T> {
+pub(crate) async fn until_uncrossed<T, F: Future<Output = Result<T>>>(
+    mut attempt: impl FnMut() -> F,
+) -> Result<T> {
     for _ in 0..EDIT_MAX_TRIES {
         match attempt().await {
             Err(e) if e.kind() == ErrorKind::Stale => {}
@@ -257,18 +296,38 @@ pub(crate) async fn until_uncrossed<T, F: Future<Output = Result<T>>>(mut attemp
 }
 
 fn crossed() -> Error {
-    Error::new(ErrorKind::Unavailable, "the change was given up", "others changed the same records each time", "try again")
+    Error::new(
+        ErrorKind::Unavailable,
+        "the change was given up",
+        "others changed the same records each time",
+        "try again",
+    )
 }
 
 /// What a failed comparison means to people: a taken name, MAC, address or listening port, or a crossing.
 fn conflict(key: &str) -> Error {
-    let taken = |what: String, fix: &str| Error::new(ErrorKind::AlreadyExists, what, "each can be given only once", fix);
+    let taken = |what: String, fix: &str| {
+        Error::new(ErrorKind::AlreadyExists, what, "each can be given only once", fix)
+    };
     let mut parts = key.splitn(3, '/');
     match (parts.next(), parts.next(), parts.next()) {
-        (Some("name"), Some(kind), Some(name)) => taken(format!("{kind} '{name}' exists already"), "choose another name"),
-        (Some("mac"), Some(mac), _) => taken(format!("the MAC {mac} is taken"), "leave the MAC out, or choose another"),
-        (Some("address"), _, Some(address)) => taken(format!("the address {address} is taken"), "leave the address out, or choose another"),
-        _ => Error::new(ErrorKind::Stale, "somebody else changed it in between", format!("at {key}"), "read it again and repeat"),
+        (Some("name"), Some(kind), Some(name)) => {
+            taken(format!("{kind} '{name}' exists already"), "choose another name")
+        }
+        (Some("mac"), Some(mac), _) => taken(
+            format!("the MAC {mac} is taken"),
+            "leave the MAC out, or choose another",
+        ),
+        (Some("address"), _, Some(address)) => taken(
+            format!("the address {address} is taken"),
+            "leave the address out, or choose another",
+        ),
+        _ => Error::new(
+            ErrorKind::Stale,
+            "somebody else changed it in between",
+            format!("at {key}"),
+            "read it again and repeat",
+        ),
     }
 }
 
@@ -281,11 +340,16 @@ fn decode<T: DeserializeOwned>(entry: Entry) -> Result<Held<T>> {
             "it was written by a newer VBM, or the store was damaged: restore a backup",
         )
     })?;
-    Ok(Held { value, revision: entry.revision })
+    Ok(Held {
+        value,
+        revision: entry.revision,
+    })
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|e| Error::internal("a record cannot be written", e.to_string()))
+    serde_json::to_vec(value)
+        .map(Bytes::from)
+        .map_err(|e| Error::internal("a record cannot be written", e.to_string()))
 }
 
 /// A transaction in the making.
@@ -296,7 +360,9 @@ pub(crate) struct Edit {
 
 impl Default for Edit {
     fn default() -> Self {
-        Self { txn: Ok(Txn::default()) }
+        Self {
+            txn: Ok(Txn::default()),
+        }
     }
 }
 
@@ -384,7 +450,8 @@ impl Edit {
     /// Sets a plain key that was read as `seen` (`None`: it was absent).
     pub(crate) fn swap(self, key: String, seen: Option<Revision>, value: Bytes) -> Self {
         self.with(|txn| {
-            txn.compare.push(seen.map_or_else(|| Compare::Absent(key.clone()), |r| Compare::At(key.clone(), r)));
+            txn.compare
+                .push(seen.map_or_else(|| Compare::Absent(key.clone()), |r| Compare::At(key.clone(), r)));
             txn.write.push(Write::Put(key, value));
             Ok(())
         })
@@ -393,7 +460,8 @@ impl Edit {
     /// Tells what happened, in the same transaction.
     pub(crate) fn event(self, event: &Event) -> Self {
         self.with(|txn| {
-            txn.write.push(Write::Put(format!("{EVENT_PREFIX}{}", event.id), encode(event)?));
+            txn.write
+                .push(Write::Put(format!("{EVENT_PREFIX}{}", event.id), encode(event)?));
             Ok(())
         })
     }

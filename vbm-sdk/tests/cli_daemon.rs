@@ -18,7 +18,11 @@ const REFUSAL_MAX: Duration = Duration::from_secs(60);
 
 /// Starts a daemon that shall be refused; gives its exit code and what it said on standard error.
 fn refused(command: &mut Command) -> (i32, String) {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let status = child.wait_timeout(REFUSAL_MAX).unwrap();
     if status.is_none() {
         child.kill().unwrap();
@@ -27,9 +31,15 @@ fn refused(command: &mut Command) -> (i32, String) {
     }
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    let error = said.find("error: ").map(|at| said[at..].to_owned()).unwrap_or_default();
+    let error = said
+        .find("error: ")
+        .map(|at| said[at..].to_owned())
+        .unwrap_or_default();
     let lines: Vec<&str> = error.lines().collect();
-    assert!(lines.len() == 3 && lines[1].starts_with("  why: ") && lines[2].starts_with("  fix: "), "not three lines:\n{said}");
+    assert!(
+        lines.len() == 3 && lines[1].starts_with("  why: ") && lines[2].starts_with("  fix: "),
+        "not three lines:\n{said}"
+    );
     (status.unwrap().code().unwrap(), error)
 }
 
@@ -39,8 +49,23 @@ fn vbmd(dir: &Path) -> Command {
 
 fn vbmd_at(dir: &Path, socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vbmd"));
-    command.args(["--driver", "sim", "--network", "sim", "--ephemeral", "--log", "warn", "--data-dir"]).arg(dir.join("data"));
-    command.arg("--run-dir").arg(dir.join("run")).arg("--socket").arg(socket);
+    command
+        .args([
+            "--driver",
+            "sim",
+            "--network",
+            "sim",
+            "--ephemeral",
+            "--log",
+            "warn",
+            "--data-dir",
+        ])
+        .arg(dir.join("data"));
+    command
+        .arg("--run-dir")
+        .arg(dir.join("run"))
+        .arg("--socket")
+        .arg(socket);
     command
 }
 
@@ -75,7 +100,11 @@ fn a_store_that_was_cut_off_is_called_corrupt_and_left_as_it_is() {
     std::fs::write(&store, half).unwrap();
     let (code, error) = refused(&mut vbmd(daemon.place.path()));
     assert_eq!(code, 10, "{error}");
-    assert_eq!(std::fs::read(&store).unwrap(), half, "the damaged file was changed");
+    assert_eq!(
+        std::fs::read(&store).unwrap(),
+        half,
+        "the damaged file was changed"
+    );
     std::fs::write(&store, whole).unwrap();
     daemon.go();
     assert_eq!(daemon.json(&["network", "list"]).as_array().unwrap().len(), 1);
@@ -111,8 +140,23 @@ fn networks_on_the_host_need_root_and_say_so() {
     std::fs::copy(env!("CARGO_BIN_EXE_vbmd"), &program).unwrap();
     std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
     let mut command = Command::new(&program);
-    command.args(["--driver", "sim", "--network", "host", "--ephemeral", "--log", "warn", "--data-dir"]).arg(dir.path().join("data"));
-    command.arg("--socket").arg(dir.path().join("s")).uid(65_534).gid(65_534);
+    command
+        .args([
+            "--driver",
+            "sim",
+            "--network",
+            "host",
+            "--ephemeral",
+            "--log",
+            "warn",
+            "--data-dir",
+        ])
+        .arg(dir.path().join("data"));
+    command
+        .arg("--socket")
+        .arg(dir.path().join("s"))
+        .uid(65_534)
+        .gid(65_534);
     let (code, error) = refused(&mut command);
     assert_eq!(code, 5, "{error}");
     assert!(!dir.path().join("s").exists());

@@ -26,11 +26,17 @@ pub(crate) struct ByHand {
 pub(crate) fn command_line(vm: &str) -> Outcome<(u32, Vec<String>)> {
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
         // A process may end while we look.
-        let Ok(bytes) = fs::read(entry.path().join("cmdline")) else { continue };
-        let words: Vec<String> =
-            bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let Ok(bytes) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let words: Vec<String> = bytes
+            .split(|byte| *byte == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
         if words.windows(2).any(|pair| pair[0] == "-uuid" && pair[1] == vm) {
             return Ok((pid, words.into_iter().filter(|word| !word.is_empty()).collect()));
         }
@@ -58,7 +64,9 @@ pub(crate) fn by_hand(ours: &[String], with: &ByHand) -> Outcome<Vec<String>> {
         if !["-chardev", "-netdev", "-uuid", "-blockdev"].contains(&word.as_str()) {
             continue;
         }
-        let value = words.next().ok_or_else(|| Fault::new(format!("{word} of our QEMU has no value")))?;
+        let value = words
+            .next()
+            .ok_or_else(|| Fault::new(format!("{word} of our QEMU has no value")))?;
         typed.push(match word.as_str() {
             "-chardev" => chardev(value, &monitor, &with.dir)?,
             "-netdev" => netdev(value, with.tap.as_deref())?,
@@ -69,20 +77,29 @@ pub(crate) fn by_hand(ours: &[String], with: &ByHand) -> Outcome<Vec<String>> {
             _ => with.uuid.to_string(),
         });
     }
-    match typed.iter().find(|word| word.contains(",fd=") || word.contains("fdset")) {
-        Some(word) => Err(Fault::new(format!("our QEMU inherits something that is not known here: {word}"))),
+    match typed
+        .iter()
+        .find(|word| word.contains(",fd=") || word.contains("fdset"))
+    {
+        Some(word) => Err(Fault::new(format!(
+            "our QEMU inherits something that is not known here: {word}"
+        ))),
         None if !replaced_disk => Err(Fault::new("our QEMU has no disk")),
         None => Ok(typed),
     }
 }
 
 fn option<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
-    words.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str())
+    words
+        .windows(2)
+        .find(|pair| pair[0] == name)
+        .map(|pair| pair[1].as_str())
 }
 
 /// The value of `name=value` among fields with commas between them.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+    text.split(',')
+        .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
 }
 
 fn chardev(value: &str, monitor: &str, dir: &Path) -> Outcome<String> {
@@ -109,8 +126,13 @@ fn netdev(value: &str, tap: Option<&str>) -> Outcome<String> {
 
 fn blockdev(value: &str, disk: &Path) -> Outcome<String> {
     let mut json: serde_json::Value = serde_json::from_str(value)?;
-    let name = json.pointer_mut("/file/filename").ok_or_else(|| Fault::new("our QEMU's disk is no file"))?;
-    *name = disk.to_str().ok_or_else(|| Fault::new("a path that is not UTF-8"))?.into();
+    let name = json
+        .pointer_mut("/file/filename")
+        .ok_or_else(|| Fault::new("our QEMU's disk is no file"))?;
+    *name = disk
+        .to_str()
+        .ok_or_else(|| Fault::new("a path that is not UTF-8"))?
+        .into();
     Ok(json.to_string())
 }
 
@@ -119,10 +141,22 @@ mod tests {
     use super::*;
 
     const OURS: &[&str] = &[
-        "/usr/bin/qemu", "-S", "-uuid", "1", "-chardev", "socket,id=q0,fd=21,server=on,wait=off", "-mon",
-        "chardev=q0,mode=control", "-chardev", "socket,id=tty,fd=23,server=on,wait=off,logfile=/r/serial.log,logappend=on",
-        "-blockdev", r#"{"driver":"qcow2","file":{"driver":"file","filename":"/p/a.qcow2"}}"#,
-        "-netdev", "tap,id=tap0,fd=24", "-display", "none",
+        "/usr/bin/qemu",
+        "-S",
+        "-uuid",
+        "1",
+        "-chardev",
+        "socket,id=q0,fd=21,server=on,wait=off",
+        "-mon",
+        "chardev=q0,mode=control",
+        "-chardev",
+        "socket,id=tty,fd=23,server=on,wait=off,logfile=/r/serial.log,logappend=on",
+        "-blockdev",
+        r#"{"driver":"qcow2","file":{"driver":"file","filename":"/p/a.qcow2"}}"#,
+        "-netdev",
+        "tap,id=tap0,fd=24",
+        "-display",
+        "none",
     ];
 
     fn words(of: &[&str]) -> Vec<String> {
@@ -142,18 +176,36 @@ mod tests {
     #[test]
     fn what_was_inherited_is_replaced_and_the_rest_stays() {
         let typed = by_hand(&words(OURS), &with(true, Some("t0"))).unwrap();
-        assert_eq!(typed, words(&[
-            "/usr/bin/qemu", "-S", "-uuid", "00000000-0000-0000-0000-000000000002", "-chardev", "stdio,id=q0,signal=off",
-            "-mon", "chardev=q0,mode=control", "-chardev",
-            "socket,id=tty,path=/d/tty,server=on,wait=off,logfile=/d/tty.log,logappend=on", "-blockdev",
-            r#"{"driver":"qcow2","file":{"driver":"file","filename":"/d/disk"}}"#, "-netdev",
-            "tap,id=tap0,ifname=t0,script=no,downscript=no", "-display", "none",
-        ]));
+        assert_eq!(
+            typed,
+            words(&[
+                "/usr/bin/qemu",
+                "-S",
+                "-uuid",
+                "00000000-0000-0000-0000-000000000002",
+                "-chardev",
+                "stdio,id=q0,signal=off",
+                "-mon",
+                "chardev=q0,mode=control",
+                "-chardev",
+                "socket,id=tty,path=/d/tty,server=on,wait=off,logfile=/d/tty.log,logappend=on",
+                "-blockdev",
+                r#"{"driver":"qcow2","file":{"driver":"file","filename":"/d/disk"}}"#,
+                "-netdev",
+                "tap,id=tap0,ifname=t0,script=no,downscript=no",
+                "-display",
+                "none",
+            ])
+        );
     }
 
     #[test]
     fn one_that_shall_run_is_not_halted() {
-        assert!(!by_hand(&words(OURS), &with(false, Some("t0"))).unwrap().contains(&"-S".to_owned()));
+        assert!(
+            !by_hand(&words(OURS), &with(false, Some("t0")))
+                .unwrap()
+                .contains(&"-S".to_owned())
+        );
     }
 
     #[test]

@@ -31,9 +31,16 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
     let ports = ground.size(PORTS, QUICK_PORTS);
     let again = format!("ensure {ports} ports again, nothing to change");
     let add = format!("add a port to a network of {ports}");
-    rows.measure_all(&[(&again, "ms"), (&add, "ms")], grow(ground, &again, &add)).await;
-    let dnsmasq = if which("dnsmasq").is_some() { "there" } else { "missing" };
-    say(&format!("net: DHCP beside dnsmasq ({dnsmasq}) and Kea is not measured yet"));
+    rows.measure_all(&[(&again, "ms"), (&add, "ms")], grow(ground, &again, &add))
+        .await;
+    let dnsmasq = if which("dnsmasq").is_some() {
+        "there"
+    } else {
+        "missing"
+    };
+    say(&format!(
+        "net: DHCP beside dnsmasq ({dnsmasq}) and Kea is not measured yet"
+    ));
 }
 
 /// A backend with an owner of its own. What it made is removed when it is dropped, whatever happened.
@@ -49,7 +56,11 @@ impl Lab {
         let state = tempfile::Builder::new().prefix("vbm-bench-").tempdir()?;
         let owner = format!("bench-{}", Uuid::now_v7().simple());
         let net = HostNetwork::open(HostConfig::new(&owner, state.path(), Arc::new(SystemClock))).await?;
-        Ok(Self { net, owner, _state: state })
+        Ok(Self {
+            net,
+            owner,
+            _state: state,
+        })
     }
 }
 
@@ -58,7 +69,9 @@ impl Drop for Lab {
         let (net, owner) = (self.net.clone(), self.owner.clone());
         // A runtime of its own: this one may be in the middle of being interrupted.
         let cleared = std::thread::spawn(move || -> Outcome<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             runtime.block_on(async {
                 drop(timeout(CLEAR_WITHIN, net.shutdown()).await);
                 timeout(CLEAR_WITHIN, doctor::remove_owners(&BTreeSet::from([owner]))).await??;
@@ -66,7 +79,9 @@ impl Drop for Lab {
             })
         });
         if let Ok(Err(fault)) = cleared.join() {
-            say(&format!("warning: a network of the bench was not cleared up: {fault}"));
+            say(&format!(
+                "warning: a network of the bench was not cleared up: {fault}"
+            ));
         }
     }
 }
@@ -74,7 +89,13 @@ impl Drop for Lab {
 fn network(ports: usize) -> Outcome<DesiredNetwork> {
     let id = NetworkId::from_uuid(Uuid::now_v7());
     let spec = NetworkSpec::new(NetworkMode::Nat, parse_cidr("10.9.0.0/16")?)?;
-    let mut wanted = DesiredNetwork { id, name: "bench".parse()?, spec, ports: Vec::new(), forwards: Vec::new() };
+    let mut wanted = DesiredNetwork {
+        id,
+        name: "bench".parse()?,
+        spec,
+        ports: Vec::new(),
+        forwards: Vec::new(),
+    };
     for number in 0..ports {
         wanted.ports.push(port(number)?);
     }
@@ -106,7 +127,11 @@ async fn create(ground: &Ground) -> Outcome<Row> {
             let seen = lab.net.ensure(wanted.clone()).await?;
             let took = begin.elapsed().as_secs_f64() * 1e3;
             lab.net.remove(wanted.id).await?;
-            if seen.ready { Ok(took) } else { Err(Fault::new("it is not ready")) }
+            if seen.ready {
+                Ok(took)
+            } else {
+                Err(Fault::new("it is not ready"))
+            }
         },
         async |round| six_ip_calls(round).await,
     )
@@ -140,7 +165,9 @@ struct Typed(String);
 
 impl Drop for Typed {
     fn drop(&mut self) {
-        let done = std::process::Command::new("ip").args(["netns", "delete", &self.0]).output();
+        let done = std::process::Command::new("ip")
+            .args(["netns", "delete", &self.0])
+            .output();
         if !done.is_ok_and(|output| output.status.success()) {
             say(&format!("warning: the namespace {} was not deleted", self.0));
         }
@@ -149,7 +176,10 @@ impl Drop for Typed {
 
 /// What a network costs as it grows.
 async fn grow(ground: &Ground, again: &str, add: &str) -> Outcome<Vec<Row>> {
-    let (many, few) = (ground.size(PORTS, QUICK_PORTS), ground.size(FEW_PORTS, QUICK_FEW_PORTS));
+    let (many, few) = (
+        ground.size(PORTS, QUICK_PORTS),
+        ground.size(FEW_PORTS, QUICK_FEW_PORTS),
+    );
     let lab = Lab::open(ground).await?;
     let (large, small) = (Cell::new(Some(network(many)?)), Cell::new(Some(network(few)?)));
     for wanted in [&large, &small] {
@@ -163,7 +193,11 @@ async fn grow(ground: &Ground, again: &str, add: &str) -> Outcome<Vec<Row>> {
         let seen = lab.net.ensure(wanted.clone()).await?;
         let took = begin.elapsed().as_secs_f64() * 1e3;
         large.set(Some(wanted));
-        if seen.changed.is_empty() { Ok(took) } else { Err(Fault::new(format!("it changed {:?}", seen.changed))) }
+        if seen.changed.is_empty() {
+            Ok(took)
+        } else {
+            Err(Fault::new(format!("it changed {:?}", seen.changed)))
+        }
     })
     .await?;
     let grown = async |which: &Cell<Option<DesiredNetwork>>| {
@@ -175,7 +209,12 @@ async fn grow(ground: &Ground, again: &str, add: &str) -> Outcome<Vec<Row>> {
         which.set(Some(wanted));
         Ok(took)
     };
-    let added = duel(ground.rounds(), async |_| grown(&large).await, async |_| grown(&small).await).await?;
+    let added = duel(
+        ground.rounds(),
+        async |_| grown(&large).await,
+        async |_| grown(&small).await,
+    )
+    .await?;
     Ok(vec![
         Row::new(again, "ms", unchanged),
         Row::new(add, "ms", added.ours.clone()).goal("<= 50"),

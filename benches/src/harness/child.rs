@@ -37,7 +37,10 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-#[expect(unsafe_code, reason = "pre_exec: the only way to ask the kernel to end a child with us")]
+#[expect(
+    unsafe_code,
+    reason = "pre_exec: the only way to ask the kernel to end a child with us"
+)]
 fn die_with_us(command: &mut Command) {
     // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and allocates nothing.
     unsafe {
@@ -60,15 +63,28 @@ pub(crate) async fn run(command: &mut Command, limit: Duration) -> Outcome<Strin
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr });
-    Err(Fault::new(format!("{name}: {}: {}", output.status, one_line(&said))))
+    let said = String::from_utf8_lossy(if output.stderr.is_empty() {
+        &output.stdout
+    } else {
+        &output.stderr
+    });
+    Err(Fault::new(format!(
+        "{name}: {}: {}",
+        output.status,
+        one_line(&said)
+    )))
 }
 
 /// Program and arguments, shortened.
 fn shown(command: &Command) -> String {
     let std = command.as_std();
     let words = std::iter::once(std.get_program()).chain(std.get_args());
-    one_line(&words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "))
+    one_line(
+        &words
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" "),
+    )
 }
 
 fn one_line(text: &str) -> String {
@@ -87,8 +103,11 @@ pub(crate) struct Talker {
 impl Talker {
     pub(crate) fn start(command: &mut Command) -> Outcome<Self> {
         let name = command.as_std().get_program().to_string_lossy().into_owned();
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().during(format!("starting {name}"))?;
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .during(format!("starting {name}"))?;
         let (tell, lines) = mpsc::channel(LINES_MAX);
         // Both readers end with the child: its outputs close.
         if let Some(out) = child.stdout.take() {
@@ -97,11 +116,18 @@ impl Talker {
         if let Some(err) = child.stderr.take() {
             tokio::spawn(read_lines(err, tell));
         }
-        Ok(Self { child, name, lines, last: String::new() })
+        Ok(Self {
+            child,
+            name,
+            lines,
+            last: String::new(),
+        })
     }
 
     pub(crate) fn pid(&self) -> Outcome<u32> {
-        self.child.id().ok_or_else(|| Fault::new(format!("{} has ended", self.name)))
+        self.child
+            .id()
+            .ok_or_else(|| Fault::new(format!("{} has ended", self.name)))
     }
 
     /// The first line, from here on, that holds `wanted`.
@@ -117,7 +143,11 @@ impl Talker {
         });
         match heard.await {
             Ok(Some(line)) => Ok(line),
-            Ok(None) => Err(Fault::new(format!("{} ended: {}", self.name, one_line(&self.last)))),
+            Ok(None) => Err(Fault::new(format!(
+                "{} ended: {}",
+                self.name,
+                one_line(&self.last)
+            ))),
             Err(_late) => Err(Fault::new(format!(
                 "{} did not say '{wanted}' within {} s; last: {}",
                 self.name,
@@ -154,7 +184,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_fails_is_told_with_its_words() {
-        let fault = run(command("sh").args(["-c", "echo no >&2; exit 3"]), SOON).await.unwrap_err();
+        let fault = run(command("sh").args(["-c", "echo no >&2; exit 3"]), SOON)
+            .await
+            .unwrap_err();
         assert!(fault.0.contains("exit status: 3: no"), "{fault}");
         let fault = run(&mut command("/nonexistent/x"), SOON).await.unwrap_err();
         assert!(fault.0.starts_with("starting /nonexistent/x"), "{fault}");
@@ -162,13 +194,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_hangs_is_ended() {
-        let fault = run(command("sleep").arg("60"), Duration::from_millis(50)).await.unwrap_err();
+        let fault = run(command("sleep").arg("60"), Duration::from_millis(50))
+            .await
+            .unwrap_err();
         assert!(fault.0.contains("did not end"), "{fault}");
     }
 
     #[tokio::test]
     async fn a_talker_is_heard_on_both_outputs_and_ends() {
-        let mut talker = Talker::start(command("sh").args(["-c", "echo one; echo two >&2; exec sleep 60"])).unwrap();
+        let mut talker =
+            Talker::start(command("sh").args(["-c", "echo one; echo two >&2; exec sleep 60"])).unwrap();
         talker.hear("one", SOON).await.unwrap();
         drop(talker);
         let mut brief = Talker::start(command("sh").args(["-c", "echo alas"])).unwrap();

@@ -10,14 +10,21 @@ pub(crate) async fn duel(
 ) -> Outcome<Samples> {
     let mut samples = Samples::default();
     for round in 0..rounds {
-        samples.ours.push(ours(round).await.map_err(|fault| fault.during("ours"))?);
-        samples.peer.push(peer(round).await.map_err(|fault| fault.during("the peer"))?);
+        samples
+            .ours
+            .push(ours(round).await.map_err(|fault| fault.during("ours"))?);
+        samples
+            .peer
+            .push(peer(round).await.map_err(|fault| fault.during("the peer"))?);
     }
     Ok(samples)
 }
 
 /// Takes `rounds` samples of ours alone.
-pub(crate) async fn solo(rounds: usize, mut ours: impl AsyncFnMut(usize) -> Outcome<f64>) -> Outcome<Vec<f64>> {
+pub(crate) async fn solo(
+    rounds: usize,
+    mut ours: impl AsyncFnMut(usize) -> Outcome<f64>,
+) -> Outcome<Vec<f64>> {
     let mut samples = Vec::with_capacity(rounds);
     for round in 0..rounds {
         samples.push(ours(round).await?);
@@ -53,7 +60,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_says_whose_it_is() {
-        let fault = duel(3, async |_| Ok(1.0), async |_| Err(Fault::new("gone"))).await.unwrap_err();
+        let fault = duel(3, async |_| Ok(1.0), async |_| Err(Fault::new("gone")))
+            .await
+            .unwrap_err();
         assert_eq!(fault.to_string(), "the peer: gone");
     }
 }

@@ -57,7 +57,12 @@ impl FromStr for Goal {
         let bad = || format!("'{text}' is no goal: write >= 12x, <= 0.6x, >= 5, <= 60 or <= peer + 1.5");
         let (sign, rest) = text.split_at_checked(2).ok_or_else(bad)?;
         let rest = rest.trim();
-        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|x| x.is_finite() && *x >= 0.0);
+        let number = |text: &str| {
+            text.trim()
+                .parse::<f64>()
+                .ok()
+                .filter(|x| x.is_finite() && *x >= 0.0)
+        };
         let goal = match (sign, rest.strip_suffix('x'), rest.strip_prefix("peer")) {
             (">=", Some(factor), None) => number(factor).map(Self::RatioAtLeast),
             ("<=", Some(factor), None) => number(factor).map(Self::RatioAtMost),
@@ -90,7 +95,21 @@ mod tests {
 
     #[test]
     fn what_is_no_goal_is_refused() {
-        for bad in ["", "<", "<=", "12x", "= 3", "<= x", "<= -1", "<= NaN", "<= inf", ">= peer + 1", "<= peer", "<= peer 1", "<= é"] {
+        for bad in [
+            "",
+            "<",
+            "<=",
+            "12x",
+            "= 3",
+            "<= x",
+            "<= -1",
+            "<= NaN",
+            "<= inf",
+            ">= peer + 1",
+            "<= peer",
+            "<= peer 1",
+            "<= é",
+        ] {
             assert!(bad.parse::<Goal>().is_err(), "{bad}");
         }
     }
@@ -108,7 +127,11 @@ mod tests {
 
     #[test]
     fn without_a_peer_nobody_knows() {
-        for goal in [Goal::RatioAtLeast(1.0), Goal::RatioAtMost(1.0), Goal::PeerPlus(1.0)] {
+        for goal in [
+            Goal::RatioAtLeast(1.0),
+            Goal::RatioAtMost(1.0),
+            Goal::PeerPlus(1.0),
+        ] {
             assert_eq!(goal.met(1.0, None), None);
         }
         assert_eq!(ratio(1.0, 0.0), None);

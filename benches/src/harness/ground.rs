@@ -53,9 +53,16 @@ impl Ground {
 /// thread is moved, not a process.
 pub(crate) fn enter_namespace() -> Outcome<()> {
     unshare(CloneFlags::CLONE_NEWNET).during("making a network namespace (run as root)")?;
-    let done = Command::new("ip").args(["link", "set", "lo", "up"]).stdin(Stdio::null()).output();
+    let done = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .stdin(Stdio::null())
+        .output();
     let done = done.during("ip link set lo up")?;
-    if done.status.success() { Ok(()) } else { Err(Fault::new(String::from_utf8_lossy(&done.stderr).trim())) }
+    if done.status.success() {
+        Ok(())
+    } else {
+        Err(Fault::new(String::from_utf8_lossy(&done.stderr).trim()))
+    }
 }
 
 /// The tiny guest, as `cargo xtask guest` makes it.
@@ -81,7 +88,10 @@ impl Guest {
     pub(crate) fn find() -> Outcome<Self> {
         let dir = env::var_os(GUEST_VARIABLE)
             .map_or_else(|| workspace().join("target").join("guest"), PathBuf::from);
-        Self::read(&dir).during(format!("the guest in {} (make it with `cargo xtask guest`)", dir.display()))
+        Self::read(&dir).during(format!(
+            "the guest in {} (make it with `cargo xtask guest`)",
+            dir.display()
+        ))
     }
 
     fn read(dir: &Path) -> Outcome<Self> {
@@ -116,7 +126,9 @@ impl Programs {
             return Self::of(Path::new(&dir));
         }
         let me = env::current_exe()?;
-        let dir = me.parent().ok_or_else(|| Fault::new("this program has no folder"))?;
+        let dir = me
+            .parent()
+            .ok_or_else(|| Fault::new("this program has no folder"))?;
         if let (Some(cargo), Some(target)) = (env::var_os("CARGO"), dir.parent()) {
             build(Path::new(&cargo), target)?;
         }
@@ -126,34 +138,60 @@ impl Programs {
     fn of(dir: &Path) -> Outcome<Self> {
         let program = |name: &str| -> Outcome<PathBuf> {
             let path = std::path::absolute(dir.join(name))?;
-            fs::metadata(&path)
-                .during(format!("{} (build it with `cargo build --release -p vbm-sdk --bins`)", path.display()))?;
+            fs::metadata(&path).during(format!(
+                "{} (build it with `cargo build --release -p vbm-sdk --bins`)",
+                path.display()
+            ))?;
             Ok(path)
         };
-        Ok(Self { vbmd: program("vbmd")?, vbm: program("vbm")? })
+        Ok(Self {
+            vbmd: program("vbmd")?,
+            vbm: program("vbm")?,
+        })
     }
 }
 
 fn build(cargo: &Path, target: &Path) -> Outcome<()> {
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--package", "vbm-sdk", "--bins", "--target-dir"]).arg(target);
+    command
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "vbm-sdk",
+            "--bins",
+            "--target-dir",
+        ])
+        .arg(target);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
-    let status = command.current_dir(workspace()).stdin(Stdio::null()).status().during("building vbm and vbmd")?;
-    if status.success() { Ok(()) } else { Err(Fault::new(format!("building vbm and vbmd: cargo: {status}"))) }
+    let status = command
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .status()
+        .during("building vbm and vbmd")?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Fault::new(format!("building vbm and vbmd: cargo: {status}")))
+    }
 }
 
 /// The workspace that this program was built in, if it is still there; else where we are.
 fn workspace() -> PathBuf {
-    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|dir| dir.join("Cargo.toml").is_file());
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .filter(|dir| dir.join("Cargo.toml").is_file());
     built_in.map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
 /// Whether a program is on the search path.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
+    env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
 }
 
 #[cfg(test)]
@@ -164,13 +202,19 @@ mod tests {
     fn a_guest_is_read_from_its_manifest_and_must_be_whole() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        write("guest.json", r#"{"kernel":"k","initrd":"i","disk":"d","cmdline":"quiet","more":1}"#);
+        write(
+            "guest.json",
+            r#"{"kernel":"k","initrd":"i","disk":"d","cmdline":"quiet","more":1}"#,
+        );
         write("k", "");
         write("i", "");
         assert!(Guest::read(dir.path()).is_err());
         write("d", "");
         let guest = Guest::read(dir.path()).unwrap();
-        assert_eq!((guest.cmdline.as_str(), guest.disk.file_name().unwrap().to_str()), ("quiet", Some("d")));
+        assert_eq!(
+            (guest.cmdline.as_str(), guest.disk.file_name().unwrap().to_str()),
+            ("quiet", Some("d"))
+        );
     }
 
     #[test]

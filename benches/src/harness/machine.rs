@@ -28,11 +28,19 @@ impl Machine {
     pub(crate) fn look() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         Self {
-            cpu: value_of(&read("/proc/cpuinfo"), "model name").unwrap_or("unknown").to_owned(),
+            cpu: value_of(&read("/proc/cpuinfo"), "model name")
+                .unwrap_or("unknown")
+                .to_owned(),
             cores: available_parallelism().map_or(0, usize::from),
-            memory_mib: value_of(&read("/proc/meminfo"), "MemTotal").and_then(first_number).unwrap_or(0) / 1024,
+            memory_mib: value_of(&read("/proc/meminfo"), "MemTotal")
+                .and_then(first_number)
+                .unwrap_or(0)
+                / 1024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load_1m: read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()),
+            load_1m: read("/proc/loadavg")
+                .split(' ')
+                .next()
+                .and_then(|load| load.parse().ok()),
             versions: Versions {
                 rust: says("rustc", "--version"),
                 qemu: says("qemu-system-x86_64", "--version"),
@@ -51,7 +59,8 @@ impl Machine {
             self.cpu,
             self.memory_mib,
             self.kernel,
-            self.load_1m.map_or_else(|| "unknown".into(), |load| format!("{load:.1}"))
+            self.load_1m
+                .map_or_else(|| "unknown".into(), |load| format!("{load:.1}"))
         )
     }
 }
@@ -70,7 +79,9 @@ pub(crate) fn first_number(text: &str) -> Option<u64> {
 }
 
 fn says(program: &str, option: &str) -> String {
-    let Ok(output) = Command::new(program).arg(option).output() else { return "missing".into() };
+    let Ok(output) = Command::new(program).arg(option).output() else {
+        return "missing".into();
+    };
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().next().unwrap_or("unknown").trim().to_owned()
 }

@@ -27,8 +27,19 @@ pub(crate) struct Report<'a> {
 
 impl<'a> Report<'a> {
     pub(crate) fn new(date: String, quick: bool, machine: &'a Machine, rows: &'a [Row]) -> Self {
-        let command = std::env::args().map(|word| quoted(&word)).collect::<Vec<_>>().join(" ");
-        Self { schema: SCHEMA, date, command, profile: profile(), quick, machine, rows }
+        let command = std::env::args()
+            .map(|word| quoted(&word))
+            .collect::<Vec<_>>()
+            .join(" ");
+        Self {
+            schema: SCHEMA,
+            date,
+            command,
+            profile: profile(),
+            quick,
+            machine,
+            rows,
+        }
     }
 
     /// Writes it beside its place and renames it there: a report is whole or absent.
@@ -43,12 +54,20 @@ impl<'a> Report<'a> {
 
 /// How this program was built.
 pub(crate) const fn profile() -> &'static str {
-    if cfg!(debug_assertions) { "debug" } else { "release" }
+    if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    }
 }
 
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -65,7 +84,9 @@ mod tests {
     #[test]
     fn a_report_holds_rows_with_samples_and_the_machine() {
         let machine = Machine::look();
-        let rows = [Row::new("x", "ms", vec![1.0, 2.0, 3.0]).against("p", vec![4.0]).goal("<= 1x")];
+        let rows = [Row::new("x", "ms", vec![1.0, 2.0, 3.0])
+            .against("p", vec![4.0])
+            .goal("<= 1x")];
         let json = serde_json::to_value(Report::new("2026".into(), true, &machine, &rows)).unwrap();
         assert_eq!(json["rows"][0]["met"], true);
         assert_eq!(json["rows"][0]["samples"]["ours"][2], 3.0);

@@ -51,7 +51,10 @@ impl Row {
             met: None,
             failed: false,
             note: None,
-            samples: Samples { ours, peer: Vec::new() },
+            samples: Samples {
+                ours,
+                peer: Vec::new(),
+            },
         };
         if row.ours.is_none() {
             row.failed = true;
@@ -117,16 +120,25 @@ mod tests {
 
     #[test]
     fn a_row_is_medians_a_ratio_and_whether_the_goal_is_met() {
-        let row = Row::new("x", "ms", vec![3.0, 1.0, 2.0]).against("p", vec![4.0, 4.0, 5.0]).goal("<= 0.6x");
-        assert_eq!((row.ours, row.peer, row.ratio, row.met), (Some(2.0), Some(4.0), Some(0.5), Some(true)));
+        let row = Row::new("x", "ms", vec![3.0, 1.0, 2.0])
+            .against("p", vec![4.0, 4.0, 5.0])
+            .goal("<= 0.6x");
+        assert_eq!(
+            (row.ours, row.peer, row.ratio, row.met),
+            (Some(2.0), Some(4.0), Some(0.5), Some(true))
+        );
         assert!(!row.failed);
-        let other_order = Row::new("x", "ms", vec![2.0]).goal("<= 0.6x").against("p", vec![4.0]);
+        let other_order = Row::new("x", "ms", vec![2.0])
+            .goal("<= 0.6x")
+            .against("p", vec![4.0]);
         assert_eq!(other_order.met, Some(true));
     }
 
     #[test]
     fn a_peer_that_is_missing_is_said_and_is_no_failure() {
-        let row = Row::new("x", "ms", vec![1.0]).without("NATS", "nats-server is missing").goal(">= 3x");
+        let row = Row::new("x", "ms", vec![1.0])
+            .without("NATS", "nats-server is missing")
+            .goal(">= 3x");
         assert_eq!((row.met, row.failed), (None, false));
         assert_eq!(row.note.as_deref(), Some("peer not run: nats-server is missing"));
     }

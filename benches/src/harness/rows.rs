@@ -20,7 +20,11 @@ pub(crate) struct Rows {
 
 impl Default for Rows {
     fn default() -> Self {
-        Self { area: "", bench_max: BENCH_MAX, rows: Vec::new() }
+        Self {
+            area: "",
+            bench_max: BENCH_MAX,
+            rows: Vec::new(),
+        }
     }
 }
 
@@ -37,7 +41,8 @@ impl Rows {
         unit: &'static str,
         bench: impl Future<Output = Outcome<Row>>,
     ) {
-        self.measure_all(&[(name, unit)], async { Ok(vec![bench.await?]) }).await;
+        self.measure_all(&[(name, unit)], async { Ok(vec![bench.await?]) })
+            .await;
     }
 
     /// Takes the rows of a bench that gives several; `planned` are the names and units of those that fail with it.
@@ -46,20 +51,38 @@ impl Rows {
         planned: &[(&str, &'static str)],
         bench: impl Future<Output = Outcome<Vec<Row>>>,
     ) {
-        say(&format!("{}: {} ...", self.area, planned.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")));
+        say(&format!(
+            "{}: {} ...",
+            self.area,
+            planned
+                .iter()
+                .map(|(name, _)| *name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ));
         let max = self.bench_max;
         let late = || Fault::new(format!("it took longer than {} s", max.as_secs()));
         match timeout(max, bench).await.unwrap_or_else(|_| Err(late())) {
             Ok(rows) => rows.into_iter().for_each(|row| self.put(row)),
-            Err(fault) => planned.iter().for_each(|(name, unit)| self.put(Row::failed(*name, unit, &fault))),
+            Err(fault) => planned
+                .iter()
+                .for_each(|(name, unit)| self.put(Row::failed(*name, unit, &fault))),
         }
     }
 
     pub(crate) fn put(&mut self, mut row: Row) {
         row.area = self.area.to_owned();
         let ours = row.ours.map_or_else(|| "-".into(), figure);
-        let beside = row.peer.map(|peer| format!(", peer {}", figure(peer))).unwrap_or_default();
-        let why = row.note.as_ref().filter(|_| row.failed).map(|note| format!(": {note}")).unwrap_or_default();
+        let beside = row
+            .peer
+            .map(|peer| format!(", peer {}", figure(peer)))
+            .unwrap_or_default();
+        let why = row
+            .note
+            .as_ref()
+            .filter(|_| row.failed)
+            .map(|note| format!(": {note}"))
+            .unwrap_or_default();
         say(&format!("  {}: {ours} {}{beside}{why}", row.name, row.unit));
         self.rows.push(row);
     }
@@ -84,15 +107,23 @@ mod tests {
     async fn a_bench_that_fails_gives_failed_rows_and_the_others_go_on() {
         let mut rows = Rows::default();
         rows.enter("x");
-        rows.measure_all(&[("a", "ms"), ("b", "s")], async { Err(Fault::new("no root")) }).await;
-        rows.measure("c", "ms", async { Ok(Row::new("c", "ms", vec![1.0])) }).await;
-        assert_eq!(rows.rows.iter().map(|row| row.failed).collect::<Vec<_>>(), [true, true, false]);
+        rows.measure_all(&[("a", "ms"), ("b", "s")], async { Err(Fault::new("no root")) })
+            .await;
+        rows.measure("c", "ms", async { Ok(Row::new("c", "ms", vec![1.0])) })
+            .await;
+        assert_eq!(
+            rows.rows.iter().map(|row| row.failed).collect::<Vec<_>>(),
+            [true, true, false]
+        );
         assert!(!rows.all_ran() && rows.rows[0].area == "x");
     }
 
     #[tokio::test]
     async fn a_bench_that_hangs_is_ended() {
-        let mut rows = Rows { bench_max: Duration::from_millis(1), ..Rows::default() };
+        let mut rows = Rows {
+            bench_max: Duration::from_millis(1),
+            ..Rows::default()
+        };
         rows.measure("a", "ms", std::future::pending()).await;
         assert!(rows.rows[0].failed);
     }

@@ -9,8 +9,10 @@ const NOTE_MAX_CHARS: usize = 200;
 /// The rows as a table, their notes below it by number.
 pub(crate) fn render(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["area", "what", "ours", "peer", "unit", "spread", "ratio", "goal", "met", "peer is"]);
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "area", "what", "ours", "peer", "unit", "spread", "ratio", "goal", "met", "peer is",
+    ]);
     for column in [2, 3, 5, 6] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -27,11 +29,14 @@ pub(crate) fn render(rows: &[Row]) -> String {
         table.add_row([
             row.area.clone(),
             name,
-            row.ours.map_or_else(|| if row.failed { "failed".into() } else { "-".into() }, figure),
+            row.ours
+                .map_or_else(|| if row.failed { "failed".into() } else { "-".into() }, figure),
             row.peer.map_or_else(|| "-".into(), figure),
             row.unit.to_owned(),
-            row.spread.map_or_else(|| "-".into(), |spread| format!("{:.0} %", spread * 100.0)),
-            row.ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
+            row.spread
+                .map_or_else(|| "-".into(), |spread| format!("{:.0} %", spread * 100.0)),
+            row.ratio
+                .map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x")),
             row.goal.clone().unwrap_or_else(|| "-".into()),
             match row.met {
                 Some(true) => "yes",
@@ -77,11 +82,16 @@ mod tests {
     #[test]
     fn the_table_has_a_line_for_each_row_and_its_note_below() {
         let rows = [
-            Row::new("fast", "ms", vec![1.0]).against("slow", vec![2.0]).goal("<= 0.6x"),
+            Row::new("fast", "ms", vec![1.0])
+                .against("slow", vec![2.0])
+                .goal("<= 0.6x"),
             Row::failed("broken", "ms", &Fault::new("no root")),
         ];
         let text = render(&rows);
-        assert!(text.contains("0.50x") && text.contains("yes") && text.contains("failed"), "{text}");
+        assert!(
+            text.contains("0.50x") && text.contains("yes") && text.contains("failed"),
+            "{text}"
+        );
         assert!(text.ends_with("[1] not run: no root\n"), "{text}");
     }
 }

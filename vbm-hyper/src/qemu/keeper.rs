@@ -13,7 +13,7 @@ use super::{
     process::Proc,
     qmp::{Connected, Qmp, QmpEvent},
     record::{Ended, VmDir},
-    serial::Hub,
+    serial::{self, Hub},
 };
 use crate::{
     DriverEvent, Error, Result, Seen, VmDefinition,
@@ -149,6 +149,7 @@ struct Keeper {
     events: Option<mpsc::Receiver<QmpEvent>>,
     look: Option<Look>,
     notes: mpsc::Receiver<Note>,
+    serial: Hub,
     /// Ends the serial hub with the run.
     end: CancellationToken,
 }
@@ -193,6 +194,7 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         events: None,
         look: None,
         notes: queue,
+        serial: machine.serial.clone(),
         end,
     };
     if begin.power == PowerState::Unknown {
@@ -348,6 +350,11 @@ impl Keeper {
                 self.take(input);
                 say(done);
             }
+        }
+        if let Ok(Some(heard)) = timeout(LAST_WORDS_DEADLINE, self.serial.past()).await
+            && let Err(error) = serial::complete_log(&self.dir, &heard)
+        {
+            tracing::debug!(id = %self.id, %error, "the serial log may lack its last bytes");
         }
         self.end.cancel();
         let events = self.life.take(Input::Exited(exit));

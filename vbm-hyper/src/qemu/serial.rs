@@ -22,7 +22,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{mpsc, oneshot},
-    time::sleep,
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -112,7 +112,24 @@ impl Task {
                 }
                 Err(error) => tracing::debug!(%error, "a serial line cannot be reached yet"),
             }
-            sleep(MONITOR_RETRY).await;
+            self.idle().await;
+        }
+    }
+
+    /// A pause without a connection, in which the past can still be asked for.
+    async fn idle(&mut self) {
+        let until = Instant::now() + MONITOR_RETRY;
+        // Cancel safe: `recv` takes nothing until it returns.
+        while let Ok(Some(ask)) = timeout_at(until, self.asks.recv()).await {
+            self.answer(ask);
+        }
+        sleep_until(until).await;
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Join(reply) => self.let_in(reply),
+            Ask::Past(reply) => drop(reply.send(Bytes::copy_from_slice(&self.past))),
         }
     }
 
@@ -136,8 +153,17 @@ impl Task {
                     writing = typed.unwrap_or_default();
                 }
                 ask = self.asks.recv() => match ask {
-                    Some(Ask::Join(reply)) => self.let_in(reply),
-                    Some(Ask::Past(reply)) => drop(reply.send(Bytes::copy_from_slice(&self.past))),
+                    Some(ask) => {
+                        // What has come already belongs to the past that is asked for.
+                        loop {
+                            let mut chunk = BytesMut::with_capacity(SERIAL_CHUNK_BYTES);
+                            match from_guest.try_read_buf(&mut chunk) {
+                                Ok(n) if n > 0 => self.said(chunk.freeze()).await,
+                                _ => break,
+                            }
+                        }
+                        self.answer(ask);
+                    }
                     // The VM's keeper is gone.
                     None => return,
                 },
@@ -204,10 +230,27 @@ pub(super) fn scrollback(dir: &VmDir, heard: &[u8], max_bytes: usize) -> Result<
     let now = read(dir.serial_log(), max_bytes)?;
     let mut bytes = read(dir.serial_log_before(), max_bytes - now.len().min(max_bytes))?;
     bytes.extend(now);
-    let in_log = (0..=heard.len()).rev().find(|n| bytes.ends_with(&heard[..*n]));
-    bytes.extend(&heard[in_log.unwrap_or(0)..]);
+    let missing = beyond(&bytes, heard);
+    bytes.extend(missing);
     bytes.drain(..bytes.len().saturating_sub(max_bytes));
     Ok(bytes)
+}
+
+/// The end of what was heard that is not at the end of the log.
+fn beyond<'a>(log: &[u8], heard: &'a [u8]) -> &'a [u8] {
+    let in_log = (0..=heard.len()).rev().find(|n| log.ends_with(&heard[..*n]));
+    &heard[in_log.unwrap_or(0)..]
+}
+
+/// Completes the log of a run that has ended: a killed QEMU may have said a byte that it did not write down.
+pub(super) fn complete_log(dir: &VmDir, heard: &[u8]) -> io::Result<()> {
+    let log = tail(&dir.serial_log(), 2 * SERIAL_SCROLLBACK_BYTES as u64)?;
+    let missing = beyond(&log, heard);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut file = fs::OpenOptions::new().append(true).open(dir.serial_log())?;
+    io::Write::write_all(&mut file, missing)
 }
 
 #[cfg(test)]

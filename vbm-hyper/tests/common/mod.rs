@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vbm_core::{VmId, VolumeId};
 use vbm_hyper::{
     AcceleratorChoice, BootSource, ContentKind, Driver, ImageStore, Pool, QemuConfig, QemuDriver, Seen,
@@ -150,6 +150,28 @@ impl Drop for QemuBench {
 pub(crate) fn kill_9(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap_or_default();
+}
+
+/// Types a line until the answer comes: a shell that still starts throws away what was typed before.
+pub(crate) async fn converse(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), line: &str, wanted: &str) {
+    let mut text = Vec::new();
+    let talk = async {
+        loop {
+            stream.write_all(format!("\n{line}\n").as_bytes()).await.unwrap();
+            let until = tokio::time::Instant::now() + Duration::from_secs(3);
+            while let Ok(read) = tokio::time::timeout_at(until, stream.read_buf(&mut text)).await {
+                if read.unwrap() == 0 || String::from_utf8_lossy(&text).contains(wanted) {
+                    return;
+                }
+            }
+        }
+    };
+    let done = tokio::time::timeout(PATIENCE, talk).await;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(
+        done.is_ok() && text.contains(wanted),
+        "'{wanted}' did not come, but: {text}"
+    );
 }
 
 /// Reads until `wanted` comes; panics with what came instead.

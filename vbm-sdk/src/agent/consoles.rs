@@ -51,13 +51,22 @@ impl OpenConsoles {
 
     fn get(&self, id: ConsoleId) -> Result<Arc<Session>> {
         self.with(|s| s.get(&id).cloned()).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "the console is not open", "it was closed, or nobody read it for a minute", "open it again")
+            Error::new(
+                ErrorKind::NotFound,
+                "the console is not open",
+                "it was closed, or nobody read it for a minute",
+                "open it again",
+            )
         })
     }
 
     fn insert(&self, stream: SerialStream) -> Result<ConsoleId> {
         let (reader, writer) = tokio::io::split(stream);
-        let session = Session { reader: reader.into(), writer: writer.into(), read_at: Mutex::new(Instant::now()) };
+        let session = Session {
+            reader: reader.into(),
+            writer: writer.into(),
+            read_at: Mutex::new(Instant::now()),
+        };
         let id = ConsoleId(self.next.fetch_add(1, Ordering::Relaxed));
         self.with(|sessions| {
             sessions.retain(|_, s| s.read_at.lock().is_ok_and(|at| at.elapsed() < IDLE_MAX));
@@ -77,8 +86,16 @@ impl OpenConsoles {
 
 fn consoles(machines: &Machines) -> Result<&dyn Consoles> {
     machines.driver().consoles().ok_or_else(|| {
-        let why = machines.driver().missing(vbm_hyper::Facet::Consoles).unwrap_or_default();
-        Error::new(ErrorKind::Unsupported, "the VM has no console", why, "use a driver that has consoles")
+        let why = machines
+            .driver()
+            .missing(vbm_hyper::Facet::Consoles)
+            .unwrap_or_default();
+        Error::new(
+            ErrorKind::Unsupported,
+            "the VM has no console",
+            why,
+            "use a driver that has consoles",
+        )
     })
 }
 
@@ -113,7 +130,10 @@ impl Agent {
     pub(super) async fn console_log(&self, request: ConsoleLogRequest) -> Result<Bytes> {
         let (machines, _) = self.machine(request.vm)?;
         let bytes = request.max_bytes.min(LOG_MAX_BYTES) as usize;
-        let log = consoles(machines)?.scrollback(request.vm, bytes).await.map_err(told)?;
+        let log = consoles(machines)?
+            .scrollback(request.vm, bytes)
+            .await
+            .map_err(told)?;
         Ok(Bytes(log))
     }
 
@@ -132,11 +152,20 @@ impl Agent {
         let mut bytes = Vec::with_capacity(READ_MAX_BYTES);
         let read = tokio::time::timeout(CONSOLE_POLL, reader.read_buf(&mut bytes)).await;
         Ok(match read {
-            Err(_) => ConsoleOutput { bytes: Bytes::default(), ended: false },
-            Ok(Ok(count)) if count > 0 => ConsoleOutput { bytes: Bytes(bytes), ended: false },
+            Err(_) => ConsoleOutput {
+                bytes: Bytes::default(),
+                ended: false,
+            },
+            Ok(Ok(count)) if count > 0 => ConsoleOutput {
+                bytes: Bytes(bytes),
+                ended: false,
+            },
             Ok(_) => {
                 self.inner.consoles.with(|s| s.remove(&id));
-                ConsoleOutput { bytes: Bytes::default(), ended: true }
+                ConsoleOutput {
+                    bytes: Bytes::default(),
+                    ended: true,
+                }
             }
         })
     }
@@ -148,7 +177,14 @@ impl Agent {
             writer.write_all(&input.bytes.0).await?;
             writer.flush().await
         };
-        write.await.map_err(|e| Error::new(ErrorKind::Unavailable, "the console does not take input", e.to_string(), "open it again"))
+        write.await.map_err(|e| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the console does not take input",
+                e.to_string(),
+                "open it again",
+            )
+        })
     }
 
     pub(super) async fn console_close(&self, id: ConsoleId) -> Result<()> {

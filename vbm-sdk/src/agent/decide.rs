@@ -33,7 +33,11 @@ pub(super) fn decide(wanted: WantedPower, generation: Generation, seen: PowerSta
     use PowerState as P;
     let reached = memory.reached == Some(generation);
     match (wanted, seen) {
-        (_, P::Starting | P::Saving | P::Restoring | P::MigratingOut | P::MigratingIn) if wanted != WantedPower::ForcedOff => Step::Wait,
+        (_, P::Starting | P::Saving | P::Restoring | P::MigratingOut | P::MigratingIn)
+            if wanted != WantedPower::ForcedOff =>
+        {
+            Step::Wait
+        }
         (WantedPower::Running, P::Running) => Step::Settled,
         (WantedPower::Paused, P::Paused(_)) => Step::Settled,
         (WantedPower::Off | WantedPower::ForcedOff, P::Off | P::Crashed(_) | P::Saved) => Step::Settled,
@@ -62,7 +66,9 @@ mod tests {
     use vbm_core::CrashCause;
 
     const FRESH: Memory = Memory { reached: None };
-    const REACHED: Memory = Memory { reached: Some(Generation(3)) };
+    const REACHED: Memory = Memory {
+        reached: Some(Generation(3)),
+    };
 
     fn step(wanted: WantedPower, seen: PowerState, memory: Memory) -> Step {
         decide(wanted, Generation(3), seen, memory)
@@ -71,32 +77,80 @@ mod tests {
     #[test]
     fn a_vm_that_is_off_is_started_once_per_request() {
         assert_eq!(step(WantedPower::Running, PowerState::Off, FRESH), Step::Start);
-        assert_eq!(step(WantedPower::Running, PowerState::Off, REACHED), Step::Settled);
-        assert_eq!(step(WantedPower::Running, PowerState::Crashed(CrashCause::Hypervisor), REACHED), Step::Settled);
-        assert_eq!(step(WantedPower::Running, PowerState::Off, Memory { reached: Some(Generation(2)) }), Step::Start);
+        assert_eq!(
+            step(WantedPower::Running, PowerState::Off, REACHED),
+            Step::Settled
+        );
+        assert_eq!(
+            step(
+                WantedPower::Running,
+                PowerState::Crashed(CrashCause::Hypervisor),
+                REACHED
+            ),
+            Step::Settled
+        );
+        assert_eq!(
+            step(
+                WantedPower::Running,
+                PowerState::Off,
+                Memory {
+                    reached: Some(Generation(2))
+                }
+            ),
+            Step::Start
+        );
     }
 
     #[test]
     fn nothing_is_started_while_nobody_knows_what_it_does() {
-        for seen in [PowerState::Unknown, PowerState::Unresponsive, PowerState::Stopping, PowerState::Starting] {
+        for seen in [
+            PowerState::Unknown,
+            PowerState::Unresponsive,
+            PowerState::Stopping,
+            PowerState::Starting,
+        ] {
             assert_eq!(step(WantedPower::Running, seen, FRESH), Step::Wait, "{seen}");
         }
     }
 
     #[test]
     fn force_off_is_the_answer_to_every_live_state() {
-        for seen in [PowerState::Running, PowerState::Starting, PowerState::Stopping, PowerState::Unresponsive, PowerState::Unknown] {
-            assert_eq!(step(WantedPower::ForcedOff, seen, FRESH), Step::ForceOff, "{seen}");
+        for seen in [
+            PowerState::Running,
+            PowerState::Starting,
+            PowerState::Stopping,
+            PowerState::Unresponsive,
+            PowerState::Unknown,
+        ] {
+            assert_eq!(
+                step(WantedPower::ForcedOff, seen, FRESH),
+                Step::ForceOff,
+                "{seen}"
+            );
         }
     }
 
     #[test]
     fn a_halted_guest_goes_on_before_it_is_asked_to_stop() {
-        assert_eq!(step(WantedPower::Off, PowerState::Paused(PauseReason::Requested), FRESH), Step::Resume);
+        assert_eq!(
+            step(
+                WantedPower::Off,
+                PowerState::Paused(PauseReason::Requested),
+                FRESH
+            ),
+            Step::Resume
+        );
     }
 
     #[test]
     fn a_guest_halted_by_a_full_disk_is_left_alone() {
-        assert_eq!(step(WantedPower::Running, PowerState::Paused(PauseReason::DiskError), FRESH), Step::Settled);
+        assert_eq!(
+            step(
+                WantedPower::Running,
+                PowerState::Paused(PauseReason::DiskError),
+                FRESH
+            ),
+            Step::Settled
+        );
     }
 }

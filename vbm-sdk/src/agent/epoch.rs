@@ -30,7 +30,10 @@ impl EpochFile {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Epoch(0),
             Err(e) => return Err(unusable(&path, &e)),
         };
-        Ok(Self { path, highest: Mutex::new(highest) })
+        Ok(Self {
+            path,
+            highest: Mutex::new(highest),
+        })
     }
 
     pub(super) fn highest(&self) -> Epoch {
@@ -97,6 +100,9 @@ mod tests {
     fn a_file_that_holds_no_number_is_not_taken_for_a_new_node() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("epoch"), "x").unwrap();
-        assert_eq!(EpochFile::open(dir.path().join("epoch")).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(
+            EpochFile::open(dir.path().join("epoch")).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
     }
 }

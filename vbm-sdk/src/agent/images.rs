@@ -30,28 +30,52 @@ impl Agent {
         if self.inner.images.has(digest) {
             return Ok(());
         }
-        let lock = Arc::clone(self.inner.fetching.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default());
+        let lock = Arc::clone(
+            self.inner
+                .fetching
+                .locks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(digest)
+                .or_default(),
+        );
         let _alone = lock.lock().await;
         if self.inner.images.has(digest) {
             return Ok(());
         }
         let parts = futures::stream::try_unfold(0_u64, move |offset| async move {
-            let part = self.part(digest, offset).await.map_err(|e| io::Error::other(e.inline()))?;
+            let part = self
+                .part(digest, offset)
+                .await
+                .map_err(|e| io::Error::other(e.inline()))?;
             let next = offset + part.len() as u64;
             Ok::<_, io::Error>((!part.is_empty()).then_some((part, next)))
         });
         let reader = StreamReader::new(Box::pin(parts.into_stream()));
         let done = self.inner.images.import(reader, Some(digest), kind).await;
-        self.inner.fetching.locks.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+        self.inner
+            .fetching
+            .locks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&digest);
         done.map_err(|e| Error::from(e).context("an image could not be brought to the node"))?;
         Ok(())
     }
 
     async fn part(&self, digest: Digest, offset: u64) -> Result<Bytes> {
         let route = Route::any(NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
-        let request = ImageReadRequest { digest, offset, max_bytes: IMAGE_CHUNK_BYTES };
+        let request = ImageReadRequest {
+            digest,
+            offset,
+            max_bytes: IMAGE_CHUNK_BYTES,
+        };
         let options = CallOptions::default().deadline(CHUNK_DEADLINE);
-        let part = self.bus()?.call::<ImageRead>(&route, &request, options).await.map_err(Error::from)?;
+        let part = self
+            .bus()?
+            .call::<ImageRead>(&route, &request, options)
+            .await
+            .map_err(Error::from)?;
         Ok(Bytes::from(part.0))
     }
 }

@@ -9,7 +9,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vbm_core::{Boot, DriverKind, Error, ErrorKind, Generation, PowerState, Result, VmId, VmStatus};
-use vbm_hyper::{BootSource, ContentKind, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle, VmSeen as MachineSeen};
+use vbm_hyper::{
+    BootSource, ContentKind, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle,
+    VmSeen as MachineSeen,
+};
 use vbm_net::Nic;
 
 /// How long a guest may take to shut down.
@@ -34,8 +37,13 @@ impl VmKeeper {
     /// `adopted` says that the VM was found running after a restart of the agent.
     pub(super) fn spawn(agent: &Agent, driver: DriverKind, id: VmId, adopted: bool) -> Self {
         let (wanted, wanted_seen) = watch::channel(None);
-        let power = agent.machines(driver).map_or(PowerState::Off, |m| m.vm(id).watch().borrow().power());
-        let (status, status_seen) = watch::channel(VmStatus { power, ..VmStatus::default() });
+        let power = agent
+            .machines(driver)
+            .map_or(PowerState::Off, |m| m.vm(id).watch().borrow().power());
+        let (status, status_seen) = watch::channel(VmStatus {
+            power,
+            ..VmStatus::default()
+        });
         let (end, ended) = (agent.inner.stop.child_token(), CancellationToken::new());
         let keeper = Keeper {
             agent: agent.clone(),
@@ -52,13 +60,20 @@ impl VmKeeper {
             keeper.run(wanted_seen, stop).await;
             drop(done);
         });
-        Self { wanted, status: status_seen, end, ended }
+        Self {
+            wanted,
+            status: status_seen,
+            end,
+            ended,
+        }
     }
 
     /// Says what is wanted. An older generation than the one known is ignored.
     pub(super) fn want(&self, wanted: WantedVm) {
         self.wanted.send_if_modified(|now| {
-            let newer = now.as_ref().is_none_or(|n| n.generation <= wanted.generation && *n != wanted);
+            let newer = now
+                .as_ref()
+                .is_none_or(|n| n.generation <= wanted.generation && *n != wanted);
             if newer {
                 *now = Some(wanted);
             }
@@ -203,8 +218,14 @@ impl Keeper {
             StopOutcome::StillRunning { waited, .. } => Err(Error::new(
                 ErrorKind::DeadlineExceeded,
                 format!("{} did not shut down", want.name),
-                format!("the guest did not obey its power button within {} s", waited.as_secs()),
-                format!("look at its console, or end it with `vbm stop --force {}`", want.name),
+                format!(
+                    "the guest did not obey its power button within {} s",
+                    waited.as_secs()
+                ),
+                format!(
+                    "look at its console, or end it with `vbm stop --force {}`",
+                    want.name
+                ),
             )),
             _ => Ok(()),
         }
@@ -213,21 +234,41 @@ impl Keeper {
     async fn start(&self, want: &WantedVm, machine: &VmHandle) -> Result<()> {
         let inner = &self.agent.inner;
         self.report(Some(machine), want, Some("bringing the image"));
-        self.agent.bring(want.root.image, ContentKind::Disk(want.root.format)).await?;
+        self.agent
+            .bring(want.root.image, ContentKind::Disk(want.root.format))
+            .await?;
         let boot = self.boot(&want.boot).await?;
         self.report(Some(machine), want, Some("making the disk"));
         let root_disk = match inner.volumes.path(want.root.volume) {
             Some(path) => path,
-            None => inner.volumes.clone_image(want.root.image, want.root.volume, want.root.virtual_bytes).await.map_err(Error::from)?,
+            None => inner
+                .volumes
+                .clone_image(want.root.image, want.root.volume, want.root.virtual_bytes)
+                .await
+                .map_err(Error::from)?,
         };
         self.report(Some(machine), want, Some("opening its NICs"));
         let mut backends = Vec::with_capacity(want.nics.len());
         for nic in &want.nics {
             // A VM that is off holds no NIC; one that is left is of a start that was broken off.
-            inner.networks.close_nic(nic.network, nic.port).await.map_err(Error::from)?;
-            match inner.networks.open_nic(nic.network, nic.port).await.map_err(Error::from)? {
+            inner
+                .networks
+                .close_nic(nic.network, nic.port)
+                .await
+                .map_err(Error::from)?;
+            match inner
+                .networks
+                .open_nic(nic.network, nic.port)
+                .await
+                .map_err(Error::from)?
+            {
                 Nic::Tap { fd, .. } => backends.push(NicBackend::Tap(fd)),
-                _ => return Err(Error::internal("a NIC cannot be used", "the network gave a kind that no driver takes")),
+                _ => {
+                    return Err(Error::internal(
+                        "a NIC cannot be used",
+                        "the network gave a kind that no driver takes",
+                    ));
+                }
             }
         }
         let definition = VmDefinition {
@@ -237,7 +278,15 @@ impl Keeper {
             memory_mib: want.memory_mib,
             root_disk,
             boot,
-            nics: want.nics.iter().map(|n| NicDefinition { port: n.port, mac: n.mac, mtu: None }).collect(),
+            nics: want
+                .nics
+                .iter()
+                .map(|n| NicDefinition {
+                    port: n.port,
+                    mac: n.mac,
+                    mtu: None,
+                })
+                .collect(),
         };
         self.report(Some(machine), want, Some("starting the hypervisor"));
         machine.start(definition, backends).await.map_err(Error::from)?;
@@ -248,18 +297,37 @@ impl Keeper {
         let images = &self.agent.inner.images;
         match boot {
             Boot::Disk => Ok(BootSource::Disk),
-            Boot::Kernel { kernel, initrd, cmdline } => {
+            Boot::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+            } => {
                 for digest in [kernel, initrd] {
                     self.agent.bring(*digest, ContentKind::Blob).await?;
                 }
-                Ok(BootSource::Kernel { kernel: images.path(*kernel).map_err(Error::from)?, initrd: images.path(*initrd).map_err(Error::from)?, cmdline: cmdline.clone() })
+                Ok(BootSource::Kernel {
+                    kernel: images.path(*kernel).map_err(Error::from)?,
+                    initrd: images.path(*initrd).map_err(Error::from)?,
+                    cmdline: cmdline.clone(),
+                })
             }
-            _ => Err(Error::new(ErrorKind::Unsupported, "the VM cannot be booted", "its image boots in a way that this agent does not know", "upgrade the agent")),
+            _ => Err(Error::new(
+                ErrorKind::Unsupported,
+                "the VM cannot be booted",
+                "its image boots in a way that this agent does not know",
+                "upgrade the agent",
+            )),
         }
     }
 
     /// Waits before the next try; ends the wait when something else is wanted. True when nobody can want anything any more.
-    async fn failed(&mut self, error: Error, want: &WantedVm, machine: &VmHandle, wanted: &mut watch::Receiver<Option<WantedVm>>) -> bool {
+    async fn failed(
+        &mut self,
+        error: Error,
+        want: &WantedVm,
+        machine: &VmHandle,
+        wanted: &mut watch::Receiver<Option<WantedVm>>,
+    ) -> bool {
         self.failures = self.failures.saturating_add(1);
         tracing::warn!(vm = %want.name, failures = self.failures, error = %error.inline(), "the VM is not as wanted");
         let passing = error.is_retryable();
@@ -267,7 +335,9 @@ impl Keeper {
             self.problem = Some(error);
         }
         self.report(Some(machine), want, None);
-        let doubled = RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+        let doubled = RETRY_FIRST
+            .saturating_mul(1 << self.failures.min(10))
+            .min(RETRY_MAX);
         let wait = if passing { doubled } else { RETRY_MAX };
         tokio::select! {
             () = tokio::time::sleep(wait) => false,
@@ -281,7 +351,11 @@ impl Keeper {
         let told_off = self.problem.is_some();
         let status = VmStatus {
             power: seen.as_ref().map_or(PowerState::Off, |s| s.power),
-            observed: if told_off { want.generation } else { self.memory.reached.unwrap_or(Generation(0)) },
+            observed: if told_off {
+                want.generation
+            } else {
+                self.memory.reached.unwrap_or(Generation(0))
+            },
             accelerator: seen.as_ref().and_then(|s| s.accelerator.clone()),
             pid: seen.as_ref().and_then(|s| s.pid),
             since: self.agent.inner.clock.now(),
@@ -320,7 +394,13 @@ impl Agent {
             note(machine.remove().await.map_err(Error::from));
         }
         for (network, port) in gone.nics {
-            note(self.inner.networks.close_nic(network, port).await.map_err(Error::from));
+            note(
+                self.inner
+                    .networks
+                    .close_nic(network, port)
+                    .await
+                    .map_err(Error::from),
+            );
         }
         note(self.inner.volumes.remove(gone.volume).await.map_err(Error::from));
         first.map_or(Ok(()), Err)

@@ -19,8 +19,8 @@ mod networks;
 mod report;
 
 use crate::methods::{
-    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove, VmEnsure, VmRemove, VmReset,
-    VmScreenshot,
+    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove, VmEnsure,
+    VmRemove, VmReset, VmScreenshot,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -82,7 +82,9 @@ struct Inner {
 
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Agent").field("path", &self.inner.path).finish_non_exhaustive()
+        f.debug_struct("Agent")
+            .field("path", &self.inner.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -117,7 +119,9 @@ impl Agent {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Begins to report, over this bus. Call once.
@@ -125,7 +129,10 @@ impl Agent {
     /// # Errors
     /// It was started before.
     pub fn start(&self, bus: Bus) -> Result<()> {
-        self.inner.bus.set(bus).map_err(|_| Error::internal("the agent was started twice", "start is for once"))?;
+        self.inner
+            .bus
+            .set(bus)
+            .map_err(|_| Error::internal("the agent was started twice", "start is for once"))?;
         for (kind, machines) in &self.inner.machines {
             for adopted in machines.adopted() {
                 self.keeper(*kind, adopted.id, true);
@@ -153,8 +160,19 @@ impl Agent {
 
     /// Whether this host holds neither a VM that may run nor a network of this agent.
     pub async fn holds_nothing(&self) -> bool {
-        let still = self.inner.machines.values().flat_map(Machines::list).all(|(_, vm)| !vm.power().is_live());
-        still && self.inner.networks.inventory().await.is_ok_and(|networks| networks.is_empty())
+        let still = self
+            .inner
+            .machines
+            .values()
+            .flat_map(Machines::list)
+            .all(|(_, vm)| !vm.power().is_live());
+        still
+            && self
+                .inner
+                .networks
+                .inventory()
+                .await
+                .is_ok_and(|networks| networks.is_empty())
     }
 
     /// The id of this start of the agent.
@@ -163,7 +181,10 @@ impl Agent {
     }
 
     fn bus(&self) -> Result<&Bus> {
-        self.inner.bus.get().ok_or_else(|| Error::internal("the agent has no bus", "it was not started"))
+        self.inner
+            .bus
+            .get()
+            .ok_or_else(|| Error::internal("the agent has no bus", "it was not started"))
     }
 
     /// What this agent answers on the bus. Commands of an epoch that is not the highest one seen are refused.
@@ -199,11 +220,18 @@ impl Agent {
     /// The keeper of a VM; made when there is none.
     fn keeper(&self, driver: DriverKind, id: VmId, adopted: bool) -> VmKeeper {
         let mut keepers = self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner);
-        keepers.entry(id).or_insert_with(|| VmKeeper::spawn(self, driver, id, adopted)).clone()
+        keepers
+            .entry(id)
+            .or_insert_with(|| VmKeeper::spawn(self, driver, id, adopted))
+            .clone()
     }
 
     fn forget_keeper(&self, id: VmId) -> Option<VmKeeper> {
-        self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+        self.inner
+            .keepers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id)
     }
 
     fn machines(&self, driver: DriverKind) -> Result<&Machines> {
@@ -219,7 +247,11 @@ impl Agent {
 
     /// The handle of a VM that is on this node, whatever its driver.
     fn machine(&self, id: VmId) -> Result<(&Machines, VmHandle)> {
-        let machines = self.inner.machines.values().find(|m| m.list().iter().any(|(vm, _)| *vm == id));
+        let machines = self
+            .inner
+            .machines
+            .values()
+            .find(|m| m.list().iter().any(|(vm, _)| *vm == id));
         let machines = machines.ok_or_else(|| {
             Error::new(
                 ErrorKind::Conflict,

@@ -8,7 +8,12 @@ use vbm_net::{DesiredForward, DesiredNetwork, DesiredPort};
 impl Agent {
     pub(super) async fn network_ensure(&self, wanted: WantedNetwork) -> Result<NetworkStatus> {
         let generation = wanted.generation;
-        let seen = self.inner.networks.ensure(desired(wanted)).await.map_err(Error::from)?;
+        let seen = self
+            .inner
+            .networks
+            .ensure(desired(wanted))
+            .await
+            .map_err(Error::from)?;
         if !seen.changed.is_empty() {
             tracing::info!(network = %seen.id, changed = ?seen.changed, "the network was made as wanted");
         }
@@ -27,7 +32,13 @@ impl Agent {
 }
 
 fn desired(wanted: WantedNetwork) -> DesiredNetwork {
-    let port = |p: crate::methods::WantedPort| DesiredPort { id: p.id, mac: p.mac, address: p.address, hostname: p.hostname, rules: p.rules };
+    let port = |p: crate::methods::WantedPort| DesiredPort {
+        id: p.id,
+        mac: p.mac,
+        address: p.address,
+        hostname: p.hostname,
+        rules: p.rules,
+    };
     let forward = |f: crate::methods::WantedForward| DesiredForward {
         id: f.id,
         protocol: f.protocol,

@@ -5,7 +5,8 @@
 
 use super::Agent;
 use crate::methods::{
-    CONTROLLER_SERVICE, NodeReport, NodeReportRequest, PortReport, PortReportRequest, REPORT_EVERY, VmReport, VmReportRequest, VmSeen,
+    CONTROLLER_SERVICE, NodeReport, NodeReportRequest, PortReport, PortReportRequest, REPORT_EVERY, VmReport,
+    VmReportRequest, VmSeen,
 };
 use std::{
     collections::BTreeMap,
@@ -60,7 +61,10 @@ impl Agent {
     async fn tell_controller<M: Method>(&self, request: &M::Request) -> Result<M::Reply> {
         let route = Route::any(NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
         let options = CallOptions::default().deadline(REPORT_DEADLINE);
-        self.bus()?.call::<M>(&route, request, options).await.map_err(Error::from)
+        self.bus()?
+            .call::<M>(&route, request, options)
+            .await
+            .map_err(Error::from)
     }
 
     /// Tells of the node, now and then, until shutdown.
@@ -83,14 +87,20 @@ impl Agent {
     async fn report_self_once(&self) -> Result<()> {
         let (memory_mib, memory_free_mib) = memory_mib();
         let networks = self.inner.networks.inventory().await.map_err(Error::from)?;
-        let live = self.inner.machines.values().flat_map(|m| m.list()).filter(|(_, vm)| vm.power().is_live());
+        let live = self
+            .inner
+            .machines
+            .values()
+            .flat_map(|m| m.list())
+            .filter(|(_, vm)| vm.power().is_live());
         let vms = live.map(|(id, _)| id).collect();
         let report = NodeReportRequest {
             path: self.inner.path.clone(),
             boot_id: self.inner.boot_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: self.inner.capabilities.clone(),
-            cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            cpus: std::thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory_mib,
             memory_free_mib,
             epoch: self.inner.epoch.highest(),
@@ -120,7 +130,10 @@ impl Agent {
                     () = self.inner.stop.cancelled() => return,
                 }
             }
-            let report = VmReportRequest { node: self.inner.path.clone(), vms: seen };
+            let report = VmReportRequest {
+                node: self.inner.path.clone(),
+                vms: seen,
+            };
             if let Err(e) = self.tell_controller::<VmReport>(&report).await {
                 tracing::debug!(error = %e.inline(), "a report was not heard; it is told again");
                 self.inner.reporter.put_back(report.vms);
@@ -141,8 +154,18 @@ impl Agent {
                 () = self.inner.stop.cancelled() => return,
             };
             let report = match event {
-                Ok(NetEvent::PortLeased { port, since, until, .. }) => PortReportRequest { port, at: since, until: Some(until) },
-                Ok(NetEvent::PortReleased { port, .. }) => PortReportRequest { port, at: self.inner.clock.now(), until: None },
+                Ok(NetEvent::PortLeased {
+                    port, since, until, ..
+                }) => PortReportRequest {
+                    port,
+                    at: since,
+                    until: Some(until),
+                },
+                Ok(NetEvent::PortReleased { port, .. }) => PortReportRequest {
+                    port,
+                    at: self.inner.clock.now(),
+                    until: None,
+                },
                 Ok(other) => {
                     tracing::warn!(event = ?other, "something happened on a network");
                     continue;
@@ -169,7 +192,14 @@ fn memory_mib() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| {
         let line = text.lines().find(|l| l.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+        line.split_whitespace()
+            .nth(1)?
+            .parse::<u64>()
+            .ok()
+            .map(|kib| kib / 1024)
     };
-    (field("MemTotal:").unwrap_or(0), field("MemAvailable:").unwrap_or(0))
+    (
+        field("MemTotal:").unwrap_or(0),
+        field("MemAvailable:").unwrap_or(0),
+    )
 }

@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::Ipv4Addr};
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, Digest, DiskFormat, DriverKind, Event, Forward, Mac, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Rule, Vm,
+    Boot, Digest, DiskFormat, DriverKind, Event, Forward, Mac, Name, Network, NetworkMode, NodePath,
+    Operation, Port, Protocol, Rule, Vm,
 };
 
 /// The version of the API: the first part of every path.

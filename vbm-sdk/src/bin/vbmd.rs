@@ -79,9 +79,14 @@ enum NetworkArg {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(std::io::stderr)
+        .init();
     if matches!(args.role, Some(RoleArg::Openapi)) {
         drop(std::io::stdout().write_all(vbm_sdk::http::document().as_bytes()));
         return ExitCode::SUCCESS;
@@ -103,8 +108,12 @@ fn fail(error: &Error) -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let on_signal = |kind| signal(kind).map_err(|e| Error::internal("signals cannot be received", e.to_string()));
-    let (mut terminate, mut interrupt) = (on_signal(SignalKind::terminate())?, on_signal(SignalKind::interrupt())?);
+    let on_signal =
+        |kind| signal(kind).map_err(|e| Error::internal("signals cannot be received", e.to_string()));
+    let (mut terminate, mut interrupt) = (
+        on_signal(SignalKind::terminate())?,
+        on_signal(SignalKind::interrupt())?,
+    );
     let role = match args.role {
         None | Some(RoleArg::Openapi) => Role::All,
         Some(RoleArg::Controller) => Role::Controller,
@@ -143,7 +152,9 @@ async fn run(args: Args) -> Result<()> {
 
 /// One line on standard output, for whoever started the daemon and waits.
 fn say_ready(server: &Server) -> Result<()> {
-    let place = server.socket().map_or_else(|| "none".to_owned(), |s| s.display().to_string());
+    let place = server
+        .socket()
+        .map_or_else(|| "none".to_owned(), |s| s.display().to_string());
     let mut out = std::io::stdout().lock();
     writeln!(out, "vbmd ready socket={place} instance={}", server.instance())
         .and_then(|()| out.flush())

@@ -5,7 +5,8 @@ use crate::api::{Accepted, CreateForward, ForwardView};
 use crate::records::{Edit, Held, until_uncrossed};
 use bytes::Bytes;
 use vbm_core::{
-    Error, ErrorKind, EventKind, Forward, ForwardId, ForwardSpec, Kind, Meta, Network, NetworkMode, ObjectRef, Operation, Port, Result, Vm,
+    Error, ErrorKind, EventKind, Forward, ForwardId, ForwardSpec, Kind, Meta, Network, NetworkMode,
+    ObjectRef, Operation, Port, Result, Vm,
 };
 
 impl Controller {
@@ -15,7 +16,10 @@ impl Controller {
     /// What is asked makes no sense, or its place is taken.
     pub async fn create_forward(&self, request: &CreateForward) -> Result<Accepted<ForwardView>> {
         let (id, operation) = until_uncrossed(|| self.create_forward_once(request)).await?;
-        Ok(Accepted { item: self.forward_view(&id.to_string()).await?, operation })
+        Ok(Accepted {
+            item: self.forward_view(&id.to_string()).await?,
+            operation,
+        })
     }
 
     async fn create_forward_once(&self, request: &CreateForward) -> Result<(ForwardId, Operation)> {
@@ -26,7 +30,10 @@ impl Controller {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!("cannot forward to {}", vm.value.meta.name),
-                format!("network {} is {}", network.value.meta.name, network.value.spec.mode),
+                format!(
+                    "network {} is {}",
+                    network.value.meta.name, network.value.spec.mode
+                ),
                 "forwards need a network of mode nat",
             ));
         }
@@ -44,20 +51,33 @@ impl Controller {
             Some(name) => name.clone(),
             None => format!("forward-{}", id.short()).parse()?,
         };
-        let forward = Forward { meta: Meta::new(id, name, self.inner.clock.now()), spec };
+        let forward = Forward {
+            meta: Meta::new(id, name, self.inner.clock.now()),
+            spec,
+        };
         let others = self.records().all::<Forward>().await?;
         if let Some(other) = others.iter().find(|o| o.value.spec.clashes_with(&forward.spec)) {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
-                format!("{} port {} of the host is taken", forward.spec.protocol, forward.spec.listen_port),
+                format!(
+                    "{} port {} of the host is taken",
+                    forward.spec.protocol, forward.spec.listen_port
+                ),
                 format!("forward {} listens there", other.value.meta.name),
                 "choose another port of the host, or delete that forward",
             ));
         }
-        let message = format!("{}/{} -> {}:{}", forward.spec.listen_port, forward.spec.protocol, vm.value.meta.name, forward.spec.target_port);
+        let message = format!(
+            "{}/{} -> {}:{}",
+            forward.spec.listen_port, forward.spec.protocol, vm.value.meta.name, forward.spec.target_port
+        );
         let event = self.event(EventKind::ForwardCreated, target(&forward), message);
         let operation = self.operation(operations::APPLY, target(&forward), forward.meta.generation);
-        let edit = Edit::default().create(&forward).create(&operation).rests_on(&port).event(&event);
+        let edit = Edit::default()
+            .create(&forward)
+            .create(&operation)
+            .rests_on(&port)
+            .event(&event);
         let edit = self.own_listener(edit, &forward).await?;
         self.records().commit(edit).await?;
         Ok((id, operation))
@@ -71,7 +91,14 @@ impl Controller {
     }
 
     async fn forward_target(&self, vm: &Vm, network: Option<&str>) -> Result<Held<Port>> {
-        let refuse = |why: String, fix: &str| Err(Error::new(ErrorKind::InvalidInput, format!("cannot forward to {}", vm.meta.name), why, fix));
+        let refuse = |why: String, fix: &str| {
+            Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("cannot forward to {}", vm.meta.name),
+                why,
+                fix,
+            ))
+        };
         let wanted = match network {
             Some(network) => Some(self.records().resolve::<Network>(network).await?.value.meta.id),
             None => None,
@@ -99,9 +126,16 @@ impl Controller {
         let view = self.forward_view(forward).await?;
         let event = self.event(EventKind::ForwardDeleted, target(&held.value), "");
         let operation = self.operation(operations::APPLY, target(&held.value), held.value.meta.generation);
-        let edit = Edit::default().delete(&held).release(listen_key(&held.value.spec)).event(&event).create(&operation);
+        let edit = Edit::default()
+            .delete(&held)
+            .release(listen_key(&held.value.spec))
+            .event(&event)
+            .create(&operation);
         self.records().commit(edit).await?;
-        Ok(Accepted { item: view, operation })
+        Ok(Accepted {
+            item: view,
+            operation,
+        })
     }
 
     /// A forward with the names of what it joins.

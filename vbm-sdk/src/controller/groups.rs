@@ -12,9 +12,18 @@ impl Controller {
     /// A rule makes no sense, or the name is taken.
     pub async fn create_group(&self, request: &CreateGroup) -> Result<Group> {
         let spec = spec_of(request.rules.clone())?;
-        let group = Group { meta: Meta::new(GroupId::from_uuid(self.inner.ids.next()), request.name.clone(), self.inner.clock.now()), spec };
+        let group = Group {
+            meta: Meta::new(
+                GroupId::from_uuid(self.inner.ids.next()),
+                request.name.clone(),
+                self.inner.clock.now(),
+            ),
+            spec,
+        };
         let event = self.event(EventKind::GroupCreated, target(&group), describe(&group.spec));
-        self.records().commit(Edit::default().create(&group).event(&event)).await?;
+        self.records()
+            .commit(Edit::default().create(&group).event(&event))
+            .await?;
         Ok(group)
     }
 
@@ -35,9 +44,23 @@ impl Controller {
             group.meta.generation = group.meta.generation.next();
             let event = self.event(EventKind::GroupChanged, target(&group), describe(&group.spec));
             let operation = self.operation(operations::APPLY, target(&group), group.meta.generation);
-            match self.records().commit(Edit::default().update(&held, &group).event(&event).create(&operation)).await {
+            match self
+                .records()
+                .commit(
+                    Edit::default()
+                        .update(&held, &group)
+                        .event(&event)
+                        .create(&operation),
+                )
+                .await
+            {
                 Err(e) if e.kind() == ErrorKind::Stale => {}
-                done => return done.map(|_| Accepted { item: group, operation }),
+                done => {
+                    return done.map(|_| Accepted {
+                        item: group,
+                        operation,
+                    });
+                }
             }
         }
         Err(Error::new(
@@ -56,7 +79,13 @@ impl Controller {
         let id = self.records().resolve::<Group>(group).await?.value.meta.id;
         until_uncrossed(|| async {
             let held = self.records().must::<Group>(id).await?;
-            let users = self.records().all::<Port>().await?.into_iter().filter(|p| p.value.spec.groups.contains(&id)).count();
+            let users = self
+                .records()
+                .all::<Port>()
+                .await?
+                .into_iter()
+                .filter(|p| p.value.spec.groups.contains(&id))
+                .count();
             if users > 0 {
                 return Err(Error::new(
                     ErrorKind::Conflict,
@@ -66,7 +95,9 @@ impl Controller {
                 ));
             }
             let event = self.event(EventKind::GroupDeleted, target(&held.value), "");
-            self.records().commit(Edit::default().delete(&held).event(&event)).await?;
+            self.records()
+                .commit(Edit::default().delete(&held).event(&event))
+                .await?;
             Ok(held.value)
         })
         .await
@@ -89,5 +120,9 @@ fn describe(spec: &GroupSpec) -> String {
     if spec.rules.is_empty() {
         return "no rules: nothing passes".to_owned();
     }
-    spec.rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    spec.rules
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

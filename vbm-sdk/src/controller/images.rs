@@ -18,7 +18,10 @@ impl Controller {
     /// It cannot be read or kept.
     pub async fn upload(&self, file: impl AsyncRead + Send + Unpin) -> Result<Blob> {
         let imported = self.inner.images.import(file, None, ContentKind::Blob).await?;
-        Ok(Blob { digest: imported.digest, bytes: imported.file_bytes })
+        Ok(Blob {
+            digest: imported.digest,
+            bytes: imported.file_bytes,
+        })
     }
 
     /// Makes an image of files that were uploaded.
@@ -28,7 +31,10 @@ impl Controller {
     pub async fn create_image(&self, request: &CreateImage) -> Result<Image> {
         request.boot.check()?;
         let headline = format!("cannot make image {}", request.name);
-        let disk = self.check_disk(request).await.map_err(|e| e.context(headline.clone()))?;
+        let disk = self
+            .check_disk(request)
+            .await
+            .map_err(|e| e.context(headline.clone()))?;
         if let Boot::Kernel { kernel, initrd, .. } = &request.boot {
             for digest in [kernel, initrd] {
                 self.uploaded(*digest).map_err(|e| e.context(headline.clone()))?;
@@ -42,9 +48,18 @@ impl Controller {
             boot: request.boot.clone(),
         };
         let id = ImageId::from_uuid(self.inner.ids.next());
-        let image = Image { meta: Meta::new(id, request.name.clone(), self.inner.clock.now()), spec };
-        let event = self.event(EventKind::ImageImported, target(&image), format!("{:?}", image.spec.disk));
-        self.records().commit(Edit::default().create(&image).event(&event)).await?;
+        let image = Image {
+            meta: Meta::new(id, request.name.clone(), self.inner.clock.now()),
+            spec,
+        };
+        let event = self.event(
+            EventKind::ImageImported,
+            target(&image),
+            format!("{:?}", image.spec.disk),
+        );
+        self.records()
+            .commit(Edit::default().create(&image).event(&event))
+            .await?;
         Ok(image)
     }
 
@@ -53,9 +68,18 @@ impl Controller {
         self.uploaded(request.disk)?;
         let path = self.inner.images.path(request.disk)?;
         let file = tokio::fs::File::open(&path).await.map_err(|e| {
-            Error::new(ErrorKind::Unavailable, "the uploaded disk cannot be read", e.to_string(), "look at the disk of the control node")
+            Error::new(
+                ErrorKind::Unavailable,
+                "the uploaded disk cannot be read",
+                e.to_string(),
+                "look at the disk of the control node",
+            )
         })?;
-        Ok(self.inner.images.import(file, Some(request.disk), ContentKind::Disk(request.format)).await?)
+        Ok(self
+            .inner
+            .images
+            .import(file, Some(request.disk), ContentKind::Disk(request.format))
+            .await?)
     }
 
     fn uploaded(&self, digest: Digest) -> Result<()> {
@@ -78,8 +102,14 @@ impl Controller {
         let id = self.records().resolve::<Image>(image).await?.value.meta.id;
         let deleted = until_uncrossed(|| async {
             let held = self.records().must::<Image>(id).await?;
-            let users: Vec<String> =
-                self.records().all::<Vm>().await?.into_iter().filter(|v| v.value.spec.image == id).map(|v| v.value.meta.name.to_string()).collect();
+            let users: Vec<String> = self
+                .records()
+                .all::<Vm>()
+                .await?
+                .into_iter()
+                .filter(|v| v.value.spec.image == id)
+                .map(|v| v.value.meta.name.to_string())
+                .collect();
             if !users.is_empty() {
                 return Err(Error::new(
                     ErrorKind::Conflict,
@@ -89,7 +119,9 @@ impl Controller {
                 ));
             }
             let event = self.event(EventKind::ImageDeleted, target(&held.value), "");
-            self.records().commit(Edit::default().delete(&held).event(&event)).await?;
+            self.records()
+                .commit(Edit::default().delete(&held).event(&event))
+                .await?;
             Ok(held.value)
         })
         .await?;
@@ -98,7 +130,13 @@ impl Controller {
     }
 
     async fn drop_files(&self, image: &Image) -> Result<()> {
-        let kept: BTreeSet<Digest> = self.records().all::<Image>().await?.iter().flat_map(|i| files(&i.value)).collect();
+        let kept: BTreeSet<Digest> = self
+            .records()
+            .all::<Image>()
+            .await?
+            .iter()
+            .flat_map(|i| files(&i.value))
+            .collect();
         for digest in files(image) {
             if !kept.contains(&digest)
                 && let Err(e) = self.inner.images.remove(digest).await
@@ -122,7 +160,12 @@ impl Controller {
             Ok::<_, std::io::Error>(bytes)
         };
         read.await.map(Bytes).map_err(|e| {
-            Error::new(ErrorKind::Unavailable, "a file of an image cannot be read", e.to_string(), "look at the disk of the control node")
+            Error::new(
+                ErrorKind::Unavailable,
+                "a file of an image cannot be read",
+                e.to_string(),
+                "look at the disk of the control node",
+            )
         })
     }
 }

@@ -18,7 +18,10 @@ use std::{
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use vbm_core::{Error, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState, ObjectRef, Result, Vm, VmId};
+use vbm_core::{
+    Error, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState, ObjectRef, Result,
+    Vm, VmId,
+};
 use vbm_rpc::{CallOptions, Fate, Method, Route};
 
 /// How many VMs of one node are told at once.
@@ -58,7 +61,13 @@ pub(super) struct Keepers {
 impl Keepers {
     pub(super) fn new(controller: Controller) -> Self {
         let stop = controller.inner.stop.child_token();
-        Self { controller, keepers: BTreeMap::new(), news: Arc::default(), stop, tasks: tokio_util::task::TaskTracker::new() }
+        Self {
+            controller,
+            keepers: BTreeMap::new(),
+            news: Arc::default(),
+            stop,
+            tasks: tokio_util::task::TaskTracker::new(),
+        }
     }
 
     /// Shows the world to every keeper; nodes that are new get one.
@@ -90,16 +99,25 @@ impl Keepers {
     }
 
     pub(super) fn reached(&self, node: &NodePath) -> Reached {
-        self.keepers.get(node).map(|(_, r)| r.borrow().clone()).unwrap_or_default()
+        self.keepers
+            .get(node)
+            .map(|(_, r)| r.borrow().clone())
+            .unwrap_or_default()
     }
 
     pub(super) fn vm_removed(&self, node: &NodePath, vm: VmId) -> bool {
-        self.keepers.get(node).is_some_and(|(_, r)| r.borrow().removed_vms.contains(&vm))
+        self.keepers
+            .get(node)
+            .is_some_and(|(_, r)| r.borrow().removed_vms.contains(&vm))
     }
 
     /// A lost node need not be waited for: it is told what is surplus when it comes back.
     pub(super) fn network_removed(&self, path: &NodePath, network: NetworkId, node: &Node) -> bool {
-        node.status.state != NodeState::Ready || self.keepers.get(path).is_some_and(|(_, r)| r.borrow().removed_networks.contains(&network))
+        node.status.state != NodeState::Ready
+            || self
+                .keepers
+                .get(path)
+                .is_some_and(|(_, r)| r.borrow().removed_networks.contains(&network))
     }
 
     pub(super) async fn shutdown(self) {
@@ -148,22 +166,35 @@ impl Keeper {
     }
 
     fn retry_after(&self) -> Duration {
-        RETRY_FIRST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX)
+        RETRY_FIRST
+            .saturating_mul(1 << self.failures.min(10))
+            .min(RETRY_MAX)
     }
 
     async fn pass(&mut self, world: &World) {
-        let Some(node) = world.nodes.get(&self.path).filter(|n| n.status.state == NodeState::Ready) else {
+        let Some(node) = world
+            .nodes
+            .get(&self.path)
+            .filter(|n| n.status.state == NodeState::Ready)
+        else {
             // What it holds when it comes back, nobody knows now: it is told, and asked, again.
             self.told = Told::default();
             return;
         };
         if self.reached.borrow().boot_id != node.status.boot_id {
             self.told = Told::default();
-            self.reached.send_replace(Reached { boot_id: node.status.boot_id.clone(), ..Reached::default() });
+            self.reached.send_replace(Reached {
+                boot_id: node.status.boot_id.clone(),
+                ..Reached::default()
+            });
         }
         let plan = world.node_plan(&self.path);
         let failed = self.keep(&plan, world).await;
-        self.failures = if failed.is_some() { self.failures.saturating_add(1) } else { 0 };
+        self.failures = if failed.is_some() {
+            self.failures.saturating_add(1)
+        } else {
+            0
+        };
         let before = self.reached.borrow().clone();
         let mut after = before.clone();
         match failed {
@@ -174,8 +205,12 @@ impl Keeper {
             Some(problem) => after.problem = Some((world.revision, problem)),
         }
         // Ids are never used again, but what a set holds must not grow for ever.
-        after.removed_vms.retain(|v| plan.remove_vms.iter().any(|g| g.id == *v));
-        after.removed_networks.retain(|n| plan.remove_networks.contains(n));
+        after
+            .removed_vms
+            .retain(|v| plan.remove_vms.iter().any(|g| g.id == *v));
+        after
+            .removed_networks
+            .retain(|n| plan.remove_networks.contains(n));
         let news = before.revision != after.revision || before.problem != after.problem;
         self.reached.send_replace(after);
         if news {
@@ -212,15 +247,26 @@ impl Keeper {
             return Ok(());
         }
         let options = CallOptions::default().deadline(NETWORK_DEADLINE);
-        let done = match self.controller.call_node::<NetworkEnsure>(&self.path, wanted, options).await {
+        let done = match self
+            .controller
+            .call_node::<NetworkEnsure>(&self.path, wanted, options)
+            .await
+        {
             Ok(status) => Ok(status),
             Err(Fate::Refused(problem)) => Err(problem),
             // The node did not answer: that says nothing of the network.
             Err(silence) => return Err(silence.into()),
         };
         let status = match &done {
-            Ok(status) => NetworkStatus { observed: wanted.generation, ..status.clone() },
-            Err(problem) => NetworkStatus { observed: wanted.generation, problem: Some(problem.clone()), ..NetworkStatus::default() },
+            Ok(status) => NetworkStatus {
+                observed: wanted.generation,
+                ..status.clone()
+            },
+            Err(problem) => NetworkStatus {
+                observed: wanted.generation,
+                problem: Some(problem.clone()),
+                ..NetworkStatus::default()
+            },
         };
         self.controller.saw_network(wanted.id, status).await?;
         done?;
@@ -255,13 +301,25 @@ impl Keeper {
         Ok(())
     }
 
-    async fn ensure_vms(&mut self, plan: &NodePlan, failed: &BTreeMap<NetworkId, Error>, world: &World) -> Option<Error> {
+    async fn ensure_vms(
+        &mut self,
+        plan: &NodePlan,
+        failed: &BTreeMap<NetworkId, Error>,
+        world: &World,
+    ) -> Option<Error> {
         self.told.vms.retain(|id, _| plan.vms.iter().any(|v| v.id == *id));
-        let news: Vec<&WantedVm> = plan.vms.iter().filter(|v| self.told.vms.get(&v.id) != Some(*v)).collect();
+        let news: Vec<&WantedVm> = plan
+            .vms
+            .iter()
+            .filter(|v| self.told.vms.get(&v.id) != Some(*v))
+            .collect();
         let mut first = None;
         let mut told = Vec::new();
         for some in news.chunks(VMS_AT_ONCE) {
-            let asked: Vec<_> = some.iter().map(|wanted| self.ensure_vm(wanted, failed, world).boxed()).collect();
+            let asked: Vec<_> = some
+                .iter()
+                .map(|wanted| self.ensure_vm(wanted, failed, world).boxed())
+                .collect();
             for (wanted, result) in some.iter().zip(join_all(asked).await) {
                 match result {
                     Ok(()) => told.push((*wanted).clone()),
@@ -269,33 +327,59 @@ impl Keeper {
                 }
             }
         }
-        self.told.vms.extend(told.into_iter().map(|wanted| (wanted.id, wanted)));
+        self.told
+            .vms
+            .extend(told.into_iter().map(|wanted| (wanted.id, wanted)));
         first
     }
 
-    async fn ensure_vm(&self, wanted: &WantedVm, failed: &BTreeMap<NetworkId, Error>, world: &World) -> Result<()> {
+    async fn ensure_vm(
+        &self,
+        wanted: &WantedVm,
+        failed: &BTreeMap<NetworkId, Error>,
+        world: &World,
+    ) -> Result<()> {
         if let Some(problem) = wanted.nics.iter().find_map(|n| failed.get(&n.network)) {
-            let live = world.vms.get(&wanted.id).is_some_and(|v| v.status.power.is_live());
+            let live = world
+                .vms
+                .get(&wanted.id)
+                .is_some_and(|v| v.status.power.is_live());
             if !live {
-                self.controller.vm_has_problem(wanted.id, wanted.generation, problem).await?;
+                self.controller
+                    .vm_has_problem(wanted.id, wanted.generation, problem)
+                    .await?;
                 return Err(problem.clone());
             }
         }
         let status = self.controller.ask_node::<VmEnsure>(&self.path, wanted).await?;
-        self.controller.saw_vm(&self.path, wanted.id, &status, false).await
+        self.controller
+            .saw_vm(&self.path, wanted.id, &status, false)
+            .await
     }
 }
 
 impl Controller {
     /// Asks a node, in the name of this controller's epoch.
-    pub(super) async fn ask_node<M: Method>(&self, node: &NodePath, request: &M::Request) -> Result<M::Reply> {
+    pub(super) async fn ask_node<M: Method>(
+        &self,
+        node: &NodePath,
+        request: &M::Request,
+    ) -> Result<M::Reply> {
         let options = CallOptions::default().deadline(NODE_DEADLINE);
-        self.call_node::<M>(node, request, options).await.map_err(Error::from)
+        self.call_node::<M>(node, request, options)
+            .await
+            .map_err(Error::from)
     }
 
-    async fn call_node<M: Method>(&self, node: &NodePath, request: &M::Request, options: CallOptions) -> Result<M::Reply, Fate> {
+    async fn call_node<M: Method>(
+        &self,
+        node: &NodePath,
+        request: &M::Request,
+        options: CallOptions,
+    ) -> Result<M::Reply, Fate> {
         let bus = self.bus().map_err(Fate::Refused)?;
-        bus.call::<M>(&Route::node(node.clone()), request, options.epoch(self.epoch())).await
+        bus.call::<M>(&Route::node(node.clone()), request, options.epoch(self.epoch()))
+            .await
     }
 
     /// Writes down how a network is.
@@ -306,7 +390,9 @@ impl Controller {
             .update::<Network>(id, |n| {
                 turned = match (n.status.ready, status.ready) {
                     (false, true) => Some(EventKind::NetworkReady),
-                    _ if status.problem.is_some() && n.status.problem != status.problem => Some(EventKind::NetworkFailed),
+                    _ if status.problem.is_some() && n.status.problem != status.problem => {
+                        Some(EventKind::NetworkFailed)
+                    }
                     _ => None,
                 };
                 let changed = n.status != status;
@@ -321,12 +407,19 @@ impl Controller {
         if let Some(kind) = turned {
             let target = ObjectRef::new(Kind::Network, id, &network.meta.name);
             let message = status.problem.as_ref().map(Error::inline).unwrap_or_default();
-            self.records().commit(crate::records::Edit::default().event(&self.event(kind, target, message))).await?;
+            self.records()
+                .commit(crate::records::Edit::default().event(&self.event(kind, target, message)))
+                .await?;
         }
         Ok(())
     }
 
-    async fn vm_has_problem(&self, id: VmId, generation: vbm_core::Generation, problem: &Error) -> Result<()> {
+    async fn vm_has_problem(
+        &self,
+        id: VmId,
+        generation: vbm_core::Generation,
+        problem: &Error,
+    ) -> Result<()> {
         let updated = self
             .records()
             .update::<Vm>(id, |v| {

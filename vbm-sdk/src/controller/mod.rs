@@ -28,8 +28,8 @@ mod reports;
 mod views;
 mod vms;
 
-pub(crate) use consoles::ConsoleSession;
 pub use consoles::CONSOLE_LOG_MAX_BYTES;
+pub(crate) use consoles::ConsoleSession;
 pub use reads::EventStream;
 
 use crate::records::{Edit, Records};
@@ -41,8 +41,8 @@ use std::{
 use tokio::sync::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{
-    Clock, Epoch, Error, ErrorKind, Event, EventId, EventKind, Generation, IdSource, ObjectRef, Operation, OperationId, OperationState,
-    Result,
+    Clock, Epoch, Error, ErrorKind, Event, EventId, EventKind, Generation, IdSource, ObjectRef, Operation,
+    OperationId, OperationState, Result,
 };
 use vbm_hyper::ImageStore;
 use vbm_rpc::Bus;
@@ -83,7 +83,9 @@ struct Inner {
 
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Controller").field("epoch", &self.inner.epoch).finish_non_exhaustive()
+        f.debug_struct("Controller")
+            .field("epoch", &self.inner.epoch)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,7 +125,10 @@ impl Controller {
     /// # Errors
     /// It was started before.
     pub fn start(&self, bus: Bus) -> Result<()> {
-        self.inner.bus.set(bus).map_err(|_| Error::internal("the controller was started twice", "start is for once"))?;
+        self.inner
+            .bus
+            .set(bus)
+            .map_err(|_| Error::internal("the controller was started twice", "start is for once"))?;
         let this = self.clone();
         self.inner.tasks.spawn(async move { this.oversee().await });
         Ok(())
@@ -152,7 +157,12 @@ impl Controller {
 
     fn bus(&self) -> Result<&Bus> {
         self.inner.bus.get().ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "the controller has not started", "it has no bus yet", "try again in a moment")
+            Error::new(
+                ErrorKind::Unavailable,
+                "the controller has not started",
+                "it has no bus yet",
+                "try again in a moment",
+            )
         })
     }
 
@@ -196,16 +206,31 @@ async fn next_epoch(store: &dyn Store) -> Result<Epoch> {
         let entry = store.get(EPOCH_KEY).await?;
         let newest = match &entry {
             None => Epoch(0),
-            Some(e) => std::str::from_utf8(&e.value).ok().and_then(|t| t.parse().ok()).map(Epoch).ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, "the controller's epoch cannot be read", EPOCH_KEY, "restore the store from a backup")
-            })?,
+            Some(e) => std::str::from_utf8(&e.value)
+                .ok()
+                .and_then(|t| t.parse().ok())
+                .map(Epoch)
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        "the controller's epoch cannot be read",
+                        EPOCH_KEY,
+                        "restore the store from a backup",
+                    )
+                })?,
         };
         let compare = match entry {
             None => Compare::Absent(EPOCH_KEY.into()),
             Some(e) => Compare::At(EPOCH_KEY.into(), e.revision),
         };
         let write = Write::Put(EPOCH_KEY.into(), newest.next().to_string().into());
-        if let TxnOutcome::Done(_) = store.txn(Txn { compare: vec![compare], write: vec![write] }).await? {
+        if let TxnOutcome::Done(_) = store
+            .txn(Txn {
+                compare: vec![compare],
+                write: vec![write],
+            })
+            .await?
+        {
             return Ok(newest.next());
         }
     }

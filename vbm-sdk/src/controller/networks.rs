@@ -4,7 +4,8 @@ use super::{Controller, views::Tables};
 use crate::api::{Accepted, CreateNetwork, NetworkView};
 use crate::records::{Edit, until_uncrossed};
 use vbm_core::{
-    Error, ErrorKind, EventKind, Kind, Meta, Network, NetworkId, NetworkSpec, NetworkStatus, ObjectRef, Port, Result, network::parse_cidr,
+    Error, ErrorKind, EventKind, Kind, Meta, Network, NetworkId, NetworkSpec, NetworkStatus, ObjectRef, Port,
+    Result, network::parse_cidr,
 };
 
 impl Controller {
@@ -13,17 +14,26 @@ impl Controller {
     /// # Errors
     /// What is asked makes no sense, or the name is taken.
     pub async fn create_network(&self, request: &CreateNetwork) -> Result<Accepted<NetworkView>> {
-        let spec = spec_of(request).map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
+        let spec =
+            spec_of(request).map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let id = NetworkId::from_uuid(self.inner.ids.next());
-        let network =
-            Network { meta: Meta::new(id, request.name.clone(), self.inner.clock.now()), spec, status: NetworkStatus::default() };
+        let network = Network {
+            meta: Meta::new(id, request.name.clone(), self.inner.clock.now()),
+            spec,
+            status: NetworkStatus::default(),
+        };
         let target = ObjectRef::new(Kind::Network, id, &request.name);
         let operation = self.operation("create", target.clone(), network.meta.generation);
         let message = format!("{} {}", network.spec.mode, network.spec.cidr);
-        let edit =
-            Edit::default().create(&network).create(&operation).event(&self.event(EventKind::NetworkCreated, target, message));
+        let edit = Edit::default()
+            .create(&network)
+            .create(&operation)
+            .event(&self.event(EventKind::NetworkCreated, target, message));
         self.records().commit(edit).await?;
-        Ok(Accepted { item: self.network_view(&id.to_string()).await?, operation })
+        Ok(Accepted {
+            item: self.network_view(&id.to_string()).await?,
+            operation,
+        })
     }
 
     /// Deletes a network that has no ports.
@@ -35,24 +45,42 @@ impl Controller {
         let view = self.network_view(&id.to_string()).await?;
         let operation = until_uncrossed(|| async {
             let held = self.records().must::<Network>(id).await?;
-            let users: Vec<_> = self.records().all::<Port>().await?.into_iter().filter(|p| p.value.spec.network == id).collect();
+            let users: Vec<_> = self
+                .records()
+                .all::<Port>()
+                .await?
+                .into_iter()
+                .filter(|p| p.value.spec.network == id)
+                .collect();
             if !users.is_empty() {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!("cannot delete network {}", held.value.meta.name),
                     format!("{} ports are on it", users.len()),
-                    format!("delete their VMs first; `vbm port list --network {}` shows them", held.value.meta.name),
+                    format!(
+                        "delete their VMs first; `vbm port list --network {}` shows them",
+                        held.value.meta.name
+                    ),
                 ));
             }
             let mut network = held.value.clone();
             network.meta.deleting = true;
             network.meta.generation = network.meta.generation.next();
-            let operation = self.operation("delete", ObjectRef::new(Kind::Network, id, &network.meta.name), network.meta.generation);
-            self.records().commit(Edit::default().update(&held, &network).create(&operation)).await?;
+            let operation = self.operation(
+                "delete",
+                ObjectRef::new(Kind::Network, id, &network.meta.name),
+                network.meta.generation,
+            );
+            self.records()
+                .commit(Edit::default().update(&held, &network).create(&operation))
+                .await?;
             Ok(operation)
         })
         .await?;
-        Ok(Accepted { item: view, operation })
+        Ok(Accepted {
+            item: view,
+            operation,
+        })
     }
 
     /// A network with the number of its ports.
@@ -93,13 +121,23 @@ mod tests {
 
     #[test]
     fn a_gateway_elsewhere_leaves_the_first_address_to_ports() {
-        let spec = spec_of(&CreateNetwork { gateway: Some([10, 0, 0, 254].into()), ..request("10.0.0.0/24") }).unwrap();
+        let spec = spec_of(&CreateNetwork {
+            gateway: Some([10, 0, 0, 254].into()),
+            ..request("10.0.0.0/24")
+        })
+        .unwrap();
         assert!(spec.is_port_address([10, 0, 0, 1].into()));
         assert_eq!(spec.pool_first, std::net::Ipv4Addr::new(10, 0, 0, 1));
     }
 
     #[test]
     fn a_pool_outside_is_refused() {
-        assert!(spec_of(&CreateNetwork { pool_last: Some([10, 0, 1, 9].into()), ..request("10.0.0.0/24") }).is_err());
+        assert!(
+            spec_of(&CreateNetwork {
+                pool_last: Some([10, 0, 1, 9].into()),
+                ..request("10.0.0.0/24")
+            })
+            .is_err()
+        );
     }
 }

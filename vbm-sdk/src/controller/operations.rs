@@ -13,8 +13,8 @@ use crate::store::{Revision, Txn, Write};
 use futures::StreamExt;
 use std::time::Duration;
 use vbm_core::{
-    Error, ErrorKind, Kind, Network, Node, NodeState, Operation, OperationId, OperationState, PowerState, Result, Step, StepState,
-    Timestamp, Vm, VmId, WantedPower,
+    Error, ErrorKind, Kind, Network, Node, NodeState, Operation, OperationId, OperationState, PowerState,
+    Result, Step, StepState, Timestamp, Vm, VmId, WantedPower,
 };
 
 /// The verb of operations that end when every node has done what the records say.
@@ -35,18 +35,34 @@ enum Verdict {
 }
 
 /// Whether an operation is over.
-fn judge(operation: &Operation, asked: Revision, world: &World, nodes: &[(&Node, Reached)], now: Timestamp) -> Verdict {
-    if asked > world.revision { return Verdict::GoesOn; }
+fn judge(
+    operation: &Operation,
+    asked: Revision,
+    world: &World,
+    nodes: &[(&Node, Reached)],
+    now: Timestamp,
+) -> Verdict {
+    if asked > world.revision {
+        return Verdict::GoesOn;
+    }
     let patient = now.since(operation.created_at) < NO_NODE_PATIENCE;
     if operation.verb == APPLY {
         return judge_apply(asked, nodes);
     }
     match operation.target.kind {
-        Kind::Vm => match world.vms.values().find(|v| v.meta.id.to_string() == operation.target.id) {
+        Kind::Vm => match world
+            .vms
+            .values()
+            .find(|v| v.meta.id.to_string() == operation.target.id)
+        {
             Some(vm) => judge_vm(operation, vm, patient),
             None => judge_absent(operation),
         },
-        Kind::Network => match world.networks.values().find(|n| n.meta.id.to_string() == operation.target.id) {
+        Kind::Network => match world
+            .networks
+            .values()
+            .find(|n| n.meta.id.to_string() == operation.target.id)
+        {
             Some(network) => judge_network(operation, network, nodes, patient),
             None => judge_absent(operation),
         },
@@ -68,7 +84,9 @@ fn judge_absent(operation: &Operation) -> Verdict {
 
 fn judge_apply(asked: Revision, nodes: &[(&Node, Reached)]) -> Verdict {
     let mut ready = nodes.iter().filter(|(n, _)| n.status.state == NodeState::Ready);
-    let problem = ready.clone().find_map(|(_, r)| r.problem.as_ref().filter(|(at, _)| *at >= asked));
+    let problem = ready
+        .clone()
+        .find_map(|(_, r)| r.problem.as_ref().filter(|(at, _)| *at >= asked));
     match problem {
         Some((_, problem)) => Verdict::Failed(problem.clone()),
         None if ready.all(|(_, r)| r.revision >= asked) => Verdict::Done,
@@ -77,7 +95,10 @@ fn judge_apply(asked: Revision, nodes: &[(&Node, Reached)]) -> Verdict {
 }
 
 fn judge_vm(operation: &Operation, vm: &Vm, patient: bool) -> Verdict {
-    if vm.meta.generation > operation.generation && operation.verb != "delete" && vm.status.observed != operation.generation {
+    if vm.meta.generation > operation.generation
+        && operation.verb != "delete"
+        && vm.status.observed != operation.generation
+    {
         return Verdict::Failed(Error::new(
             ErrorKind::Cancelled,
             format!("{} of {} was given up", operation.verb, vm.meta.name),
@@ -105,10 +126,17 @@ fn judge_vm(operation: &Operation, vm: &Vm, patient: bool) -> Verdict {
     if reached { Verdict::Done } else { Verdict::GoesOn }
 }
 
-fn judge_network(operation: &Operation, network: &Network, nodes: &[(&Node, Reached)], patient: bool) -> Verdict {
+fn judge_network(
+    operation: &Operation,
+    network: &Network,
+    nodes: &[(&Node, Reached)],
+    patient: bool,
+) -> Verdict {
     if operation.verb == "delete" {
         let problem = nodes.iter().find_map(|(_, r)| r.problem.as_ref());
-        return problem.filter(|_| !patient).map_or(Verdict::GoesOn, |(_, p)| Verdict::Failed(p.clone()));
+        return problem
+            .filter(|_| !patient)
+            .map_or(Verdict::GoesOn, |(_, p)| Verdict::Failed(p.clone()));
     }
     if network.status.observed < operation.generation {
         if !patient && !nodes.iter().any(|(n, _)| n.status.state == NodeState::Ready) {
@@ -132,7 +160,11 @@ impl Controller {
     /// Ends the operations that are over.
     pub(super) async fn finish_operations(&self, world: &World, keepers: &Keepers) -> Result<()> {
         let now = self.inner.clock.now();
-        let nodes: Vec<(&Node, Reached)> = world.nodes.values().map(|n| (n, keepers.reached(&n.path))).collect();
+        let nodes: Vec<(&Node, Reached)> = world
+            .nodes
+            .values()
+            .map(|n| (n, keepers.reached(&n.path)))
+            .collect();
         for held in self.open_operations().await? {
             match judge(&held.value, held.revision, world, &nodes, now) {
                 Verdict::GoesOn => {}
@@ -144,7 +176,13 @@ impl Controller {
     }
 
     async fn open_operations(&self) -> Result<Vec<Held<Operation>>> {
-        Ok(self.records().all::<Operation>().await?.into_iter().filter(|o| !o.value.state.is_final()).collect())
+        Ok(self
+            .records()
+            .all::<Operation>()
+            .await?
+            .into_iter()
+            .filter(|o| !o.value.state.is_final())
+            .collect())
     }
 
     async fn end_operation(&self, id: OperationId, error: Option<Error>) -> Result<()> {
@@ -154,10 +192,18 @@ impl Controller {
                 if o.state.is_final() {
                     return Ok(false);
                 }
-                o.state = if error.is_some() { OperationState::Failed } else { OperationState::Done };
+                o.state = if error.is_some() {
+                    OperationState::Failed
+                } else {
+                    OperationState::Done
+                };
                 o.ended_at = Some(now);
                 if let Some(step) = o.steps.last_mut() {
-                    step.state = if error.is_some() { StepState::Failed } else { StepState::Done };
+                    step.state = if error.is_some() {
+                        StepState::Failed
+                    } else {
+                        StepState::Done
+                    };
                 }
                 o.error.clone_from(&error);
                 Ok(true)
@@ -181,7 +227,11 @@ impl Controller {
                     if let Some(last) = o.steps.last_mut() {
                         last.state = StepState::Done;
                     }
-                    o.steps.push(Step { name: doing.to_owned(), state: StepState::Running, at: now });
+                    o.steps.push(Step {
+                        name: doing.to_owned(),
+                        state: StepState::Running,
+                        at: now,
+                    });
                     Ok(true)
                 })
                 .await?;
@@ -193,10 +243,17 @@ impl Controller {
     ///
     /// # Errors
     /// It does not exist.
-    pub async fn operation_when(&self, id: &str, wait_seconds: Option<u64>, seen_steps: Option<usize>) -> Result<Operation> {
+    pub async fn operation_when(
+        &self,
+        id: &str,
+        wait_seconds: Option<u64>,
+        seen_steps: Option<usize>,
+    ) -> Result<Operation> {
         let news = |o: &Operation| o.state.is_final() || seen_steps.is_some_and(|n| o.steps.len() != n);
         let held = self.find_operation(id).await?;
-        let Some(seconds) = wait_seconds.filter(|_| !news(&held.value)) else { return Ok(held.value) };
+        let Some(seconds) = wait_seconds.filter(|_| !news(&held.value)) else {
+            return Ok(held.value);
+        };
         let key = held.value.key();
         let wait = async {
             let mut changes = self.records().store().watch(&key, held.revision).await?;
@@ -224,14 +281,35 @@ impl Controller {
     pub(super) async fn trim_history(&self, keep: usize) -> Result<()> {
         let mut events = self.records().keys_below(crate::records::EVENT_PREFIX).await?;
         events.truncate(events.len().saturating_sub(keep));
-        let mut surplus: Vec<String> = events.into_iter().map(|id| format!("{}{id}", crate::records::EVENT_PREFIX)).collect();
-        let mut ended: Vec<_> = self.records().all::<Operation>().await?.into_iter().filter(|o| o.value.state.is_final()).collect();
+        let mut surplus: Vec<String> = events
+            .into_iter()
+            .map(|id| format!("{}{id}", crate::records::EVENT_PREFIX))
+            .collect();
+        let mut ended: Vec<_> = self
+            .records()
+            .all::<Operation>()
+            .await?
+            .into_iter()
+            .filter(|o| o.value.state.is_final())
+            .collect();
         ended.truncate(ended.len().saturating_sub(keep));
         surplus.extend(ended.into_iter().map(|o| o.value.key()));
-        surplus.extend(self.records().answers_before(self.inner.clock.now(), ANSWER_KEPT).await?);
+        surplus.extend(
+            self.records()
+                .answers_before(self.inner.clock.now(), ANSWER_KEPT)
+                .await?,
+        );
         for batch in surplus.chunks(TRIM_BATCH) {
             let write = batch.iter().map(|key| Write::Delete(key.clone())).collect();
-            drop(self.records().store().txn(Txn { compare: Vec::new(), write }).await?);
+            drop(
+                self.records()
+                    .store()
+                    .txn(Txn {
+                        compare: Vec::new(),
+                        write,
+                    })
+                    .await?,
+            );
         }
         Ok(())
     }

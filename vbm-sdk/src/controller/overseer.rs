@@ -8,7 +8,8 @@ use crate::store::{Revision, StoreError};
 use futures::StreamExt;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use vbm_core::{
-    Error, ErrorKind, EventKind, Forward, Group, Image, Kind, Network, Node, NodeState, ObjectRef, Port, PowerState, Result, Vm, Volume,
+    Error, ErrorKind, EventKind, Forward, Group, Image, Kind, Network, Node, NodeState, ObjectRef, Port,
+    PowerState, Result, Vm, Volume,
 };
 
 /// How often the world is looked at although nothing changed.
@@ -107,18 +108,30 @@ impl Controller {
             if !marked {
                 continue;
             }
-            let event = self.event(EventKind::NodeLost, ObjectRef::node(&node.path), "it does not report itself any more");
+            let event = self.event(
+                EventKind::NodeLost,
+                ObjectRef::node(&node.path),
+                "it does not report itself any more",
+            );
             self.records().commit(Edit::default().event(&event)).await?;
             let here = |vm: &&mut Vm| vm.spec.node.as_ref() == Some(&node.path);
             for vm in world.vms.values_mut().filter(here) {
-                *vm = self.records().update::<Vm>(vm.meta.id, |v| Ok(unknown(v, now))).await?;
+                *vm = self
+                    .records()
+                    .update::<Vm>(vm.meta.id, |v| Ok(unknown(v, now)))
+                    .await?;
             }
         }
         Ok(())
     }
 
     async fn place_all(&self, world: &mut World) -> Result<()> {
-        let homeless: Vec<Vm> = world.vms.values().filter(|v| v.spec.node.is_none() && !v.meta.deleting).cloned().collect();
+        let homeless: Vec<Vm> = world
+            .vms
+            .values()
+            .filter(|v| v.spec.node.is_none() && !v.meta.deleting)
+            .cloned()
+            .collect();
         for vm in homeless {
             let placed = world.place(&vm);
             let changed = self
@@ -146,7 +159,13 @@ impl Controller {
         let gone: Vec<Vm> = world
             .vms
             .values()
-            .filter(|v| v.meta.deleting && v.spec.node.as_ref().is_none_or(|n| keepers.vm_removed(n, v.meta.id)))
+            .filter(|v| {
+                v.meta.deleting
+                    && v.spec
+                        .node
+                        .as_ref()
+                        .is_none_or(|n| keepers.vm_removed(n, v.meta.id))
+            })
             .cloned()
             .collect();
         for vm in gone {
@@ -155,14 +174,24 @@ impl Controller {
         let gone: Vec<Network> = world
             .networks
             .values()
-            .filter(|n| n.meta.deleting && world.nodes.keys().all(|node| keepers.network_removed(node, n.meta.id, &world.nodes[node])))
+            .filter(|n| {
+                n.meta.deleting
+                    && world
+                        .nodes
+                        .keys()
+                        .all(|node| keepers.network_removed(node, n.meta.id, &world.nodes[node]))
+            })
             .cloned()
             .collect();
         for network in gone {
             let target = ObjectRef::new(Kind::Network, network.meta.id, &network.meta.name);
             if let Some(held) = self.records().get::<Network>(network.meta.id).await? {
                 let event = self.event(EventKind::NetworkDeleted, target, "");
-                done_or_crossed(self.records().commit(Edit::default().delete(&held).event(&event)).await)?;
+                done_or_crossed(
+                    self.records()
+                        .commit(Edit::default().delete(&held).event(&event))
+                        .await,
+                )?;
             }
             world.networks.remove(&network.meta.id);
         }
@@ -170,9 +199,13 @@ impl Controller {
     }
 
     async fn forget_vm(&self, vm: &Vm, world: &mut World) -> Result<()> {
-        let Some(held) = self.records().get::<Vm>(vm.meta.id).await? else { return Ok(()) };
+        let Some(held) = self.records().get::<Vm>(vm.meta.id).await? else {
+            return Ok(());
+        };
         let target = ObjectRef::new(Kind::Vm, vm.meta.id, &vm.meta.name);
-        let mut edit = Edit::default().delete(&held).event(&self.event(EventKind::VmDeleted, target, ""));
+        let mut edit = Edit::default()
+            .delete(&held)
+            .event(&self.event(EventKind::VmDeleted, target, ""));
         if let Some(volume) = self.records().get::<Volume>(vm.spec.root_volume).await? {
             edit = edit.delete(&volume);
         }
@@ -181,9 +214,15 @@ impl Controller {
                 edit = release_port(edit.delete(&port), &port.value);
             }
         }
-        for forward in world.forwards.iter().filter(|f| vm.spec.ports.contains(&f.spec.target)) {
+        for forward in world
+            .forwards
+            .iter()
+            .filter(|f| vm.spec.ports.contains(&f.spec.target))
+        {
             if let Some(forward) = self.records().get::<Forward>(forward.meta.id).await? {
-                edit = edit.delete(&forward).release(super::forwards::listen_key(&forward.value.spec));
+                edit = edit
+                    .delete(&forward)
+                    .release(super::forwards::listen_key(&forward.value.spec));
             }
         }
         done_or_crossed(self.records().commit(edit).await)?;
@@ -220,9 +259,19 @@ fn unknown(vm: &mut Vm, now: vbm_core::Timestamp) -> bool {
 
 /// Whether a change of this key is one of the world: names, events and operations are not.
 fn concerns(key: &str) -> bool {
-    [Vm::PREFIX, Network::PREFIX, Port::PREFIX, Group::PREFIX, Forward::PREFIX, Image::PREFIX, Volume::PREFIX, Node::PREFIX, "op/"]
-        .iter()
-        .any(|prefix| key.starts_with(prefix))
+    [
+        Vm::PREFIX,
+        Network::PREFIX,
+        Port::PREFIX,
+        Group::PREFIX,
+        Forward::PREFIX,
+        Image::PREFIX,
+        Volume::PREFIX,
+        Node::PREFIX,
+        "op/",
+    ]
+    .iter()
+    .any(|prefix| key.starts_with(prefix))
 }
 
 impl World {
@@ -238,7 +287,12 @@ impl World {
             networks: table(records.all().await?, |r: &Network| r.meta.id),
             ports: table(records.all().await?, |r: &Port| r.meta.id),
             groups: table(records.all().await?, |r: &Group| r.meta.id),
-            forwards: records.all::<Forward>().await?.into_iter().map(|h| h.value).collect(),
+            forwards: records
+                .all::<Forward>()
+                .await?
+                .into_iter()
+                .map(|h| h.value)
+                .collect(),
             images: table(records.all().await?, |r: &Image| r.meta.id),
             volumes: table(records.all().await?, |r: &Volume| r.meta.id),
             nodes: table(records.all().await?, |r: &Node| r.path.clone()),

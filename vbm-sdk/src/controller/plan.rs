@@ -7,8 +7,8 @@ use crate::methods::{GoneVm, WantedForward, WantedNetwork, WantedNic, WantedPort
 use crate::store::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use vbm_core::{
-    Error, ErrorKind, Forward, Group, GroupId, Image, ImageId, Name, Network, NetworkId, Node, NodePath, NodeState, Port, PortId, Rule,
-    Vm, VmId, Volume, VolumeId,
+    Error, ErrorKind, Forward, Group, GroupId, Image, ImageId, Name, Network, NetworkId, Node, NodePath,
+    NodeState, Port, PortId, Rule, Vm, VmId, Volume, VolumeId,
 };
 
 /// All records that the plan looks at, as of one revision or a little later.
@@ -38,11 +38,16 @@ impl World {
     /// The plan of one node.
     pub(crate) fn node_plan(&self, node: &NodePath) -> NodePlan {
         let here = |vm: &&Vm| vm.spec.node.as_ref() == Some(node);
-        let (leaving, staying): (Vec<&Vm>, Vec<&Vm>) = self.vms.values().filter(here).partition(|v| v.meta.deleting);
+        let (leaving, staying): (Vec<&Vm>, Vec<&Vm>) =
+            self.vms.values().filter(here).partition(|v| v.meta.deleting);
         let staying_ids: BTreeSet<VmId> = staying.iter().map(|v| v.meta.id).collect();
-        let (dead, alive): (Vec<&Network>, Vec<&Network>) = self.networks.values().partition(|n| n.meta.deleting);
+        let (dead, alive): (Vec<&Network>, Vec<&Network>) =
+            self.networks.values().partition(|n| n.meta.deleting);
         NodePlan {
-            networks: alive.into_iter().map(|n| self.wanted_network(n, &staying_ids)).collect(),
+            networks: alive
+                .into_iter()
+                .map(|n| self.wanted_network(n, &staying_ids))
+                .collect(),
             vms: staying.into_iter().filter_map(|v| self.wanted_vm(v)).collect(),
             remove_vms: leaving.into_iter().map(|v| self.gone_vm(v)).collect(),
             remove_networks: dead.into_iter().map(|n| n.meta.id).collect(),
@@ -51,8 +56,15 @@ impl World {
 
     fn wanted_network(&self, network: &Network, vms: &BTreeSet<VmId>) -> WantedNetwork {
         let id = network.meta.id;
-        let ports: Vec<&Port> = self.ports.values().filter(|p| p.spec.network == id && vms.contains(&p.spec.vm)).collect();
-        let forwards = self.forwards.iter().filter(|f| f.spec.network == id && ports.iter().any(|p| p.meta.id == f.spec.target));
+        let ports: Vec<&Port> = self
+            .ports
+            .values()
+            .filter(|p| p.spec.network == id && vms.contains(&p.spec.vm))
+            .collect();
+        let forwards = self
+            .forwards
+            .iter()
+            .filter(|f| f.spec.network == id && ports.iter().any(|p| p.meta.id == f.spec.target));
         WantedNetwork {
             id,
             name: network.meta.name.clone(),
@@ -64,13 +76,21 @@ impl World {
     }
 
     fn wanted_port(&self, port: &Port) -> WantedPort {
-        let rules: BTreeSet<Rule> =
-            port.spec.groups.iter().filter_map(|g| self.groups.get(g)).flat_map(|g| g.spec.rules.iter().cloned()).collect();
+        let rules: BTreeSet<Rule> = port
+            .spec
+            .groups
+            .iter()
+            .filter_map(|g| self.groups.get(g))
+            .flat_map(|g| g.spec.rules.iter().cloned())
+            .collect();
         WantedPort {
             id: port.meta.id,
             mac: port.spec.mac,
             address: port.spec.address,
-            hostname: self.vms.get(&port.spec.vm).map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone()),
+            hostname: self
+                .vms
+                .get(&port.spec.vm)
+                .map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone()),
             rules: rules.into_iter().collect(),
         }
     }
@@ -83,7 +103,13 @@ impl World {
             .spec
             .ports
             .iter()
-            .map(|p| self.ports.get(p).map(|p| WantedNic { network: p.spec.network, port: p.meta.id, mac: p.spec.mac }))
+            .map(|p| {
+                self.ports.get(p).map(|p| WantedNic {
+                    network: p.spec.network,
+                    port: p.meta.id,
+                    mac: p.spec.mac,
+                })
+            })
             .collect::<Option<Vec<_>>>()?;
         Some(WantedVm {
             id: vm.meta.id,
@@ -107,7 +133,11 @@ impl World {
 
     fn gone_vm(&self, vm: &Vm) -> GoneVm {
         let ports = vm.spec.ports.iter().filter_map(|p| self.ports.get(p));
-        GoneVm { id: vm.meta.id, volume: vm.spec.root_volume, nics: ports.map(|p| (p.spec.network, p.meta.id)).collect() }
+        GoneVm {
+            id: vm.meta.id,
+            volume: vm.spec.root_volume,
+            nics: ports.map(|p| (p.spec.network, p.meta.id)).collect(),
+        }
     }
 
     /// A node for a VM.
@@ -125,13 +155,27 @@ impl World {
             }
         }
         if let [one] = &self.nodes.values().collect::<Vec<_>>()[..]
-            && let Some(problem) = one.status.capabilities.iter().find(|c| c.driver == vm.spec.driver).and_then(|c| c.problem.clone())
+            && let Some(problem) = one
+                .status
+                .capabilities
+                .iter()
+                .find(|c| c.driver == vm.spec.driver)
+                .and_then(|c| c.problem.clone())
         {
             return Err(problem.context(format!("no node can run {}", vm.meta.name)));
         }
-        let why = if self.nodes.is_empty() { "no node has reported itself yet".to_owned() } else { reasons.join("; ") };
+        let why = if self.nodes.is_empty() {
+            "no node has reported itself yet".to_owned()
+        } else {
+            reasons.join("; ")
+        };
         best.map(|(_, node)| node.path.clone()).ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, format!("no node can run {}", vm.meta.name), why, "see `vbm node list`; it is placed as soon as one can")
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("no node can run {}", vm.meta.name),
+                why,
+                "see `vbm node list`; it is placed as soon as one can",
+            )
         })
     }
 
@@ -143,14 +187,21 @@ impl World {
         if node.spec.cordoned {
             return Err("it takes no new VMs".into());
         }
-        let Some(capability) = node.status.capabilities.iter().find(|c| c.driver == vm.spec.driver) else {
+        let Some(capability) = node
+            .status
+            .capabilities
+            .iter()
+            .find(|c| c.driver == vm.spec.driver)
+        else {
             return Err(format!("it has no driver {}", vm.spec.driver));
         };
         if let Some(problem) = &capability.problem {
             return Err(problem.inline());
         }
         if let Some((network, other)) = self.network_elsewhere(vm, &node.path) {
-            return Err(format!("network {network} is on {other}, and networks do not span nodes yet"));
+            return Err(format!(
+                "network {network} is on {other}, and networks do not span nodes yet"
+            ));
         }
         let planned: u64 = self
             .vms
@@ -160,16 +211,26 @@ impl World {
             .sum();
         let free = node.status.memory_free_mib.saturating_sub(planned);
         let needed = u64::from(vm.spec.memory_mib);
-        free.checked_sub(needed).ok_or_else(|| format!("it has {free} MiB of memory left, and {needed} are needed"))
+        free.checked_sub(needed)
+            .ok_or_else(|| format!("it has {free} MiB of memory left, and {needed} are needed"))
     }
 
     fn network_elsewhere(&self, vm: &Vm, node: &NodePath) -> Option<(Name, NodePath)> {
-        let mine: Vec<NetworkId> = vm.spec.ports.iter().filter_map(|p| self.ports.get(p)).map(|p| p.spec.network).collect();
-        self.ports.values().filter(|p| mine.contains(&p.spec.network)).find_map(|p| {
-            let other = self.vms.get(&p.spec.vm)?.spec.node.as_ref()?;
-            let network = self.networks.get(&p.spec.network)?;
-            (other != node).then(|| (network.meta.name.clone(), other.clone()))
-        })
+        let mine: Vec<NetworkId> = vm
+            .spec
+            .ports
+            .iter()
+            .filter_map(|p| self.ports.get(p))
+            .map(|p| p.spec.network)
+            .collect();
+        self.ports
+            .values()
+            .filter(|p| mine.contains(&p.spec.network))
+            .find_map(|p| {
+                let other = self.vms.get(&p.spec.vm)?.spec.node.as_ref()?;
+                let network = self.networks.get(&p.spec.network)?;
+                (other != node).then(|| (network.meta.name.clone(), other.clone()))
+            })
     }
 }
 

@@ -6,7 +6,8 @@ use crate::records::{EVENT_PREFIX, Record};
 use crate::store::Revision;
 use futures::{StreamExt, stream::BoxStream};
 use vbm_core::{
-    Error, Event, Forward, Group, Image, Network, NetworkId, Node, Operation, Port, Result, Vm, VmId, Volume, limits::PAGE_MAX_ITEMS,
+    Error, Event, Forward, Group, Image, Network, NetworkId, Node, Operation, Port, Result, Vm, VmId, Volume,
+    limits::PAGE_MAX_ITEMS,
 };
 
 /// Events as they are read. Ends with an error when what comes next is no longer kept.
@@ -21,13 +22,25 @@ fn part<T>(mut items: Vec<T>, query: &ListQuery, name: impl Fn(&T) -> String, re
     let limit = query.limit.unwrap_or(PAGE_MAX_ITEMS).clamp(1, PAGE_MAX_ITEMS);
     let next = (items.len() > limit).then(|| name(&items[limit - 1]));
     items.truncate(limit);
-    List { items, next, revision }
+    List {
+        items,
+        next,
+        revision,
+    }
 }
 
 impl Controller {
     async fn values<T: Record>(&self) -> Result<(Revision, Vec<T>)> {
         let revision = self.records().store().revision().await?;
-        Ok((revision, self.records().all::<T>().await?.into_iter().map(|h| h.value).collect()))
+        Ok((
+            revision,
+            self.records()
+                .all::<T>()
+                .await?
+                .into_iter()
+                .map(|h| h.value)
+                .collect(),
+        ))
     }
 
     /// The VMs.
@@ -38,7 +51,11 @@ impl Controller {
         let (revision, vms) = self.values::<Vm>().await?;
         let tables = Tables::load(self.records()).await?;
         let list = part(vms, query, |v| v.meta.name.to_string(), revision);
-        Ok(List { items: list.items.iter().map(|v| tables.vm(v)).collect(), next: list.next, revision })
+        Ok(List {
+            items: list.items.iter().map(|v| tables.vm(v)).collect(),
+            next: list.next,
+            revision,
+        })
     }
 
     /// The networks.
@@ -49,7 +66,11 @@ impl Controller {
         let (revision, networks) = self.values::<Network>().await?;
         let tables = Tables::load(self.records()).await?;
         let list = part(networks, query, |n| n.meta.name.to_string(), revision);
-        Ok(List { items: list.items.iter().map(|n| tables.network(n)).collect(), next: list.next, revision })
+        Ok(List {
+            items: list.items.iter().map(|n| tables.network(n)).collect(),
+            next: list.next,
+            revision,
+        })
     }
 
     async fn filters(&self, query: &ListQuery) -> Result<(Option<NetworkId>, Option<VmId>)> {
@@ -74,7 +95,11 @@ impl Controller {
         ports.retain(|p| network.is_none_or(|n| n == p.spec.network) && vm.is_none_or(|v| v == p.spec.vm));
         let tables = Tables::load(self.records()).await?;
         let list = part(ports, query, |p| p.meta.name.to_string(), revision);
-        Ok(List { items: list.items.iter().map(|p| tables.port(p)).collect(), next: list.next, revision })
+        Ok(List {
+            items: list.items.iter().map(|p| tables.port(p)).collect(),
+            next: list.next,
+            revision,
+        })
     }
 
     /// The forwards, or those of one network or VM.
@@ -89,8 +114,13 @@ impl Controller {
             Some(id) => Some(self.records().must::<Vm>(id).await?.value.meta.name.to_string()),
             None => None,
         };
-        let views = forwards.iter().filter(|f| network.is_none_or(|n| n == f.spec.network)).filter_map(|f| tables.forward(f));
-        let views = views.filter(|f| vm_name.as_ref().is_none_or(|n| *n == f.vm_name)).collect();
+        let views = forwards
+            .iter()
+            .filter(|f| network.is_none_or(|n| n == f.spec.network))
+            .filter_map(|f| tables.forward(f));
+        let views = views
+            .filter(|f| vm_name.as_ref().is_none_or(|n| *n == f.vm_name))
+            .collect();
         Ok(part(views, query, |f| f.forward.meta.name.to_string(), revision))
     }
 
@@ -174,7 +204,11 @@ impl Controller {
         let mut after: Option<String> = None;
         let mut at = self.records().store().revision().await?;
         loop {
-            let page = self.records().store().list(EVENT_PREFIX, after.as_deref(), PAGE_MAX_ITEMS).await?;
+            let page = self
+                .records()
+                .store()
+                .list(EVENT_PREFIX, after.as_deref(), PAGE_MAX_ITEMS)
+                .await?;
             after = page.entries.last().map(|e| e.key.clone());
             for entry in page.entries {
                 if entry.revision > from && entry.revision <= at {
@@ -194,7 +228,9 @@ impl Controller {
         let coming = self.records().store().watch(EVENT_PREFIX, at).await?;
         let coming = coming.filter_map(|change| async move {
             match change {
-                Ok(change) => change.value.map(|value| view(change.revision, &change.key, &value)),
+                Ok(change) => change
+                    .value
+                    .map(|value| view(change.revision, &change.key, &value)),
                 Err(e) => Some(Err(e.into())),
             }
         });
@@ -204,7 +240,7 @@ impl Controller {
 }
 
 fn view(revision: Revision, key: &str, value: &[u8]) -> Result<EventView> {
-    let event: Event =
-        serde_json::from_slice(value).map_err(|e| Error::internal(format!("the event at {key} cannot be read"), e.to_string()))?;
+    let event: Event = serde_json::from_slice(value)
+        .map_err(|e| Error::internal(format!("the event at {key} cannot be read"), e.to_string()))?;
     Ok(EventView { revision, event })
 }

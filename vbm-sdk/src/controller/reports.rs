@@ -2,12 +2,13 @@
 
 use super::Controller;
 use crate::methods::{
-    ImageRead, NodeReport, NodeReportReply, NodeReportRequest, PortReport, PortReportRequest, VmReport, VmReportRequest,
+    ImageRead, NodeReport, NodeReportReply, NodeReportRequest, PortReport, PortReportRequest, VmReport,
+    VmReportRequest,
 };
 use crate::records::Edit;
 use vbm_core::{
-    Error, EventKind, Kind, Network, Node, NodePath, NodeSpec, NodeState, NodeStatus, ObjectRef, Port, PowerState, Result, Vm, VmId, VmStatus,
-    WantedPower,
+    Error, EventKind, Kind, Network, Node, NodePath, NodeSpec, NodeState, NodeStatus, ObjectRef, Port,
+    PowerState, Result, Vm, VmId, VmStatus, WantedPower,
 };
 use vbm_rpc::Router;
 
@@ -16,16 +17,30 @@ impl Controller {
     pub fn router(&self) -> Router {
         let (a, b, c, d) = (self.clone(), self.clone(), self.clone(), self.clone());
         Router::new()
-            .method::<NodeReport, _, _>(move |_, r| { let this = a.clone(); async move { this.node_report(r).await } })
-            .method::<VmReport, _, _>(move |_, r| { let this = b.clone(); async move { this.vm_report(r).await } })
-            .method::<PortReport, _, _>(move |_, r| { let this = c.clone(); async move { this.port_report(r).await } })
-            .method::<ImageRead, _, _>(move |_, r| { let this = d.clone(); async move { this.read_image(&r).await } })
+            .method::<NodeReport, _, _>(move |_, r| {
+                let this = a.clone();
+                async move { this.node_report(r).await }
+            })
+            .method::<VmReport, _, _>(move |_, r| {
+                let this = b.clone();
+                async move { this.vm_report(r).await }
+            })
+            .method::<PortReport, _, _>(move |_, r| {
+                let this = c.clone();
+                async move { this.port_report(r).await }
+            })
+            .method::<ImageRead, _, _>(move |_, r| {
+                let this = d.clone();
+                async move { this.read_image(&r).await }
+            })
     }
 
     async fn node_report(&self, report: NodeReportRequest) -> Result<NodeReportReply> {
         let now = self.inner.clock.now();
         let known = self.records().get::<Node>(&report.path).await?;
-        let before = known.as_ref().map_or(NodeState::Unknown, |n| n.value.status.state);
+        let before = known
+            .as_ref()
+            .map_or(NodeState::Unknown, |n| n.value.status.state);
         let status = NodeStatus {
             state: NodeState::Ready,
             capabilities: report.capabilities,
@@ -38,14 +53,26 @@ impl Controller {
             version: report.version,
         };
         let spec = known.map_or_else(NodeSpec::default, |n| n.value.spec);
-        let node = Node { path: report.path.clone(), spec, status };
+        let node = Node {
+            path: report.path.clone(),
+            spec,
+            status,
+        };
         let mut edit = Edit::default().put(&node);
-        let event = self.event(EventKind::NodeReady, ObjectRef::node(&report.path), format!("version {}", node.status.version));
+        let event = self.event(
+            EventKind::NodeReady,
+            ObjectRef::node(&report.path),
+            format!("version {}", node.status.version),
+        );
         if before != NodeState::Ready {
             edit = edit.event(&event);
         }
         self.records().commit(edit).await?;
-        let mut reply = NodeReportReply { epoch: self.epoch(), surplus_networks: Vec::new(), orphan_vms: Vec::new() };
+        let mut reply = NodeReportReply {
+            epoch: self.epoch(),
+            surplus_networks: Vec::new(),
+            orphan_vms: Vec::new(),
+        };
         for id in report.networks {
             if self.records().get::<Network>(id).await?.is_none() {
                 reply.surplus_networks.push(id);
@@ -64,13 +91,20 @@ impl Controller {
             if let Some(doing) = &seen.doing {
                 self.note_step(seen.id, doing).await?;
             }
-            self.saw_vm(&report.node, seen.id, &seen.status, seen.adopted).await?;
+            self.saw_vm(&report.node, seen.id, &seen.status, seen.adopted)
+                .await?;
         }
         Ok(())
     }
 
     /// Writes down how a VM is, and tells what happened to it.
-    pub(super) async fn saw_vm(&self, node: &NodePath, id: VmId, status: &VmStatus, adopted: bool) -> Result<()> {
+    pub(super) async fn saw_vm(
+        &self,
+        node: &NodePath,
+        id: VmId,
+        status: &VmStatus,
+        adopted: bool,
+    ) -> Result<()> {
         let now = self.inner.clock.now();
         let mut happened = None;
         let mut ended = false;
@@ -82,7 +116,10 @@ impl Controller {
                     return Ok(false);
                 }
                 let before = vm.clone();
-                vm.status = VmStatus { since: vm.status.since, ..status.clone() };
+                vm.status = VmStatus {
+                    since: vm.status.since,
+                    ..status.clone()
+                };
                 if vm.status.power != before.status.power {
                     vm.status.since = now;
                 }
@@ -99,7 +136,9 @@ impl Controller {
         };
         if let Some((kind, message)) = happened {
             let target = ObjectRef::new(Kind::Vm, id, &vm.meta.name);
-            self.records().commit(Edit::default().event(&self.event(kind, target, message))).await?;
+            self.records()
+                .commit(Edit::default().event(&self.event(kind, target, message)))
+                .await?;
         }
         if ended {
             self.end_leases(&vm).await?;
@@ -149,7 +188,9 @@ impl Controller {
             let vm = self.records().get::<Vm>(port.spec.vm).await?;
             let name = vm.map_or_else(|| port.meta.name.clone(), |v| v.value.meta.name);
             let target = ObjectRef::new(Kind::Port, port.meta.id, name);
-            self.records().commit(Edit::default().event(&self.event(kind, target, port.spec.address.to_string()))).await?;
+            self.records()
+                .commit(Edit::default().event(&self.event(kind, target, port.spec.address.to_string())))
+                .await?;
         }
         Ok(())
     }
@@ -158,7 +199,10 @@ impl Controller {
 /// A guest that shut itself down is wanted off from now on: it said so itself.
 fn settle_guest_shutdown(vm: &mut Vm) {
     let reached = vm.status.observed == vm.meta.generation && vm.status.problem.is_none();
-    if reached && vm.status.power == PowerState::Off && matches!(vm.spec.power, WantedPower::Running | WantedPower::Paused) {
+    if reached
+        && vm.status.power == PowerState::Off
+        && matches!(vm.spec.power, WantedPower::Running | WantedPower::Paused)
+    {
         vm.spec.power = WantedPower::Off;
         vm.meta.generation = vm.meta.generation.next();
     }
@@ -174,7 +218,10 @@ fn event_of(before: &Vm, after: &Vm, adopted: bool) -> Option<(EventKind, String
         return Some((EventKind::VmFailed, Error::inline(problem)));
     }
     match (was, is) {
-        _ if adopted && is.is_live() => Some((EventKind::VmAdopted, format!("found {is} after a restart of the agent"))),
+        _ if adopted && is.is_live() => Some((
+            EventKind::VmAdopted,
+            format!("found {is} after a restart of the agent"),
+        )),
         (P::Paused(_), P::Running) => Some((EventKind::VmResumed, String::new())),
         (P::Running | P::Unknown | P::Unresponsive | P::Stopping, P::Running) => None,
         (_, P::Running) => Some((EventKind::VmStarted, String::new())),

@@ -23,11 +23,21 @@ fn values<T: Record>(held: Vec<Held<T>>) -> impl Iterator<Item = T> {
 impl Tables {
     pub(super) async fn load(records: &Records) -> Result<Self> {
         Ok(Self {
-            images: values(records.all::<Image>().await?).map(|r| (r.meta.id, r.meta.name)).collect(),
-            networks: values(records.all::<Network>().await?).map(|r| (r.meta.id, r.meta.name)).collect(),
-            groups: values(records.all::<Group>().await?).map(|r| (r.meta.id, r.meta.name)).collect(),
-            vms: values(records.all::<Vm>().await?).map(|r| (r.meta.id, r.meta.name)).collect(),
-            ports: values(records.all::<Port>().await?).map(|r| (r.meta.id, r)).collect(),
+            images: values(records.all::<Image>().await?)
+                .map(|r| (r.meta.id, r.meta.name))
+                .collect(),
+            networks: values(records.all::<Network>().await?)
+                .map(|r| (r.meta.id, r.meta.name))
+                .collect(),
+            groups: values(records.all::<Group>().await?)
+                .map(|r| (r.meta.id, r.meta.name))
+                .collect(),
+            vms: values(records.all::<Vm>().await?)
+                .map(|r| (r.meta.id, r.meta.name))
+                .collect(),
+            ports: values(records.all::<Port>().await?)
+                .map(|r| (r.meta.id, r))
+                .collect(),
         })
     }
 
@@ -35,16 +45,30 @@ impl Tables {
         VmView {
             vm: vm.clone(),
             image_name: name(&self.images, &vm.spec.image),
-            nics: vm.spec.ports.iter().filter_map(|p| self.ports.get(p)).map(|p| self.nic(p)).collect(),
+            nics: vm
+                .spec
+                .ports
+                .iter()
+                .filter_map(|p| self.ports.get(p))
+                .map(|p| self.nic(p))
+                .collect(),
         }
     }
 
     fn nic(&self, port: &Port) -> NicView {
-        NicView { port: port.clone(), network_name: name(&self.networks, &port.spec.network), group_names: self.group_names(port) }
+        NicView {
+            port: port.clone(),
+            network_name: name(&self.networks, &port.spec.network),
+            group_names: self.group_names(port),
+        }
     }
 
     fn group_names(&self, port: &Port) -> Vec<Name> {
-        port.spec.groups.iter().filter_map(|g| self.groups.get(g).cloned()).collect()
+        port.spec
+            .groups
+            .iter()
+            .filter_map(|g| self.groups.get(g).cloned())
+            .collect()
     }
 
     pub(super) fn port(&self, port: &Port) -> PortView {
@@ -57,8 +81,15 @@ impl Tables {
     }
 
     pub(super) fn network(&self, network: &Network) -> NetworkView {
-        let ports = self.ports.values().filter(|p| p.spec.network == network.meta.id).count();
-        NetworkView { network: network.clone(), ports: ports as u64 }
+        let ports = self
+            .ports
+            .values()
+            .filter(|p| p.spec.network == network.meta.id)
+            .count();
+        NetworkView {
+            network: network.clone(),
+            ports: ports as u64,
+        }
     }
 
     /// `None` while the port it goes to is being deleted.

@@ -6,8 +6,9 @@ use crate::methods::VmReset;
 use crate::records::{Edit, Held, until_uncrossed};
 use std::net::Ipv4Addr;
 use vbm_core::{
-    DriverKind, Error, ErrorKind, EventKind, Generation, Group, GroupId, Image, Kind, Mac, Meta, Name, Network, Node, NodeState, ObjectRef, Operation, Port, PortId,
-    PortSpec, PortStatus, PowerState, Result, Vm, VmId, VmSpec, VmStatus, Volume, VolumeId, VolumeSpec, WantedPower, limits, object,
+    DriverKind, Error, ErrorKind, EventKind, Generation, Group, GroupId, Image, Kind, Mac, Meta, Name,
+    Network, Node, NodeState, ObjectRef, Operation, Port, PortId, PortSpec, PortStatus, PowerState, Result,
+    Vm, VmId, VmSpec, VmStatus, Volume, VolumeId, VolumeSpec, WantedPower, limits, object,
 };
 use vbm_net::ipam::Ipam;
 
@@ -27,10 +28,17 @@ impl Controller {
     /// What is asked makes no sense, refers to what does not exist, or is taken.
     pub async fn launch(&self, request: &LaunchRequest) -> Result<Accepted<VmView>> {
         let _picking = self.inner.picking.lock().await;
-        let headline = request.name.as_ref().map_or_else(|| "cannot launch the VM".into(), |n| format!("cannot launch {n}"));
-        let (id, operation) =
-            until_uncrossed(|| self.launch_once(request)).await.map_err(|e| if e.is_not_found() { e } else { e.context(headline) })?;
-        Ok(Accepted { item: self.vm_view(&id.to_string()).await?, operation })
+        let headline = request
+            .name
+            .as_ref()
+            .map_or_else(|| "cannot launch the VM".into(), |n| format!("cannot launch {n}"));
+        let (id, operation) = until_uncrossed(|| self.launch_once(request))
+            .await
+            .map_err(|e| if e.is_not_found() { e } else { e.context(headline) })?;
+        Ok(Accepted {
+            item: self.vm_view(&id.to_string()).await?,
+            operation,
+        })
     }
 
     async fn launch_once(&self, request: &LaunchRequest) -> Result<(VmId, Operation)> {
@@ -54,7 +62,11 @@ impl Controller {
             root_volume: volume.meta.id,
             ports: nics.iter().map(|n| n.port.meta.id).collect(),
             driver: self.driver_for(request.driver).await?,
-            power: if request.stopped { WantedPower::Off } else { WantedPower::Running },
+            power: if request.stopped {
+                WantedPower::Off
+            } else {
+                WantedPower::Running
+            },
             node: request.node.clone(),
         };
         spec.check()?;
@@ -64,7 +76,15 @@ impl Controller {
         let now = self.inner.clock.now();
         let mut meta = Meta::new(id, name, now);
         meta.labels.clone_from(&request.labels);
-        let vm = Vm { meta, spec, status: VmStatus { power: PowerState::Off, since: now, ..VmStatus::default() } };
+        let vm = Vm {
+            meta,
+            spec,
+            status: VmStatus {
+                power: PowerState::Off,
+                since: now,
+                ..VmStatus::default()
+            },
+        };
         let target = ObjectRef::new(Kind::Vm, id, &vm.meta.name);
         let operation = self.operation("launch", target.clone(), vm.meta.generation);
         let mut edit = Edit::default()
@@ -72,7 +92,11 @@ impl Controller {
             .create(&volume)
             .create(&operation)
             .rests_on(&image)
-            .event(&self.event(EventKind::VmCreated, target, format!("from image {}", image.value.meta.name)));
+            .event(&self.event(
+                EventKind::VmCreated,
+                target,
+                format!("from image {}", image.value.meta.name),
+            ));
         for nic in &nics {
             edit = edit.create(&nic.port).rests_on(&nic.network);
             edit = claim_port(edit, &nic.port);
@@ -87,15 +111,30 @@ impl Controller {
     /// The driver asked for, or the one that the nodes have: QEMU before others. Refused when nodes answer and none of
     /// them can use it, so that nothing is made that cannot run.
     async fn driver_for(&self, wanted: Option<DriverKind>) -> Result<DriverKind> {
-        let nodes: Vec<Node> = self.records().all::<Node>().await?.into_iter().map(|n| n.value).collect();
-        let ready: Vec<&Node> = nodes.iter().filter(|n| n.status.state == NodeState::Ready).collect();
+        let nodes: Vec<Node> = self
+            .records()
+            .all::<Node>()
+            .await?
+            .into_iter()
+            .map(|n| n.value)
+            .collect();
+        let ready: Vec<&Node> = nodes
+            .iter()
+            .filter(|n| n.status.state == NodeState::Ready)
+            .collect();
         let capabilities: Vec<_> = ready.iter().flat_map(|n| &n.status.capabilities).collect();
-        let usable = capabilities.iter().filter(|c| c.problem.is_none()).map(|c| c.driver);
+        let usable = capabilities
+            .iter()
+            .filter(|c| c.problem.is_none())
+            .map(|c| c.driver);
         let driver = wanted.or_else(|| usable.clone().min()).unwrap_or_default();
         if ready.is_empty() || usable.clone().any(|d| d == driver) {
             return Ok(driver);
         }
-        let problem = capabilities.iter().filter(|c| c.driver == driver).find_map(|c| c.problem.clone());
+        let problem = capabilities
+            .iter()
+            .filter(|c| c.driver == driver)
+            .find_map(|c| c.problem.clone());
         Err(problem.unwrap_or_else(|| {
             Error::new(
                 ErrorKind::Unsupported,
@@ -112,13 +151,24 @@ impl Controller {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!("a disk of {} MiB does not fit", virtual_bytes / MIB_BYTES),
-                format!("image {} needs {} MiB, and 64 TiB is the limit", image.meta.name, image.spec.virtual_bytes.div_ceil(MIB_BYTES)),
+                format!(
+                    "image {} needs {} MiB, and 64 TiB is the limit",
+                    image.meta.name,
+                    image.spec.virtual_bytes.div_ceil(MIB_BYTES)
+                ),
                 "leave --disk out, or choose a larger one",
             ));
         }
         let id = VolumeId::from_uuid(self.inner.ids.next());
         let name = format!("root-{}", vm.short()).parse()?;
-        Ok(Volume { meta: Meta::new(id, name, self.inner.clock.now()), spec: VolumeSpec { image: image.meta.id, virtual_bytes, vm } })
+        Ok(Volume {
+            meta: Meta::new(id, name, self.inner.clock.now()),
+            spec: VolumeSpec {
+                image: image.meta.id,
+                virtual_bytes,
+                vm,
+            },
+        })
     }
 
     async fn nic(&self, vm: VmId, wanted: &NicRequest, earlier: &[Nic]) -> Result<Nic> {
@@ -132,12 +182,17 @@ impl Controller {
             Some(address) => pinned(record, address)?,
             None => self.pick_address(record, earlier).await?,
         };
-        if earlier.iter().any(|n| n.network.value.meta.id == record.meta.id && n.port.spec.address == address) {
+        if earlier
+            .iter()
+            .any(|n| n.network.value.meta.id == record.meta.id && n.port.spec.address == address)
+        {
             return Err(twice(format!("the address {address}")));
         }
         let id = PortId::from_uuid(self.inner.ids.next());
         let mac = match wanted.mac {
-            Some(mac) if earlier.iter().any(|n| n.port.spec.mac == mac) => return Err(twice(format!("the MAC {mac}"))),
+            Some(mac) if earlier.iter().any(|n| n.port.spec.mac == mac) => {
+                return Err(twice(format!("the MAC {mac}")));
+            }
             Some(mac) if !mac.is_unicast() => {
                 return Err(Error::new(
                     ErrorKind::InvalidInput,
@@ -158,8 +213,16 @@ impl Controller {
             groups: groups.iter().map(|g| g.value.meta.id).collect(),
         };
         let name = format!("port-{}", id.short()).parse()?;
-        let port = Port { meta: Meta::new(id, name, self.inner.clock.now()), spec, status: PortStatus::default() };
-        Ok(Nic { port, network, groups })
+        let port = Port {
+            meta: Meta::new(id, name, self.inner.clock.now()),
+            spec,
+            status: PortStatus::default(),
+        };
+        Ok(Nic {
+            port,
+            network,
+            groups,
+        })
     }
 
     async fn groups_of(&self, names: &[String]) -> Result<Vec<Held<Group>>> {
@@ -183,14 +246,21 @@ impl Controller {
 
     /// The next free address of the pool; those of the same request count as taken.
     async fn pick_address(&self, network: &Network, earlier: &[Nic]) -> Result<Ipv4Addr> {
-        let taken = self.records().keys_below(&format!("address/{}/", network.meta.id)).await?;
+        let taken = self
+            .records()
+            .keys_below(&format!("address/{}/", network.meta.id))
+            .await?;
         let mut ipam = Ipam::new(&network.spec)?;
-        let earlier = earlier.iter().filter(|n| n.network.value.meta.id == network.meta.id).map(|n| n.port.spec.address);
+        let earlier = earlier
+            .iter()
+            .filter(|n| n.network.value.meta.id == network.meta.id)
+            .map(|n| n.port.spec.address);
         for address in taken.iter().filter_map(|t| t.parse().ok()).chain(earlier) {
             // Pinned addresses may stand outside the pool, where there is nothing to reserve.
             drop(ipam.reserve(address));
         }
-        ipam.allocate(None).map_err(|e| e.context(format!("network {} has no free address", network.meta.name)))
+        ipam.allocate(None)
+            .map_err(|e| e.context(format!("network {} has no free address", network.meta.name)))
     }
 
     async fn pick_mac(&self, earlier: &[Nic]) -> Result<Mac> {
@@ -214,7 +284,10 @@ impl Controller {
             return self.restart(id).await;
         }
         let operation = until_uncrossed(|| self.power_once(id, action)).await?;
-        Ok(Accepted { item: self.vm_view(&id.to_string()).await?, operation })
+        Ok(Accepted {
+            item: self.vm_view(&id.to_string()).await?,
+            operation,
+        })
     }
 
     async fn power_once(&self, id: VmId, action: PowerAction) -> Result<Operation> {
@@ -226,13 +299,18 @@ impl Controller {
             return Err(being_deleted(&vm.meta.name));
         }
         match plan_power(&vm, action)? {
-            None => self.done_at_once(self.operation(verb, target, vm.meta.generation)).await,
+            None => {
+                self.done_at_once(self.operation(verb, target, vm.meta.generation))
+                    .await
+            }
             Some(wanted) => {
                 vm.spec.power = wanted;
                 vm.meta.generation = vm.meta.generation.next();
                 vm.status.problem = None;
                 let operation = self.operation(verb, target, vm.meta.generation);
-                self.records().commit(Edit::default().update(&held, &vm).create(&operation)).await?;
+                self.records()
+                    .commit(Edit::default().update(&held, &vm).create(&operation))
+                    .await?;
                 Ok(operation)
             }
         }
@@ -248,7 +326,10 @@ impl Controller {
         let event = self.event(EventKind::VmRestarted, target, "reset");
         self.records().commit(Edit::default().event(&event)).await?;
         let operation = self.done_at_once(operation).await?;
-        Ok(Accepted { item: self.vm_view(&id.to_string()).await?, operation })
+        Ok(Accepted {
+            item: self.vm_view(&id.to_string()).await?,
+            operation,
+        })
     }
 
     /// Deletes a VM with its disk, ports and forwards. A VM that may be running is refused unless `force`.
@@ -266,18 +347,30 @@ impl Controller {
                     ErrorKind::Conflict,
                     format!("cannot delete {}", vm.meta.name),
                     format!("it is {}", vm.status.power),
-                    format!("stop it with `vbm stop {0}`, or use `vbm delete --force {0}`", vm.meta.name),
+                    format!(
+                        "stop it with `vbm stop {0}`, or use `vbm delete --force {0}`",
+                        vm.meta.name
+                    ),
                 ));
             }
             vm.meta.deleting = true;
             vm.meta.generation = vm.meta.generation.next();
             vm.spec.power = WantedPower::ForcedOff;
-            let operation = self.operation("delete", ObjectRef::new(Kind::Vm, id, &vm.meta.name), vm.meta.generation);
-            self.records().commit(Edit::default().update(&held, &vm).create(&operation)).await?;
+            let operation = self.operation(
+                "delete",
+                ObjectRef::new(Kind::Vm, id, &vm.meta.name),
+                vm.meta.generation,
+            );
+            self.records()
+                .commit(Edit::default().update(&held, &vm).create(&operation))
+                .await?;
             Ok(operation)
         })
         .await?;
-        Ok(Accepted { item: view, operation })
+        Ok(Accepted {
+            item: view,
+            operation,
+        })
     }
 
     /// Replaces the groups of a VM's ports, or of its port on one network.
@@ -287,7 +380,10 @@ impl Controller {
     pub async fn set_groups(&self, vm: &str, request: &SetGroups) -> Result<Accepted<VmView>> {
         let id = self.records().resolve::<Vm>(vm).await?.value.meta.id;
         let operation = until_uncrossed(|| self.set_groups_once(id, request)).await?;
-        Ok(Accepted { item: self.vm_view(&id.to_string()).await?, operation })
+        Ok(Accepted {
+            item: self.vm_view(&id.to_string()).await?,
+            operation,
+        })
     }
 
     async fn set_groups_once(&self, id: VmId, request: &SetGroups) -> Result<Operation> {
@@ -311,7 +407,11 @@ impl Controller {
             port.spec.groups.clone_from(&ids);
             port.meta.generation = port.meta.generation.next();
             let target = ObjectRef::new(Kind::Port, port.meta.id, &vm.value.meta.name);
-            edit = edit.update(&held, &port).event(&self.event(EventKind::PortChanged, target, format!("groups: {}", names.join(", "))));
+            edit = edit.update(&held, &port).event(&self.event(
+                EventKind::PortChanged,
+                target,
+                format!("groups: {}", names.join(", ")),
+            ));
         }
         if !matched {
             let place = only.map_or_else(|| "any network".to_owned(), |n| format!("network {}", n.name));
@@ -322,7 +422,11 @@ impl Controller {
                 "see its NICs with `vbm info`",
             ));
         }
-        let operation = self.operation(operations::APPLY, ObjectRef::new(Kind::Vm, id, &vm.value.meta.name), vm.value.meta.generation);
+        let operation = self.operation(
+            operations::APPLY,
+            ObjectRef::new(Kind::Vm, id, &vm.value.meta.name),
+            vm.value.meta.generation,
+        );
         self.records().commit(edit.create(&operation)).await?;
         Ok(operation)
     }
@@ -339,21 +443,29 @@ impl Controller {
 }
 
 fn twice(what: String) -> Error {
-    Error::new(ErrorKind::AlreadyExists, format!("{what} is taken"), "another NIC of the same VM has it", "choose another, or leave it out")
+    Error::new(
+        ErrorKind::AlreadyExists,
+        format!("{what} is taken"),
+        "another NIC of the same VM has it",
+        "choose another, or leave it out",
+    )
 }
 
 /// Whether a VM neither runs nor is about to.
 fn is_at_rest(vm: &Vm) -> bool {
     match vm.status.power {
         PowerState::Crashed(_) => true,
-        PowerState::Off => vm.spec.node.is_none() || matches!(vm.spec.power, WantedPower::Off | WantedPower::ForcedOff),
+        PowerState::Off => {
+            vm.spec.node.is_none() || matches!(vm.spec.power, WantedPower::Off | WantedPower::ForcedOff)
+        }
         _ => false,
     }
 }
 
 /// Claims the MAC and the address of a port.
 fn claim_port(edit: Edit, port: &Port) -> Edit {
-    edit.claim(mac_key(port.spec.mac), port.meta.id).claim(address_key(port), port.meta.id)
+    edit.claim(mac_key(port.spec.mac), port.meta.id)
+        .claim(address_key(port), port.meta.id)
 }
 
 /// Gives them back.
@@ -382,9 +494,15 @@ fn pinned(network: &Network, address: Ipv4Addr) -> Result<Ipv4Addr> {
     };
     Err(Error::new(
         ErrorKind::InvalidInput,
-        format!("the address {address} cannot be used on network {}", network.meta.name),
+        format!(
+            "the address {address} cannot be used on network {}",
+            network.meta.name
+        ),
         why,
-        format!("choose another of {}, or leave the address out", network.spec.cidr),
+        format!(
+            "choose another of {}, or leave the address out",
+            network.spec.cidr
+        ),
     ))
 }
 
@@ -405,7 +523,12 @@ fn plan_power(vm: &Vm, action: PowerAction) -> Result<Option<WantedPower>> {
     use WantedPower as W;
     let (state, wanted) = (vm.status.power, vm.spec.power);
     let refuse = |fix: &str| {
-        Err(Error::new(ErrorKind::Conflict, format!("cannot {} {}", verb(action), vm.meta.name), format!("it is {state}"), fix))
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!("cannot {} {}", verb(action), vm.meta.name),
+            format!("it is {state}"),
+            fix,
+        ))
     };
     match action {
         PowerAction::Start => match (state, wanted) {
@@ -438,7 +561,12 @@ fn plan_power(vm: &Vm, action: PowerAction) -> Result<Option<WantedPower>> {
 }
 
 fn being_deleted(name: &Name) -> Error {
-    Error::new(ErrorKind::Conflict, format!("cannot change {name}"), "it is being deleted", "wait until it is gone")
+    Error::new(
+        ErrorKind::Conflict,
+        format!("cannot change {name}"),
+        "it is being deleted",
+        "wait until it is gone",
+    )
 }
 
 /// Nothing runs a VM that has no node yet.
@@ -459,7 +587,11 @@ mod tests {
     fn vm(state: PowerState, power: WantedPower) -> Vm {
         let id = |n| uuid::Uuid::from_u128(n);
         Vm {
-            meta: Meta::new(VmId::from_uuid(id(1)), "web".parse().unwrap(), Timestamp::default()),
+            meta: Meta::new(
+                VmId::from_uuid(id(1)),
+                "web".parse().unwrap(),
+                Timestamp::default(),
+            ),
             spec: VmSpec {
                 vcpus: 1,
                 memory_mib: 128,
@@ -470,33 +602,64 @@ mod tests {
                 power,
                 node: None,
             },
-            status: VmStatus { power: state, ..VmStatus::default() },
+            status: VmStatus {
+                power: state,
+                ..VmStatus::default()
+            },
         }
     }
 
     #[test]
     fn asking_for_what_is_so_already_changes_nothing() {
-        assert_eq!(plan_power(&vm(PowerState::Running, WantedPower::Running), PowerAction::Start).unwrap(), None);
-        assert_eq!(plan_power(&vm(PowerState::Off, WantedPower::Off), PowerAction::Stop).unwrap(), None);
+        assert_eq!(
+            plan_power(&vm(PowerState::Running, WantedPower::Running), PowerAction::Start).unwrap(),
+            None
+        );
+        assert_eq!(
+            plan_power(&vm(PowerState::Off, WantedPower::Off), PowerAction::Stop).unwrap(),
+            None
+        );
     }
 
     #[test]
     fn a_crashed_vm_is_started_again_only_when_asked() {
-        let crashed = vm(PowerState::Crashed(vbm_core::CrashCause::Hypervisor), WantedPower::Running);
-        assert_eq!(plan_power(&crashed, PowerAction::Start).unwrap(), Some(WantedPower::Running));
+        let crashed = vm(
+            PowerState::Crashed(vbm_core::CrashCause::Hypervisor),
+            WantedPower::Running,
+        );
+        assert_eq!(
+            plan_power(&crashed, PowerAction::Start).unwrap(),
+            Some(WantedPower::Running)
+        );
     }
 
     #[test]
     fn force_off_is_allowed_in_every_state() {
-        for state in [PowerState::Running, PowerState::Stopping, PowerState::Unknown, PowerState::Paused(PauseReason::Requested)] {
-            assert_eq!(plan_power(&vm(state, WantedPower::Running), PowerAction::ForceOff).unwrap(), Some(WantedPower::ForcedOff));
+        for state in [
+            PowerState::Running,
+            PowerState::Stopping,
+            PowerState::Unknown,
+            PowerState::Paused(PauseReason::Requested),
+        ] {
+            assert_eq!(
+                plan_power(&vm(state, WantedPower::Running), PowerAction::ForceOff).unwrap(),
+                Some(WantedPower::ForcedOff)
+            );
         }
     }
 
     #[test]
     fn a_paused_vm_is_not_started_but_resumed() {
         let paused = vm(PowerState::Paused(PauseReason::Requested), WantedPower::Paused);
-        assert!(plan_power(&paused, PowerAction::Start).unwrap_err().fix().contains("resume"));
-        assert_eq!(plan_power(&paused, PowerAction::Resume).unwrap(), Some(WantedPower::Running));
+        assert!(
+            plan_power(&paused, PowerAction::Start)
+                .unwrap_err()
+                .fix()
+                .contains("resume")
+        );
+        assert_eq!(
+            plan_power(&paused, PowerAction::Resume).unwrap(),
+            Some(WantedPower::Running)
+        );
     }
 }

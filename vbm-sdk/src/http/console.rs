@@ -28,7 +28,11 @@ const REASON_MAX_BYTES: usize = 120;
 #[utoipa::path(get, path = "/vms/{vm}/console", tag = "vms",
     params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
     responses((status = 101, description = "A WebSocket: binary messages both ways"), (status = "default", body = crate::api::Problem)))]
-pub(super) async fn console(State(api): State<ApiState>, Path(vm): Path<String>, upgrade: WebSocketUpgrade) -> Result<Response, Failed> {
+pub(super) async fn console(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, Failed> {
     let session = api.controller.open_console(&vm).await?;
     Ok(upgrade.max_message_size(MESSAGE_MAX_BYTES).on_upgrade(move |socket| async move {
         let closed = serve(socket, &session).await;
@@ -51,10 +55,17 @@ async fn serve(socket: WebSocket, session: &ConsoleSession) -> Result<(), Error>
             if output.ended {
                 return Ok::<&str, Error>("the VM is not running any more");
             }
-            if !output.bytes.0.is_empty() && to_client.send(Message::Binary(output.bytes.0.into())).await.is_err() {
+            if !output.bytes.0.is_empty()
+                && to_client
+                    .send(Message::Binary(output.bytes.0.into()))
+                    .await
+                    .is_err()
+            {
                 return Ok("the client is gone");
             }
-            if futures::FutureExt::now_or_never(ping.tick()).is_some() && to_client.send(Message::Ping(Default::default())).await.is_err() {
+            if futures::FutureExt::now_or_never(ping.tick()).is_some()
+                && to_client.send(Message::Ping(Default::default())).await.is_err()
+            {
                 return Ok("the client is gone");
             }
         }
@@ -74,7 +85,14 @@ async fn serve(socket: WebSocket, session: &ConsoleSession) -> Result<(), Error>
         reason.pop();
     }
     // The client may be gone already; then nobody needs the reason.
-    drop(to_client.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await);
+    drop(
+        to_client
+            .send(Message::Close(Some(CloseFrame {
+                code,
+                reason: reason.into(),
+            })))
+            .await,
+    );
     result
 }
 

@@ -43,19 +43,27 @@ impl UnderWay {
 }
 
 /// Runs a request, or gives the answer that it got before.
-pub(super) async fn layer(State((api, under_way)): State<(ApiState, UnderWay)>, request: Request, next: Next) -> Response {
+pub(super) async fn layer(
+    State((api, under_way)): State<(ApiState, UnderWay)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::DELETE);
     // An upload is named by its content: it may be repeated as it is.
     let upload = request.uri().path().ends_with("/blobs");
     match key_of(request.headers()) {
         Err(e) => Failed(e).into_response(),
-        Ok(Some(key)) if changes && !upload => once(&api, &under_way, key, request, next).await.unwrap_or_else(IntoResponse::into_response),
+        Ok(Some(key)) if changes && !upload => once(&api, &under_way, key, request, next)
+            .await
+            .unwrap_or_else(IntoResponse::into_response),
         Ok(_) => next.run(request).await,
     }
 }
 
 fn key_of(headers: &HeaderMap) -> Result<Option<String>, Error> {
-    let Some(value) = headers.get(HEADER) else { return Ok(None) };
+    let Some(value) = headers.get(HEADER) else {
+        return Ok(None);
+    };
     match value.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= KEY_MAX_BYTES => Ok(Some(key.to_owned())),
         _ => Err(Error::new(
@@ -67,15 +75,30 @@ fn key_of(headers: &HeaderMap) -> Result<Option<String>, Error> {
     }
 }
 
-async fn once(api: &ApiState, under_way: &UnderWay, key: String, request: Request, next: Next) -> Result<Response, Failed> {
+async fn once(
+    api: &ApiState,
+    under_way: &UnderWay,
+    key: String,
+    request: Request,
+    next: Next,
+) -> Result<Response, Failed> {
     let lock = under_way.of(&key);
     let _alone = lock.lock().await;
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_MAX_BYTES).await.map_err(|e| {
-        Failed(Error::new(ErrorKind::InvalidInput, "the request cannot be read", e.to_string(), "send at most 1 MiB"))
+        Failed(Error::new(
+            ErrorKind::InvalidInput,
+            "the request cannot be read",
+            e.to_string(),
+            "send at most 1 MiB",
+        ))
     })?;
     let mut hash = Sha256::new();
-    for part in [parts.method.as_str().as_bytes(), parts.uri.to_string().as_bytes(), &body] {
+    for part in [
+        parts.method.as_str().as_bytes(),
+        parts.uri.to_string().as_bytes(),
+        &body,
+    ] {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }
@@ -99,8 +122,15 @@ async fn once(api: &ApiState, under_way: &UnderWay, key: String, request: Reques
         return Ok(response);
     }
     let (parts, body) = response.into_parts();
-    let body: Bytes = to_bytes(body, usize::MAX).await.map_err(|e| Failed(Error::internal("an answer cannot be read", e.to_string())))?;
-    let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let body: Bytes = to_bytes(body, usize::MAX)
+        .await
+        .map_err(|e| Failed(Error::internal("an answer cannot be read", e.to_string())))?;
+    let content_type = parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default()
+        .to_owned();
     let answer = Answer {
         fingerprint,
         status: parts.status.as_u16(),

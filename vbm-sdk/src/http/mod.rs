@@ -44,9 +44,19 @@ pub fn router(state: ApiState) -> Router {
     let (router, document) = api().split_for_parts();
     let text = document.to_pretty_json().unwrap_or_default();
     router
-        .route("/openapi.json", axum::routing::get(move || async move { ([(axum::http::header::CONTENT_TYPE, "application/json")], text) }))
-        .fallback(|uri: axum::http::Uri| async move { Failed(vbm_core::Error::not_found("path", uri.path())) })
-        .layer(axum::middleware::from_fn_with_state((state.clone(), idempotency::UnderWay::default()), idempotency::layer))
+        .route(
+            "/openapi.json",
+            axum::routing::get(move || async move {
+                ([(axum::http::header::CONTENT_TYPE, "application/json")], text)
+            }),
+        )
+        .fallback(
+            |uri: axum::http::Uri| async move { Failed(vbm_core::Error::not_found("path", uri.path())) },
+        )
+        .layer(axum::middleware::from_fn_with_state(
+            (state.clone(), idempotency::UnderWay::default()),
+            idempotency::layer,
+        ))
         .layer(tower_http::trace::TraceLayer::new_for_http())
         .with_state(state)
 }

@@ -69,8 +69,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 
 fn bad_body(rejection: &JsonRejection) -> Error {
     let text = rejection.body_text();
-    let why = text.rsplit_once("target type: ").map_or(text.as_str(), |(_, why)| why);
-    Error::new(ErrorKind::InvalidInput, "the request cannot be read", why, "see /openapi.json for what the API takes")
+    let why = text
+        .rsplit_once("target type: ")
+        .map_or(text.as_str(), |(_, why)| why);
+    Error::new(
+        ErrorKind::InvalidInput,
+        "the request cannot be read",
+        why,
+        "see /openapi.json for what the API takes",
+    )
 }
 
 /// A query; what is wrong with it is told as a problem.

@@ -5,8 +5,9 @@ use super::{
     problem::{Failed, Json, Query},
 };
 use crate::api::{
-    API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery, EventView, ForwardView, LaunchRequest,
-    List, ListQuery, NetworkView, PortView, PowerRequest, Problem, SetGroups, SetRules, Version, VmView, WaitQuery,
+    API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
+    EventView, ForwardView, LaunchRequest, List, ListQuery, NetworkView, PortView, PowerRequest, Problem,
+    SetGroups, SetRules, Version, VmView, WaitQuery,
 };
 use crate::store::Revision;
 use axum::{
@@ -59,7 +60,9 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(get_operation))
         .routes(routes!(events))
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES));
-    let uploads = OpenApiRouter::new().routes(routes!(upload)).layer(DefaultBodyLimit::disable());
+    let uploads = OpenApiRouter::new()
+        .routes(routes!(upload))
+        .layer(DefaultBodyLimit::disable());
     limited.merge(uploads)
 }
 
@@ -80,7 +83,11 @@ macro_rules! endpoint {
 /// Who answers.
 #[utoipa::path(get, path = "/version", tag = "daemon", responses((status = 200, body = Version)))]
 async fn version(State(api): State<ApiState>) -> axum::Json<Version> {
-    axum::Json(Version { version: env!("CARGO_PKG_VERSION").to_owned(), api: API_VERSION.to_owned(), instance: api.instance })
+    axum::Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        api: API_VERSION.to_owned(),
+        instance: api.instance,
+    })
 }
 
 /// Lists VMs.
@@ -115,7 +122,11 @@ struct DeleteQuery {
 #[utoipa::path(delete, path = "/vms/{vm}", tag = "vms",
     params(("vm" = String, Path, description = "A name, an id, or the beginning of an id"), DeleteQuery),
     responses((status = 202, body = Accepted<VmView>), (status = "default", body = Problem)))]
-async fn delete_vm(State(api): State<ApiState>, Path(vm): Path<String>, Query(query): Query<DeleteQuery>) -> Made<Accepted<VmView>> {
+async fn delete_vm(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Query(query): Query<DeleteQuery>,
+) -> Made<Accepted<VmView>> {
     accepted(api.controller.delete_vm(&vm, query.force).await?)
 }
 
@@ -123,7 +134,11 @@ async fn delete_vm(State(api): State<ApiState>, Path(vm): Path<String>, Query(qu
 #[utoipa::path(post, path = "/vms/{vm}/power", tag = "vms", request_body = PowerRequest,
     params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
     responses((status = 202, body = Accepted<VmView>), (status = "default", body = Problem)))]
-async fn power(State(api): State<ApiState>, Path(vm): Path<String>, Json(request): Json<PowerRequest>) -> Made<Accepted<VmView>> {
+async fn power(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Json(request): Json<PowerRequest>,
+) -> Made<Accepted<VmView>> {
     accepted(api.controller.power(&vm, request.action).await?)
 }
 
@@ -131,7 +146,11 @@ async fn power(State(api): State<ApiState>, Path(vm): Path<String>, Json(request
 #[utoipa::path(put, path = "/vms/{vm}/groups", tag = "vms", request_body = SetGroups,
     params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
     responses((status = 202, body = Accepted<VmView>), (status = "default", body = Problem)))]
-async fn set_groups(State(api): State<ApiState>, Path(vm): Path<String>, Json(request): Json<SetGroups>) -> Made<Accepted<VmView>> {
+async fn set_groups(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Json(request): Json<SetGroups>,
+) -> Made<Accepted<VmView>> {
     accepted(api.controller.set_groups(&vm, &request).await?)
 }
 
@@ -150,7 +169,11 @@ struct LogQuery {
     params(("vm" = String, Path, description = "A name, an id, or the beginning of an id"), LogQuery),
     responses((status = 200, description = "The bytes as the guest wrote them", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = "default", body = Problem)))]
-async fn console_log(State(api): State<ApiState>, Path(vm): Path<String>, Query(query): Query<LogQuery>) -> Result<Response, Failed> {
+async fn console_log(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Result<Response, Failed> {
     let log = api.controller.console_log(&vm, query.bytes).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], log).into_response())
 }
@@ -166,14 +189,20 @@ async fn screenshot(State(api): State<ApiState>, Path(vm): Path<String>) -> Resu
 
 /// Lists networks.
 #[utoipa::path(get, path = "/networks", tag = "networks", params(ListQuery), responses((status = 200, body = List<NetworkView>), (status = "default", body = Problem)))]
-async fn list_networks(State(api): State<ApiState>, Query(query): Query<ListQuery>) -> Answer<List<NetworkView>> {
+async fn list_networks(
+    State(api): State<ApiState>,
+    Query(query): Query<ListQuery>,
+) -> Answer<List<NetworkView>> {
     Ok(axum::Json(api.controller.list_networks(&query).await?))
 }
 
 /// Makes a network.
 #[utoipa::path(post, path = "/networks", tag = "networks", request_body = CreateNetwork,
     responses((status = 202, body = Accepted<NetworkView>), (status = "default", body = Problem)))]
-async fn create_network(State(api): State<ApiState>, Json(request): Json<CreateNetwork>) -> Made<Accepted<NetworkView>> {
+async fn create_network(
+    State(api): State<ApiState>,
+    Json(request): Json<CreateNetwork>,
+) -> Made<Accepted<NetworkView>> {
     accepted(api.controller.create_network(&request).await?)
 }
 
@@ -224,20 +253,30 @@ endpoint! {
 #[utoipa::path(put, path = "/groups/{group}/rules", tag = "groups", request_body = SetRules,
     params(("group" = String, Path, description = "A name, an id, or the beginning of an id")),
     responses((status = 202, body = Accepted<Group>), (status = "default", body = Problem)))]
-async fn set_rules(State(api): State<ApiState>, Path(group): Path<String>, Json(request): Json<SetRules>) -> Made<Accepted<Group>> {
+async fn set_rules(
+    State(api): State<ApiState>,
+    Path(group): Path<String>,
+    Json(request): Json<SetRules>,
+) -> Made<Accepted<Group>> {
     accepted(api.controller.set_rules(&group, &request).await?)
 }
 
 /// Lists forwards.
 #[utoipa::path(get, path = "/forwards", tag = "forwards", params(ListQuery), responses((status = 200, body = List<ForwardView>), (status = "default", body = Problem)))]
-async fn list_forwards(State(api): State<ApiState>, Query(query): Query<ListQuery>) -> Answer<List<ForwardView>> {
+async fn list_forwards(
+    State(api): State<ApiState>,
+    Query(query): Query<ListQuery>,
+) -> Answer<List<ForwardView>> {
     Ok(axum::Json(api.controller.list_forwards(&query).await?))
 }
 
 /// Makes a forward.
 #[utoipa::path(post, path = "/forwards", tag = "forwards", request_body = CreateForward,
     responses((status = 202, body = Accepted<ForwardView>), (status = "default", body = Problem)))]
-async fn create_forward(State(api): State<ApiState>, Json(request): Json<CreateForward>) -> Made<Accepted<ForwardView>> {
+async fn create_forward(
+    State(api): State<ApiState>,
+    Json(request): Json<CreateForward>,
+) -> Made<Accepted<ForwardView>> {
     accepted(api.controller.create_forward(&request).await?)
 }
 
@@ -293,7 +332,10 @@ endpoint! {
 
 /// Lists operations.
 #[utoipa::path(get, path = "/operations", tag = "operations", params(ListQuery), responses((status = 200, body = List<Operation>), (status = "default", body = Problem)))]
-async fn list_operations(State(api): State<ApiState>, Query(query): Query<ListQuery>) -> Answer<List<Operation>> {
+async fn list_operations(
+    State(api): State<ApiState>,
+    Query(query): Query<ListQuery>,
+) -> Answer<List<Operation>> {
     Ok(axum::Json(api.controller.list_operations(&query).await?))
 }
 
@@ -301,20 +343,35 @@ async fn list_operations(State(api): State<ApiState>, Query(query): Query<ListQu
 #[utoipa::path(get, path = "/operations/{operation}", tag = "operations",
     params(("operation" = String, Path, description = "An id, or the beginning of one"), WaitQuery),
     responses((status = 200, body = Operation), (status = "default", body = Problem)))]
-async fn get_operation(State(api): State<ApiState>, Path(operation): Path<String>, Query(query): Query<WaitQuery>) -> Answer<Operation> {
-    Ok(axum::Json(api.controller.operation_when(&operation, query.wait_seconds, query.seen_steps).await?))
+async fn get_operation(
+    State(api): State<ApiState>,
+    Path(operation): Path<String>,
+    Query(query): Query<WaitQuery>,
+) -> Answer<Operation> {
+    Ok(axum::Json(
+        api.controller
+            .operation_when(&operation, query.wait_seconds, query.seen_steps)
+            .await?,
+    ))
 }
 
 /// Reads events, as newline-delimited JSON. A blank line is a sign of life.
 #[utoipa::path(get, path = "/events", tag = "events", params(EventQuery),
     responses((status = 200, body = EventView, content_type = "application/x-ndjson"), (status = "default", body = Problem)))]
 async fn events(State(api): State<ApiState>, Query(query): Query<EventQuery>) -> Result<Response, Failed> {
-    let events = api.controller.events(Revision(query.from.unwrap_or(0)), query.follow).await?;
+    let events = api
+        .controller
+        .events(Revision(query.from.unwrap_or(0)), query.follow)
+        .await?;
     let lines = events.map(|event| -> Result<Vec<u8>, io::Error> {
         let event = event.map_err(|e| io::Error::other(e.inline()))?;
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
         Ok(line)
     });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(lines),
+    )
+        .into_response())
 }

@@ -10,8 +10,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use std::{
-    fs,
-    io,
+    fs, io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -43,12 +42,24 @@ pub(crate) struct Socket {
 impl Socket {
     /// Binds the socket. A file left by a daemon that is gone is replaced; one that answers is left alone.
     pub(crate) async fn bind(path: &Path) -> Result<Self> {
-        let refuse = |kind, why: String, fix: &str| Error::new(kind, format!("cannot serve on {}", path.display()), why, fix);
+        let refuse = |kind, why: String, fix: &str| {
+            Error::new(kind, format!("cannot serve on {}", path.display()), why, fix)
+        };
         if path.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
-            return Err(refuse(ErrorKind::InvalidInput, format!("the path is longer than {SOCKET_PATH_MAX_BYTES} bytes"), "choose a shorter --socket"));
+            return Err(refuse(
+                ErrorKind::InvalidInput,
+                format!("the path is longer than {SOCKET_PATH_MAX_BYTES} bytes"),
+                "choose a shorter --socket",
+            ));
         }
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(|e| refuse(kind_of(&e), format!("{}: {e}", dir.display()), "choose a --socket in a directory you may write"))?;
+            fs::create_dir_all(dir).map_err(|e| {
+                refuse(
+                    kind_of(&e),
+                    format!("{}: {e}", dir.display()),
+                    "choose a --socket in a directory you may write",
+                )
+            })?;
         }
         match UnixStream::connect(path).await {
             Ok(_) => {
@@ -59,15 +70,31 @@ impl Socket {
                 ));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => remove_stale(path).map_err(|e| refuse(kind_of(&e), e.to_string(), "remove the file, or choose another --socket"))?,
+            Err(_) => remove_stale(path).map_err(|e| {
+                refuse(
+                    kind_of(&e),
+                    e.to_string(),
+                    "remove the file, or choose another --socket",
+                )
+            })?,
         }
         let bind = || {
             let listener = UnixListener::bind(path)?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
             Ok::<_, io::Error>((listener, inode(path)?))
         };
-        let (listener, inode) = bind().map_err(|e| refuse(kind_of(&e), e.to_string(), "choose a --socket in a directory you may write"))?;
-        Ok(Self { listener, path: path.to_owned(), inode })
+        let (listener, inode) = bind().map_err(|e| {
+            refuse(
+                kind_of(&e),
+                e.to_string(),
+                "choose a --socket in a directory you may write",
+            )
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            inode,
+        })
     }
 
     /// Serves until `stop`, then lets requests under way end.
@@ -114,10 +141,18 @@ impl Drop for Socket {
 }
 
 /// Serves HTTP on one stream; also for clients inside the process.
-pub(crate) async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, stop: CancellationToken) {
+pub(crate) async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    router: Router,
+    stop: CancellationToken,
+) {
     let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    let connection =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let done = tokio::select! {
         done = connection.as_mut() => done,
@@ -145,7 +180,10 @@ fn inode(path: &Path) -> io::Result<u64> {
 
 fn remove_stale(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "there is a file that is no socket",
+        ));
     }
     fs::remove_file(path)
 }

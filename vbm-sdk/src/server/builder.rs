@@ -177,7 +177,12 @@ impl Builder {
     /// # Errors
     /// The data is in use or cannot be read, the socket or Redis cannot be used, or the host lacks something.
     pub async fn start(self) -> Result<Server> {
-        let (instance, record) = Instance::claim(&self.data_dir, self.run_dir.clone(), self.socket.clone(), self.ephemeral)?;
+        let (instance, record) = Instance::claim(
+            &self.data_dir,
+            self.run_dir.clone(),
+            self.socket.clone(),
+            self.ephemeral,
+        )?;
         let mut server = Server {
             instance,
             controller: None,
@@ -199,7 +204,9 @@ impl Builder {
 
     async fn fill(&self, server: &mut Server, record: &super::instance::InstanceRecord) -> Result<()> {
         let transport = self.transport().await?;
-        let images = ImageStore::open(record.data_dir.join("images")).await.map_err(Error::from)?;
+        let images = ImageStore::open(record.data_dir.join("images"))
+            .await
+            .map_err(Error::from)?;
         if self.role != Role::Agent {
             let store = parts::store(self, record).await?;
             let config = ControllerConfig {
@@ -212,12 +219,25 @@ impl Builder {
             server.controller = Some((controller.clone(), self.own_store.is_none().then_some(store)));
             let boot_id = self.ids.next().to_string();
             let path: NodePath = format!("{CONTROLLER_PATH}/c{}", record.tag).parse()?;
-            let bus = attach(&transport, path, CONTROLLER_SERVICE, &boot_id, controller.epoch(), controller.router()).await?;
+            let bus = attach(
+                &transport,
+                path,
+                CONTROLLER_SERVICE,
+                &boot_id,
+                controller.epoch(),
+                controller.router(),
+            )
+            .await?;
             server.buses.push(bus);
-            server.router = Some(router(ApiState { controller, instance: record.tag.clone() }));
+            server.router = Some(router(ApiState {
+                controller,
+                instance: record.tag.clone(),
+            }));
         }
         if self.role != Role::Controller {
-            let volumes = Pool::open(record.data_dir.join("volumes"), images.clone()).await.map_err(Error::from)?;
+            let volumes = Pool::open(record.data_dir.join("volumes"), images.clone())
+                .await
+                .map_err(Error::from)?;
             let config = AgentConfig {
                 path: self.node.clone(),
                 drivers: parts::drivers(self, record).await?,
@@ -229,7 +249,15 @@ impl Builder {
             };
             let agent = Agent::open(config, self.ids.next().to_string()).await?;
             server.agent = Some(agent.clone());
-            let bus = attach(&transport, self.node.clone(), AGENT_SERVICE, agent.boot_id(), Epoch(0), agent.router()).await?;
+            let bus = attach(
+                &transport,
+                self.node.clone(),
+                AGENT_SERVICE,
+                agent.boot_id(),
+                Epoch(0),
+                agent.router(),
+            )
+            .await?;
             server.buses.push(bus.clone());
             agent.start(bus)?;
         }
@@ -258,7 +286,18 @@ impl Builder {
     }
 }
 
-async fn attach(transport: &Arc<dyn Transport>, path: NodePath, service: &str, boot_id: &str, epoch: Epoch, router: Router) -> Result<Bus> {
-    let member = Member::new(path, boot_id).service(Service::new(service)?).epoch(epoch);
-    Bus::attach(Arc::clone(transport), member, router).await.map_err(Error::from)
+async fn attach(
+    transport: &Arc<dyn Transport>,
+    path: NodePath,
+    service: &str,
+    boot_id: &str,
+    epoch: Epoch,
+    router: Router,
+) -> Result<Bus> {
+    let member = Member::new(path, boot_id)
+        .service(Service::new(service)?)
+        .epoch(epoch);
+    Bus::attach(Arc::clone(transport), member, router)
+        .await
+        .map_err(Error::from)
 }

@@ -50,10 +50,19 @@ impl Instance {
     }
 
     /// Claims a data directory.
-    pub(crate) fn claim(data_dir: &Path, run_dir: Option<PathBuf>, socket: Option<PathBuf>, ephemeral: bool) -> Result<(Self, InstanceRecord)> {
+    pub(crate) fn claim(
+        data_dir: &Path,
+        run_dir: Option<PathBuf>,
+        socket: Option<PathBuf>,
+        ephemeral: bool,
+    ) -> Result<(Self, InstanceRecord)> {
         let unusable = |e: &io::Error, path: &Path| {
             Error::new(
-                if e.kind() == io::ErrorKind::PermissionDenied { ErrorKind::PermissionDenied } else { ErrorKind::Unavailable },
+                if e.kind() == io::ErrorKind::PermissionDenied {
+                    ErrorKind::PermissionDenied
+                } else {
+                    ErrorKind::Unavailable
+                },
                 format!("the data directory {} cannot be used", data_dir.display()),
                 format!("{}: {e}", path.display()),
                 "run vbmd as root, or choose a --data-dir that you may write",
@@ -61,7 +70,12 @@ impl Instance {
         };
         fs::create_dir_all(data_dir).map_err(|e| unusable(&e, data_dir))?;
         let data_dir = fs::canonicalize(data_dir).map_err(|e| unusable(&e, data_dir))?;
-        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(data_dir.join("lock")).map_err(|e| unusable(&e, &data_dir))?;
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(data_dir.join("lock"))
+            .map_err(|e| unusable(&e, &data_dir))?;
         let data = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
             Error::new(
                 ErrorKind::Conflict,
@@ -73,11 +87,25 @@ impl Instance {
         let tag = tag_of(&data_dir).map_err(|e| unusable(&e, &data_dir.join("instance")))?;
         let run_dir = run_dir.unwrap_or_else(|| default_run_dir(&data_dir, &tag));
         fs::create_dir_all(&run_dir).map_err(|e| unusable(&e, &run_dir))?;
-        let record = InstanceRecord { tag, data_dir, run_dir, socket, ephemeral };
+        let record = InstanceRecord {
+            tag,
+            data_dir,
+            run_dir,
+            socket,
+            ephemeral,
+        };
         let registry = registry_of(&record.data_dir);
         let path = registry.join(format!("{}.json", record.tag));
         let locked = register(&registry, &path, &record).map_err(|e| unusable(&e, &path))?;
-        Ok((Self { record: record.clone(), path, _data: data, _registry: locked }, record))
+        Ok((
+            Self {
+                record: record.clone(),
+                path,
+                _data: data,
+                _registry: locked,
+            },
+            record,
+        ))
     }
 
     /// Takes an ephemeral instance of which nothing is on the host any more off the registry, with its run directory.
@@ -96,17 +124,29 @@ fn is_root() -> bool {
 
 /// Root's instances are listed for the host; others beside their data.
 fn registry_of(data_dir: &Path) -> PathBuf {
-    if is_root() { ROOT_REGISTRY.into() } else { data_dir.join("registry") }
+    if is_root() {
+        ROOT_REGISTRY.into()
+    } else {
+        data_dir.join("registry")
+    }
 }
 
 /// Short, since the paths of unix sockets are limited to 107 bytes.
 fn default_run_dir(data_dir: &Path, tag: &str) -> PathBuf {
-    if is_root() { Path::new("/run/vbm").join(tag) } else { data_dir.join("run") }
+    if is_root() {
+        Path::new("/run/vbm").join(tag)
+    } else {
+        data_dir.join("run")
+    }
 }
 
 fn register(registry: &Path, path: &Path, record: &InstanceRecord) -> io::Result<Flock<fs::File>> {
     fs::create_dir_all(registry)?;
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
     let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| io::Error::from(e))?;
     locked.set_len(0)?;
     (&*locked).write_all(&serde_json::to_vec(record)?)?;
@@ -117,7 +157,12 @@ fn tag_of(data_dir: &Path) -> io::Result<String> {
     let path = data_dir.join("instance");
     match fs::read_to_string(&path) {
         Ok(tag) if is_tag(tag.trim()) => return Ok(tag.trim().to_owned()),
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not hold a tag")),
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it does not hold a tag",
+            ));
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
@@ -156,10 +201,16 @@ pub(crate) fn registered(registry: &Path) -> io::Result<Vec<Registered>> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let Ok(record) = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) else { continue };
+        let Ok(record) = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) else {
+            continue;
+        };
         let file = fs::OpenOptions::new().read(true).write(true).open(&path)?;
         let claimed = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
-        found.push(Registered { record, claimed, path });
+        found.push(Registered {
+            record,
+            claimed,
+            path,
+        });
     }
     Ok(found)
 }
@@ -172,7 +223,8 @@ mod tests {
     fn a_data_directory_has_one_daemon_at_a_time_and_keeps_its_tag() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let (first, record) = Instance::claim(&dir.path().join("data"), Some(run.clone()), None, true).unwrap();
+        let (first, record) =
+            Instance::claim(&dir.path().join("data"), Some(run.clone()), None, true).unwrap();
         let second = Instance::claim(&dir.path().join("data"), Some(run.clone()), None, true).unwrap_err();
         assert_eq!(second.kind(), ErrorKind::Conflict);
         first.forget().unwrap();

@@ -51,7 +51,10 @@ pub struct Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("instance", &self.instance.tag()).field("socket", &self.socket).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("instance", &self.instance.tag())
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
     }
 }
 
@@ -82,7 +85,12 @@ impl Server {
     /// The server is an agent only: it has no API.
     pub fn router(&self) -> Result<Router> {
         self.router.clone().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "this server has no API", "it is an agent only", "ask a controller")
+            Error::new(
+                ErrorKind::Unsupported,
+                "this server has no API",
+                "it is an agent only",
+                "ask a controller",
+            )
         })
     }
 

@@ -17,7 +17,9 @@ pub(super) async fn store(builder: &Builder, record: &InstanceRecord) -> Result<
     }
     let path = record.data_dir.join("store.redb");
     let opened = tokio::task::spawn_blocking(move || RedbStore::open(path)).await;
-    Ok(Arc::new(opened.map_err(|e| Error::internal("the store could not be opened", e.to_string()))??))
+    Ok(Arc::new(opened.map_err(|e| {
+        Error::internal("the store could not be opened", e.to_string())
+    })??))
 }
 
 pub(super) async fn drivers(builder: &Builder, record: &InstanceRecord) -> Result<Vec<Arc<dyn Driver>>> {
@@ -26,7 +28,11 @@ pub(super) async fn drivers(builder: &Builder, record: &InstanceRecord) -> Resul
     }
     Ok(match builder.driver {
         DriverChoice::Sim => vec![Arc::new(SimDriver::new())],
-        DriverChoice::Qemu => vec![Arc::new(QemuDriver::open(QemuConfig::new(record.run_dir.join("vm"))).await.map_err(Error::from)?)],
+        DriverChoice::Qemu => vec![Arc::new(
+            QemuDriver::open(QemuConfig::new(record.run_dir.join("vm")))
+                .await
+                .map_err(Error::from)?,
+        )],
     })
 }
 
@@ -37,7 +43,11 @@ pub(super) async fn networks(builder: &Builder, record: &InstanceRecord) -> Resu
     Ok(match builder.network {
         NetworkChoice::Sim => Arc::new(SimNetwork::new(Arc::clone(&builder.clock))),
         NetworkChoice::Host => {
-            let config = HostConfig::new(record.tag.clone(), record.run_dir.join("net"), Arc::clone(&builder.clock));
+            let config = HostConfig::new(
+                record.tag.clone(),
+                record.run_dir.join("net"),
+                Arc::clone(&builder.clock),
+            );
             Arc::new(HostNetwork::open(config).await.map_err(Error::from)?)
         }
     })
@@ -45,5 +55,9 @@ pub(super) async fn networks(builder: &Builder, record: &InstanceRecord) -> Resu
 
 pub(super) async fn redis(url: &str) -> Result<Arc<dyn Transport>> {
     let config = vbm_rpc::redis::RedisConfig::from_url(url).map_err(Error::from)?;
-    Ok(Arc::new(vbm_rpc::redis::RedisTransport::connect(config).await.map_err(Error::from)?))
+    Ok(Arc::new(
+        vbm_rpc::redis::RedisTransport::connect(config)
+            .await
+            .map_err(Error::from)?,
+    ))
 }

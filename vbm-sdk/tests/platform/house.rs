@@ -98,18 +98,31 @@ fn empty_qcow2() -> Vec<u8> {
 }
 
 pub(crate) async fn lan(client: &Client, network: &str, cidr: &str) {
-    let made = client.networks().create(CreateNetwork::new(name(network), cidr)).await.unwrap();
+    let made = client
+        .networks()
+        .create(CreateNetwork::new(name(network), cidr))
+        .await
+        .unwrap();
     done(client, &made.operation).await.unwrap();
 }
 
 pub(crate) async fn group(client: &Client, group: &str, rules: &[&str]) {
     let rules = rules.iter().map(|r| r.parse().unwrap()).collect();
-    client.groups().create(CreateGroup { name: name(group), rules }).await.unwrap();
+    client
+        .groups()
+        .create(CreateGroup {
+            name: name(group),
+            rules,
+        })
+        .await
+        .unwrap();
 }
 
 /// A request for a VM on `lan`.
 pub(crate) fn request(vm: &str) -> LaunchRequest {
-    LaunchRequest::new("tiny").name(name(vm)).nic(NicRequest::on("lan"))
+    LaunchRequest::new("tiny")
+        .name(name(vm))
+        .nic(NicRequest::on("lan"))
 }
 
 /// A VM on `lan` that runs.
@@ -132,6 +145,15 @@ pub(crate) async fn through<T>(client: &Client, accepted: Result<Accepted<T>>) -
 }
 
 /// Waits until a VM is as wanted.
-pub(crate) async fn until(client: &Client, vm: &str, condition: impl Fn(&VmView) -> bool + Send + Sync + 'static) -> VmView {
-    client.vms().wait_for(vm, condition).deadline(PATIENCE).await.unwrap()
+pub(crate) async fn until(
+    client: &Client,
+    vm: &str,
+    condition: impl Fn(&VmView) -> bool + Send + Sync + 'static,
+) -> VmView {
+    client
+        .vms()
+        .wait_for(vm, condition)
+        .deadline(PATIENCE)
+        .await
+        .unwrap()
 }

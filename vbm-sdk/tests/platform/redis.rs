@@ -26,7 +26,17 @@ impl Redis {
     async fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let server = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--unixsocket"])
+            .args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--maxmemory-policy",
+                "noeviction",
+                "--unixsocket",
+            ])
             .arg(dir.path().join("s"))
             .arg("--dir")
             .arg(dir.path())
@@ -38,11 +48,16 @@ impl Redis {
                 println!("LEFT OUT: redis-server cannot be started: {e}");
                 return None;
             }
-            Err(e) => panic!("redis-server cannot be started ({e}): install redis-server, or set VBM_LEAVE_OUT=redis"),
+            Err(e) => panic!(
+                "redis-server cannot be started ({e}): install redis-server, or set VBM_LEAVE_OUT=redis"
+            ),
         };
         let redis = Self { process, dir };
         let ready = async {
-            while tokio::net::UnixStream::connect(redis.dir.path().join("s")).await.is_err() {
+            while tokio::net::UnixStream::connect(redis.dir.path().join("s"))
+                .await
+                .is_err()
+            {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -67,7 +82,10 @@ fn left_out(what: &str) -> bool {
 }
 
 async fn controller(redis: &Redis, dir: &std::path::Path) -> Server {
-    let builder = Server::builder(dir.join("controller")).run_dir(dir.join("run-c")).role(Role::Controller).ephemeral(true);
+    let builder = Server::builder(dir.join("controller"))
+        .run_dir(dir.join("run-c"))
+        .role(Role::Controller)
+        .ephemeral(true);
     builder.redis(redis.url()).start().await.unwrap()
 }
 
@@ -101,7 +119,9 @@ async fn a_controller_and_an_agent_do_the_same_over_redis() {
     hand.shutdown().await;
     let hand = agent(&redis, dir.path(), &world).await;
     until(&client, "web", |v| v.vm.status.power == PowerState::Running).await;
-    through(&client, client.vms().power("web", PowerAction::Stop).await).await.unwrap();
+    through(&client, client.vms().power("web", PowerAction::Stop).await)
+        .await
+        .unwrap();
     through(&client, client.vms().delete("web").await).await.unwrap();
     hand.shutdown().await;
     brain.shutdown().await;
@@ -110,8 +130,15 @@ async fn a_controller_and_an_agent_do_the_same_over_redis() {
 #[tokio::test]
 async fn a_controller_without_redis_says_so_in_three_lines() {
     let dir = tempfile::tempdir().unwrap();
-    let builder = Server::builder(dir.path().join("c")).run_dir(dir.path().join("r")).role(Role::Controller).ephemeral(true);
-    let error = builder.redis(format!("redis+unix://{}", dir.path().join("none").display())).start().await.unwrap_err();
+    let builder = Server::builder(dir.path().join("c"))
+        .run_dir(dir.path().join("r"))
+        .role(Role::Controller)
+        .ephemeral(true);
+    let error = builder
+        .redis(format!("redis+unix://{}", dir.path().join("none").display()))
+        .start()
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert_eq!(error.to_string().lines().count(), 3, "{error}");
 }

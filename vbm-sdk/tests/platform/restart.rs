@@ -19,9 +19,14 @@ async fn vms_run_on_while_their_daemon_is_away_and_are_adopted_when_it_returns()
     let adopted = async { while events.next().await.unwrap().unwrap().event.kind != EventKind::VmAdopted {} };
     tokio::time::timeout(PATIENCE, adopted).await.unwrap();
     let after = client.vms().get("web").await.unwrap();
-    assert_eq!(after.vm.status.pid, before.vm.status.pid, "the VM was started again");
+    assert_eq!(
+        after.vm.status.pid, before.vm.status.pid,
+        "the VM was started again"
+    );
     assert_eq!(after.vm.status.power, PowerState::Running);
-    through(&client, client.vms().power("web", PowerAction::Stop).await).await.unwrap();
+    through(&client, client.vms().power("web", PowerAction::Stop).await)
+        .await
+        .unwrap();
     server.shutdown().await;
 }
 
@@ -36,7 +41,10 @@ async fn a_vm_that_shall_run_is_started_again_after_its_host_was_off() {
 
     let server = house.serve().await;
     let client = server.client().unwrap();
-    until(&client, "web", |v| v.vm.status.power == PowerState::Running && v.vm.status.observed == v.vm.meta.generation).await;
+    until(&client, "web", |v| {
+        v.vm.status.power == PowerState::Running && v.vm.status.observed == v.vm.meta.generation
+    })
+    .await;
     server.shutdown().await;
 }
 
@@ -49,7 +57,13 @@ async fn each_start_of_a_controller_commands_in_a_higher_epoch() {
         let client = server.client().unwrap();
         crate::house::lan(&client, &format!("n{}", epochs.len()), "10.0.0.0/24").await;
         server.shutdown().await;
-        epochs.push(std::fs::read_to_string(house.dir.path().join("data/epoch")).unwrap().trim().parse::<u64>().unwrap());
+        epochs.push(
+            std::fs::read_to_string(house.dir.path().join("data/epoch"))
+                .unwrap()
+                .trim()
+                .parse::<u64>()
+                .unwrap(),
+        );
         house.networks = SimNetwork::new(std::sync::Arc::new(SystemClock));
     }
     assert_eq!(epochs, [1, 2, 3]);

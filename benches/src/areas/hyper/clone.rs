@@ -26,7 +26,9 @@ pub(super) async fn linked(ground: &Ground) -> Outcome<Row> {
         async |_| {
             let begin = Instant::now();
             for _ in 0..CLONES {
-                lab.pool.clone_image(lab.image, VolumeId::from_uuid(Uuid::now_v7()), DISK_BYTES).await?;
+                lab.pool
+                    .clone_image(lab.image, VolumeId::from_uuid(Uuid::now_v7()), DISK_BYTES)
+                    .await?;
             }
             Ok(each(begin))
         },
@@ -35,7 +37,10 @@ pub(super) async fn linked(ground: &Ground) -> Outcome<Row> {
             for count in 0..CLONES {
                 let path = lab.dir.path().join(format!("peer-{round}-{count}.qcow2"));
                 let mut create = command("qemu-img");
-                create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(lab.base()).arg(path);
+                create
+                    .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+                    .arg(lab.base())
+                    .arg(path);
                 run(create.arg(DISK_BYTES.to_string()), CLONE_WITHIN).await?;
             }
             Ok(each(begin))

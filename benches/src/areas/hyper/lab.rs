@@ -40,7 +40,10 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("vbm-bench-").tempdir()?;
         let images = ImageStore::open(dir.path().join("images")).await?;
         let disk = tokio::fs::File::open(&guest.disk).await?;
-        let image = images.import(disk, None, ContentKind::Disk(DiskFormat::Qcow2)).await?.digest;
+        let image = images
+            .import(disk, None, ContentKind::Disk(DiskFormat::Qcow2))
+            .await?
+            .digest;
         let base = images.path(image)?;
         let pool = Pool::open(dir.path().join("pool"), images).await?;
         let boot = BootSource::Kernel {
@@ -48,7 +51,14 @@ impl Lab {
             initrd: guest.initrd.clone(),
             cmdline: guest.cmdline.clone(),
         };
-        Ok(Self { pool, image, base, boot, started: RefCell::default(), dir })
+        Ok(Self {
+            pool,
+            image,
+            base,
+            boot,
+            started: RefCell::default(),
+            dir,
+        })
     }
 
     pub(super) fn base(&self) -> &Path {
@@ -67,8 +77,14 @@ impl Lab {
 
     /// A VM with a fresh clone, booted directly.
     pub(super) async fn vm(&self) -> Outcome<VmDefinition> {
-        let disk = self.pool.clone_image(self.image, VolumeId::from_uuid(Uuid::now_v7()), DISK_BYTES).await?;
-        let definition = VmDefinition { boot: self.boot.clone(), ..definition(disk) };
+        let disk = self
+            .pool
+            .clone_image(self.image, VolumeId::from_uuid(Uuid::now_v7()), DISK_BYTES)
+            .await?;
+        let definition = VmDefinition {
+            boot: self.boot.clone(),
+            ..definition(disk)
+        };
         self.started.borrow_mut().push(definition.id);
         Ok(definition)
     }
@@ -79,9 +95,23 @@ impl Lab {
         let uuid = Uuid::now_v7();
         let dir = self.dir.path().join(uuid.simple().to_string());
         std::fs::create_dir(&dir).during(dir.display())?;
-        let disk = self.pool.clone_image(self.image, VolumeId::from_uuid(uuid), DISK_BYTES).await?;
-        let words = by_hand(&ours, &ByHand { dir, disk, uuid, tap: None, halted: true })?;
-        let (program, args) = words.split_first().ok_or_else(|| Fault::new("an empty command line"))?;
+        let disk = self
+            .pool
+            .clone_image(self.image, VolumeId::from_uuid(uuid), DISK_BYTES)
+            .await?;
+        let words = by_hand(
+            &ours,
+            &ByHand {
+                dir,
+                disk,
+                uuid,
+                tap: None,
+                halted: true,
+            },
+        )?;
+        let (program, args) = words
+            .split_first()
+            .ok_or_else(|| Fault::new("an empty command line"))?;
         let mut typed = command(program);
         typed.args(args);
         Ok(typed)
@@ -105,7 +135,9 @@ pub(super) fn definition(disk: PathBuf) -> VmDefinition {
     let tail = id.to_string().chars().rev().take(8).collect::<String>();
     VmDefinition {
         id,
-        name: format!("bench-{tail}").parse().unwrap_or_else(|_| unreachable!("hex digits make a name")),
+        name: format!("bench-{tail}")
+            .parse()
+            .unwrap_or_else(|_| unreachable!("hex digits make a name")),
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         root_disk: disk,

@@ -4,13 +4,7 @@ mod clone;
 mod lab;
 mod power;
 
-use crate::harness::{
-    duel::solo,
-    fault::Outcome,
-    ground::Ground,
-    row::Row,
-    rows::Rows,
-};
+use crate::harness::{duel::solo, fault::Outcome, ground::Ground, row::Row, rows::Rows};
 use std::sync::Arc;
 use tokio::time::Instant;
 use vbm_hyper::{Driver, SimDriver, SimWorld};
@@ -21,9 +15,11 @@ const MANY: usize = 1_000;
 const REPEAT: u32 = 20;
 
 pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
-    rows.measure("start() to Running", "ms", power::start(ground)).await;
+    rows.measure("start() to Running", "ms", power::start(ground))
+        .await;
     rows.measure("linked clone", "ms", clone::linked(ground)).await;
-    rows.measure("inventory of 1,000 simulated VMs", "ms", inventory(ground)).await;
+    rows.measure("inventory of 1,000 simulated VMs", "ms", inventory(ground))
+        .await;
     rows.measure("force-off to Off", "ms", power::kill(ground)).await;
     rows.measure("re-adopt, per VM", "ms", power::adopt(ground)).await;
 }
@@ -31,7 +27,9 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
 async fn inventory(ground: &Ground) -> Outcome<Row> {
     let driver: Arc<dyn Driver> = Arc::new(SimDriver::open(SimWorld::instant())?);
     for _ in 0..MANY {
-        driver.start(&lab::definition("/nonexistent/disk.qcow2".into()), Vec::new()).await?;
+        driver
+            .start(&lab::definition("/nonexistent/disk.qcow2".into()), Vec::new())
+            .await?;
     }
     let samples = solo(ground.rounds(), async |_| {
         let begin = Instant::now();
@@ -44,8 +42,6 @@ async fn inventory(ground: &Ground) -> Outcome<Row> {
     })
     .await?;
     driver.shutdown().await;
-    Ok(Row::new("inventory of 1,000 simulated VMs", "ms", samples).without(
-        "virsh list --all",
-        "libvirt is not measured yet",
-    ))
+    Ok(Row::new("inventory of 1,000 simulated VMs", "ms", samples)
+        .without("virsh list --all", "libvirt is not measured yet"))
 }

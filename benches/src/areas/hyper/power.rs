@@ -11,7 +11,7 @@ use crate::harness::{
 use nix::sys::signal::Signal;
 use std::{process::Stdio, time::Duration};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::Child,
     time::{Instant, timeout},
 };
@@ -50,7 +50,11 @@ pub(super) async fn start(ground: &Ground) -> Outcome<Row> {
         async |_| {
             let mut typed = lab.typed(model.id).await?;
             let begin = Instant::now();
-            let mut child = typed.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+            let mut child = typed
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()?;
             greeting(&mut child).await?;
             let took = millis(begin);
             child.kill().await?;
@@ -80,12 +84,21 @@ pub(super) async fn kill(ground: &Ground) -> Outcome<Row> {
             let took = millis(begin);
             let power = driver.inspect(vm.id).await?.power;
             driver.undefine(vm.id).await?;
-            if power == PowerState::Off { Ok(took) } else { Err(Fault::new(format!("it is {power}"))) }
+            if power == PowerState::Off {
+                Ok(took)
+            } else {
+                Err(Fault::new(format!("it is {power}")))
+            }
         },
         async |_| {
             let mut typed = lab.typed(model.id).await?;
-            let mut child = typed.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+            let mut child = typed
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()?;
             greeting(&mut child).await?;
+            cont(&mut child).await?;
             let pid = child.id().ok_or_else(|| Fault::new("it has ended"))?;
             let begin = Instant::now();
             signal(pid, Signal::SIGKILL);
@@ -119,10 +132,17 @@ pub(super) async fn adopt(ground: &Ground) -> Outcome<Row> {
         let begin = Instant::now();
         let adopted = driver.adopt().await?;
         let took = millis(begin);
-        if adopted.len() == vms && adopted.iter().all(|a| matches!(a.seen.power, PowerState::Paused(_))) {
+        if adopted.len() == vms
+            && adopted
+                .iter()
+                .all(|a| matches!(a.seen.power, PowerState::Paused(_)))
+        {
             return Ok(took / vms as f64);
         }
-        Err(Fault::new(format!("{} of {vms} were found again as they were left", adopted.len())))
+        Err(Fault::new(format!(
+            "{} of {vms} were found again as they were left",
+            adopted.len()
+        )))
     })
     .await?;
     for vm in &made {
@@ -131,7 +151,9 @@ pub(super) async fn adopt(ground: &Ground) -> Outcome<Row> {
     driver.shutdown().await;
     Ok(Row::new("re-adopt, per VM", "ms", samples)
         .without("libvirtd", "libvirt is not measured yet")
-        .noted(format!("{vms} paused QEMU VMs, one call of adopt() on a new driver")))
+        .noted(format!(
+            "{vms} paused QEMU VMs, one call of adopt() on a new driver"
+        )))
 }
 
 async fn running(lab: &Lab, driver: &dyn Driver) -> Outcome<VmDefinition> {
@@ -145,10 +167,42 @@ async fn end(driver: &dyn Driver, vm: &VmDefinition) -> Outcome<()> {
     driver.undefine(vm.id).await.during("undefine")
 }
 
+/// Lets it run, as ours does when it is killed: a process that never ran has less to give back.
+async fn cont(child: &mut Child) -> Outcome<()> {
+    let input = child
+        .stdin
+        .as_mut()
+        .ok_or_else(|| Fault::new("QEMU has no input"))?;
+    input
+        .write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\"}\n")
+        .await?;
+    let output = child
+        .stdout
+        .as_mut()
+        .ok_or_else(|| Fault::new("QEMU has no output"))?;
+    let mut lines = BufReader::new(output).lines();
+    let resumed = async {
+        while let Some(line) = lines.next_line().await? {
+            if line.contains("\"RESUME\"") {
+                return Ok(());
+            }
+        }
+        Err(Fault::new("QEMU by hand ended"))
+    };
+    timeout(GREET_WITHIN, resumed).await?
+}
+
 /// Waits for the monitor's first line.
 async fn greeting(child: &mut Child) -> Outcome<()> {
-    let output = child.stdout.take().ok_or_else(|| Fault::new("QEMU has no output"))?;
+    let output = child
+        .stdout
+        .as_mut()
+        .ok_or_else(|| Fault::new("QEMU has no output"))?;
     let mut line = String::new();
     timeout(GREET_WITHIN, BufReader::new(output).read_line(&mut line)).await??;
-    if line.contains("\"QMP\"") { Ok(()) } else { Err(Fault::new(format!("QEMU by hand said: {}", line.trim()))) }
+    if line.contains("\"QMP\"") {
+        Ok(())
+    } else {
+        Err(Fault::new(format!("QEMU by hand said: {}", line.trim())))
+    }
 }

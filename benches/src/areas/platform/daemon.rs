@@ -57,17 +57,37 @@ impl Daemon {
             .arg(dir.path().join("run"))
             .arg("--socket")
             .arg(dir.path().join("sock"))
-            .args(["--driver", kind.driver, "--network", kind.network, "--ephemeral", "--log", "warn"]);
+            .args([
+                "--driver",
+                kind.driver,
+                "--network",
+                kind.network,
+                "--ephemeral",
+                "--log",
+                "warn",
+            ]);
         let mut process = Talker::start(&mut vbmd)?;
         let ready = process.hear("vbmd ready", READY_WITHIN).await?;
-        let instance = ready.split_whitespace().find_map(|word| word.strip_prefix("instance=")).unwrap_or_default();
-        Ok(Self { pid: process.pid()?, instance: instance.to_owned(), process, programs, dir })
+        let instance = ready
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("instance="))
+            .unwrap_or_default();
+        Ok(Self {
+            pid: process.pid()?,
+            instance: instance.to_owned(),
+            process,
+            programs,
+            dir,
+        })
     }
 
     /// A `vbm` that talks to it.
     pub(super) fn vbm(&self, words: &[&str]) -> Command {
         let mut vbm = command(&self.programs.vbm);
-        vbm.arg("--socket").arg(self.dir.path().join("sock")).arg("--quiet").args(words);
+        vbm.arg("--socket")
+            .arg(self.dir.path().join("sock"))
+            .arg("--quiet")
+            .args(words);
         vbm
     }
 
@@ -77,8 +97,12 @@ impl Daemon {
     }
 
     pub(super) async fn import(&self, guest: &Path) -> Outcome<()> {
-        let guest = guest.to_str().ok_or_else(|| Fault::new("the guest's path is not UTF-8"))?;
-        self.run(&["image", "import", IMAGE, "--guest", guest]).await.map(drop)
+        let guest = guest
+            .to_str()
+            .ok_or_else(|| Fault::new("the guest's path is not UTF-8"))?;
+        self.run(&["image", "import", IMAGE, "--guest", guest])
+            .await
+            .map(drop)
     }
 
     pub(super) async fn network(&self, cidr: &str) -> Outcome<()> {
@@ -92,19 +116,31 @@ impl Daemon {
     /// Its resident memory, in MB.
     pub(super) fn resident_mb(&self) -> Outcome<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).during("vbmd")?;
-        resident_kib(&status).map(|kib| kib as f64 * 1024.0 / 1e6).ok_or_else(|| Fault::new("no VmRSS of vbmd"))
+        resident_kib(&status)
+            .map(|kib| kib as f64 * 1024.0 / 1e6)
+            .ok_or_else(|| Fault::new("no VmRSS of vbmd"))
     }
 
     /// Takes away VMs and networks, as a user would, then ends it.
     async fn clear(&self) -> Outcome<()> {
         let mut faults = Vec::new();
-        for (list, delete) in [(&["list"][..], &["delete", "--force"][..]), (&["network", "list"], &["network", "delete"])] {
+        for (list, delete) in [
+            (&["list"][..], &["delete", "--force"][..]),
+            (&["network", "list"], &["network", "delete"]),
+        ] {
             if let Err(fault) = self.delete_all(list, delete).await {
                 faults.push(fault.0);
             }
         }
         signal(self.pid, Signal::SIGTERM);
-        if timeout(STOP_WITHIN, async { while runs(self.pid) { sleep(POLL).await } }).await.is_err() {
+        if timeout(STOP_WITHIN, async {
+            while runs(self.pid) {
+                sleep(POLL).await
+            }
+        })
+        .await
+        .is_err()
+        {
             faults.push("vbmd did not end".into());
         }
         // What a failure has left. All of it bears our instance, or our folder in its command line.
@@ -117,14 +153,22 @@ impl Daemon {
             Ok(Err(error)) => faults.push(Fault::from(error).0),
             Err(_late) => faults.push("removing its networks took too long".into()),
         }
-        if faults.is_empty() { Ok(()) } else { Err(Fault::new(faults.join("; "))) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(Fault::new(faults.join("; ")))
+        }
     }
 
     async fn delete_all(&self, list: &[&str], delete: &[&str]) -> Outcome<()> {
         let names = run(self.vbm(&["-o", "name"]).args(list), CLEAR_WITHIN).await?;
-        let names: Vec<&str> = names.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
-        // Simulated ones are gone with their daemon.
-        if names.is_empty() || names.len() > super::list::MANY / 2 {
+        let names: Vec<&str> = names
+            .lines()
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .collect();
+        // Simulated ones too: a daemon that holds nothing takes itself off the list of instances.
+        if names.is_empty() {
             return Ok(());
         }
         run(self.vbm(delete).args(names), CLEAR_WITHIN).await.map(drop)
@@ -137,13 +181,17 @@ impl Drop for Daemon {
         // A thread and a runtime of its own: this one may be in the middle of being interrupted.
         let cleared = std::thread::scope(|scope| {
             let clear = scope.spawn(|| -> Outcome<()> {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?;
                 runtime.block_on(me.clear())
             });
             clear.join()
         });
         if let Ok(Err(fault)) = cleared {
-            say(&format!("warning: a vbmd of the bench was not cleared up in order: {fault}"));
+            say(&format!(
+                "warning: a vbmd of the bench was not cleared up in order: {fault}"
+            ));
         }
         drop(self.process.child.start_kill());
     }
@@ -152,18 +200,24 @@ impl Drop for Daemon {
 /// Whether a process runs; one that has ended and waits for its parent does not.
 fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 /// Processes whose command line names a file in this folder, which only we know.
 fn processes_of(dir: &Path) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let dir = format!("{}/", dir.display());
     let names_it = |pid: &u32| {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&cmdline).contains(&dir)
     };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(names_it).collect()
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(names_it)
+        .collect()
 }
 
 /// Of `/proc/PID/status`.
@@ -177,7 +231,10 @@ mod tests {
 
     #[test]
     fn resident_memory_is_read_in_kib() {
-        assert_eq!(resident_kib("VmPeak:\t  9 kB\nVmRSS:\t   51200 kB\n"), Some(51_200));
+        assert_eq!(
+            resident_kib("VmPeak:\t  9 kB\nVmRSS:\t   51200 kB\n"),
+            Some(51_200)
+        );
         assert_eq!(resident_kib("Name: x"), None);
     }
 

@@ -4,7 +4,12 @@ use super::{
     daemon::{Daemon, IMAGE, Kind, NETWORK},
     launch::MEMORY,
 };
-use crate::harness::{duel::solo, fault::{Fault, Outcome}, ground::Ground, row::Row};
+use crate::harness::{
+    duel::solo,
+    fault::{Fault, Outcome},
+    ground::Ground,
+    row::Row,
+};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -16,17 +21,46 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// With real networks where they work, else without NICs.
 pub(super) async fn with_qemu(ground: &Ground) -> Outcome<Row> {
-    match measured(ground, Kind { driver: "qemu", network: "host" }, true).await {
-        Ok(samples) => Ok(Row::new(QEMU, "MB", samples).goal("<= 60").noted("each with a NIC and a lease on one real network")),
+    match measured(
+        ground,
+        Kind {
+            driver: "qemu",
+            network: "host",
+        },
+        true,
+    )
+    .await
+    {
+        Ok(samples) => Ok(Row::new(QEMU, "MB", samples)
+            .goal("<= 60")
+            .noted("each with a NIC and a lease on one real network")),
         Err(fault) => {
-            let samples = measured(ground, Kind { driver: "qemu", network: "sim" }, false).await?;
-            Ok(Row::new(QEMU, "MB", samples).goal("<= 60").noted(format!("without NICs; with a network: {fault}")))
+            let samples = measured(
+                ground,
+                Kind {
+                    driver: "qemu",
+                    network: "sim",
+                },
+                false,
+            )
+            .await?;
+            Ok(Row::new(QEMU, "MB", samples)
+                .goal("<= 60")
+                .noted(format!("without NICs; with a network: {fault}")))
         }
     }
 }
 
 pub(super) async fn with_sim(ground: &Ground) -> Outcome<Row> {
-    let samples = measured(ground, Kind { driver: "sim", network: "sim" }, false).await?;
+    let samples = measured(
+        ground,
+        Kind {
+            driver: "sim",
+            network: "sim",
+        },
+        false,
+    )
+    .await?;
     Ok(Row::new(SIM, "MB", samples).goal("<= 60"))
 }
 
@@ -45,11 +79,17 @@ async fn measured(ground: &Ground, kind: Kind, nic: bool) -> Outcome<Vec<f64>> {
         daemon.run(&words).await?;
     }
     for name in &names {
-        daemon.run(&["wait", name, "--for", if nic { "lease" } else { "running" }]).await?;
+        daemon
+            .run(&["wait", name, "--for", if nic { "lease" } else { "running" }])
+            .await?;
     }
     solo(ground.rounds(), async |_| {
         sleep(LOOK_EVERY).await;
-        let running = daemon.run(&["list", "-o", "json"]).await?.matches("\"running\"").count();
+        let running = daemon
+            .run(&["list", "-o", "json"])
+            .await?
+            .matches("\"running\"")
+            .count();
         if running < VMS {
             return Err(Fault::new(format!("only {running} of {VMS} run")));
         }

@@ -6,7 +6,13 @@ use super::{
 };
 use crate::{
     areas::by_hand::command_line,
-    harness::{child::run, duel::duel, fault::{During, Outcome}, ground::Ground, row::Row},
+    harness::{
+        child::run,
+        duel::duel,
+        fault::{During, Outcome},
+        ground::Ground,
+        row::Row,
+    },
 };
 use tokio::time::Instant;
 
@@ -16,7 +22,14 @@ pub(super) const MEMORY: &str = "128";
 /// Both programs of ours, `vbm launch` and `vbm wait --for lease`, beside the same QEMU by hand.
 pub(super) async fn to_lease(ground: &Ground) -> Outcome<Row> {
     let guest = ground.guest()?;
-    let daemon = Daemon::start(ground, Kind { driver: "qemu", network: "host" }).await?;
+    let daemon = Daemon::start(
+        ground,
+        Kind {
+            driver: "qemu",
+            network: "host",
+        },
+    )
+    .await?;
     daemon.import(&guest.dir).await?;
     daemon.network("10.77.0.0/24").await?;
     let mut peer = Peer::make().await.during("the peer")?;
@@ -43,8 +56,10 @@ pub(super) async fn to_lease(ground: &Ground) -> Outcome<Row> {
 }
 
 async fn launch(daemon: &Daemon, name: &str) -> Outcome<f64> {
-    let (mut launch, mut wait) =
-        (daemon.vbm(&["launch", IMAGE, name, "--memory", MEMORY, "--network", NETWORK]), daemon.vbm(&["wait", name, "--for", "lease"]));
+    let (mut launch, mut wait) = (
+        daemon.vbm(&["launch", IMAGE, name, "--memory", MEMORY, "--network", NETWORK]),
+        daemon.vbm(&["wait", name, "--for", "lease"]),
+    );
     let begin = Instant::now();
     run(&mut launch, COMMAND_WITHIN).await?;
     run(&mut wait, COMMAND_WITHIN).await?;

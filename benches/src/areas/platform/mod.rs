@@ -15,6 +15,11 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
     rows.measure(idle::SIM, "MB", idle::with_sim(ground)).await;
     rows.measure(list::NAME, "ms", list::thousand(ground)).await;
     for writers in store::WRITERS {
-        rows.measure(&store::name(writers), "txn/s", store::transactions(ground, writers)).await;
+        rows.measure(
+            &store::name(writers),
+            "txn/s",
+            store::transactions(ground, writers),
+        )
+        .await;
     }
 }

@@ -57,7 +57,11 @@ impl Peer {
         let file = dir.path().join("udhcpd.conf");
         fs::write(&file, config)?;
         // -a 1: by itself it would wait two seconds for somebody who has the address already.
-        let mut dhcp = Talker::start(inside(&holder, "busybox")?.args(["udhcpd", "-f", "-a", "1"]).arg(&file))?;
+        let mut dhcp = Talker::start(
+            inside(&holder, "busybox")?
+                .args(["udhcpd", "-f", "-a", "1"])
+                .arg(&file),
+        )?;
         dhcp.hear("started", STEP_WITHIN).await.during("udhcpd")?;
         Ok(Self { dhcp, holder, dir })
     }
@@ -69,13 +73,30 @@ impl Peer {
         fs::create_dir(&dir)?;
         let disk = dir.join("disk.qcow2");
         let mut clone = command("qemu-img");
-        clone.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(base).arg(&disk);
+        clone
+            .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+            .arg(base)
+            .arg(&disk);
         run(&mut clone, STEP_WITHIN).await?;
-        let typed = by_hand(ours, &ByHand { dir, disk, uuid, tap: Some(TAP.into()), halted: false })?;
-        let (program, args) = typed.split_first().ok_or_else(|| Fault::new("an empty command line"))?;
+        let typed = by_hand(
+            ours,
+            &ByHand {
+                dir,
+                disk,
+                uuid,
+                tap: Some(TAP.into()),
+                halted: false,
+            },
+        )?;
+        let (program, args) = typed
+            .split_first()
+            .ok_or_else(|| Fault::new("an empty command line"))?;
         let mut qemu = inside(&self.holder, program)?;
         // The monitor's input stays open; what it says goes nowhere.
-        qemu.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        qemu.args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let begin = Instant::now();
         let mut child = qemu.spawn()?;
         let leased = tokio::select! {
@@ -90,7 +111,9 @@ impl Peer {
 
 /// A program in the namespace that this process holds.
 fn inside(holder: &Child, program: &str) -> Outcome<Command> {
-    let pid = holder.id().ok_or_else(|| Fault::new("the holder of the namespace has ended"))?;
+    let pid = holder
+        .id()
+        .ok_or_else(|| Fault::new("the holder of the namespace has ended"))?;
     let mut nsenter = command("nsenter");
     nsenter.args(["--target", &pid.to_string(), "--net", "--", program]);
     Ok(nsenter)
@@ -99,7 +122,11 @@ fn inside(holder: &Child, program: &str) -> Outcome<Command> {
 /// Starts the holder and waits until it is in its namespace: it says back what it is told.
 async fn hold_namespace() -> Outcome<Child> {
     let mut unshare = command("unshare");
-    unshare.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    unshare
+        .args(["--net", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut holder = unshare.spawn().during("unshare")?;
     let (Some(stdin), Some(stdout)) = (holder.stdin.as_mut(), holder.stdout.as_mut()) else {
         return Err(Fault::new("the holder of the namespace has no pipes"));
@@ -107,5 +134,9 @@ async fn hold_namespace() -> Outcome<Child> {
     stdin.write_all(b"here\n").await?;
     let mut heard = String::new();
     timeout(STEP_WITHIN, BufReader::new(stdout).read_line(&mut heard)).await??;
-    if heard.trim() == "here" { Ok(holder) } else { Err(Fault::new("`unshare --net cat` did not run: is this root?")) }
+    if heard.trim() == "here" {
+        Ok(holder)
+    } else {
+        Err(Fault::new("`unshare --net cat` did not run: is this root?"))
+    }
 }

@@ -52,7 +52,10 @@ async fn ours(path: &Path, writers: usize, round: Duration) -> Outcome<f64> {
         tasks.spawn(async move {
             let mut done = 0_u64;
             while begin.elapsed() < round {
-                let txn = Txn { compare: Vec::new(), write: vec![Write::Put(key(writer, done), value(done))] };
+                let txn = Txn {
+                    compare: Vec::new(),
+                    write: vec![Write::Put(key(writer, done), value(done))],
+                };
                 match store.txn(txn).await? {
                     TxnOutcome::Done(_) => done += 1,
                     TxnOutcome::Conflict(key) => return Err(Fault::new(format!("a conflict at {key}"))),
@@ -78,7 +81,8 @@ async fn peer(path: &Path, writers: usize, round: Duration) -> Outcome<f64> {
             let mut done = 0_u64;
             while begin.elapsed() < round {
                 let txn = database.begin_write()?;
-                txn.open_table(TABLE)?.insert(key(writer, done).as_str(), &*value(done))?;
+                txn.open_table(TABLE)?
+                    .insert(key(writer, done).as_str(), &*value(done))?;
                 txn.commit()?;
                 done += 1;
             }

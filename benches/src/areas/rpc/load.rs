@@ -95,11 +95,17 @@ struct Usage {
 }
 
 async fn usage(server: Option<&RedisServer>) -> Outcome<Usage> {
-    let Some(server) = server else { return Ok(Usage::default()) };
-    let text: String = redis::cmd("INFO").query_async(&mut server.connection().await?).await?;
+    let Some(server) = server else {
+        return Ok(Usage::default());
+    };
+    let text: String = redis::cmd("INFO")
+        .query_async(&mut server.connection().await?)
+        .await?;
     let field = |name: &str| -> Outcome<f64> {
         let value = crate::harness::machine::value_of(&text, name);
-        value.and_then(|value| value.parse().ok()).ok_or_else(|| Fault::new(format!("INFO of Redis tells no {name}")))
+        value
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(|| Fault::new(format!("INFO of Redis tells no {name}")))
     };
     Ok(Usage {
         commands: field("total_commands_processed")?,

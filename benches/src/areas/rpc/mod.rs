@@ -10,7 +10,13 @@ mod nats;
 mod ours;
 mod server;
 
-use crate::harness::{duel::solo, fault::Outcome, ground::{Ground, which}, row::Row, rows::Rows};
+use crate::harness::{
+    duel::solo,
+    fault::Outcome,
+    ground::{Ground, which},
+    row::Row,
+    rows::Rows,
+};
 use load::Measured;
 use server::RedisServer;
 
@@ -26,7 +32,8 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
     for flights in FLIGHTS {
         let name = format!("redis, {flights} in flight");
         let planned = [(name.as_str(), "calls/s")];
-        rows.measure_all(&planned, redis(ground, flights, flights == most)).await;
+        rows.measure_all(&planned, redis(ground, flights, flights == most))
+            .await;
     }
     for flights in FLIGHTS {
         let name = format!("memory, {flights} in flight");
@@ -49,7 +56,10 @@ async fn redis(ground: &Ground, flights: usize, hottest: bool) -> Outcome<Vec<Ro
         naive.push(naive::round(ground, &server, flights).await?);
     }
     let column = |of: fn(&Measured) -> f64| {
-        (ours.iter().map(of).collect::<Vec<_>>(), naive.iter().map(of).collect::<Vec<_>>())
+        (
+            ours.iter().map(of).collect::<Vec<_>>(),
+            naive.iter().map(of).collect::<Vec<_>>(),
+        )
     };
     let row = |name: &str, unit, of: fn(&Measured) -> f64| {
         let (ours, naive) = column(of);
@@ -71,8 +81,14 @@ async fn redis(ground: &Ground, flights: usize, hottest: bool) -> Outcome<Vec<Ro
 }
 
 async fn memory(ground: &Ground, flights: usize) -> Outcome<Row> {
-    let samples = solo(ground.rounds(), async |_| Ok(ours::over_memory(ground, flights).await?.calls_per_second));
-    Ok(Row::new(format!("memory, {flights} in flight"), "calls/s", samples.await?))
+    let samples = solo(ground.rounds(), async |_| {
+        Ok(ours::over_memory(ground, flights).await?.calls_per_second)
+    });
+    Ok(Row::new(
+        format!("memory, {flights} in flight"),
+        "calls/s",
+        samples.await?,
+    ))
 }
 
 /// What is wanted beside NATS; the numbers in flight and the goals are those of the reference.
@@ -82,15 +98,24 @@ async fn against_nats(ground: &Ground, rows: &mut Rows) {
     if let Some(why) = no_nats() {
         for (flights, goal) in NATS_ROWS {
             let name = format!("redis, {flights} in flight");
-            let ours = rows.rows.iter().find(|row| row.name == name).map(|row| row.samples.ours.clone());
-            let row = Row::new(format!("{name}, beside NATS"), "calls/s", ours.unwrap_or_default());
+            let ours = rows
+                .rows
+                .iter()
+                .find(|row| row.name == name)
+                .map(|row| row.samples.ours.clone());
+            let row = Row::new(
+                format!("{name}, beside NATS"),
+                "calls/s",
+                ours.unwrap_or_default(),
+            );
             rows.put(row.without(NATS, why).goal(goal));
         }
         return;
     }
     for flights in FLIGHTS {
         let name = format!("redis, {flights} in flight, beside NATS");
-        rows.measure_all(&[(name.as_str(), "calls/s")], nats_duel(ground, flights, &name)).await;
+        rows.measure_all(&[(name.as_str(), "calls/s")], nats_duel(ground, flights, &name))
+            .await;
     }
 }
 
@@ -104,7 +129,9 @@ fn no_nats() -> Option<&'static str> {
 
 #[cfg(not(feature = "nats"))]
 async fn nats_duel(_: &Ground, _: usize, _: &str) -> Outcome<Vec<Row>> {
-    Err(crate::harness::fault::Fault::new("built without the feature `nats`"))
+    Err(crate::harness::fault::Fault::new(
+        "built without the feature `nats`",
+    ))
 }
 
 #[cfg(feature = "nats")]

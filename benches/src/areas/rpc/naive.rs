@@ -26,9 +26,16 @@ pub(super) async fn round(ground: &Ground, server: &RedisServer, flights: usize)
         let mut connection = callers[lane].clone();
         async move {
             let request = format!("{}{lane}", "x".repeat(PAYLOAD_BYTES));
-            let _waiting: i64 = redis::cmd("RPUSH").arg(REQUESTS).arg(request).query_async(&mut connection).await?;
-            let _reply: (String, Vec<u8>) =
-                redis::cmd("BLPOP").arg(replies(&lane.to_string())).arg(0).query_async(&mut connection).await?;
+            let _waiting: i64 = redis::cmd("RPUSH")
+                .arg(REQUESTS)
+                .arg(request)
+                .query_async(&mut connection)
+                .await?;
+            let _reply: (String, Vec<u8>) = redis::cmd("BLPOP")
+                .arg(replies(&lane.to_string()))
+                .arg(0)
+                .query_async(&mut connection)
+                .await?;
             Ok(())
         }
     })
@@ -38,12 +45,21 @@ pub(super) async fn round(ground: &Ground, server: &RedisServer, flights: usize)
 /// Answers until the server goes.
 async fn work(mut connection: MultiplexedConnection) {
     loop {
-        let popped: redis::RedisResult<(String, Vec<u8>)> =
-            redis::cmd("BLPOP").arg(REQUESTS).arg(0).query_async(&mut connection).await;
+        let popped: redis::RedisResult<(String, Vec<u8>)> = redis::cmd("BLPOP")
+            .arg(REQUESTS)
+            .arg(0)
+            .query_async(&mut connection)
+            .await;
         let Ok((_, request)) = popped else { return };
-        let Some((body, lane)) = request.split_at_checked(PAYLOAD_BYTES) else { return };
+        let Some((body, lane)) = request.split_at_checked(PAYLOAD_BYTES) else {
+            return;
+        };
         let to = replies(&String::from_utf8_lossy(lane));
-        let pushed: redis::RedisResult<i64> = redis::cmd("RPUSH").arg(to).arg(body).query_async(&mut connection).await;
+        let pushed: redis::RedisResult<i64> = redis::cmd("RPUSH")
+            .arg(to)
+            .arg(body)
+            .query_async(&mut connection)
+            .await;
         if pushed.is_err() {
             return;
         }

@@ -23,7 +23,10 @@ pub(super) async fn round(ground: &Ground, flights: usize) -> Outcome<Measured> 
     let mut nats = command("nats-server");
     nats.args(["--addr", "127.0.0.1", "--port", &port.to_string()]);
     let mut server = Talker::start(&mut nats)?;
-    server.hear("Server is ready", START_WITHIN).await.during("nats-server")?;
+    server
+        .hear("Server is ready", START_WITHIN)
+        .await
+        .during("nats-server")?;
     let url = format!("nats://127.0.0.1:{port}");
     let worker = async_nats::connect(&url).await?;
     let mut requests = worker.queue_subscribe(SUBJECT, "workers".to_owned()).await?;
@@ -45,7 +48,11 @@ pub(super) async fn round(ground: &Ground, flights: usize) -> Outcome<Measured> 
         let (caller, body) = (caller.clone(), body.clone());
         async move {
             let reply = caller.request(SUBJECT, body).await?;
-            if reply.payload.len() == PAYLOAD_BYTES { Ok(()) } else { Err(Fault::new("NATS answered something else")) }
+            if reply.payload.len() == PAYLOAD_BYTES {
+                Ok(())
+            } else {
+                Err(Fault::new("NATS answered something else"))
+            }
         }
     })
     .await;

@@ -47,7 +47,11 @@ async fn round(
     let (calling, route, text) = (bus.clone(), Route::node(node), "x".repeat(PAYLOAD_BYTES));
     let measured = measure(ground, server, flights, move |_lane| {
         let call = calling.call::<Echo>(&route, &text, CallOptions::default());
-        async move { call.await.map(drop).map_err(|fate| Fault::new(format!("a call: {fate:?}"))) }
+        async move {
+            call.await
+                .map(drop)
+                .map_err(|fate| Fault::new(format!("a call: {fate:?}")))
+        }
     })
     .await;
     bus.shutdown().await;

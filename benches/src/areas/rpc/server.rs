@@ -22,13 +22,30 @@ impl RedisServer {
         let dir = tempfile::Builder::new().prefix("vbm-bench-").tempdir()?;
         let mut redis = command("redis-server");
         redis
-            .args(["--port", "0", "--unixsocket", SOCKET, "--save", "", "--appendonly", "no", "--loglevel", "notice"])
+            .args([
+                "--port",
+                "0",
+                "--unixsocket",
+                SOCKET,
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--loglevel",
+                "notice",
+            ])
             .arg("--dir")
             .arg(dir.path())
             .current_dir(dir.path());
         let mut process = Talker::start(&mut redis)?;
-        process.hear("eady to accept connections", START_WITHIN).await.during("redis-server")?;
-        Ok(Self { _process: process, dir })
+        process
+            .hear("eady to accept connections", START_WITHIN)
+            .await
+            .during("redis-server")?;
+        Ok(Self {
+            _process: process,
+            dir,
+        })
     }
 
     pub(super) fn url(&self) -> String {
@@ -39,6 +56,8 @@ impl RedisServer {
     pub(super) async fn connection(&self) -> Outcome<redis::aio::MultiplexedConnection> {
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
         let client = redis::Client::open(self.url())?;
-        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+        Ok(client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?)
     }
 }

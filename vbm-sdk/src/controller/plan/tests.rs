@@ -2,9 +2,9 @@
 
 use super::*;
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, ForwardId, ForwardSpec, GroupSpec, ImageSpec, Mac, Meta, NetworkMode, NetworkSpec,
-    NetworkStatus, NodeSpec, NodeStatus, PortSpec, PortStatus, Protocol, Timestamp, VmSpec, VmStatus, VolumeSpec, WantedPower,
-    network::parse_cidr,
+    Boot, Capability, Digest, DiskFormat, DriverKind, ForwardId, ForwardSpec, GroupSpec, ImageSpec, Mac,
+    Meta, NetworkMode, NetworkSpec, NetworkStatus, NodeSpec, NodeStatus, PortSpec, PortStatus, Protocol,
+    Timestamp, VmSpec, VmStatus, VolumeSpec, WantedPower, network::parse_cidr,
 };
 
 fn uuid(n: u128) -> uuid::Uuid {
@@ -16,9 +16,23 @@ fn meta<Id>(id: Id, name: &str) -> Meta<Id> {
 }
 
 fn node(path: &str, free: u64) -> Node {
-    let capability = Capability { driver: DriverKind::Qemu, version: "10".into(), accelerator: None, problem: None };
-    let status = NodeStatus { state: NodeState::Ready, capabilities: vec![capability], memory_free_mib: free, ..NodeStatus::default() };
-    Node { path: path.parse().unwrap(), spec: NodeSpec::default(), status }
+    let capability = Capability {
+        driver: DriverKind::Qemu,
+        version: "10".into(),
+        accelerator: None,
+        problem: None,
+    };
+    let status = NodeStatus {
+        state: NodeState::Ready,
+        capabilities: vec![capability],
+        memory_free_mib: free,
+        ..NodeStatus::default()
+    };
+    Node {
+        path: path.parse().unwrap(),
+        spec: NodeSpec::default(),
+        status,
+    }
 }
 
 /// A VM `n` with one port on network 1, a group that lets tcp/80 in, and a forward.
@@ -27,12 +41,37 @@ fn world() -> World {
     let image = ImageId::from_uuid(uuid(2));
     let spec = NetworkSpec::new(NetworkMode::Nat, parse_cidr("10.0.0.0/24").unwrap()).unwrap();
     let mut world = World::default();
-    world.networks.insert(network, Network { meta: meta(network, "lan"), spec, status: NetworkStatus::default() });
-    let disk = ImageSpec { disk: Digest::new([7; 32]), format: DiskFormat::Qcow2, file_bytes: 1, virtual_bytes: 1, boot: Boot::Disk };
-    world.images.insert(image, Image { meta: meta(image, "tiny"), spec: disk });
+    world.networks.insert(
+        network,
+        Network {
+            meta: meta(network, "lan"),
+            spec,
+            status: NetworkStatus::default(),
+        },
+    );
+    let disk = ImageSpec {
+        disk: Digest::new([7; 32]),
+        format: DiskFormat::Qcow2,
+        file_bytes: 1,
+        virtual_bytes: 1,
+        boot: Boot::Disk,
+    };
+    world.images.insert(
+        image,
+        Image {
+            meta: meta(image, "tiny"),
+            spec: disk,
+        },
+    );
     let group = GroupId::from_uuid(uuid(3));
     let rules = vec!["tcp/80".parse().unwrap()];
-    world.groups.insert(group, Group { meta: meta(group, "web"), spec: GroupSpec { rules } });
+    world.groups.insert(
+        group,
+        Group {
+            meta: meta(group, "web"),
+            spec: GroupSpec { rules },
+        },
+    );
     for path in ["a", "b"] {
         world.nodes.insert(path.parse().unwrap(), node(path, 1000));
     }
@@ -41,7 +80,11 @@ fn world() -> World {
 
 fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
     let n128 = u128::from(n);
-    let (vm, port, volume) = (VmId::from_uuid(uuid(100 + n128)), PortId::from_uuid(uuid(200 + n128)), VolumeId::from_uuid(uuid(300 + n128)));
+    let (vm, port, volume) = (
+        VmId::from_uuid(uuid(100 + n128)),
+        PortId::from_uuid(uuid(200 + n128)),
+        VolumeId::from_uuid(uuid(300 + n128)),
+    );
     let network = NetworkId::from_uuid(uuid(1));
     let spec = VmSpec {
         vcpus: 1,
@@ -53,12 +96,46 @@ fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         power: WantedPower::Running,
         node: on.map(|p| p.parse().unwrap()),
     };
-    world.vms.insert(vm, Vm { meta: meta(vm, &format!("vm{n}")), spec, status: VmStatus { power: vbm_core::PowerState::Off, ..VmStatus::default() } });
+    world.vms.insert(
+        vm,
+        Vm {
+            meta: meta(vm, &format!("vm{n}")),
+            spec,
+            status: VmStatus {
+                power: vbm_core::PowerState::Off,
+                ..VmStatus::default()
+            },
+        },
+    );
     let groups = vec![GroupId::from_uuid(uuid(3))];
-    let spec = PortSpec { network, vm, mac: Mac::local(n.into()), address: [10, 0, 0, n].into(), pinned: false, groups };
-    world.ports.insert(port, Port { meta: meta(port, &format!("port{n}")), spec, status: PortStatus::default() });
-    let spec = VolumeSpec { image: ImageId::from_uuid(uuid(2)), virtual_bytes: 1, vm };
-    world.volumes.insert(volume, Volume { meta: meta(volume, &format!("root{n}")), spec });
+    let spec = PortSpec {
+        network,
+        vm,
+        mac: Mac::local(n.into()),
+        address: [10, 0, 0, n].into(),
+        pinned: false,
+        groups,
+    };
+    world.ports.insert(
+        port,
+        Port {
+            meta: meta(port, &format!("port{n}")),
+            spec,
+            status: PortStatus::default(),
+        },
+    );
+    let spec = VolumeSpec {
+        image: ImageId::from_uuid(uuid(2)),
+        virtual_bytes: 1,
+        vm,
+    };
+    world.volumes.insert(
+        volume,
+        Volume {
+            meta: meta(volume, &format!("root{n}")),
+            spec,
+        },
+    );
     vm
 }
 
@@ -66,8 +143,18 @@ fn forward_to(world: &mut World, n: u8) {
     let id = ForwardId::from_uuid(uuid(400 + u128::from(n)));
     let target = PortId::from_uuid(uuid(200 + u128::from(n)));
     let network = NetworkId::from_uuid(uuid(1));
-    let spec = ForwardSpec { network, protocol: Protocol::Tcp, listen_address: None, listen_port: 8080, target, target_port: 80 };
-    world.forwards.push(Forward { meta: meta(id, &format!("f{n}")), spec });
+    let spec = ForwardSpec {
+        network,
+        protocol: Protocol::Tcp,
+        listen_address: None,
+        listen_port: 8080,
+        target,
+        target_port: 80,
+    };
+    world.forwards.push(Forward {
+        meta: meta(id, &format!("f{n}")),
+        spec,
+    });
 }
 
 #[test]
@@ -76,10 +163,22 @@ fn a_node_holds_the_ports_rules_and_forwards_of_its_own_vms_only() {
     add_vm(&mut world, 5, Some("a"));
     add_vm(&mut world, 6, Some("b"));
     forward_to(&mut world, 6);
-    let (a, b) = (world.node_plan(&"a".parse().unwrap()), world.node_plan(&"b".parse().unwrap()));
-    let addresses = |plan: &NodePlan| plan.networks[0].ports.iter().map(|p| p.address.octets()[3]).collect::<Vec<_>>();
+    let (a, b) = (
+        world.node_plan(&"a".parse().unwrap()),
+        world.node_plan(&"b".parse().unwrap()),
+    );
+    let addresses = |plan: &NodePlan| {
+        plan.networks[0]
+            .ports
+            .iter()
+            .map(|p| p.address.octets()[3])
+            .collect::<Vec<_>>()
+    };
     assert_eq!((addresses(&a), addresses(&b)), (vec![5], vec![6]));
-    assert_eq!((a.networks[0].forwards.len(), b.networks[0].forwards.len()), (0, 1));
+    assert_eq!(
+        (a.networks[0].forwards.len(), b.networks[0].forwards.len()),
+        (0, 1)
+    );
     assert_eq!(a.networks[0].ports[0].rules, ["tcp/80".parse().unwrap()]);
     assert_eq!(a.networks[0].ports[0].hostname.as_str(), "vm5");
 }
@@ -105,7 +204,12 @@ fn a_vm_waits_while_something_it_refers_to_is_missing() {
 #[test]
 fn a_vm_goes_where_most_memory_is_left_counting_vms_that_are_about_to_start() {
     let mut world = world();
-    world.nodes.get_mut(&"b".parse().unwrap()).unwrap().status.memory_free_mib = 1200;
+    world
+        .nodes
+        .get_mut(&"b".parse().unwrap())
+        .unwrap()
+        .status
+        .memory_free_mib = 1200;
     let vm = add_vm(&mut world, 5, None);
     world.vms.get_mut(&vm).unwrap().spec.ports.clear();
     let vm = world.vms[&vm].clone();
@@ -119,7 +223,12 @@ fn a_vm_goes_where_most_memory_is_left_counting_vms_that_are_about_to_start() {
 #[test]
 fn vms_of_one_network_stay_on_one_node_until_networks_span_nodes() {
     let mut world = world();
-    world.nodes.get_mut(&"b".parse().unwrap()).unwrap().status.memory_free_mib = 100_000;
+    world
+        .nodes
+        .get_mut(&"b".parse().unwrap())
+        .unwrap()
+        .status
+        .memory_free_mib = 100_000;
     add_vm(&mut world, 5, Some("a"));
     let vm = add_vm(&mut world, 6, None);
     assert_eq!(world.place(&world.vms[&vm]).unwrap().to_string(), "a");
@@ -129,8 +238,16 @@ fn vms_of_one_network_stay_on_one_node_until_networks_span_nodes() {
 fn when_no_node_fits_each_says_why() {
     let mut world = world();
     world.nodes.get_mut(&"a".parse().unwrap()).unwrap().status.state = NodeState::Lost;
-    world.nodes.get_mut(&"b".parse().unwrap()).unwrap().status.memory_free_mib = 10;
+    world
+        .nodes
+        .get_mut(&"b".parse().unwrap())
+        .unwrap()
+        .status
+        .memory_free_mib = 10;
     let vm = add_vm(&mut world, 5, None);
     let error = world.place(&world.vms[&vm]).unwrap_err();
-    assert!(error.why().contains("a: it is lost") && error.why().contains("b: it has 10 MiB"), "{error}");
+    assert!(
+        error.why().contains("a: it is lost") && error.why().contains("b: it has 10 MiB"),
+        "{error}"
+    );
 }
