@@ -19,6 +19,7 @@ mod forwards;
 mod groups;
 mod images;
 mod keeper;
+mod launch;
 mod networks;
 mod operations;
 mod overseer;

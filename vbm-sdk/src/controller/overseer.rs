@@ -1,7 +1,7 @@
 //! The overseer: one task that looks at all records, places VMs, forgets what is gone, finishes
 //! operations, and tells the keepers of the nodes when the world has changed.
 
-use super::{Controller, keeper::Keepers, plan::World, vms::release_port};
+use super::{Controller, keeper::Keepers, launch::release_port, plan::World};
 use crate::methods::LOST_AFTER;
 use crate::records::{Edit, Held, Record, Records};
 use crate::store::{Revision, StoreError};
