@@ -5,10 +5,10 @@
 //! declared reason, which is returned and printed, never in silence.
 //!
 //! ```no_run
-//! # struct MyBench; impl MyBench { async fn new() -> Box<dyn vbm_hyper::conformance::Bench> { unimplemented!() } }
+//! # struct MyBench; impl MyBench { async fn boxed() -> Result<Box<dyn vbm_hyper::conformance::Bench>, String> { unimplemented!() } }
 //! mod my_driver {
 //!     # use super::MyBench;
-//!     vbm_hyper::conformance_suite!(MyBench::new());
+//!     vbm_hyper::conformance_suite!(MyBench::boxed());
 //! }
 //! # fn main() {}
 //! ```
@@ -65,7 +65,8 @@ pub enum Verdict {
     LeftOut(String),
 }
 
-/// Writes one test for each check. The argument makes a boxed [`Bench`], each time a new one.
+/// Writes one test for each check. The argument makes a boxed [`Bench`], each time a new one, or says why all of them are
+/// left out: a `Result<Box<dyn Bench>, String>` to be awaited.
 #[macro_export]
 macro_rules! conformance_suite {
     ($bench:expr) => {
@@ -99,10 +100,12 @@ macro_rules! conformance_suite {
     (@each $bench:expr, $($check:ident)*) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $check() {
-            let bench = $bench.await;
-            match $crate::conformance::$check(&*bench).await {
-                $crate::conformance::Verdict::Kept => {}
-                $crate::conformance::Verdict::LeftOut(why) => println!("LEFT OUT: {}: {why}", stringify!($check)),
+            let verdict = match $bench.await {
+                Ok(bench) => $crate::conformance::$check(&*bench).await,
+                Err(why) => $crate::conformance::Verdict::LeftOut(why),
+            };
+            if let $crate::conformance::Verdict::LeftOut(why) = verdict {
+                println!("LEFT OUT: {}: {why}", stringify!($check));
             }
         }
     )* };

@@ -16,8 +16,8 @@ use vbm_hyper::{Driver, Seen, SimDriver, SimWorld, VmDefinition, conformance::Be
 struct SimBench(SimWorld);
 
 impl SimBench {
-    async fn boxed() -> Box<dyn Bench> {
-        Box::new(Self(SimWorld::default()))
+    async fn boxed() -> Result<Box<dyn Bench>, String> {
+        Ok(Box::new(Self(SimWorld::default())))
     }
 }
 

@@ -252,6 +252,9 @@ async fn helper_a_daemon_that_is_going_to_be_killed() {
     let config = QemuConfig::new(run).with_accelerator(vbm_hyper::AcceleratorChoice::Tcg);
     let driver = QemuDriver::open(config).await.unwrap();
     booted(&driver, &definition).await;
+    // QEMU loses what it says in the very moment in which its reader dies, so the line is whole before that.
+    let mut serial = driver.serial(definition.id).await.unwrap();
+    converse(&mut serial, "echo up-$((1+1))", "up-2").await;
     println!(
         "\nRUNS {}",
         driver.inspect(definition.id).await.unwrap().pid.unwrap()

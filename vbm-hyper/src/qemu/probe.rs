@@ -181,6 +181,7 @@ async fn try_out(
         &args,
         std::slice::from_ref(&theirs),
         log,
+        process::Bond::DiesWithUs,
     )?);
     drop(theirs);
     let asked = timeout(PROBE_DEADLINE, ask(ours, scope)).await;

@@ -135,9 +135,23 @@ pub(super) fn find_strays(id: VmId, dir: &Path) -> Vec<Proc> {
         .collect()
 }
 
-/// Runs a program in a session of its own, so that it outlives us, with `inherit` open under the numbers they have
-/// here. Its words go to `log`.
-pub(super) fn spawn(program: &Path, args: &[String], inherit: &[OwnedFd], log: File) -> Result<Proc> {
+/// What becomes of a process when ours ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bond {
+    /// It runs on.
+    Outlives,
+    /// The kernel ends it with the thread that started it (`PR_SET_PDEATHSIG`, prctl(2)), also when we are killed.
+    DiesWithUs,
+}
+
+/// Runs a program in a session of its own, with `inherit` open under the numbers they have here. Its words go to `log`.
+pub(super) fn spawn(
+    program: &Path,
+    args: &[String],
+    inherit: &[OwnedFd],
+    log: File,
+    bond: Bond,
+) -> Result<Proc> {
     let mut command = Command::new(program);
     command
         .args(args)
@@ -148,7 +162,11 @@ pub(super) fn spawn(program: &Path, args: &[String], inherit: &[OwnedFd], log: F
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(Error::io("open", "the log"))?)
         .stderr(log);
-    detach(&mut command, inherit.iter().map(AsRawFd::as_raw_fd).collect());
+    detach(
+        &mut command,
+        inherit.iter().map(AsRawFd::as_raw_fd).collect(),
+        bond,
+    );
     let child = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::MissingProgram {
             program: program.display().to_string(),
@@ -166,9 +184,12 @@ pub(super) fn spawn(program: &Path, args: &[String], inherit: &[OwnedFd], log: F
     unsafe_code,
     reason = "pre_exec runs between fork and exec, where std has no safe way to keep a descriptor open"
 )]
-fn detach(command: &mut Command, fds: Vec<RawFd>) {
+fn detach(command: &mut Command, fds: Vec<RawFd>, bond: Bond) {
     let before_exec = move || {
         rustix::process::setsid()?;
+        if bond == Bond::DiesWithUs {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        }
         for fd in &fds {
             // SAFETY: the caller of `spawn` keeps the owner of each descriptor alive until after the fork.
             let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
@@ -214,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn a_child_is_ended_and_its_status_taken() {
         let log = tempfile::tempfile().unwrap();
-        let child = spawn(Path::new("/bin/sleep"), &["60".into()], &[], log).unwrap();
+        let child = spawn(Path::new("/bin/sleep"), &["60".into()], &[], log, Bond::Outlives).unwrap();
         assert!(!child.has_exited());
         child.kill();
         assert_eq!(
@@ -239,6 +260,7 @@ mod tests {
             &["-c".into(), script],
             std::slice::from_ref(&write),
             log,
+            Bond::Outlives,
         )
         .unwrap();
         assert_eq!(child.exited().await.code, Some(0));
@@ -247,9 +269,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_bound_process_ends_with_the_thread_that_started_it() {
+        let log = tempfile::tempfile().unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let starter = std::thread::spawn(move || {
+            let _inside = runtime.enter();
+            spawn(
+                Path::new("/bin/sleep"),
+                &["60".into()],
+                &[],
+                log,
+                Bond::DiesWithUs,
+            )
+            .unwrap()
+        });
+        let child = tokio::task::spawn_blocking(|| starter.join().unwrap())
+            .await
+            .unwrap();
+        let exit = tokio::time::timeout(std::time::Duration::from_secs(10), child.exited())
+            .await
+            .unwrap();
+        assert_eq!(exit.signal, Some(9));
+    }
+
+    #[tokio::test]
     async fn a_missing_program_is_told_with_its_package() {
         let log = tempfile::tempfile().unwrap();
-        let error = spawn(Path::new("/nonexistent/qemu"), &[], &[], log).unwrap_err();
+        let error = spawn(Path::new("/nonexistent/qemu"), &[], &[], log, Bond::Outlives).unwrap_err();
         assert!(matches!(error, Error::MissingProgram { .. }));
     }
 }

@@ -1,8 +1,9 @@
 //! The hub of one serial line: the one connection to QEMU's chardev, shared by any number of readers.
 //!
 //! The hub always reads, so the guest never waits for a reader. QEMU writes all output to the serial log as well, also while no
-//! daemon runs; the hub keeps that log within its cap by making it the old one. Between the copy and the truncation a
-//! burst of output may be missed in the log (not by readers).
+//! daemon runs; the hub keeps that log within its cap by making it the old one. Two gaps are known: between the copy and
+//! the truncation a burst of output may be missed in the log (not by readers), and QEMU loses the few bytes that it
+//! says in the moment in which the daemon is killed. While no daemon runs nothing caps the log.
 
 use super::record::{VmDir, tail};
 use crate::{

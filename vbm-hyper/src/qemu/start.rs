@@ -219,7 +219,8 @@ fn launch(
             taps: numbers[3..].to_vec(),
         },
     });
-    let process = process::spawn(&found.program, &args, &inherit, log).inspect_err(|_| clean(&dir))?;
+    let process = process::spawn(&found.program, &args, &inherit, log, process::Bond::Outlives)
+        .inspect_err(|_| clean(&dir))?;
     // Our copies: with them the sockets would stay open after QEMU, and the taps too.
     drop(inherit);
     let started_at = shared.clock.now();

@@ -69,8 +69,11 @@ pub(crate) struct QemuBench {
 }
 
 impl QemuBench {
-    pub(crate) async fn boxed() -> Box<dyn Bench> {
-        Box::new(Self::make().await)
+    pub(crate) async fn boxed() -> Result<Box<dyn Bench>, String> {
+        if left_out("qemu") {
+            return Err("VBM_LEAVE_OUT names qemu".into());
+        }
+        Ok(Box::new(Self::make().await))
     }
 
     pub(crate) async fn make() -> Self {
