@@ -1,4 +1,9 @@
 //! Every example is run, and says what it should.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test says what is left out, and panics when it cannot go on"
+)]
 
 use std::{path::Path, process::Command};
 

@@ -191,7 +191,7 @@ fn lease(stage: &mut Stage) -> Done<String> {
     stage.must("vbm network leases lan")?;
     // The guest's own word for it.
     stage.must_tail(&format!(
-        "vbm console web --log --until 'ready hostname=web ip={address}' --timeout {CONSOLE_SECONDS}"
+        "vbm console web --until 'ready hostname=web ip={address}' --timeout {CONSOLE_SECONDS}"
     ))?;
     Ok(format!("{address}, and the guest says so too"))
 }
