@@ -306,6 +306,6 @@ mod tests {
             prop_assert_eq!(range.to_string().parse::<PortRange>().unwrap(), range);
         }
         #[test]
-        fn reading_a_rule_never_panics(text in ".{0,40}") { let _ = text.parse::<Rule>(); }
+        fn reading_a_rule_never_panics(text in ".{0,40}") { drop(text.parse::<Rule>()); }
     }
 }
