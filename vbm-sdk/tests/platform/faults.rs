@@ -95,8 +95,12 @@ async fn a_start_that_fails_tells_why_and_succeeds_once_the_cause_is_gone() {
 #[tokio::test]
 async fn a_network_that_cannot_be_made_tells_why_and_comes_up_by_itself_later() {
     let house = House::new();
-    let (server, client) = house.furnished().await;
-    house.networks.fail_next(NetError::Stopped);
+    // No other network: the next call that changes something is about this one.
+    let server = house.serve().await;
+    let client = server.client().unwrap();
+    for _ in 0..3 {
+        house.networks.fail_next(NetError::Stopped);
+    }
     let made = client
         .networks()
         .create(CreateNetwork::new(name("late"), "10.5.0.0/24"))

@@ -23,6 +23,24 @@ pub(crate) struct House {
     pub(crate) store: MemoryStore,
 }
 
+impl Drop for House {
+    fn drop(&mut self) {
+        unlist(&self.dir.path().join("data"));
+    }
+}
+
+/// Takes an instance off the host's list: its VMs were simulated, and are gone with the test.
+pub(crate) fn unlist(data_dir: &std::path::Path) {
+    let tag = std::fs::read_to_string(data_dir.join("instance")).unwrap_or_default();
+    if !tag.trim().is_empty() {
+        // It is not there when nothing was left on the host, or when the tests do not run as root.
+        drop(std::fs::remove_file(format!(
+            "/run/vbm/instances/{}.json",
+            tag.trim()
+        )));
+    }
+}
+
 pub(crate) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }

@@ -1,7 +1,7 @@
 //! Controller and agent as two, over a real Redis.
 #![expect(clippy::print_stdout, reason = "a test that is left out says so")]
 
-use crate::house::{PATIENCE, import, lan, launch, through, until};
+use crate::house::{PATIENCE, import, lan, launch, through, unlist, until};
 use std::{
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -125,6 +125,7 @@ async fn a_controller_and_an_agent_do_the_same_over_redis() {
     through(&client, client.vms().delete("web").await).await.unwrap();
     hand.shutdown().await;
     brain.shutdown().await;
+    unlist(&dir.path().join("agent"));
 }
 
 #[tokio::test]
