@@ -54,6 +54,22 @@ kinds! {
     VmRestarted,
     /// A running VM was found again after a restart of the agent.
     VmAdopted,
+    /// A VM's memory was written to disk, and it does not run.
+    VmSaved,
+    /// A VM began to move to another node.
+    VmMoving,
+    /// A VM is on another node.
+    VmMigrated,
+    /// A VM could not be moved; it is where it was.
+    VmMigrationFailed,
+    /// A snapshot was taken.
+    SnapshotTaken,
+    /// A snapshot could not be taken, gone back to or deleted.
+    SnapshotFailed,
+    /// A VM went back to a snapshot.
+    SnapshotReverted,
+    /// A snapshot is gone.
+    SnapshotDeleted,
     /// A VM and all that belonged to it are gone.
     VmDeleted,
     /// The wanted state of a VM could not be reached; it is tried again.
@@ -90,4 +106,8 @@ kinds! {
     NodeReady,
     /// A node does not answer any more.
     NodeLost,
+    /// A node may not take part.
+    NodeRefused,
+    /// A controller took the lead.
+    ControllerElected,
 }

@@ -13,7 +13,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`id`], [`name`], [`mac`], [`path`], [`epoch`], [`time`] | the values that name and order things |
-//! | [`vm`], [`image`], [`volume`], [`network`], [`port`], [`group`], [`forward`], [`node`] | specs and statuses |
+//! | [`vm`], [`image`], [`volume`], [`network`], [`port`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
 //! | [`power`] | the power state machine, as a table |
 //! | [`operation`], [`event`] | what is being done, what happened |
 //! | [`error`] | one error form with outcome and retry advice |
@@ -37,6 +37,7 @@ pub mod operation;
 pub mod path;
 pub mod port;
 pub mod power;
+pub mod snapshot;
 pub mod source;
 mod text;
 pub mod time;
@@ -49,7 +50,9 @@ pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
 pub use event::{Event, EventKind};
 pub use forward::{Forward, ForwardSpec};
 pub use group::{Direction, Group, GroupSpec, PortRange, Protocol, Rule};
-pub use id::{EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, VmId, VolumeId};
+pub use id::{
+    EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId, VolumeId,
+};
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
 pub use name::Name;
@@ -60,7 +63,8 @@ pub use operation::{Operation, OperationState, Step, StepState};
 pub use path::NodePath;
 pub use port::{Port, PortSpec, PortStatus};
 pub use power::{CrashCause, PauseReason, PowerEvent, PowerState};
+pub use snapshot::{Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus};
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;
-pub use vm::{Accelerator, DriverKind, Vm, VmSpec, VmStatus, WantedPower};
+pub use vm::{Accelerator, DriverKind, Vm, VmMove, VmSpec, VmStatus, WantedPower};
 pub use volume::{Volume, VolumeSpec};

@@ -85,7 +85,16 @@ pub struct NetworkSpec {
     pub mtu: u16,
     /// How long a DHCP lease lasts, in seconds.
     pub lease_seconds: u32,
+    /// The VXLAN network identifier (RFC 7348) by which it spans nodes; `None`: it stays on one. Chosen by the
+    /// controller, unique.
+    #[serde(default)]
+    pub vni: Option<u32>,
 }
+
+/// The least VXLAN network identifier that is given: what is below is left to people.
+pub const VNI_FIRST: u32 = 4_096;
+/// The most: 24 bits (RFC 7348 section 5).
+pub const VNI_LAST: u32 = (1 << 24) - 1;
 
 /// The usual MTU of Ethernet, in bytes.
 pub const DEFAULT_MTU_BYTES: u16 = 1_500;
@@ -111,6 +120,7 @@ impl NetworkSpec {
             domain: None,
             mtu: DEFAULT_MTU_BYTES,
             lease_seconds: DEFAULT_LEASE_SECONDS,
+            vni: None,
         };
         spec.check()?;
         Ok(spec)

@@ -2,7 +2,7 @@
 
 use crate::{Accelerator, DriverKind, Epoch, Error, NodePath, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, net::Ipv4Addr};
 
 /// A node: its record in the store. Its path is its id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub enum NodeState {
     Ready,
     /// It was heard of before and does not answer now. What runs on it may run on.
     Lost,
+    /// It answers, and may not take part: the reason says why.
+    Refused,
     /// It was never heard of.
     #[default]
     Unknown,
@@ -44,6 +46,7 @@ impl fmt::Display for NodeState {
         f.pad(match self {
             Self::Ready => "ready",
             Self::Lost => "lost",
+            Self::Refused => "refused",
             Self::Unknown => "unknown",
         })
     }
@@ -93,4 +96,20 @@ pub struct NodeStatus {
     /// The version of its agent.
     #[serde(default)]
     pub version: String,
+    /// Stays with the agent's data directory: tells two machines with one path apart.
+    #[serde(default)]
+    pub identity: String,
+    /// Why it is lost or refused.
+    #[serde(default)]
+    pub reason: Option<Error>,
+    /// What somebody should look at, though the node works: a clock that is off, say.
+    #[serde(default)]
+    pub warnings: Vec<Error>,
+    /// Its address among the nodes: overlays and migrations go there. Without one, its networks stay on it alone.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub underlay: Option<Ipv4Addr>,
+    /// Which directory of images and disks it works in, when that is shared with others: the same word on each.
+    #[serde(default)]
+    pub shared_storage: Option<String>,
 }

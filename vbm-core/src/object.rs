@@ -52,6 +52,7 @@ pub enum Kind {
     Port,
     Group,
     Forward,
+    Snapshot,
     Node,
     Operation,
 }
@@ -66,6 +67,7 @@ impl fmt::Display for Kind {
             Self::Port => "port",
             Self::Group => "group",
             Self::Forward => "forward",
+            Self::Snapshot => "snapshot",
             Self::Node => "node",
             Self::Operation => "operation",
         })

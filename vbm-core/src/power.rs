@@ -215,7 +215,8 @@ pub const TABLE: &[(E, &[S], S)] = &[
     (E::Resume, &[S::Paused], S::Running),
     (E::Save, &[S::Running, S::Paused], S::Saving),
     (E::SaveDone, &[S::Saving], S::Saved),
-    (E::Restore, &[S::Saved], S::Restoring),
+    // A snapshot with memory is gone back to from rest.
+    (E::Restore, &[S::Saved, S::Off, S::Crashed], S::Restoring),
     (E::MigrateOut, &[S::Running, S::Paused], S::MigratingOut),
     (E::MigrateIn, &[S::Off], S::MigratingIn),
     (E::MigratedAway, &[S::MigratingOut], S::Off),

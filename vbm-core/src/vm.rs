@@ -1,7 +1,7 @@
 //! Virtual machines.
 
 use crate::{
-    Error, Generation, ImageId, Meta, NodePath, PortId, PowerState, Timestamp, VmId, VolumeId,
+    Error, Generation, ImageId, Meta, NodePath, OperationId, PortId, PowerState, Timestamp, VmId, VolumeId,
     error::invalid, limits,
 };
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,22 @@ pub struct VmSpec {
     /// The node that runs it; `None` until one was chosen.
     #[serde(default)]
     pub node: Option<NodePath>,
+    /// The move to another node that is under way.
+    #[serde(default)]
+    pub moving: Option<VmMove>,
+}
+
+/// A move of a VM to another node. While it stands, the VM is the move's alone: the node it is on starts and stops
+/// nothing of its own accord.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct VmMove {
+    /// Where it goes.
+    pub to: NodePath,
+    /// Whether it runs on while it goes.
+    pub live: bool,
+    /// The operation that tells of it.
+    pub operation: OperationId,
 }
 
 impl VmSpec {
@@ -90,6 +106,8 @@ pub enum WantedPower {
     ForcedOff,
     /// It shall be halted in memory.
     Paused,
+    /// It shall not run, with its memory on disk, to go on from there.
+    Saved,
 }
 
 /// A hypervisor.

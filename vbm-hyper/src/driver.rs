@@ -1,10 +1,10 @@
 //! The driver: what every hypervisor must be able to do, and the words it is done with.
 //!
-//! The trait is small on purpose. What only some can do stands behind `Option` in facets ([`Consoles`] is the
-//! first); a missing facet says why ([`Driver::missing`]). Power states and what may follow what are
+//! The trait is small on purpose. What only some can do stands behind `Option` in facets ([`Consoles`], [`Snapshots`],
+//! [`SavedState`], [`Migration`]); a missing facet says why ([`Driver::missing`]). Power states and what may follow what are
 //! [`vbm_core::power`]'s.
 
-use crate::{Consoles, Error, Result};
+use crate::{Consoles, Error, Migration, Result, SavedState, Snapshots};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{os::fd::OwnedFd, path::PathBuf};
@@ -238,6 +238,12 @@ pub enum Facet {
     TapNics,
     /// NICs backed by an interface of the host.
     HostInterfaceNics,
+    /// Going back to how a VM was.
+    Snapshots,
+    /// Memory kept on disk while the VM does not run.
+    SavedState,
+    /// Moving a running VM to another host.
+    Migration,
 }
 
 /// A hypervisor on this host.
@@ -319,6 +325,21 @@ pub trait Driver: Send + Sync {
 
     /// The consoles, where there are any.
     fn consoles(&self) -> Option<&dyn Consoles>;
+
+    /// Snapshots, where there are any.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    /// Saved memory, where it can be kept.
+    fn saved_state(&self) -> Option<&dyn SavedState> {
+        None
+    }
+
+    /// Migration of running VMs, where they can be moved.
+    fn migration(&self) -> Option<&dyn Migration> {
+        None
+    }
 
     /// Why a facet is missing; `None` when it is there.
     fn missing(&self, facet: Facet) -> Option<String>;

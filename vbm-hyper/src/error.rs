@@ -4,7 +4,7 @@
 //! newcomer understands: what, why, what to do.
 
 use std::{io, path::PathBuf, time::Duration};
-use vbm_core::{Digest, DriverKind, ErrorKind, Outcome, VmId};
+use vbm_core::{Digest, DriverKind, ErrorKind, Outcome, SnapshotId, VmId};
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -16,6 +16,14 @@ pub enum Error {
     /// The driver knows no such VM.
     #[error("there is no VM {0} on this host")]
     NoSuchVm(VmId),
+    /// The VM has no such snapshot.
+    #[error("VM {vm} has no snapshot {snapshot}")]
+    NoSuchSnapshot {
+        /// The VM.
+        vm: VmId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
     /// The power state does not allow it; the core's table says which states do.
     #[error("{}", .0.inline())]
     Refused(vbm_core::Error),
@@ -182,7 +190,7 @@ impl Error {
     /// The sort of failure, as [`vbm_core::Error`] will tell it.
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchVm(_) | Self::NoSuchImage(_) => ErrorKind::NotFound,
+            Self::NoSuchVm(_) | Self::NoSuchSnapshot { .. } | Self::NoSuchImage(_) => ErrorKind::NotFound,
             Self::Refused(error) => error.kind(),
             Self::Busy { .. } | Self::InUse { .. } | Self::ImageInUse { .. } => ErrorKind::Conflict,
             Self::Preempted { .. } => ErrorKind::Cancelled,
@@ -216,6 +224,7 @@ impl Error {
             Self::MissingProgram { program, .. } => format!("{program} was not found in the search path"),
             Self::DiskFull { path, .. } => format!("the file system of {} has no room left", path.display()),
             Self::WrongDigest { .. } => "it was damaged on its way, or is another content".into(),
+            Self::NoSuchSnapshot { .. } => "it was never taken, or was deleted".into(),
             Self::NoSuchImage(_) => "it was never imported here, or was removed".into(),
             Self::ImageInUse { .. } => "a linked clone cannot be read without its base".into(),
             Self::VolumeExists(_) => "ids of volumes are never used twice".into(),
@@ -269,6 +278,7 @@ impl Error {
             Self::BadDisk { .. } => {
                 "check it with `qemu-img check`; flatten it with `qemu-img convert -O qcow2 OLD NEW`".into()
             }
+            Self::NoSuchSnapshot { .. } => "list them with `vbm snapshot list VM`".into(),
             Self::NoSuchImage(_) => "import it with `vbm image import`".into(),
             Self::ImageInUse { .. } => "delete the VMs that were made from it first".into(),
             Self::VolumeExists(_) => "remove the old volume, or choose a new id".into(),

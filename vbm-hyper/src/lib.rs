@@ -21,6 +21,7 @@
 //! | [`driver`] | the trait, definitions, what is seen |
 //! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
 //! | [`console`] | serial line, screen, VNC |
+//! | [`facets`] | snapshots, saved memory, migration |
 //! | [`qemu`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
 //! | [`conformance`] | what every driver promises, as checks |
@@ -61,6 +62,7 @@ pub mod console;
 pub mod disk;
 pub mod driver;
 mod error;
+pub mod facets;
 pub mod limits;
 pub mod qemu;
 pub mod sim;
@@ -73,5 +75,6 @@ pub use driver::{
     Adopted, BootSource, Driver, DriverEvent, Facet, NicBackend, NicDefinition, Seen, VmDefinition,
 };
 pub use error::{Error, Result};
+pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
 pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};

@@ -262,6 +262,18 @@ pub struct NodeReportRequest {
     pub boot_id: String,
     /// The version of the agent.
     pub version: String,
+    /// Stays with the agent's data directory.
+    #[serde(default)]
+    pub identity: String,
+    /// What its clock shows.
+    #[serde(default)]
+    pub at: Timestamp,
+    /// Its address among the nodes.
+    #[serde(default)]
+    pub underlay: Option<Ipv4Addr>,
+    /// The word for the directory of images and disks that it shares with others.
+    #[serde(default)]
+    pub shared_storage: Option<String>,
     /// Its drivers.
     pub capabilities: Vec<Capability>,
     /// Its processors.

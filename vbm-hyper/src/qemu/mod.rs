@@ -359,6 +359,9 @@ impl Driver for QemuDriver {
         match facet {
             Facet::Consoles | Facet::TapNics => None,
             Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
+            Facet::Snapshots | Facet::SavedState | Facet::Migration => {
+                Some("this version of the driver does not do it".into())
+            }
         }
     }
 

@@ -279,8 +279,9 @@ impl Driver for SimDriver {
         Some(self)
     }
 
-    fn missing(&self, _: Facet) -> Option<String> {
-        None
+    fn missing(&self, facet: Facet) -> Option<String> {
+        matches!(facet, Facet::Snapshots | Facet::SavedState | Facet::Migration)
+            .then(|| "this version of the driver does not do it".into())
     }
 
     async fn undefine(&self, id: VmId) -> Result<()> {

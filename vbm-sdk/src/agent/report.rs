@@ -98,6 +98,10 @@ impl Agent {
             path: self.inner.path.clone(),
             boot_id: self.inner.boot_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            identity: String::new(),
+            at: self.inner.clock.now(),
+            underlay: None,
+            shared_storage: None,
             capabilities: self.inner.capabilities.clone(),
             cpus: std::thread::available_parallelism()
                 .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),

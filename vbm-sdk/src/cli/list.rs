@@ -109,6 +109,7 @@ pub(super) mod tests {
                 driver: DriverKind::Sim,
                 power: WantedPower::Running,
                 node: Some("n1".parse().unwrap()),
+                moving: None,
             },
             status: VmStatus {
                 power: PowerState::Running,

@@ -67,6 +67,7 @@ impl Controller {
                 WantedPower::Running
             },
             node: request.node.clone(),
+            moving: None,
         };
         spec.check()?;
         if let Some(node) = &request.node {

@@ -51,6 +51,11 @@ impl Controller {
             epoch: report.epoch,
             seen_at: now,
             version: report.version,
+            identity: report.identity,
+            reason: None,
+            warnings: Vec::new(),
+            underlay: report.underlay,
+            shared_storage: report.shared_storage,
         };
         let spec = known.map_or_else(NodeSpec::default, |n| n.value.spec);
         let node = Node {

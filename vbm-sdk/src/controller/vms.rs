@@ -284,6 +284,7 @@ mod tests {
                 driver: DriverKind::Sim,
                 power,
                 node: None,
+                moving: None,
             },
             status: VmStatus {
                 power: state,

@@ -95,6 +95,7 @@ fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         driver: DriverKind::Qemu,
         power: WantedPower::Running,
         node: on.map(|p| p.parse().unwrap()),
+        moving: None,
     };
     world.vms.insert(
         vm,
