@@ -8,7 +8,7 @@ use guest::Guest;
 use std::sync::Arc;
 use vbm_core::{Mac, NetworkId, NetworkMode, NetworkSpec, PortId, network::parse_cidr};
 use vbm_net::{
-    DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetEvent, NetworkBackend, Nic, ipam::Ipam,
+    DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetEvent, NetworkBackend, Nic, NicKind, ipam::Ipam,
 };
 use vbm_sdk::source::SystemClock;
 
@@ -33,6 +33,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         spec,
         ports: vec![port.clone()],
         forwards: vec![],
+        overlay: None,
     };
 
     let mut events = net.events();
@@ -51,7 +52,7 @@ async fn serve(
     name: &str,
     events: &mut tokio::sync::broadcast::Receiver<NetEvent>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let Nic::Tap { fd, vnet_hdr } = net.open_nic(network, port.id).await? else {
+    let Nic::Tap { fd, vnet_hdr } = net.open_nic(network, port.id, NicKind::Tap).await? else {
         return Err("the NIC is not a tap".into());
     };
     let guest = Guest::new(name, port.mac, fd, vnet_hdr)?;

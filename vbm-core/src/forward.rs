@@ -1,6 +1,6 @@
 //! Port forwards: how the world reaches a VM behind NAT.
 
-use crate::{Error, ForwardId, Meta, NetworkId, PortId, Protocol, error::invalid};
+use crate::{Error, ForwardId, Meta, NetworkId, PortId, Protocol, error::invalid, network::VXLAN_PORT};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -54,6 +54,13 @@ impl ForwardSpec {
                 format!("{} cannot be forwarded", self.protocol),
                 "only tcp and udp have ports",
                 "choose tcp or udp",
+            ));
+        }
+        if self.protocol == Protocol::Udp && self.listen_port == VXLAN_PORT {
+            return Err(invalid(
+                format!("udp/{VXLAN_PORT} cannot be forwarded"),
+                "nodes speak VXLAN there, which carries the networks between them",
+                "choose another port of the host",
             ));
         }
         Ok(())

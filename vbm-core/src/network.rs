@@ -96,6 +96,9 @@ pub const VNI_FIRST: u32 = 4_096;
 /// The most: 24 bits (RFC 7348 section 5).
 pub const VNI_LAST: u32 = (1 << 24) - 1;
 
+/// Where VXLAN is spoken among nodes: the port of UDP (RFC 7348 section 5).
+pub const VXLAN_PORT: u16 = 4_789;
+
 /// The usual MTU of Ethernet, in bytes.
 pub const DEFAULT_MTU_BYTES: u16 = 1_500;
 /// The usual DHCP lease: an hour.

@@ -1,6 +1,6 @@
 //! The trait behind which networks are made real, or simulated.
 
-use crate::{DesiredNetwork, NetError, NetEvent, NetworkSeen, Nic};
+use crate::{DesiredNetwork, NetError, NetEvent, NetworkSeen, Nic, NicKind};
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use tokio::sync::broadcast;
@@ -34,15 +34,15 @@ pub trait NetworkBackend: Send + Sync {
     /// Goes past failures and returns them all; repeat it.
     async fn remove(&self, id: NetworkId) -> Result<(), NetError>;
 
-    /// Opens the NIC of a port: a new tap on the bridge. Refused unless guard and rules of that port stand in the
+    /// Opens the NIC of a port: a new tap on the bridge, or a new interface on the host that leads there. Refused unless guard and rules of that port stand in the
     /// kernel now (fail closed).
     ///
     /// # Errors
-    /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::Conflict`] when somebody holds the tap;
+    /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::Conflict`] when it is open already;
     /// [`NetError::NotVerified`].
-    async fn open_nic(&self, network: NetworkId, port: PortId) -> Result<Nic, NetError>;
+    async fn open_nic(&self, network: NetworkId, port: PortId, kind: NicKind) -> Result<Nic, NetError>;
 
-    /// Removes the tap of a port; whoever holds it sees it dead. One that is not open is fine.
+    /// Removes the NIC of a port, of either kind; whoever holds it sees it dead. One that is not open is fine.
     ///
     /// # Errors
     /// What the kernel refused.

@@ -2,12 +2,18 @@
 //!
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
-use crate::{DesiredForward, DesiredNetwork, DesiredPort, NetError, NetworkBackend, Nic};
+use crate::{
+    DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
+    RemotePort,
+};
 use std::{collections::BTreeSet, net::Ipv4Addr};
 use vbm_core::{
     ErrorKind, ForwardId, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol,
-    network::parse_cidr,
+    network::{VNI_FIRST, VNI_LAST, parse_cidr},
 };
+
+/// The address of this host among the hosts, in tests. Of the range for benchmarks (RFC 2544), which nobody routes.
+pub const UNDERLAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
 /// Makes networks for tests: valid, small, with ids from the caller's source.
 pub struct Fixture<'a> {
@@ -41,6 +47,23 @@ impl<'a> Fixture<'a> {
             spec: expect(spec, "a spec"),
             ports,
             forwards: Vec::new(),
+            overlay: None,
+        }
+    }
+
+    /// How [`Self::network`] reaches so many ports on other hosts. This host is [`UNDERLAY`]: a backend that is real must
+    /// have that address.
+    pub fn overlay(&self, remotes: u8) -> DesiredOverlay {
+        let number = self.ids.next().as_u128() % u128::from(VNI_LAST - VNI_FIRST);
+        let remotes = (0..remotes).map(|i| RemotePort {
+            mac: Mac::local(0x78_00_00 + u32::from(i)),
+            address: Ipv4Addr::new(10, 77, 0, 100 + i % 100),
+            host: Ipv4Addr::new(198, 18, 0, 2 + i % 2),
+        });
+        DesiredOverlay {
+            vni: VNI_FIRST + expect(u32::try_from(number), "a number of 24 bits"),
+            local: UNDERLAY,
+            remotes: remotes.collect(),
         }
     }
 
@@ -74,12 +97,15 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     what_makes_no_sense_is_refused_before_anything_is_made(backend, &fixture).await;
     a_nic_opens_once_and_again_after_it_was_closed(backend, &fixture).await;
     a_nic_that_its_holder_dropped_can_be_opened_again(backend, &fixture).await;
+    a_nic_that_is_an_interface_stands_until_it_is_closed(backend, &fixture).await;
     a_port_that_is_not_wanted_cannot_be_opened(backend, &fixture).await;
     a_port_that_leaves_takes_its_nic_along(backend, &fixture).await;
     forwards_and_rules_change_live(backend, &fixture).await;
     removing_twice_is_fine_and_leaves_nothing(backend, &fixture).await;
     a_sweep_keeps_what_it_is_told_to(backend, &fixture).await;
     calls_for_one_network_may_overlap(backend, &fixture).await;
+    a_network_may_span_hosts_and_its_remote_ports_come_and_go(backend, &fixture).await;
+    a_remote_port_that_makes_no_sense_is_refused(backend, &fixture).await;
 }
 
 /// See its name.
@@ -162,8 +188,8 @@ pub async fn a_nic_opens_once_and_again_after_it_was_closed(
     let wanted = fixture.network(NetworkMode::Nat, 1);
     let port = wanted.ports[0].id;
     expect(backend.ensure(wanted.clone()).await, "ensure");
-    let nic = expect(backend.open_nic(wanted.id, port).await, "open");
-    match backend.open_nic(wanted.id, port).await {
+    let nic = expect(backend.open_nic(wanted.id, port, NicKind::Tap).await, "open");
+    match backend.open_nic(wanted.id, port, NicKind::Tap).await {
         Err(error) => assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}"),
         Ok(_) => panic!("a NIC was opened twice"),
     }
@@ -175,8 +201,8 @@ pub async fn a_nic_opens_once_and_again_after_it_was_closed(
     expect(backend.close_nic(wanted.id, port).await, "close");
     expect(backend.close_nic(wanted.id, port).await, "close again");
     drop(nic);
-    let Nic::Tap { fd, .. } = expect(backend.open_nic(wanted.id, port).await, "open again");
-    drop(fd);
+    let again = backend.open_nic(wanted.id, port, NicKind::Tap).await;
+    assert!(matches!(expect(again, "open again"), Nic::Tap { .. }));
     expect(backend.remove(wanted.id).await, "remove");
 }
 
@@ -192,9 +218,124 @@ pub async fn a_nic_that_its_holder_dropped_can_be_opened_again(
     let port = wanted.ports[0].id;
     expect(backend.ensure(wanted.clone()).await, "ensure");
     for _ in 0..3 {
-        drop(expect(backend.open_nic(wanted.id, port).await, "open"));
+        drop(expect(
+            backend.open_nic(wanted.id, port, NicKind::Tap).await,
+            "open",
+        ));
     }
     expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_nic_that_is_an_interface_stands_until_it_is_closed(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let mut wanted = fixture.network(NetworkMode::Nat, 2);
+    let port = wanted.ports[0].id;
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    for round in 0..2 {
+        match expect(
+            backend.open_nic(wanted.id, port, NicKind::Interface).await,
+            "open",
+        ) {
+            Nic::Interface { name } => assert_eq!(name, crate::names::interface(port)),
+            other => panic!("no interface: {other:?}"),
+        }
+        for kind in [NicKind::Interface, NicKind::Tap] {
+            match backend.open_nic(wanted.id, port, kind).await {
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}"),
+                Ok(_) => panic!("a NIC was opened twice, round {round}"),
+            }
+        }
+        let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
+        assert!(seen.ports[0].open && seen.changed.is_empty(), "{seen:?}");
+        if round == 0 {
+            expect(backend.close_nic(wanted.id, port).await, "close");
+            let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
+            assert!(!seen.ports[0].open && seen.changed.is_empty(), "{seen:?}");
+        }
+    }
+    wanted.ports.remove(0);
+    let seen = expect(backend.ensure(wanted.clone()).await, "ensure without its port");
+    assert_eq!(seen.ports.len(), 1);
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_network_may_span_hosts_and_its_remote_ports_come_and_go(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let mut wanted = fixture.network(NetworkMode::Nat, 2);
+    wanted.overlay = Some(fixture.overlay(2));
+    let first = expect(backend.ensure(wanted.clone()).await, "ensure");
+    assert!(first.ready && !first.changed.is_empty(), "{first:?}");
+    let remotes = wanted.overlay.as_ref().map(|o| o.remotes.clone());
+    let remotes = expect(remotes.ok_or("none"), "remotes");
+    for now in [&remotes[..], &remotes[..1], &[], &remotes[1..]] {
+        wanted.overlay.iter_mut().for_each(|o| o.remotes = now.to_vec());
+        expect(backend.ensure(wanted.clone()).await, "ensure");
+        let again = expect(backend.ensure(wanted.clone()).await, "ensure again");
+        assert!(again.changed.is_empty(), "{again:?}");
+    }
+    wanted.overlay = None;
+    let alone = expect(backend.ensure(wanted.clone()).await, "ensure on one host");
+    assert!(alone.ready && !alone.changed.is_empty());
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_remote_port_that_makes_no_sense_is_refused(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    type Spoil = fn(&mut DesiredNetwork, &mut DesiredOverlay);
+    let spoils: [(&str, Spoil); 11] = [
+        ("the MAC of a local port", |n, o| {
+            o.remotes[0].mac = n.ports[0].mac
+        }),
+        ("the address of a local port", |n, o| {
+            o.remotes[0].address = n.ports[0].address;
+        }),
+        ("the gateway's MAC", |n, o| o.remotes[0].mac = n.gateway_mac()),
+        ("the gateway's address", |n, o| {
+            o.remotes[0].address = n.spec.gateway;
+        }),
+        ("one MAC twice", |_, o| o.remotes[0].mac = o.remotes[1].mac),
+        ("one address twice", |_, o| {
+            o.remotes[0].address = o.remotes[1].address;
+        }),
+        ("a host that is this one", |_, o| o.remotes[0].host = o.local),
+        ("a host that nobody reaches", |_, o| {
+            o.remotes[0].host = Ipv4Addr::LOCALHOST;
+        }),
+        ("no address of its own", |_, o| o.local = Ipv4Addr::UNSPECIFIED),
+        ("an identifier of 25 bits", |_, o| o.vni = 1 << 24),
+        ("another identifier than its spec's", |n, o| {
+            n.spec.vni = Some(o.vni + 1);
+        }),
+    ];
+    for (what, spoil) in spoils {
+        let mut wanted = fixture.network(NetworkMode::Nat, 2);
+        let mut overlay = fixture.overlay(2);
+        spoil(&mut wanted, &mut overlay);
+        wanted.overlay = Some(overlay);
+        match backend.ensure(wanted.clone()).await {
+            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{what}: {error:?}"),
+            Ok(seen) => panic!("{what} was accepted: {seen:?}"),
+        }
+        assert!(!lists(backend, wanted.id).await, "{what} left something behind");
+    }
 }
 
 /// See its name.
@@ -209,18 +350,18 @@ pub async fn a_port_that_is_not_wanted_cannot_be_opened(backend: &dyn NetworkBac
         Ok(_) => panic!("{what} was opened"),
     };
     refused(
-        backend.open_nic(wanted.id, port).await,
+        backend.open_nic(wanted.id, port, NicKind::Tap).await,
         "a port of a network that was never made",
     );
     expect(backend.ensure(wanted.clone()).await, "ensure");
     let other = PortId::from_uuid(wanted.id.uuid());
     refused(
-        backend.open_nic(wanted.id, other).await,
+        backend.open_nic(wanted.id, other, NicKind::Tap).await,
         "a port that nobody wants",
     );
     expect(backend.remove(wanted.id).await, "remove");
     refused(
-        backend.open_nic(wanted.id, port).await,
+        backend.open_nic(wanted.id, port, NicKind::Tap).await,
         "a port of a network that was removed",
     );
     expect(backend.close_nic(wanted.id, port).await, "closing it is fine");
@@ -233,13 +374,23 @@ pub async fn a_port_that_is_not_wanted_cannot_be_opened(backend: &dyn NetworkBac
 pub async fn a_port_that_leaves_takes_its_nic_along(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
     let mut wanted = fixture.network(NetworkMode::Nat, 2);
     expect(backend.ensure(wanted.clone()).await, "ensure");
-    let kept = expect(backend.open_nic(wanted.id, wanted.ports[0].id).await, "open");
-    let gone = expect(backend.open_nic(wanted.id, wanted.ports[1].id).await, "open");
+    let kept = expect(
+        backend
+            .open_nic(wanted.id, wanted.ports[0].id, NicKind::Tap)
+            .await,
+        "open",
+    );
+    let gone = expect(
+        backend
+            .open_nic(wanted.id, wanted.ports[1].id, NicKind::Tap)
+            .await,
+        "open",
+    );
     let left = expect(wanted.ports.pop().ok_or("no port"), "two ports");
     let seen = expect(backend.ensure(wanted.clone()).await, "ensure with one port");
     assert_eq!(seen.ports.len(), 1);
     assert!(seen.ports[0].open, "the other port is not disturbed");
-    assert!(backend.open_nic(wanted.id, left.id).await.is_err());
+    assert!(backend.open_nic(wanted.id, left.id, NicKind::Tap).await.is_err());
     drop((kept, gone));
     expect(backend.remove(wanted.id).await, "remove");
 }
@@ -252,7 +403,7 @@ pub async fn forwards_and_rules_change_live(backend: &dyn NetworkBackend, fixtur
     let mut wanted = fixture.network(NetworkMode::Nat, 2);
     let target = wanted.ports[1].id;
     expect(backend.ensure(wanted.clone()).await, "ensure");
-    let nic = expect(backend.open_nic(wanted.id, target).await, "open");
+    let nic = expect(backend.open_nic(wanted.id, target, NicKind::Tap).await, "open");
     for rules in [
         &["tcp/80"][..],
         &["tcp/80", "udp/53-60@10.0.0.0/8", "icmp", "any@192.168.0.0/16"],
@@ -279,7 +430,12 @@ pub async fn removing_twice_is_fine_and_leaves_nothing(backend: &dyn NetworkBack
     let wanted = fixture.network(NetworkMode::Nat, 1);
     expect(backend.remove(wanted.id).await, "removing what never was");
     expect(backend.ensure(wanted.clone()).await, "ensure");
-    let nic = expect(backend.open_nic(wanted.id, wanted.ports[0].id).await, "open");
+    let nic = expect(
+        backend
+            .open_nic(wanted.id, wanted.ports[0].id, NicKind::Tap)
+            .await,
+        "open",
+    );
     assert!(lists(backend, wanted.id).await);
     expect(backend.remove(wanted.id).await, "remove with a NIC held");
     expect(backend.remove(wanted.id).await, "remove again");
@@ -343,7 +499,7 @@ pub async fn a_backend_that_was_shut_down_refuses(backend: &dyn NetworkBackend, 
     assert!(matches!(backend.ensure(wanted).await, Err(NetError::Stopped)));
     assert!(matches!(backend.remove(network).await, Err(NetError::Stopped)));
     assert!(matches!(
-        backend.open_nic(network, port).await,
+        backend.open_nic(network, port, NicKind::Tap).await,
         Err(NetError::Stopped)
     ));
 }

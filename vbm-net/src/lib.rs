@@ -39,7 +39,7 @@
 //! ```no_run
 //! use std::sync::Arc;
 //! use vbm_core::{Clock, NetworkMode, NetworkSpec, Timestamp, network::parse_cidr};
-//! use vbm_net::{DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, Nic};
+//! use vbm_net::{DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, Nic, NicKind};
 //!
 //! struct SystemClock;
 //! impl Clock for SystemClock {
@@ -63,10 +63,11 @@
 //!         rules: vec!["tcp/80".parse()?],
 //!     }],
 //!     forwards: vec![],
+//!     overlay: None,
 //! };
 //! let mut events = net.events();
 //! net.ensure(wanted.clone()).await?;
-//! if let Nic::Tap { fd, vnet_hdr } = net.open_nic(wanted.id, wanted.ports[0].id).await? {
+//! if let Nic::Tap { fd, vnet_hdr } = net.open_nic(wanted.id, wanted.ports[0].id, NicKind::Tap).await? {
 //!     // Hand `fd` to a VM, then wait until it has its address.
 //!     println!("{fd:?} {vnet_hdr} {:?}", events.recv().await?);
 //! }
@@ -94,7 +95,7 @@ pub use error::{NetError, Result};
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
-    DesiredForward, DesiredNetwork, DesiredPort, LeaseSeen, NetEvent, NetworkSeen, Nic, PortSeen, Validated,
-    gateway_mac,
+    DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent, NetworkSeen, Nic,
+    NicKind, PortSeen, RemotePort, Validated, gateway_mac,
 };
 pub use sim::SimNetwork;

@@ -10,12 +10,15 @@ use std::{collections::BTreeSet, net::Ipv4Addr, ops::Deref, os::fd::OwnedFd};
 use vbm_core::{
     Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
     Timestamp,
+    network::{VNI_FIRST, VNI_LAST},
 };
 
 /// The most ports of a network on one host.
 pub const NETWORK_MAX_PORTS: usize = 4_096;
 /// The most forwards of a network.
 pub const NETWORK_MAX_FORWARDS: usize = 1_024;
+/// The most ports of a network on other hosts.
+pub const NETWORK_MAX_REMOTES: usize = 16_384;
 /// The most rules of a port, after joining its groups.
 pub const PORT_MAX_RULES: usize = vbm_core::limits::PORT_MAX_GROUPS * vbm_core::limits::GROUP_MAX_RULES;
 
@@ -32,6 +35,31 @@ pub struct DesiredNetwork {
     pub ports: Vec<DesiredPort>,
     /// Its forwards on this host. Only with [`NetworkMode::Nat`].
     pub forwards: Vec<DesiredForward>,
+    /// How it reaches its ports on other hosts; `None`: it is on this host alone.
+    pub overlay: Option<DesiredOverlay>,
+}
+
+/// How a network reaches other hosts: by VXLAN, with nothing learned from the wire. Who is where is told here, so frames go
+/// to the right host or nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredOverlay {
+    /// The VXLAN network identifier: the same on all hosts, of this network alone.
+    pub vni: u32,
+    /// This host's address among the hosts: the source of what it sends to them.
+    pub local: Ipv4Addr,
+    /// All ports of the network that are on other hosts.
+    pub remotes: Vec<RemotePort>,
+}
+
+/// A port on another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RemotePort {
+    /// The one MAC it may use.
+    pub mac: Mac,
+    /// The one IPv4 address it may use.
+    pub address: Ipv4Addr,
+    /// The address of its host among the hosts.
+    pub host: Ipv4Addr,
 }
 
 /// What is wanted of a port.
@@ -145,18 +173,86 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
             ));
         }
     }
+    if let Some(overlay) = &desired.overlay {
+        check_overlay(desired, overlay, macs, addresses)?;
+    }
     check_forwards(desired)
 }
 
+/// `macs` and `addresses` are those of this host's ports, and the gateway's MAC.
+fn check_overlay(
+    desired: &DesiredNetwork,
+    overlay: &DesiredOverlay,
+    mut macs: BTreeSet<Mac>,
+    mut addresses: BTreeSet<Ipv4Addr>,
+) -> Result<(), Error> {
+    let known = desired.spec.vni.is_none_or(|vni| vni == overlay.vni);
+    if !(VNI_FIRST..=VNI_LAST).contains(&overlay.vni) || !known {
+        return Err(bad(
+            format!("network '{}' cannot span hosts as {}", desired.name, overlay.vni),
+            format!("its VXLAN identifier must lie in {VNI_FIRST} to {VNI_LAST}, and be that of its spec"),
+            "let the controller choose it",
+        ));
+    }
+    check_host(overlay.local)?;
+    for remote in &overlay.remotes {
+        check_host(remote.host)?;
+        if remote.host == overlay.local {
+            return Err(bad(
+                format!("the port {} is no remote one", remote.address),
+                format!("its host {} is this one", remote.host),
+                "give two hosts two addresses among them",
+            ));
+        }
+        if !remote.mac.is_unicast() || !desired.spec.is_port_address(remote.address) {
+            return Err(bad(
+                format!(
+                    "no port on {} can be {} with {}",
+                    remote.host, remote.address, remote.mac
+                ),
+                format!(
+                    "the MAC is not unicast, or the address is no port's of {}",
+                    desired.spec.cidr
+                ),
+                "make the port again",
+            ));
+        }
+        if !macs.insert(remote.mac) || !addresses.insert(remote.address) {
+            return Err(bad(
+                format!("{} or {} is used twice", remote.mac, remote.address),
+                format!(
+                    "the port on {} has them, and another port or the gateway has one of them too",
+                    remote.host
+                ),
+                "give each NIC its own MAC and address, and each port one host",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_host(address: Ipv4Addr) -> Result<(), Error> {
+    if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
+        return Err(bad(
+            format!("{address} cannot be the address of a host among the hosts"),
+            "no other host reaches it",
+            "name an address that the other hosts reach",
+        ));
+    }
+    Ok(())
+}
+
 fn check_limits(desired: &DesiredNetwork) -> Result<(), Error> {
+    let remotes = desired.overlay.as_ref().map_or(0, |o| o.remotes.len());
     let limits = [
         ("ports", desired.ports.len(), NETWORK_MAX_PORTS),
+        ("ports on other hosts", remotes, NETWORK_MAX_REMOTES),
         ("forwards", desired.forwards.len(), NETWORK_MAX_FORWARDS),
     ];
     match limits.iter().find(|(_, is, most)| is > most) {
         Some((noun, is, most)) => Err(bad(
             format!("network '{}' has too many {noun}", desired.name),
-            format!("{is} were asked for on one host, {most} are allowed"),
+            format!("{is} were asked for, {most} are allowed"),
             "spread them over several networks",
         )),
         None => Ok(()),
@@ -265,6 +361,9 @@ pub struct NetworkSeen {
     pub transit: Option<Ipv4Net>,
     /// Whether all that was wanted is in the kernel and was read back, and DHCP is served.
     pub ready: bool,
+    /// The MTU that its VMs are told, in bytes: that of its spec, or what fits between the hosts if that is less. 0 before the first
+    /// `ensure` of this process.
+    pub mtu: u16,
     /// Its ports.
     pub ports: Vec<PortSeen>,
     /// What this call had to change, one line each; empty when all was as wanted. Empty from `inventory`.
@@ -281,7 +380,7 @@ pub struct PortSeen {
     pub tap: String,
     /// Whether guard and rules were read back from the kernel.
     pub guarded: bool,
-    /// Whether the tap exists: a NIC was opened and not closed.
+    /// Whether the NIC exists: it was opened and not closed.
     pub open: bool,
     /// What the guest holds by DHCP, as far as this process has seen it.
     pub lease: Option<LeaseSeen>,
@@ -299,6 +398,17 @@ pub struct LeaseSeen {
     pub until: Timestamp,
 }
 
+/// In which form a NIC is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NicKind {
+    /// A descriptor of a tap, which a hypervisor inherits.
+    #[default]
+    Tap,
+    /// An interface in the host's own namespace, to which a hypervisor binds by name.
+    Interface,
+}
+
 /// The host's end of a NIC.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -309,6 +419,12 @@ pub enum Nic {
         fd: OwnedFd,
         /// Whether each frame is preceded by a `virtio_net_hdr` of ten bytes (`IFF_VNET_HDR`).
         vnet_hdr: bool,
+    },
+    /// An interface in the host's own namespace; its other end is the port. It stays until the NIC is closed. Frames
+    /// that leave it bear whole checksums: transmit offload is off at both ends.
+    Interface {
+        /// Its name.
+        name: String,
     },
 }
 

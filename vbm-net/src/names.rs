@@ -9,7 +9,9 @@
 //! | transit, host end | `vbu<net>` | host |
 //! | transit, inner end | `up0` | namespace |
 //! | bridge | `br0` | namespace |
+//! | vxlan | `vx0` | namespace |
 //! | NIC | `tap<port>` | namespace |
+//! | NIC, the end of one that is an interface | `vbp<port>` | host |
 //! | per-port chain | `VBM-P-<port>` | namespace, filter |
 //! | guard of a port, from and to it | `in-<port>`, `to-<port>` | namespace, nft bridge |
 //! | host chains | `VBM-<owner hash>-FWD` and so on | host |
@@ -20,6 +22,8 @@ use vbm_core::{NetworkId, PortId};
 pub const BRIDGE: &str = "br0";
 /// The inner end of the transit, in the namespace.
 pub const UPLINK: &str = "up0";
+/// The link that leads to other hosts, in the namespace.
+pub const VXLAN: &str = "vx0";
 /// The table of the guard, family bridge.
 pub const GUARD_TABLE: &str = "vbm";
 /// The chain that chooses the chain of the destination's port.
@@ -28,6 +32,8 @@ pub const DISPATCH_CHAIN: &str = "VBM-TO";
 pub const TRANSIT_PREFIX: &str = "vbu";
 /// What namespaces begin with.
 pub const NAMESPACE_PREFIX: &str = "vbm-";
+/// What the host's ends of NICs that are interfaces begin with.
+pub const INTERFACE_PREFIX: &str = "vbp";
 /// What taps begin with.
 pub const TAP_PREFIX: &str = "tap";
 
@@ -45,6 +51,10 @@ pub fn transit(network: NetworkId) -> String {
 /// The tap of a port.
 pub fn tap(port: PortId) -> String {
     format!("{TAP_PREFIX}{}", port.short())
+}
+/// The host's end of a port whose NIC is an interface.
+pub fn interface(port: PortId) -> String {
+    format!("{INTERFACE_PREFIX}{}", port.short())
 }
 /// The chain of a port: what may reach it.
 pub fn port_chain(port: PortId) -> String {
@@ -165,7 +175,7 @@ mod tests {
         #[test]
         fn every_name_fits_its_limit(id: u128, owner in "[a-z0-9][a-z0-9_.-]{0,63}") {
             let (net, port) = (NetworkId::from_uuid(Uuid::from_u128(id)), PortId::from_uuid(Uuid::from_u128(id)));
-            for name in [transit(net), tap(port), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
+            for name in [transit(net), tap(port), interface(port), VXLAN.into(), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
                 prop_assert!(name.len() <= IFNAME_MAX_BYTES, "{}", name);
             }
             for name in HostChain::ALL.map(|c| c.name(&owner)) {

@@ -5,8 +5,8 @@
 //! given ahead: [`SimNetwork::fail_next`].
 
 use crate::{
-    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, PortSeen, Validated,
-    backend::EVENTS_MAX_PENDING, model::gateway_mac, names,
+    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, PortSeen,
+    Validated, backend::EVENTS_MAX_PENDING, model::gateway_mac, names,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -43,8 +43,15 @@ struct State {
 
 struct SimOne {
     wanted: Validated<DesiredNetwork>,
-    open: BTreeMap<PortId, UnixDatagram>,
+    open: BTreeMap<PortId, SimNic>,
     leases: BTreeMap<PortId, LeaseSeen>,
+}
+
+/// Our end of a NIC.
+enum SimNic {
+    Tap(UnixDatagram),
+    /// Stands until it is closed, whoever uses it.
+    Interface,
 }
 
 impl std::fmt::Debug for SimNetwork {
@@ -216,6 +223,7 @@ impl SimOne {
             gateway_mac: gateway_mac(id),
             transit,
             ready: true,
+            mtu: self.wanted.spec.mtu,
             ports: ports.collect(),
             changed,
         }
@@ -259,7 +267,7 @@ impl NetworkBackend for SimNetwork {
         Ok(())
     }
 
-    async fn open_nic(&self, network: NetworkId, port: PortId) -> Result<Nic, NetError> {
+    async fn open_nic(&self, network: NetworkId, port: PortId, kind: NicKind) -> Result<Nic, NetError> {
         let nic = {
             let mut state = self.lock();
             state.fault()?;
@@ -268,12 +276,22 @@ impl NetworkBackend for SimNetwork {
             if one.open.get(&port).is_some_and(is_held) {
                 return Err(nic_in_use(port));
             }
-            let (ours, theirs) =
-                UnixDatagram::pair().map_err(|e| NetError::kernel("making a socket pair", e))?;
-            one.open.insert(port, ours);
-            Nic::Tap {
-                fd: OwnedFd::from(theirs),
-                vnet_hdr: false,
+            match kind {
+                NicKind::Tap => {
+                    let (ours, theirs) =
+                        UnixDatagram::pair().map_err(|e| NetError::kernel("making a socket pair", e))?;
+                    one.open.insert(port, SimNic::Tap(ours));
+                    Nic::Tap {
+                        fd: OwnedFd::from(theirs),
+                        vnet_hdr: false,
+                    }
+                }
+                NicKind::Interface => {
+                    one.open.insert(port, SimNic::Interface);
+                    Nic::Interface {
+                        name: names::interface(port),
+                    }
+                }
             }
         };
         if self.inner.auto_lease {
@@ -325,7 +343,8 @@ impl NetworkBackend for SimNetwork {
 }
 
 /// Whether somebody holds the guest's end: sending to a pair whose other end is closed is refused.
-fn is_held(ours: &UnixDatagram) -> bool {
+fn is_held(nic: &SimNic) -> bool {
+    let SimNic::Tap(ours) = nic else { return true };
     let probe = ours.set_nonblocking(true).and_then(|()| ours.send(&[]));
     !matches!(probe, Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected))
 }
@@ -333,7 +352,7 @@ fn is_held(ours: &UnixDatagram) -> bool {
 pub(crate) fn nic_in_use(port: PortId) -> NetError {
     NetError::Conflict {
         what: format!("the NIC of port {port} is open already"),
-        why: format!("a process holds its tap {}", names::tap(port)),
+        why: format!("{} exists, and a VM may hold it", names::tap(port)),
         fix: "stop the VM that uses it, or close the NIC first".into(),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use vbm_core::{Clock, SeededIds, Timestamp};
-use vbm_net::{NetEvent, NetworkBackend, SimNetwork, conformance};
+use vbm_net::{NetEvent, NetworkBackend, NicKind, SimNetwork, conformance};
 
 struct Still;
 impl Clock for Still {
@@ -36,7 +36,7 @@ async fn a_simulated_guest_takes_its_lease_when_its_nic_opens() {
     let mut events = sim.events();
     let net = fixture.network(vbm_core::NetworkMode::Nat, 1);
     sim.ensure(net.clone()).await.unwrap();
-    let _nic = sim.open_nic(net.id, net.ports[0].id).await.unwrap();
+    let _nic = sim.open_nic(net.id, net.ports[0].id, NicKind::Tap).await.unwrap();
     match events.recv().await.unwrap() {
         NetEvent::PortLeased { address, .. } => assert_eq!(address, net.ports[0].address),
         other => panic!("{other:?}"),

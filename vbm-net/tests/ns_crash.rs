@@ -16,7 +16,7 @@ use std::{
     },
 };
 use vbm_core::{IdSource, NetworkId, NetworkMode};
-use vbm_net::{DesiredNetwork, HostConfig, HostNetwork, NetworkBackend, doctor};
+use vbm_net::{DesiredNetwork, HostConfig, HostNetwork, NetworkBackend, NicKind, doctor};
 
 const OWNER: &str = "VBM_TEST_OWNER";
 const HOST: &str = "VBM_TEST_HOST";
@@ -95,7 +95,12 @@ async fn killed_at_any_step_the_next_ensure_ends_in_the_same_place() {
             Vec::<String>::new(),
             "step {step}"
         );
-        drop(lab.net.open_nic(id, wanted(id).ports[0].id).await.unwrap());
+        drop(
+            lab.net
+                .open_nic(id, wanted(id).ports[0].id, NicKind::Tap)
+                .await
+                .unwrap(),
+        );
         lab.net.remove(id).await.unwrap();
         lab.net.shutdown().await;
         if !died {
@@ -213,7 +218,7 @@ async fn a_nic_does_not_open_while_its_guard_or_its_rules_are_not_in_the_kernel(
     ] {
         lab.ensure(&wanted).await;
         assert!(common::in_netns(&inside, harm).status.success(), "{harm}");
-        let refused = lab.net.open_nic(id, wanted.ports[0].id).await;
+        let refused = lab.net.open_nic(id, wanted.ports[0].id, NicKind::Tap).await;
         assert!(
             matches!(refused, Err(vbm_net::NetError::NotVerified { .. })),
             "{harm}: {refused:?}"
@@ -224,7 +229,12 @@ async fn a_nic_does_not_open_while_its_guard_or_its_rules_are_not_in_the_kernel(
         );
     }
     lab.ensure(&wanted).await;
-    assert!(lab.net.open_nic(id, wanted.ports[0].id).await.is_ok());
+    assert!(
+        lab.net
+            .open_nic(id, wanted.ports[0].id, NicKind::Tap)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -298,7 +308,11 @@ async fn a_caller_who_leaves_in_the_middle_leaves_nothing_half_made() {
     for patience_ms in (0..120).step_by(7) {
         let patience = std::time::Duration::from_millis(patience_ms);
         let _left = tokio::time::timeout(patience, lab.net.ensure(wanted(id))).await;
-        let _left = tokio::time::timeout(patience / 2, lab.net.open_nic(id, wanted(id).ports[0].id)).await;
+        let _left = tokio::time::timeout(
+            patience / 2,
+            lab.net.open_nic(id, wanted(id).ports[0].id, NicKind::Tap),
+        )
+        .await;
         let _left = tokio::time::timeout(patience / 2, lab.net.remove(id)).await;
         assert!(lab.ensure(&wanted(id)).await.ready, "{patience_ms} ms");
         assert_eq!(

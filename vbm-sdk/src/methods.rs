@@ -126,6 +126,31 @@ pub struct WantedNetwork {
     pub ports: Vec<WantedPort>,
     /// The forwards to those ports.
     pub forwards: Vec<WantedForward>,
+    /// How it reaches its ports on other nodes; `None`: it is on this node alone.
+    #[serde(default)]
+    pub overlay: Option<WantedOverlay>,
+}
+
+/// How a network reaches other nodes: by VXLAN.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedOverlay {
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// This node's address among the nodes.
+    pub local: Ipv4Addr,
+    /// All ports of the network that are on other nodes.
+    pub remotes: Vec<WantedRemote>,
+}
+
+/// A port on another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedRemote {
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its node's address among the nodes.
+    pub host: Ipv4Addr,
 }
 
 /// A port as a node shall have it.

@@ -95,6 +95,7 @@ fn network(ports: usize) -> Outcome<DesiredNetwork> {
         spec,
         ports: Vec::new(),
         forwards: Vec::new(),
+        overlay: None,
     };
     for number in 0..ports {
         wanted.ports.push(port(number)?);

@@ -5,11 +5,12 @@ use super::{
     apply::{self, Run},
     link::Links,
     netns::NetNs,
+    nic::Place,
     record::{self, Record},
-    sysctl, tap, teardown,
+    sysctl, teardown,
 };
 use crate::{
-    DesiredNetwork, NetError, NetworkSeen, Nic, PortSeen, Validated,
+    DesiredNetwork, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
     dhcp::{
         Leases, ServerConfig,
         server::{Context, Server},
@@ -37,7 +38,7 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T, NetError>>;
 pub(crate) enum Command {
     Ensure(Box<Validated<DesiredNetwork>>, Answer<NetworkSeen>),
     Remove(Answer<Vec<String>>),
-    OpenNic(PortId, Answer<Nic>),
+    OpenNic(PortId, NicKind, Answer<Nic>),
     CloseNic(PortId, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
 }
@@ -90,7 +91,7 @@ impl Actor {
         match command {
             Command::Ensure(wanted, answer) => drop(answer.send(self.ensure(*wanted).await)),
             Command::Remove(answer) => drop(answer.send(self.remove().await)),
-            Command::OpenNic(port, answer) => drop(answer.send(self.open_nic(port).await)),
+            Command::OpenNic(port, kind, answer) => drop(answer.send(self.open_nic(port, kind).await)),
             Command::CloseNic(port, answer) => drop(answer.send(self.close_nic(port).await)),
             Command::Look(answer) => drop(answer.send(self.look().await)),
         }
@@ -175,6 +176,7 @@ impl Actor {
             gateway_mac: gateway_mac(self.id),
             transit: self.transit.map(Transit::net),
             ready: self.ready,
+            mtu: self.wanted.as_ref().map_or(0, |w| w.spec.mtu),
             ports: ports.collect(),
             changed: Vec::new(),
         }
@@ -224,7 +226,7 @@ impl Actor {
         NetError::join(errors).map(|()| torn.removed)
     }
 
-    async fn open_nic(&mut self, port: PortId) -> Result<Nic, NetError> {
+    async fn open_nic(&mut self, port: PortId, kind: NicKind) -> Result<Nic, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
         if !wanted.ports.iter().any(|p| p.id == port) {
             return Err(not_here("port", port));
@@ -235,30 +237,34 @@ impl Actor {
             return Err(nic_in_use(port));
         }
         self.verify(wanted).await?;
-        let mtu = u32::from(wanted.spec.mtu);
         let bridge = links
             .get(names::BRIDGE)
             .await?
             .ok_or_else(|| not_here("network", self.id))?;
-        let tap = name.clone();
-        let fd = self
-            .ns
-            .run(move || tap::open(&tap))
-            .await?
-            .map_err(|e| match e.raw_os_error() {
-                Some(nix::libc::EBUSY) => nic_in_use(port),
-                _ => NetError::kernel(format!("making {name}"), e),
-            })?;
-        // From here on an error drops the descriptor, and with it the tap.
-        let link = links.get(&name).await?.ok_or_else(|| not_here("port", port))?;
-        links
-            .set_alias(&link, &names::alias(&self.shared.owner, self.id))
-            .await?;
-        if link.mtu != mtu {
-            links.set_mtu(&link, mtu).await?;
-        }
-        links.set_bridge(&link, bridge.index).await?;
-        links.set_up(&link).await?;
+        let place = Place {
+            ns: &self.ns,
+            links: &links,
+            host: &self.shared.host,
+            alias: &names::alias(&self.shared.owner, self.id),
+            bridge: bridge.index,
+            mtu: wanted.spec.mtu.into(),
+        };
+        let nic = match kind {
+            NicKind::Tap => Nic::Tap {
+                fd: place.tap(port).await?,
+                vnet_hdr: true,
+            },
+            NicKind::Interface => {
+                if let Err(error) = place.interface(port).await {
+                    // The first failure is the one to tell; what is left is removed by the next close or ensure.
+                    drop(links.delete(&name).await);
+                    return Err(error);
+                }
+                Nic::Interface {
+                    name: names::interface(port),
+                }
+            }
+        };
         // It works without, but the guest's first frames would be lost.
         if tokio::time::timeout(NIC_READY_MAX, carries(&links, &name))
             .await
@@ -266,7 +272,7 @@ impl Actor {
         {
             tracing::warn!(network = %self.id, tap = name, "the bridge takes its time to forward for a new tap");
         }
-        Ok(Nic::Tap { fd, vnet_hdr: true })
+        Ok(nic)
     }
 
     /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened.

@@ -13,6 +13,7 @@ use super::{
     HostShared, exec,
     link::{Link, Links},
     netns::NetNs,
+    nic::Place,
     record::{self, Record},
     sysctl,
 };
@@ -22,7 +23,8 @@ use crate::{
     plan::{Transit, flows, guard, host as host_plan, inside, tables, transit as transit_plan},
 };
 use ipnet::Ipv4Net;
-use vbm_core::NetworkId;
+use std::collections::BTreeMap;
+use vbm_core::{NetworkId, PortId};
 
 /// The most flows that are cut one by one. Beyond it all flows to the same VM are cut at once, those that may go on too: too much
 /// rather than too little, and in bounded time.
@@ -89,7 +91,7 @@ impl<'a> Run<'a> {
         self.shared.step("uplink");
         self.host_rules(transit).await?;
         self.shared.step("host rules");
-        let taps = self.taps(&links).await?;
+        let taps = self.taps(&links, &bridge).await?;
         self.shared.step("taps");
         if self.rules_changed {
             self.cut_flows(transit).await?;
@@ -275,7 +277,7 @@ impl<'a> Run<'a> {
             _ => false,
         };
         if !paired {
-            self.not_foreign(&host, &outer).await?;
+            host.refuse_foreign(&outer, &self.alias).await?;
             host.delete(&outer).await?;
             links.delete(inner).await?;
             host.add_veth(&outer, inner, &self.ns).await?;
@@ -303,18 +305,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// A link of our name that bears another's tag is not ours to replace.
-    async fn not_foreign(&self, host: &Links, name: &str) -> Result<(), NetError> {
-        match host.get(name).await?.and_then(|l| l.alias) {
-            Some(alias) if alias != self.alias => Err(NetError::Conflict {
-                what: format!("link {name} cannot be made"),
-                why: format!("a link of that name exists and is tagged '{alias}'"),
-                fix: "remove it if nobody uses it".into(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
     async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
         let changed = host_rules(self.shared, self.net.id, want.as_ref()).await?;
@@ -323,9 +313,10 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Taps of ports that nobody wants any more go; those that stay get what changed.
-    async fn taps(&mut self, links: &Links) -> Result<Vec<String>, NetError> {
-        let wanted: Vec<String> = self.net.ports.iter().map(|p| names::tap(p.id)).collect();
+    /// NICs of ports that nobody wants any more go; those that stay get what changed, or what somebody took from them.
+    async fn taps(&mut self, links: &Links, bridge: &Link) -> Result<Vec<String>, NetError> {
+        let wanted: BTreeMap<String, PortId> =
+            self.net.ports.iter().map(|p| (names::tap(p.id), p.id)).collect();
         let mut standing = Vec::new();
         for link in links
             .list()
@@ -333,14 +324,36 @@ impl<'a> Run<'a> {
             .into_iter()
             .filter(|l| l.name.starts_with(names::TAP_PREFIX))
         {
-            if wanted.contains(&link.name) {
-                self.mtu(links, &link).await?;
-                standing.push(link.name);
-            } else if links.delete(&link.name).await? {
-                self.changed.push(format!("no more {}", link.name));
+            match wanted.get(&link.name) {
+                Some(port) if link.peer.is_some() => {
+                    let place = self.place(links, bridge);
+                    let changed = place.interface(*port).await?;
+                    self.changed.extend(changed);
+                    standing.push(link.name);
+                }
+                Some(_) => {
+                    self.mtu(links, &link).await?;
+                    standing.push(link.name);
+                }
+                None => {
+                    if links.delete(&link.name).await? {
+                        self.changed.push(format!("no more {}", link.name));
+                    }
+                }
             }
         }
         Ok(standing)
+    }
+
+    fn place<'p>(&'p self, links: &'p Links, bridge: &Link) -> Place<'p> {
+        Place {
+            ns: &self.ns,
+            links,
+            host: &self.shared.host,
+            alias: &self.alias,
+            bridge: bridge.index,
+            mtu: self.net.spec.mtu.into(),
+        }
     }
 
     /// Cuts what may not go on, and reads back that it is gone.

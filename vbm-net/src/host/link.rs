@@ -146,6 +146,18 @@ impl Links {
         }
     }
 
+    /// A link of our name that bears another's tag is not ours to replace.
+    pub(crate) async fn refuse_foreign(&self, name: &str, tag: &str) -> Result<(), NetError> {
+        match self.get(name).await?.and_then(|l| l.alias) {
+            Some(alias) if alias != tag => Err(NetError::Conflict {
+                what: format!("link {name} cannot be made"),
+                why: format!("a link of that name exists and is tagged '{alias}'"),
+                fix: "remove it if nobody uses it".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     async fn set(&self, doing: String, message: LinkMessage) -> Result<(), NetError> {
         self.handle
             .link()

@@ -12,6 +12,8 @@ mod apply;
 pub(crate) mod exec;
 pub(crate) mod link;
 pub(crate) mod netns;
+mod nic;
+mod offload;
 mod probe;
 pub(crate) mod record;
 mod sysctl;
@@ -19,7 +21,7 @@ mod tap;
 pub(crate) mod teardown;
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, Validated,
+    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, Validated,
     backend::EVENTS_MAX_PENDING, names,
 };
 use actor::{Actor, Command};
@@ -282,8 +284,9 @@ impl NetworkBackend for HostNetwork {
         self.remove_one(id).await.map(drop)
     }
 
-    async fn open_nic(&self, network: NetworkId, port: PortId) -> Result<Nic, NetError> {
-        self.ask(network, |answer| Command::OpenNic(port, answer)).await
+    async fn open_nic(&self, network: NetworkId, port: PortId, kind: NicKind) -> Result<Nic, NetError> {
+        self.ask(network, |answer| Command::OpenNic(port, kind, answer))
+            .await
     }
 
     async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError> {

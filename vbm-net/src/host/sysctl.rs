@@ -60,6 +60,15 @@ pub(crate) fn host(link: &str) -> Vec<Setting> {
     ]
 }
 
+/// The host's end of a NIC that is an interface: the host neither speaks nor answers there.
+pub(crate) fn interface(link: &str) -> Vec<Setting> {
+    vec![
+        // 8: no answer to ARP, whatever address is asked for.
+        must(format!("ipv4/conf/{link}/arp_ignore"), "8"),
+        may(format!("ipv6/conf/{link}/disable_ipv6"), "1"),
+    ]
+}
+
 /// Makes settings hold. Returns those that did not before.
 pub(crate) async fn apply(ns: &NetNs, settings: Vec<Setting>) -> Result<Vec<String>, NetError> {
     ns.run(move || {

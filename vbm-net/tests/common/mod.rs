@@ -33,7 +33,8 @@ use vbm_core::{
     network::parse_cidr,
 };
 use vbm_net::{
-    DesiredForward, DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, Nic, doctor,
+    DesiredForward, DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, Nic, NicKind,
+    doctor,
 };
 
 pub(crate) mod packet;
@@ -301,13 +302,16 @@ impl Lab {
 
     pub(crate) async fn guest(&self, wanted: &DesiredNetwork, port: usize) -> Guest {
         let port = &wanted.ports[port];
-        let nic = self.net.open_nic(wanted.id, port.id).await.unwrap();
+        let nic = self.net.open_nic(wanted.id, port.id, NicKind::Tap).await.unwrap();
         Guest::new(nic, port.mac)
     }
 
     pub(crate) async fn raw(&self, wanted: &DesiredNetwork, port: usize) -> packet::Wire {
-        let Nic::Tap { fd, vnet_hdr, .. } =
-            self.net.open_nic(wanted.id, wanted.ports[port].id).await.unwrap()
+        let Nic::Tap { fd, vnet_hdr, .. } = self
+            .net
+            .open_nic(wanted.id, wanted.ports[port].id, NicKind::Tap)
+            .await
+            .unwrap()
         else {
             panic!("no tap")
         };
@@ -379,6 +383,7 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         spec,
         ports,
         forwards: vec![],
+        overlay: None,
     }
 }
 

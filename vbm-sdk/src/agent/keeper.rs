@@ -10,10 +10,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vbm_core::{Boot, DriverKind, Error, ErrorKind, Generation, PowerState, Result, VmId, VmStatus};
 use vbm_hyper::{
-    BootSource, ContentKind, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle,
+    BootSource, ContentKind, Driver, Facet, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle,
     VmSeen as MachineSeen,
 };
-use vbm_net::Nic;
+use vbm_net::{Nic, NicKind};
 
 /// How long a guest may take to shut down.
 const STOP_GRACE: Duration = Duration::from_secs(60);
@@ -98,6 +98,14 @@ enum Acted {
     Failed(Error),
     WantedChanged,
     NobodyWants,
+}
+
+/// In which form a driver takes its NICs.
+fn nic_kind(driver: &dyn Driver) -> NicKind {
+    match driver.missing(Facet::TapNics) {
+        None => NicKind::Tap,
+        Some(_) => NicKind::Interface,
+    }
 }
 
 struct Keeper {
@@ -248,6 +256,7 @@ impl Keeper {
                 .map_err(Error::from)?,
         };
         self.report(Some(machine), want, Some("opening its NICs"));
+        let kind = nic_kind(self.agent.machines(self.driver)?.driver().as_ref());
         let mut backends = Vec::with_capacity(want.nics.len());
         for nic in &want.nics {
             // A VM that is off holds no NIC; one that is left is of a start that was broken off.
@@ -258,11 +267,12 @@ impl Keeper {
                 .map_err(Error::from)?;
             match inner
                 .networks
-                .open_nic(nic.network, nic.port)
+                .open_nic(nic.network, nic.port, kind)
                 .await
                 .map_err(Error::from)?
             {
                 Nic::Tap { fd, .. } => backends.push(NicBackend::Tap(fd)),
+                Nic::Interface { name } => backends.push(NicBackend::HostInterface(name)),
                 _ => {
                     return Err(Error::internal(
                         "a NIC cannot be used",

@@ -3,7 +3,7 @@
 use super::Agent;
 use crate::methods::WantedNetwork;
 use vbm_core::{Error, NetworkId, NetworkStatus, Result};
-use vbm_net::{DesiredForward, DesiredNetwork, DesiredPort};
+use vbm_net::{DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, RemotePort};
 
 impl Agent {
     pub(super) async fn network_ensure(&self, wanted: WantedNetwork) -> Result<NetworkStatus> {
@@ -47,11 +47,22 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         target: f.target,
         target_port: f.target_port,
     };
+    let remote = |r: crate::methods::WantedRemote| RemotePort {
+        mac: r.mac,
+        address: r.address,
+        host: r.host,
+    };
+    let overlay = |o: crate::methods::WantedOverlay| DesiredOverlay {
+        vni: o.vni,
+        local: o.local,
+        remotes: o.remotes.into_iter().map(remote).collect(),
+    };
     DesiredNetwork {
         id: wanted.id,
         name: wanted.name,
         spec: wanted.spec,
         ports: wanted.ports.into_iter().map(port).collect(),
         forwards: wanted.forwards.into_iter().map(forward).collect(),
+        overlay: wanted.overlay.map(overlay),
     }
 }

@@ -71,6 +71,7 @@ impl World {
             generation: network.meta.generation,
             spec: network.spec.clone(),
             forwards: forwards.map(wanted_forward).collect(),
+            overlay: None,
             ports: ports.into_iter().map(|p| self.wanted_port(p)).collect(),
         }
     }
