@@ -1,8 +1,9 @@
 //! Images and other content that is never changed, named by its SHA-256.
 
-use super::{Owner, Temp, blocking, own, qcow2, sweep, sync_dir};
+use super::{Owner, Sharing, Temp, blocking, hold, qcow2, sweep, sync_dir};
 use crate::{Error, Result, limits};
 use bytes::Bytes;
+use rustix::fs::FlockOperation;
 use sha2::{Digest as _, Sha256};
 use std::{
     fs::{self, File},
@@ -59,9 +60,11 @@ pub struct ImageStore {
 
 #[derive(Debug)]
 struct Inner {
+    dir: PathBuf,
     content: PathBuf,
     refs: PathBuf,
     tmp: PathBuf,
+    sharing: Sharing,
     /// Held while references and content are compared or changed.
     guard: Mutex<()>,
     _owner: Owner,
@@ -73,22 +76,38 @@ impl ImageStore {
     /// # Errors
     /// [`Error::InUse`] when another process has it; [`Error::Io`].
     pub async fn open(dir: impl Into<PathBuf>) -> Result<Self> {
-        let dir = dir.into();
+        Self::open_as(dir.into(), Sharing::Alone).await
+    }
+
+    /// Opens a store that several processes work in, on any hosts that see the same directory.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when a process has it that does not share; [`Error::Io`].
+    pub async fn open_shared(dir: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_as(dir.into(), Sharing::Shared).await
+    }
+
+    async fn open_as(dir: PathBuf, sharing: Sharing) -> Result<Self> {
+        let dir = std::path::absolute(&dir).map_err(Error::io("find", &dir))?;
+        let (owner, alone) = hold(dir.clone(), sharing).await?;
         blocking(move || {
-            let dir = std::path::absolute(&dir).map_err(Error::io("find", &dir))?;
-            let owner = own(&dir)?;
             let [content, refs, tmp] = ["sha256", "refs", "tmp"].map(|sub| dir.join(sub));
             for sub in [&content, &refs, &tmp] {
                 fs::create_dir_all(sub).map_err(Error::io("create", sub))?;
             }
-            let swept = sweep(&tmp)?;
+            let swept = if alone { sweep(&tmp)? } else { 0 };
             if swept > 0 {
                 tracing::info!(swept, dir = %tmp.display(), "half-made imports were removed");
             }
+            if sharing == Sharing::Shared {
+                owner.share(&dir)?;
+            }
             let inner = Inner {
+                dir,
                 content,
                 refs,
                 tmp,
+                sharing,
                 guard: Mutex::new(()),
                 _owner: owner,
             };
@@ -193,7 +212,7 @@ impl ImageStore {
     pub async fn remove(&self, digest: Digest) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
-            let _guard = inner.lock();
+            let _guard = inner.lock()?;
             let users = inner.holders(digest)?.len();
             if users > 0 {
                 return Err(Error::ImageInUse { digest, users });
@@ -256,7 +275,7 @@ impl ImageStore {
     }
 
     pub(super) fn all_holders(&self) -> Result<Vec<(Digest, String)>> {
-        let _guard = self.inner.lock();
+        let _guard = self.inner.lock()?;
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.inner.refs).map_err(Error::io("list", &self.inner.refs))? {
             let entry = entry.map_err(Error::io("list", &self.inner.refs))?;
@@ -275,8 +294,19 @@ impl ImageStore {
 }
 
 impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps others from comparing or changing references and content; those of other processes too when the
+    /// directory is shared.
+    fn lock(&self) -> Result<(std::sync::MutexGuard<'_, ()>, Option<Owner>)> {
+        let ours = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = match self.sharing {
+            Sharing::Alone => None,
+            Sharing::Shared => Some(super::lock(
+                &self.dir,
+                "references",
+                FlockOperation::LockExclusive,
+            )?),
+        };
+        Ok((ours, all))
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -314,7 +344,7 @@ impl Inner {
         temp.file.sync_all().map_err(Error::io("write", &temp.path))?;
         let path = self.path(digest);
         {
-            let _guard = self.lock();
+            let _guard = self.lock()?;
             fs::rename(&temp.path, &path).map_err(Error::io("write", &path))?;
             temp.kept = true;
             sync_dir(&self.content)?;
@@ -327,7 +357,7 @@ impl Inner {
     }
 
     fn hold(&self, digest: Digest, holder: &str) -> Result<()> {
-        let _guard = self.lock();
+        let _guard = self.lock()?;
         if !self.path(digest).is_file() {
             return Err(Error::NoSuchImage(digest));
         }
@@ -338,7 +368,7 @@ impl Inner {
     }
 
     fn release(&self, digest: Digest, holder: &str) -> Result<()> {
-        let _guard = self.lock();
+        let _guard = self.lock()?;
         let dir = self.refs.join(digest.to_string());
         let path = dir.join(holder);
         match fs::remove_file(&path) {

@@ -11,6 +11,8 @@
 //! - An image names no other file: no backing file, no external data file. Who uploads a disk cannot read the host's files with it.
 //! - A reference is written before the clone that needs it and removed after it, so an image never goes while it is a base.
 //! - Each directory has one owner at a time (a lock); so what lies in `tmp` when it is opened is left over and swept.
+//!   A *shared* directory has several, on any hosts whose file system carries `flock` between them: the one that comes
+//!   while no other is there sweeps, and references are changed under a lock of all.
 
 mod images;
 mod pool;
@@ -20,10 +22,12 @@ pub use images::{ContentKind, ImageStore, ImportedFile, StoredFile};
 pub use pool::{Pool, VolumeFile};
 
 use crate::{Error, Result};
+use rustix::fs::FlockOperation;
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 /// Runs file work off the async threads.
@@ -48,17 +52,69 @@ impl Drop for Owner {
     }
 }
 
+impl Owner {
+    /// Lets other sharers in.
+    fn share(&self, dir: &Path) -> Result<()> {
+        rustix::fs::flock(&self.0, FlockOperation::LockShared)
+            .map_err(|errno| Error::io("lock", dir.join(LOCK))(errno.into()))
+    }
+}
+
+/// The name of the lock of a directory.
+const LOCK: &str = "lock";
+
+/// How a directory is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sharing {
+    /// By one process.
+    Alone,
+    /// By any number of processes.
+    Shared,
+}
+
 /// Makes a directory and becomes its only owner.
 pub(crate) fn own(dir: &Path) -> Result<Owner> {
+    lock(dir, LOCK, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Becomes an owner of a directory: the only one, or one of several. The second value says whether nobody else is
+/// there now; then what is half-made is left over, and may be swept before [`Owner::share`].
+async fn hold(dir: PathBuf, sharing: Sharing) -> Result<(Owner, bool)> {
+    let mut tries = 0;
+    loop {
+        let dir = dir.clone();
+        let held = blocking(move || match own(&dir) {
+            Err(Error::InUse { .. }) if sharing == Sharing::Shared => {
+                lock(&dir, LOCK, FlockOperation::NonBlockingLockShared).map(|owner| (owner, false))
+            }
+            other => other.map(|owner| (owner, true)),
+        });
+        match held.await {
+            // Somebody who is alone for the moment of sweeping lets others in soon.
+            Err(Error::InUse { .. }) if sharing == Sharing::Shared && tries < SHARE_MAX_TRIES => {
+                tries += 1;
+                tokio::time::sleep(SHARE_RETRY).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// How often a shared directory that one owner holds is tried again.
+const SHARE_MAX_TRIES: u32 = 50;
+/// How long to wait in between.
+const SHARE_RETRY: Duration = Duration::from_millis(100);
+
+fn lock(dir: &Path, name: &str, operation: FlockOperation) -> Result<Owner> {
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let path = dir.join("lock");
+    let path = dir.join(name);
     let lock = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .open(&path)
         .map_err(Error::io("open", &path))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
+    rustix::fs::flock(&lock, operation).map_err(|errno| {
         if errno == rustix::io::Errno::WOULDBLOCK {
             Error::InUse { dir: dir.to_owned() }
         } else {

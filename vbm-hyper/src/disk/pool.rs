@@ -1,6 +1,6 @@
 //! A pool: the volumes of one directory, each a linked clone of an image.
 
-use super::{ImageStore, Owner, Temp, blocking, own, qcow2, sweep, sync_dir};
+use super::{ImageStore, Owner, Sharing, Temp, blocking, hold, qcow2, sweep, sync_dir};
 use crate::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -45,7 +45,7 @@ struct Inner {
     /// Begins the notes of this pool in the image store; other pools have other ones.
     prefix: String,
     images: ImageStore,
-    _owner: Owner,
+    owner: Owner,
 }
 
 impl Pool {
@@ -55,11 +55,22 @@ impl Pool {
     /// # Errors
     /// [`Error::InUse`] when another process has it; [`Error::Io`].
     pub async fn open(dir: impl Into<PathBuf>, images: ImageStore) -> Result<Self> {
-        let dir = dir.into();
+        Self::open_as(dir.into(), images, Sharing::Alone).await
+    }
+
+    /// Opens a pool that several processes work in, on any hosts that see the same directory at the same path, with
+    /// a store of images that they share as well. Which of them uses a volume is their business.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when a process has it that does not share; [`Error::Io`].
+    pub async fn open_shared(dir: impl Into<PathBuf>, images: ImageStore) -> Result<Self> {
+        Self::open_as(dir.into(), images, Sharing::Shared).await
+    }
+
+    async fn open_as(dir: PathBuf, images: ImageStore, sharing: Sharing) -> Result<Self> {
+        let dir = std::path::absolute(&dir).map_err(Error::io("find", &dir))?;
+        let (owner, alone) = hold(dir.clone(), sharing).await?;
         blocking(move || {
-            let dir = std::path::absolute(&dir).map_err(Error::io("find", &dir))?;
-            let owner = own(&dir)?;
-            let swept = sweep(&dir)?;
             let inner = Inner {
                 prefix: format!(
                     "volume-{}-",
@@ -67,11 +78,17 @@ impl Pool {
                 ),
                 dir,
                 images,
-                _owner: owner,
+                owner,
             };
-            let mended = inner.mend_references()?;
-            if swept + mended > 0 {
-                tracing::info!(swept, mended, dir = %inner.dir.display(), "the pool was swept");
+            if alone {
+                let swept = sweep(&inner.dir)?;
+                let mended = inner.mend_references()?;
+                if swept + mended > 0 {
+                    tracing::info!(swept, mended, dir = %inner.dir.display(), "the pool was swept");
+                }
+            }
+            if sharing == Sharing::Shared {
+                inner.owner.share(&inner.dir)?;
             }
             Ok(Self {
                 inner: Arc::new(inner),
