@@ -57,7 +57,7 @@ pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
 pub use name::Name;
 pub use network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
-pub use node::{Capability, Node, NodeSpec, NodeState, NodeStatus};
+pub use node::{Capability, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};
 pub use path::NodePath;

@@ -66,6 +66,16 @@ pub struct Capability {
     pub problem: Option<Error>,
 }
 
+/// A machine that reports itself under the path of another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Rival {
+    /// Its identity.
+    pub identity: String,
+    /// When it was last heard of.
+    pub seen_at: Timestamp,
+}
+
 /// What is seen of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -105,6 +115,9 @@ pub struct NodeStatus {
     /// What somebody should look at, though the node works: a clock that is off, say.
     #[serde(default)]
     pub warnings: Vec<Error>,
+    /// Another machine that reports itself under the same path.
+    #[serde(default)]
+    pub rival: Option<Rival>,
     /// Its address among the nodes: overlays and migrations go there. Without one, its networks stay on it alone.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]

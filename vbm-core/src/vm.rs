@@ -52,7 +52,9 @@ pub struct VmSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VmMove {
-    /// Where it goes.
+    /// Where it comes from.
+    pub from: NodePath,
+    /// Where it goes. Once the VM's node is this one, only the leaving of the other is to be done.
     pub to: NodePath,
     /// Whether it runs on while it goes.
     pub live: bool,

@@ -1,7 +1,7 @@
 //! What controllers and agents say to each other over the bus.
 //!
 //! ```text
-//!   controller --- network.ensure, network.remove, vm.ensure, vm.reset, console.*, vm.screenshot ---> agent
+//!   controller --- network.*, vm.*, console.* ---> agent
 //!   controller <-- node.report, vm.report, port.report, image.read --------------------------------- agent
 //! ```
 //!
@@ -9,11 +9,14 @@
 //! heals it. What an agent does not know it asks for by reporting itself with a new boot id.
 
 use serde::{Deserialize, Serialize};
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, ForwardId, Generation, Mac, Name, NetworkId,
-    NetworkSpec, NetworkStatus, NodePath, PortId, Protocol, Rule, Timestamp, VmId, VmStatus, VolumeId,
-    WantedPower,
+    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation, Mac, Name,
+    NetworkId, NetworkSpec, NetworkStatus, NodePath, PortId, PowerState, Protocol, Rule, Timestamp, VmId,
+    VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::Method;
 
@@ -29,6 +32,14 @@ pub const REPORT_EVERY: Duration = Duration::from_secs(5);
 pub const LOST_AFTER: Duration = Duration::from_secs(16);
 /// How long `console.read` waits for output before it answers with none.
 pub const CONSOLE_POLL: Duration = Duration::from_secs(2);
+
+/// The version of these methods. A controller takes in agents of this one and of the one before.
+pub const PROTOCOL_VERSION: u32 = 2;
+
+/// Agents of the first version do not tell it.
+const fn first_protocol() -> u32 {
+    1
+}
 
 macro_rules! methods {
     ($($(#[$doc:meta])* $method:ident = $name:literal: $request:ty => $reply:ty;)*) => {$(
@@ -52,6 +63,14 @@ methods! {
     VmEnsure = "vm.ensure": WantedVm => VmStatus;
     /// Takes a VM and its disk off the node, at once.
     VmRemove = "vm.remove": GoneVm => ();
+    /// Prepares the node to take in a VM that runs elsewhere. The answer says where its memory is to be sent to.
+    VmReceive = "vm.receive": WantedVm => Receiving;
+    /// Begins to send a VM away; [`VmLook`] tells how it goes.
+    VmSend = "vm.send": SendVm => ();
+    /// How far a VM is on this node, whether it comes, goes or stays.
+    VmLook = "vm.look": LookAt => LookedAt;
+    /// Gives up waiting for a VM that should have come.
+    VmAbandon = "vm.abandon": GoneVm => ();
     /// Presses the reset button.
     VmReset = "vm.reset": VmId => ();
     /// A picture of the screen, as PNG.
@@ -208,6 +227,64 @@ pub struct WantedVm {
     pub nics: Vec<WantedNic>,
     /// The power state wanted.
     pub power: WantedPower,
+    /// Whether it is left as it is, because it is on its way to another node.
+    #[serde(default)]
+    pub held: bool,
+}
+
+/// A VM that shall go to another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendVm {
+    /// The VM, held.
+    pub vm: WantedVm,
+    /// Where it is waited for.
+    pub to: SocketAddr,
+}
+
+/// A node that waits for a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiving {
+    /// Where its memory is to be sent to.
+    pub at: SocketAddr,
+}
+
+/// Which move of which VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookAt {
+    /// The VM.
+    pub vm: VmId,
+    /// Its generation while it moves.
+    pub generation: Generation,
+}
+
+/// How far a VM is on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookedAt {
+    /// What is seen of it here; `Off` when it is not here.
+    pub power: PowerState,
+    /// Where it is waited for, if so.
+    pub receiving: Option<SocketAddr>,
+    /// How the sending of that generation goes, when it was begun since the agent was started.
+    pub sent: Option<Sent>,
+}
+
+/// How the sending of a VM went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sent {
+    /// It goes on.
+    UnderWay,
+    /// All of it is there.
+    Done {
+        /// How long it took, in milliseconds.
+        took_ms: u64,
+        /// How long the guest ran nowhere, in milliseconds.
+        downtime_ms: u64,
+        /// How much was sent, in bytes.
+        bytes: u64,
+    },
+    /// It failed; the VM goes on here.
+    Failed(Error),
 }
 
 /// A VM's disk: a linked clone of an image.
@@ -245,6 +322,9 @@ pub struct GoneVm {
     pub volume: VolumeId,
     /// Its NICs: network and port of each.
     pub nics: Vec<(NetworkId, PortId)>,
+    /// Whether its disk stays, because the VM went to another node that shares it.
+    #[serde(default)]
+    pub keep_volume: bool,
 }
 
 /// An open serial console.
@@ -287,6 +367,9 @@ pub struct NodeReportRequest {
     pub boot_id: String,
     /// The version of the agent.
     pub version: String,
+    /// The version of these methods that it speaks.
+    #[serde(default = "first_protocol")]
+    pub protocol: u32,
     /// Stays with the agent's data directory.
     #[serde(default)]
     pub identity: String,
@@ -324,6 +407,9 @@ pub struct NodeReportReply {
     pub surplus_networks: Vec<NetworkId>,
     /// VMs that it holds and no record knows. They are left alone and shown by `vbm doctor`.
     pub orphan_vms: Vec<VmId>,
+    /// VMs that it holds and that are another node's now: to be taken off it.
+    #[serde(default)]
+    pub stray_vms: Vec<GoneVm>,
 }
 
 /// An agent tells of its VMs.

@@ -8,12 +8,8 @@ use crate::methods::{GoneVm, VmSeen, WantedVm};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vbm_core::{Boot, DriverKind, Error, ErrorKind, Generation, PowerState, Result, VmId, VmStatus};
-use vbm_hyper::{
-    BootSource, ContentKind, Driver, Facet, NicBackend, NicDefinition, StopOutcome, VmDefinition, VmHandle,
-    VmSeen as MachineSeen,
-};
-use vbm_net::{Nic, NicKind};
+use vbm_core::{DriverKind, Error, ErrorKind, Generation, PowerState, Result, VmId, VmStatus};
+use vbm_hyper::{StopOutcome, VmHandle, VmSeen as MachineSeen};
 
 /// How long a guest may take to shut down.
 const STOP_GRACE: Duration = Duration::from_secs(60);
@@ -100,14 +96,6 @@ enum Acted {
     NobodyWants,
 }
 
-/// In which form a driver takes its NICs.
-fn nic_kind(driver: &dyn Driver) -> NicKind {
-    match driver.missing(Facet::TapNics) {
-        None => NicKind::Tap,
-        Some(_) => NicKind::Interface,
-    }
-}
-
 struct Keeper {
     agent: Agent,
     id: VmId,
@@ -158,7 +146,11 @@ impl Keeper {
             };
             let mut seen = machine.watch();
             let power = seen.borrow_and_update().power();
-            let step = decide(want.power, want.generation, power, self.memory);
+            let step = if want.held {
+                Step::Wait
+            } else {
+                decide(want.power, want.generation, power, self.memory)
+            };
             if step == Step::Settled {
                 self.memory.reached = Some(want.generation);
                 self.problem = None;
@@ -240,94 +232,12 @@ impl Keeper {
     }
 
     async fn start(&self, want: &WantedVm, machine: &VmHandle) -> Result<()> {
-        let inner = &self.agent.inner;
-        self.report(Some(machine), want, Some("bringing the image"));
-        self.agent
-            .bring(want.root.image, ContentKind::Disk(want.root.format))
-            .await?;
-        let boot = self.boot(&want.boot).await?;
-        self.report(Some(machine), want, Some("making the disk"));
-        let root_disk = match inner.volumes.path(want.root.volume) {
-            Some(path) => path,
-            None => inner
-                .volumes
-                .clone_image(want.root.image, want.root.volume, want.root.virtual_bytes)
-                .await
-                .map_err(Error::from)?,
-        };
-        self.report(Some(machine), want, Some("opening its NICs"));
-        let kind = nic_kind(self.agent.machines(self.driver)?.driver().as_ref());
-        let mut backends = Vec::with_capacity(want.nics.len());
-        for nic in &want.nics {
-            // A VM that is off holds no NIC; one that is left is of a start that was broken off.
-            inner
-                .networks
-                .close_nic(nic.network, nic.port)
-                .await
-                .map_err(Error::from)?;
-            match inner
-                .networks
-                .open_nic(nic.network, nic.port, kind)
-                .await
-                .map_err(Error::from)?
-            {
-                Nic::Tap { fd, .. } => backends.push(NicBackend::Tap(fd)),
-                Nic::Interface { name } => backends.push(NicBackend::HostInterface(name)),
-                _ => {
-                    return Err(Error::internal(
-                        "a NIC cannot be used",
-                        "the network gave a kind that no driver takes",
-                    ));
-                }
-            }
-        }
-        let definition = VmDefinition {
-            id: want.id,
-            name: want.name.clone(),
-            vcpus: want.vcpus,
-            memory_mib: want.memory_mib,
-            root_disk,
-            boot,
-            nics: want
-                .nics
-                .iter()
-                .map(|n| NicDefinition {
-                    port: n.port,
-                    mac: n.mac,
-                    mtu: None,
-                })
-                .collect(),
-        };
-        self.report(Some(machine), want, Some("starting the hypervisor"));
-        machine.start(definition, backends).await.map_err(Error::from)?;
+        let tell = |doing: &str| self.report(Some(machine), want, Some(doing));
+        let definition = self.agent.define(want, &tell).await?;
+        let nics = self.agent.open_nics(want, &tell).await?;
+        tell("starting the hypervisor");
+        machine.start(definition, nics).await.map_err(Error::from)?;
         Ok(())
-    }
-
-    async fn boot(&self, boot: &Boot) -> Result<BootSource> {
-        let images = &self.agent.inner.images;
-        match boot {
-            Boot::Disk => Ok(BootSource::Disk),
-            Boot::Kernel {
-                kernel,
-                initrd,
-                cmdline,
-            } => {
-                for digest in [kernel, initrd] {
-                    self.agent.bring(*digest, ContentKind::Blob).await?;
-                }
-                Ok(BootSource::Kernel {
-                    kernel: images.path(*kernel).map_err(Error::from)?,
-                    initrd: images.path(*initrd).map_err(Error::from)?,
-                    cmdline: cmdline.clone(),
-                })
-            }
-            _ => Err(Error::new(
-                ErrorKind::Unsupported,
-                "the VM cannot be booted",
-                "its image boots in a way that this agent does not know",
-                "upgrade the agent",
-            )),
-        }
     }
 
     /// Waits before the next try; ends the wait when something else is wanted. True when nobody can want anything any more.
@@ -390,6 +300,7 @@ impl Agent {
 
     /// Ends a VM and removes all that this node holds of it. Goes past failures and gives the first one back.
     pub(super) async fn vm_remove(&self, gone: GoneVm) -> Result<()> {
+        self.forget_move(gone.id);
         if let Some(keeper) = self.forget_keeper(gone.id) {
             keeper.end().await;
         }
@@ -412,7 +323,9 @@ impl Agent {
                     .map_err(Error::from),
             );
         }
-        note(self.inner.volumes.remove(gone.volume).await.map_err(Error::from));
+        if !gone.keep_volume {
+            note(self.inner.volumes.remove(gone.volume).await.map_err(Error::from));
+        }
         first.map_or(Ok(()), Err)
     }
 

@@ -15,12 +15,14 @@ mod decide;
 mod epoch;
 mod images;
 mod keeper;
+mod moving;
 mod networks;
+mod prepare;
 mod report;
 
 use crate::methods::{
-    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove, VmEnsure,
-    VmRemove, VmReset, VmScreenshot,
+    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove,
+    VmAbandon, VmEnsure, VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -28,6 +30,7 @@ use report::Reporter;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
@@ -53,6 +56,12 @@ pub struct AgentConfig {
     pub epoch_file: PathBuf,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
+    /// Stays with this agent's data: tells this machine from another under the same path.
+    pub identity: String,
+    /// This host's address among the nodes: networks and VMs reach other nodes by it. Without one, they stay here.
+    pub underlay: Option<Ipv4Addr>,
+    /// The word for the directory of images and disks, when other agents work in it too.
+    pub shared_storage: Option<String>,
 }
 
 /// An agent. Cheap to clone; all clones are the same one.
@@ -72,6 +81,10 @@ struct Inner {
     volumes: Pool,
     epoch: Arc<epoch::EpochFile>,
     clock: Arc<dyn Clock>,
+    identity: String,
+    underlay: Option<Ipv4Addr>,
+    shared_storage: Option<String>,
+    moves: moving::Moves,
     bus: OnceLock<Bus>,
     keepers: Mutex<HashMap<VmId, VmKeeper>>,
     consoles: OpenConsoles,
@@ -112,6 +125,10 @@ impl Agent {
             volumes: config.volumes,
             epoch: Arc::new(epoch::EpochFile::open(config.epoch_file)?),
             clock: config.clock,
+            identity: config.identity,
+            underlay: config.underlay,
+            shared_storage: config.shared_storage,
+            moves: moving::Moves::default(),
             bus: OnceLock::new(),
             keepers: Mutex::default(),
             consoles: OpenConsoles::default(),
@@ -207,6 +224,10 @@ impl Agent {
             NetworkRemove => network_remove,
             VmEnsure => vm_ensure,
             VmRemove => vm_remove,
+            VmReceive => vm_receive,
+            VmSend => vm_send,
+            VmLook => vm_look,
+            VmAbandon => vm_abandon,
             VmReset => vm_reset,
             VmScreenshot => vm_screenshot,
             ConsoleLog => console_log,

@@ -5,8 +5,8 @@
 
 use super::Agent;
 use crate::methods::{
-    CONTROLLER_SERVICE, NodeReport, NodeReportRequest, PortReport, PortReportRequest, REPORT_EVERY, VmReport,
-    VmReportRequest, VmSeen,
+    CONTROLLER_SERVICE, NodeReport, NodeReportRequest, PROTOCOL_VERSION, PortReport, PortReportRequest,
+    REPORT_EVERY, VmReport, VmReportRequest, VmSeen,
 };
 use std::{
     collections::BTreeMap,
@@ -98,10 +98,11 @@ impl Agent {
             path: self.inner.path.clone(),
             boot_id: self.inner.boot_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            identity: String::new(),
+            protocol: PROTOCOL_VERSION,
+            identity: self.inner.identity.clone(),
             at: self.inner.clock.now(),
-            underlay: None,
-            shared_storage: None,
+            underlay: self.inner.underlay,
+            shared_storage: self.inner.shared_storage.clone(),
             capabilities: self.inner.capabilities.clone(),
             cpus: std::thread::available_parallelism()
                 .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
@@ -116,6 +117,12 @@ impl Agent {
             tracing::info!(network = %id, "removing a network that no record knows");
             if let Err(e) = self.inner.networks.remove(id).await {
                 tracing::warn!(network = %id, error = %Error::from(e).inline(), "a surplus network could not be removed");
+            }
+        }
+        for gone in reply.stray_vms {
+            tracing::info!(vm = %gone.id, "taking a VM off that is another node's now");
+            if let Err(e) = self.vm_remove(gone).await {
+                tracing::warn!(error = %e.inline(), "a VM of another node could not be taken off");
             }
         }
         for id in reply.orphan_vms {

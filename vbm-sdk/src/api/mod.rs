@@ -5,6 +5,8 @@
 //! | `/v1/version` | GET |
 //! | `/v1/vms`, `/v1/vms/{vm}` | GET, POST, DELETE |
 //! | `/v1/vms/{vm}/power` | POST [`PowerRequest`] |
+//! | `/v1/vms/{vm}/migrate` | POST [`MigrateRequest`] |
+//! | `/v1/vms/{vm}/placement` | GET: a [`Placement`] of each node |
 //! | `/v1/vms/{vm}/groups` | PUT [`SetGroups`] |
 //! | `/v1/vms/{vm}/console` | GET: WebSocket, binary messages both ways |
 //! | `/v1/vms/{vm}/console/log`, `/v1/vms/{vm}/screenshot` | GET: text, PNG |
@@ -119,6 +121,33 @@ pub struct NicRequest {
     /// Its security groups: names or ids.
     #[serde(default)]
     pub groups: Vec<String>,
+}
+
+/// A move to another node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Where to; the node that fits best when absent.
+    #[serde(default)]
+    pub to: Option<NodePath>,
+    /// Whether it must run meanwhile (`true`) or must be off (`false`). When absent: as it is.
+    #[serde(default)]
+    pub live: Option<bool>,
+}
+
+/// What the scheduler thinks of a node for a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Placement {
+    /// The node.
+    pub node: NodePath,
+    /// Whether the VM is on it.
+    pub current: bool,
+    /// Whether it could run there.
+    pub fits: bool,
+    /// Memory that would be left, in MiB; the most wins.
+    pub score: u64,
+    /// What stands in the way, if so.
+    pub reasons: Vec<String>,
 }
 
 /// A change of power.

@@ -43,6 +43,12 @@ struct Args {
     /// Where the node makes networks.
     #[arg(long, global = true, value_enum, default_value = "host")]
     network: NetworkArg,
+    /// This host's address among the nodes: networks span nodes by it, and running VMs move by it.
+    #[arg(long, global = true, env = "VBM_UNDERLAY", value_name = "ADDRESS")]
+    underlay: Option<std::net::Ipv4Addr>,
+    /// Where images and disks are, when other nodes work in the same directory: VMs can move between them.
+    #[arg(long, global = true, env = "VBM_SHARED_STORAGE", value_name = "DIR")]
+    shared_storage: Option<PathBuf>,
     /// Nothing of this instance is worth keeping: once it is gone, `vbm doctor --fix` removes it, VMs included.
     #[arg(long, global = true)]
     ephemeral: bool,
@@ -136,6 +142,12 @@ async fn run(args: Args) -> Result<()> {
     }
     if let Some(run_dir) = args.run_dir {
         builder = builder.run_dir(run_dir);
+    }
+    if let Some(address) = args.underlay {
+        builder = builder.underlay(address);
+    }
+    if let Some(dir) = args.shared_storage {
+        builder = builder.shared_storage(dir);
     }
     if let Some(redis) = args.redis {
         builder = builder.redis(redis);

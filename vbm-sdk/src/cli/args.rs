@@ -96,6 +96,10 @@ pub(super) enum Command {
     Pause(SomeVms),
     /// Let paused VMs go on
     Resume(SomeVms),
+    /// Move a VM to another node, while it runs or while it is off
+    Migrate(Migrate),
+    /// Show what the scheduler thinks of each node for a VM
+    Placement(OneVm),
     /// Delete VMs with their disks; those that run only with --force
     #[command(alias = "rm")]
     Delete(Delete),
@@ -206,6 +210,23 @@ pub(super) struct Stop {
     /// End them at once, without asking the guest
     #[arg(short, long)]
     pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm migrate web1                   to the node that fits best
+  vbm migrate web1 --to zone/n2      to this one
+  vbm migrate web1 --live            only while it runs")]
+pub(super) struct Migrate {
+    /// The VM
+    pub(super) vm: String,
+    /// The node that it shall go to; the one that fits best when left out
+    #[arg(long, value_name = "NODE")]
+    pub(super) to: Option<String>,
+    /// Only while it runs
+    #[arg(long)]
+    pub(super) live: bool,
 }
 
 #[derive(Debug, Args)]

@@ -43,6 +43,7 @@ mod image;
 mod info;
 mod launch;
 mod list;
+mod migrate;
 mod network;
 mod node;
 mod operation;
@@ -132,6 +133,8 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Start(args) => power::start(&on, &args.vms).await,
         Command::Stop(args) => power::stop(&on, &args).await,
         Command::Restart(args) => power::restart(&on, &args.vms).await,
+        Command::Migrate(args) => migrate::migrate(&on, &args).await,
+        Command::Placement(args) => migrate::placement(&on, &args).await,
         Command::Pause(args) => power::pause(&on, &args.vms).await,
         Command::Resume(args) => power::resume(&on, &args.vms).await,
         Command::Delete(args) => power::delete(&on, &args).await,

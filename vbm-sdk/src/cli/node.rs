@@ -60,11 +60,14 @@ fn driver(capability: &Capability) -> String {
 }
 
 fn state(node: &vbm_core::Node) -> String {
+    let mut state = node.status.state.to_string();
     if node.spec.cordoned {
-        format!("{}, cordoned", node.status.state)
-    } else {
-        node.status.state.to_string()
+        state.push_str(", cordoned");
     }
+    if !node.status.warnings.is_empty() || node.status.rival.is_some() {
+        state.push_str(" (!)");
+    }
+    state
 }
 
 fn table(nodes: &[vbm_core::Node], now: Timestamp) -> Table {
@@ -102,6 +105,29 @@ fn detail(node: &vbm_core::Node, now: Timestamp) -> String {
         "State",
         format!("{}, seen {} ago", state(node), human::age(now, status.seen_at)),
     );
+    lines.problem(status.reason.as_ref());
+    for warning in &status.warnings {
+        lines.problem(Some(warning));
+    }
+    if let Some(rival) = &status.rival {
+        lines.put(
+            "Rival",
+            format!(
+                "machine {} reports itself under the same path, {} ago; start its agent with another --node",
+                rival.identity,
+                human::age(now, rival.seen_at)
+            ),
+        );
+    }
+    if let Some(address) = status.underlay {
+        lines.put(
+            "Address",
+            format!("{address}, for networks and VMs between nodes"),
+        );
+    }
+    if let Some(storage) = &status.shared_storage {
+        lines.put("Storage", format!("shared: {storage}"));
+    }
     lines.put("CPUs", status.cpus.to_string());
     lines.put(
         "Memory",

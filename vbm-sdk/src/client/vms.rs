@@ -7,7 +7,9 @@ use super::{
     nouns::readable,
     path::ApiPath,
 };
-use crate::api::{Accepted, LaunchRequest, PowerAction, PowerRequest, SetGroups, VmView};
+use crate::api::{
+    Accepted, LaunchRequest, List, MigrateRequest, Placement, PowerAction, PowerRequest, SetGroups, VmView,
+};
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use hyper::Method;
@@ -35,6 +37,16 @@ impl Vms {
             ApiPath::one("vms", "vm", vm.as_ref()),
             json,
         ))
+    }
+
+    /// Moves it to another node, or to the one that fits best. The operation is over when it is there.
+    pub fn migrate(&self, vm: impl AsRef<str>, request: &MigrateRequest) -> Call<Accepted<VmView>> {
+        Call::new(&self.0, Method::POST, below(vm, "migrate"), json).with_json(request)
+    }
+
+    /// What the scheduler thinks of each node for it, the best first.
+    pub fn placement(&self, vm: impl AsRef<str>) -> Call<List<Placement>> {
+        Call::new(&self.0, Method::GET, below(vm, "placement"), json)
     }
 
     /// Changes its power state. The operation is over when that state is seen.

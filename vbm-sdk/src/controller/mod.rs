@@ -14,18 +14,21 @@
 //! only what differs from what the node was last told. Everything can be dropped and begun anew: the
 //! records are the only memory.
 
+mod admission;
 mod consoles;
 mod forwards;
 mod groups;
 mod images;
 mod keeper;
 mod launch;
+mod moving;
 mod networks;
 mod operations;
 mod overseer;
 pub(crate) mod plan;
 mod reads;
 mod reports;
+pub(crate) mod schedule;
 mod views;
 mod vms;
 

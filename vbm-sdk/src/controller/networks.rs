@@ -5,8 +5,12 @@ use crate::api::{Accepted, CreateNetwork, NetworkView};
 use crate::records::{Edit, until_uncrossed};
 use vbm_core::{
     Error, ErrorKind, EventKind, Kind, Meta, Network, NetworkId, NetworkSpec, NetworkStatus, ObjectRef, Port,
-    Result, network::parse_cidr,
+    Result,
+    network::{VNI_FIRST, VNI_LAST, parse_cidr},
 };
+
+/// How many identifiers are tried before it is said that none is left.
+const VNI_MAX_TRIES: usize = 64;
 
 impl Controller {
     /// Makes a network, and an operation that sees it up.
@@ -14,9 +18,11 @@ impl Controller {
     /// # Errors
     /// What is asked makes no sense, or the name is taken.
     pub async fn create_network(&self, request: &CreateNetwork) -> Result<Accepted<NetworkView>> {
-        let spec =
+        let mut spec =
             spec_of(request).map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let id = NetworkId::from_uuid(self.inner.ids.next());
+        let vni = self.pick_vni().await?;
+        spec.vni = Some(vni);
         let network = Network {
             meta: Meta::new(id, request.name.clone(), self.inner.clock.now()),
             spec,
@@ -28,12 +34,30 @@ impl Controller {
         let edit = Edit::default()
             .create(&network)
             .create(&operation)
+            .claim(vni_key(vni), id)
             .event(&self.event(EventKind::NetworkCreated, target, message));
         self.records().commit(edit).await?;
         Ok(Accepted {
             item: self.network_view(&id.to_string()).await?,
             operation,
         })
+    }
+
+    /// A VXLAN network identifier that no network has.
+    async fn pick_vni(&self) -> Result<u32> {
+        for _ in 0..VNI_MAX_TRIES {
+            let [.., a, b, c, d] = *self.inner.ids.next().as_bytes();
+            let vni = VNI_FIRST + u32::from_be_bytes([a, b, c, d]) % (VNI_LAST - VNI_FIRST + 1);
+            if self.records().store().get(&vni_key(vni)).await?.is_none() {
+                return Ok(vni);
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Exhausted,
+            "no identifier is left for the network",
+            "nearly all of the 16 million VXLAN identifiers are taken",
+            "delete networks that nobody needs",
+        ))
     }
 
     /// Deletes a network that has no ports.
@@ -91,6 +115,11 @@ impl Controller {
         let record = self.records().resolve::<Network>(network).await?.value;
         Ok(Tables::load(self.records()).await?.network(&record))
     }
+}
+
+/// The key that a VXLAN network identifier is claimed by.
+pub(super) fn vni_key(vni: u32) -> String {
+    format!("vni/{vni}")
 }
 
 /// The spec that a request means: what it leaves out is as usual.

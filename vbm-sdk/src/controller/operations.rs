@@ -5,6 +5,7 @@
 use super::{
     Controller,
     keeper::{Keepers, Reached},
+    moving::MIGRATE,
     plan::World,
 };
 use crate::api::WAIT_MAX_SECONDS;
@@ -55,6 +56,8 @@ fn judge(
             .values()
             .find(|v| v.meta.id.to_string() == operation.target.id)
         {
+            // Its mover ends it.
+            Some(_) if operation.verb == MIGRATE => Verdict::GoesOn,
             Some(vm) => judge_vm(operation, vm, patient),
             None => judge_absent(operation),
         },
@@ -185,7 +188,7 @@ impl Controller {
             .collect())
     }
 
-    async fn end_operation(&self, id: OperationId, error: Option<Error>) -> Result<()> {
+    pub(super) async fn end_operation(&self, id: OperationId, error: Option<Error>) -> Result<()> {
         let now = self.inner.clock.now();
         self.records()
             .update::<Operation>(id, |o| {

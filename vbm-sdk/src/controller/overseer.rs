@@ -1,15 +1,16 @@
 //! The overseer: one task that looks at all records, places VMs, forgets what is gone, finishes
 //! operations, and tells the keepers of the nodes when the world has changed.
 
-use super::{Controller, keeper::Keepers, launch::release_port, plan::World};
+use super::{Controller, keeper::Keepers, launch::release_port, moving::Movers, plan::World};
 use crate::methods::LOST_AFTER;
 use crate::records::{Edit, Held, Record, Records};
 use crate::store::{Revision, StoreError};
 use futures::StreamExt;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
 use vbm_core::{
-    Error, ErrorKind, EventKind, Forward, Group, Image, Kind, Network, Node, NodeState, ObjectRef, Port,
-    PowerState, Result, Vm, Volume,
+    Error, ErrorKind, EventKind, Forward, Group, Image, Kind, Network, Node, NodePath, NodeState, ObjectRef,
+    Port, PowerState, Result, Timestamp, Vm, Volume,
 };
 
 /// How often the world is looked at although nothing changed.
@@ -27,9 +28,11 @@ impl Controller {
     /// Runs until shutdown. Failures of the store are logged and tried again: nothing else is possible without it.
     pub(super) async fn oversee(&self) {
         let mut keepers = Keepers::new(self.clone());
+        let mut movers = Movers::new(self.clone(), self.inner.stop.child_token());
+        let mut heard = Heard::default();
         let mut looks = 0_u64;
         while !self.inner.stop.is_cancelled() {
-            let next = match self.look(&mut keepers).await {
+            let next = match self.look(&mut keepers, &mut movers, &mut heard).await {
                 Ok(revision) => self.until_changed(revision, &keepers).await,
                 Err(e) => Err(e),
             };
@@ -47,17 +50,19 @@ impl Controller {
                 tracing::warn!(error = %error.inline(), "history could not be trimmed");
             }
         }
+        movers.shutdown().await;
         keepers.shutdown().await;
     }
 
-    async fn look(&self, keepers: &mut Keepers) -> Result<Revision> {
+    async fn look(&self, keepers: &mut Keepers, movers: &mut Movers, heard: &mut Heard) -> Result<Revision> {
         let mut world = World::load(self.records()).await?;
-        self.mark_lost(&mut world).await?;
+        self.mark_lost(&mut world, heard).await?;
         self.place_all(&mut world).await?;
         self.forget_gone(&mut world, keepers).await?;
         let revision = world.revision;
         let world = Arc::new(world);
         keepers.show(Arc::clone(&world));
+        movers.show(&world, |node| keepers.reached(node));
         self.finish_operations(&world, keepers).await?;
         Ok(revision)
     }
@@ -88,19 +93,22 @@ impl Controller {
     }
 
     /// Nodes that were silent too long are lost; nobody can tell what their VMs do.
-    async fn mark_lost(&self, world: &mut World) -> Result<()> {
+    async fn mark_lost(&self, world: &mut World, heard: &mut Heard) -> Result<()> {
         let now = self.inner.clock.now();
         for node in world.nodes.values_mut() {
-            if node.status.state != NodeState::Ready || now.since(node.status.seen_at) < LOST_AFTER {
+            let silent = heard.silent_for(node);
+            if node.status.state != NodeState::Ready || silent < LOST_AFTER {
                 continue;
             }
-            let mut marked = false;
+            let (last, mut marked) = (node.status.seen_at, false);
+            let reason = lost(node);
             *node = self
                 .records()
                 .update::<Node>(node.path.clone(), |n| {
-                    marked = n.status.state == NodeState::Ready && now.since(n.status.seen_at) >= LOST_AFTER;
+                    marked = n.status.state == NodeState::Ready && n.status.seen_at == last;
                     if marked {
                         n.status.state = NodeState::Lost;
+                        n.status.reason = Some(reason.clone());
                     }
                     Ok(marked)
                 })
@@ -187,11 +195,11 @@ impl Controller {
             let target = ObjectRef::new(Kind::Network, network.meta.id, &network.meta.name);
             if let Some(held) = self.records().get::<Network>(network.meta.id).await? {
                 let event = self.event(EventKind::NetworkDeleted, target, "");
-                done_or_crossed(
-                    self.records()
-                        .commit(Edit::default().delete(&held).event(&event))
-                        .await,
-                )?;
+                let mut edit = Edit::default().delete(&held).event(&event);
+                if let Some(vni) = network.spec.vni {
+                    edit = edit.release(super::networks::vni_key(vni));
+                }
+                done_or_crossed(self.records().commit(edit).await)?;
             }
             world.networks.remove(&network.meta.id);
         }
@@ -231,6 +239,39 @@ impl Controller {
         world.forwards.retain(|f| !vm.spec.ports.contains(&f.spec.target));
         Ok(())
     }
+}
+
+/// When each node was heard of last, by this controller's own steady clock: the times in the records were written by
+/// whichever controller took the report, and are no measure of how long ago that was.
+#[derive(Default)]
+struct Heard {
+    nodes: BTreeMap<NodePath, (Timestamp, Instant)>,
+}
+
+impl Heard {
+    /// How long the node's record has told nothing new.
+    fn silent_for(&mut self, node: &Node) -> Duration {
+        let now = Instant::now();
+        let told = node.status.seen_at;
+        let (last, since) = self.nodes.entry(node.path.clone()).or_insert((told, now));
+        if *last != told {
+            (*last, *since) = (told, now);
+        }
+        now.duration_since(*since)
+    }
+}
+
+fn lost(node: &Node) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("node {} does not answer", node.path),
+        format!(
+            "its agent has not reported itself for {} s; it was last heard of at {}",
+            LOST_AFTER.as_secs(),
+            node.status.seen_at
+        ),
+        "look whether the machine, its vbmd and its way to Redis are there; its VMs may run on, and are not started elsewhere",
+    )
 }
 
 /// A crossing is no failure here: the next look sees the newer record.

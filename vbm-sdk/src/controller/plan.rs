@@ -3,12 +3,15 @@
 //! The plan is complete each time; it knows nothing of what was sent before. Whoever carries it out
 //! compares it with what it told the node last and sends the difference.
 
-use crate::methods::{GoneVm, WantedForward, WantedNetwork, WantedNic, WantedPort, WantedRoot, WantedVm};
+use crate::methods::{
+    GoneVm, WantedForward, WantedNetwork, WantedNic, WantedOverlay, WantedPort, WantedRemote, WantedRoot,
+    WantedVm,
+};
 use crate::store::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use vbm_core::{
-    Error, ErrorKind, Forward, Group, GroupId, Image, ImageId, Name, Network, NetworkId, Node, NodePath,
-    NodeState, Port, PortId, Rule, Vm, VmId, Volume, VolumeId,
+    Forward, Group, GroupId, Image, ImageId, Network, NetworkId, Node, NodePath, Port, PortId, Rule, Vm,
+    VmId, Volume, VolumeId,
 };
 
 /// All records that the plan looks at, as of one revision or a little later.
@@ -40,27 +43,31 @@ impl World {
         let here = |vm: &&Vm| vm.spec.node.as_ref() == Some(node);
         let (leaving, staying): (Vec<&Vm>, Vec<&Vm>) =
             self.vms.values().filter(here).partition(|v| v.meta.deleting);
-        let staying_ids: BTreeSet<VmId> = staying.iter().map(|v| v.meta.id).collect();
+        let coming = self.vms.values().filter(|v| {
+            let moving = v.spec.moving.as_ref();
+            !v.meta.deleting && !here(v) && moving.is_some_and(|m| m.to == *node)
+        });
+        let plugged: BTreeSet<VmId> = staying.iter().copied().chain(coming).map(|v| v.meta.id).collect();
         let (dead, alive): (Vec<&Network>, Vec<&Network>) =
             self.networks.values().partition(|n| n.meta.deleting);
         NodePlan {
             networks: alive
                 .into_iter()
-                .map(|n| self.wanted_network(n, &staying_ids))
+                .map(|n| self.wanted_network(n, node, &plugged))
                 .collect(),
             vms: staying.into_iter().filter_map(|v| self.wanted_vm(v)).collect(),
-            remove_vms: leaving.into_iter().map(|v| self.gone_vm(v)).collect(),
+            remove_vms: leaving.into_iter().map(|v| self.gone_vm(v, false)).collect(),
             remove_networks: dead.into_iter().map(|n| n.meta.id).collect(),
         }
     }
 
-    fn wanted_network(&self, network: &Network, vms: &BTreeSet<VmId>) -> WantedNetwork {
+    fn wanted_network(&self, network: &Network, node: &NodePath, vms: &BTreeSet<VmId>) -> WantedNetwork {
         let id = network.meta.id;
-        let ports: Vec<&Port> = self
+        let (ports, others): (Vec<&Port>, Vec<&Port>) = self
             .ports
             .values()
-            .filter(|p| p.spec.network == id && vms.contains(&p.spec.vm))
-            .collect();
+            .filter(|p| p.spec.network == id)
+            .partition(|p| vms.contains(&p.spec.vm));
         let forwards = self
             .forwards
             .iter()
@@ -71,9 +78,26 @@ impl World {
             generation: network.meta.generation,
             spec: network.spec.clone(),
             forwards: forwards.map(wanted_forward).collect(),
-            overlay: None,
+            overlay: self.wanted_overlay(network, node, &others),
             ports: ports.into_iter().map(|p| self.wanted_port(p)).collect(),
         }
+    }
+
+    /// How the network reaches the ports that are on other nodes; `None` where it stays on this one.
+    fn wanted_overlay(&self, network: &Network, node: &NodePath, others: &[&Port]) -> Option<WantedOverlay> {
+        let remote = |port: &&Port| {
+            let vm = self.vms.get(&port.spec.vm).filter(|vm| !vm.meta.deleting)?;
+            Some(WantedRemote {
+                mac: port.spec.mac,
+                address: port.spec.address,
+                host: self.nodes.get(vm.spec.node.as_ref()?)?.status.underlay?,
+            })
+        };
+        Some(WantedOverlay {
+            vni: network.spec.vni?,
+            local: self.nodes.get(node)?.status.underlay?,
+            remotes: others.iter().filter_map(remote).collect(),
+        })
     }
 
     fn wanted_port(&self, port: &Port) -> WantedPort {
@@ -97,7 +121,7 @@ impl World {
     }
 
     /// `None` while a record that it refers to is missing: it is better to wait than to start half of it.
-    fn wanted_vm(&self, vm: &Vm) -> Option<WantedVm> {
+    pub(crate) fn wanted_vm(&self, vm: &Vm) -> Option<WantedVm> {
         let image = self.images.get(&vm.spec.image)?;
         let volume = self.volumes.get(&vm.spec.root_volume)?;
         let nics = vm
@@ -129,109 +153,22 @@ impl World {
             boot: image.spec.boot.clone(),
             nics,
             power: vm.spec.power,
+            held: vm
+                .spec
+                .moving
+                .as_ref()
+                .is_some_and(|m| vm.spec.node.as_ref() != Some(&m.to)),
         })
     }
 
-    fn gone_vm(&self, vm: &Vm) -> GoneVm {
+    pub(crate) fn gone_vm(&self, vm: &Vm, keep_volume: bool) -> GoneVm {
         let ports = vm.spec.ports.iter().filter_map(|p| self.ports.get(p));
         GoneVm {
             id: vm.meta.id,
             volume: vm.spec.root_volume,
             nics: ports.map(|p| (p.spec.network, p.meta.id)).collect(),
+            keep_volume,
         }
-    }
-
-    /// A node for a VM.
-    ///
-    /// # Errors
-    /// No node fits; says of each why.
-    pub(crate) fn place(&self, vm: &Vm) -> Result<NodePath, Error> {
-        let mut reasons = Vec::new();
-        let mut best: Option<(u64, &Node)> = None;
-        for node in self.nodes.values() {
-            match self.fits(vm, node) {
-                Ok(score) if best.is_none_or(|(b, _)| score > b) => best = Some((score, node)),
-                Ok(_) => {}
-                Err(why) => reasons.push(format!("{}: {why}", node.path)),
-            }
-        }
-        if let [one] = &self.nodes.values().collect::<Vec<_>>()[..]
-            && let Some(problem) = one
-                .status
-                .capabilities
-                .iter()
-                .find(|c| c.driver == vm.spec.driver)
-                .and_then(|c| c.problem.clone())
-        {
-            return Err(problem.context(format!("no node can run {}", vm.meta.name)));
-        }
-        let why = if self.nodes.is_empty() {
-            "no node has reported itself yet".to_owned()
-        } else {
-            reasons.join("; ")
-        };
-        best.map(|(_, node)| node.path.clone()).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unavailable,
-                format!("no node can run {}", vm.meta.name),
-                why,
-                "see `vbm node list`; it is placed as soon as one can",
-            )
-        })
-    }
-
-    /// How well a VM fits a node, or why it does not. More free memory is better.
-    fn fits(&self, vm: &Vm, node: &Node) -> Result<u64, String> {
-        if node.status.state != NodeState::Ready {
-            return Err(format!("it is {}", node.status.state));
-        }
-        if node.spec.cordoned {
-            return Err("it takes no new VMs".into());
-        }
-        let Some(capability) = node
-            .status
-            .capabilities
-            .iter()
-            .find(|c| c.driver == vm.spec.driver)
-        else {
-            return Err(format!("it has no driver {}", vm.spec.driver));
-        };
-        if let Some(problem) = &capability.problem {
-            return Err(problem.inline());
-        }
-        if let Some((network, other)) = self.network_elsewhere(vm, &node.path) {
-            return Err(format!(
-                "network {network} is on {other}, and networks do not span nodes yet"
-            ));
-        }
-        let planned: u64 = self
-            .vms
-            .values()
-            .filter(|v| v.spec.node.as_ref() == Some(&node.path) && !v.status.power.is_live())
-            .map(|v| u64::from(v.spec.memory_mib))
-            .sum();
-        let free = node.status.memory_free_mib.saturating_sub(planned);
-        let needed = u64::from(vm.spec.memory_mib);
-        free.checked_sub(needed)
-            .ok_or_else(|| format!("it has {free} MiB of memory left, and {needed} are needed"))
-    }
-
-    fn network_elsewhere(&self, vm: &Vm, node: &NodePath) -> Option<(Name, NodePath)> {
-        let mine: Vec<NetworkId> = vm
-            .spec
-            .ports
-            .iter()
-            .filter_map(|p| self.ports.get(p))
-            .map(|p| p.spec.network)
-            .collect();
-        self.ports
-            .values()
-            .filter(|p| mine.contains(&p.spec.network))
-            .find_map(|p| {
-                let other = self.vms.get(&p.spec.vm)?.spec.node.as_ref()?;
-                let network = self.networks.get(&p.spec.network)?;
-                (other != node).then(|| (network.meta.name.clone(), other.clone()))
-            })
     }
 }
 
@@ -247,4 +184,4 @@ fn wanted_forward(forward: &Forward) -> WantedForward {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,14 +1,17 @@
 //! What agents tell, and what is made of it.
 
-use super::Controller;
+use super::{
+    Controller,
+    admission::{self, Admission},
+};
 use crate::methods::{
-    ImageRead, NodeReport, NodeReportReply, NodeReportRequest, PortReport, PortReportRequest, VmReport,
-    VmReportRequest,
+    GoneVm, ImageRead, NodeReport, NodeReportReply, NodeReportRequest, PortReport, PortReportRequest,
+    VmReport, VmReportRequest,
 };
 use crate::records::Edit;
 use vbm_core::{
     Error, EventKind, Kind, Network, Node, NodePath, NodeSpec, NodeState, NodeStatus, ObjectRef, Port,
-    PowerState, Result, Vm, VmId, VmStatus, WantedPower,
+    PowerState, Result, Rival, Timestamp, Vm, VmId, VmStatus, WantedPower,
 };
 use vbm_rpc::Router;
 
@@ -37,58 +40,138 @@ impl Controller {
 
     async fn node_report(&self, report: NodeReportRequest) -> Result<NodeReportReply> {
         let now = self.inner.clock.now();
-        let known = self.records().get::<Node>(&report.path).await?;
-        let before = known
-            .as_ref()
-            .map_or(NodeState::Unknown, |n| n.value.status.state);
-        let status = NodeStatus {
-            state: NodeState::Ready,
-            capabilities: report.capabilities,
-            cpus: report.cpus,
-            memory_mib: report.memory_mib,
-            memory_free_mib: report.memory_free_mib,
-            boot_id: report.boot_id,
-            epoch: report.epoch,
-            seen_at: now,
-            version: report.version,
-            identity: report.identity,
-            reason: None,
-            warnings: Vec::new(),
-            underlay: report.underlay,
-            shared_storage: report.shared_storage,
-        };
-        let spec = known.map_or_else(NodeSpec::default, |n| n.value.spec);
-        let node = Node {
-            path: report.path.clone(),
-            spec,
-            status,
-        };
-        let mut edit = Edit::default().put(&node);
-        let event = self.event(
-            EventKind::NodeReady,
-            ObjectRef::node(&report.path),
-            format!("version {}", node.status.version),
-        );
-        if before != NodeState::Ready {
-            edit = edit.event(&event);
+        let known = self.records().get::<Node>(&report.path).await?.map(|n| n.value);
+        let vms = self.records().all::<Vm>().await?;
+        let has_vms = vms
+            .iter()
+            .any(|v| v.value.spec.node.as_ref() == Some(&report.path));
+        match admission::judge(&report, known.as_ref(), has_vms, now) {
+            Admission::Accepted(warnings) => {
+                self.node_accepted(&report, known, warnings, now).await?;
+            }
+            Admission::Incompatible(problem) => {
+                self.node_refused(&report, known, &problem, now).await?;
+                return Err(problem);
+            }
+            Admission::Rival(problem) => {
+                self.note_rival(&report, now).await?;
+                return Err(problem);
+            }
         }
-        self.records().commit(edit).await?;
         let mut reply = NodeReportReply {
             epoch: self.epoch(),
             surplus_networks: Vec::new(),
             orphan_vms: Vec::new(),
+            stray_vms: Vec::new(),
         };
-        for id in report.networks {
+        for id in &report.networks {
             if self.records().get::<Network>(id).await?.is_none() {
-                reply.surplus_networks.push(id);
+                reply.surplus_networks.push(*id);
             }
         }
-        for id in report.vms {
-            if self.records().get::<Vm>(id).await?.is_none() {
-                reply.orphan_vms.push(id);
+        for id in &report.vms {
+            match vms.iter().find(|v| v.value.meta.id == *id) {
+                None => reply.orphan_vms.push(*id),
+                Some(held) if is_stray(&held.value, &report.path) => {
+                    reply.stray_vms.push(self.stray(&held.value).await?);
+                }
+                Some(_) => {}
             }
         }
         Ok(reply)
+    }
+
+    async fn node_accepted(
+        &self,
+        report: &NodeReportRequest,
+        known: Option<Node>,
+        warnings: Vec<Error>,
+        now: Timestamp,
+    ) -> Result<()> {
+        let before = known.as_ref().map(|n| n.status.clone()).unwrap_or_default();
+        let mut status = status_of(report, now);
+        status.state = NodeState::Ready;
+        status.rival = before
+            .rival
+            .filter(|r| now.since(r.seen_at) < admission::RIVAL_SHOWN);
+        status.warnings = warnings;
+        let node = Node {
+            path: report.path.clone(),
+            spec: known.map_or_else(NodeSpec::default, |n| n.spec),
+            status,
+        };
+        let mut edit = Edit::default().put(&node);
+        if before.state != NodeState::Ready {
+            let message = format!("version {}", node.status.version);
+            edit = edit.event(&self.event(EventKind::NodeReady, ObjectRef::node(&node.path), message));
+        }
+        self.records().commit(edit).await.map(drop)
+    }
+
+    /// A node of another version is shown with the reason; what runs on it runs on.
+    async fn node_refused(
+        &self,
+        report: &NodeReportRequest,
+        known: Option<Node>,
+        problem: &Error,
+        now: Timestamp,
+    ) -> Result<()> {
+        let before = known.as_ref().map_or(NodeState::Unknown, |n| n.status.state);
+        let mut status = status_of(report, now);
+        status.state = NodeState::Refused;
+        status.reason = Some(problem.clone());
+        let node = Node {
+            path: report.path.clone(),
+            spec: known.map_or_else(NodeSpec::default, |n| n.spec),
+            status,
+        };
+        let mut edit = Edit::default().put(&node);
+        if before != NodeState::Refused {
+            let event = self.event(
+                EventKind::NodeRefused,
+                ObjectRef::node(&node.path),
+                problem.inline(),
+            );
+            edit = edit.event(&event);
+        }
+        self.records().commit(edit).await.map(drop)
+    }
+
+    async fn note_rival(&self, report: &NodeReportRequest, now: Timestamp) -> Result<()> {
+        let mut new = false;
+        self.records()
+            .update::<Node>(report.path.clone(), |n| {
+                let rival = n.status.rival.as_ref();
+                new = rival.is_none_or(|r| r.identity != report.identity);
+                n.status.rival = Some(Rival {
+                    identity: report.identity.clone(),
+                    seen_at: now,
+                });
+                Ok(true)
+            })
+            .await?;
+        if new {
+            let message = format!("machine {} reports itself under the same path", report.identity);
+            let event = self.event(EventKind::NodeRefused, ObjectRef::node(&report.path), message);
+            self.records().commit(Edit::default().event(&event)).await?;
+        }
+        Ok(())
+    }
+
+    /// What a node shall give up of a VM that is another's.
+    async fn stray(&self, vm: &Vm) -> Result<GoneVm> {
+        let mut nics = Vec::new();
+        for port in &vm.spec.ports {
+            if let Some(port) = self.records().get::<Port>(port).await? {
+                nics.push((port.value.spec.network, port.value.meta.id));
+            }
+        }
+        Ok(GoneVm {
+            id: vm.meta.id,
+            volume: vm.spec.root_volume,
+            nics,
+            keep_volume: true,
+        })
     }
 
     async fn vm_report(&self, report: VmReportRequest) -> Result<()> {
@@ -118,6 +201,9 @@ impl Controller {
             .update::<Vm>(id, |vm| {
                 happened = None;
                 if vm.spec.node.as_ref() != Some(node) || status.observed < vm.status.observed {
+                    return Ok(false);
+                }
+                if left_on_the_way(vm, status) {
                     return Ok(false);
                 }
                 let before = vm.clone();
@@ -201,6 +287,34 @@ impl Controller {
     }
 }
 
+/// A VM that moves is over on its source before it is written down as another node's: that is no end of it.
+fn left_on_the_way(vm: &Vm, status: &VmStatus) -> bool {
+    vm.spec.moving.is_some() && !status.power.is_live()
+}
+
+/// Whether a VM that a node holds is another node's: it went there while this one was away. One that is on its
+/// way is its mover's business.
+fn is_stray(vm: &Vm, node: &NodePath) -> bool {
+    vm.spec.moving.is_none() && vm.spec.node.as_ref().is_some_and(|home| home != node)
+}
+
+fn status_of(report: &NodeReportRequest, now: Timestamp) -> NodeStatus {
+    NodeStatus {
+        capabilities: report.capabilities.clone(),
+        cpus: report.cpus,
+        memory_mib: report.memory_mib,
+        memory_free_mib: report.memory_free_mib,
+        boot_id: report.boot_id.clone(),
+        epoch: report.epoch,
+        seen_at: now,
+        version: report.version.clone(),
+        identity: report.identity.clone(),
+        underlay: report.underlay,
+        shared_storage: report.shared_storage.clone(),
+        ..NodeStatus::default()
+    }
+}
+
 /// A guest that shut itself down is wanted off from now on: it said so itself.
 fn settle_guest_shutdown(vm: &mut Vm) {
     let reached = vm.status.observed == vm.meta.generation && vm.status.problem.is_none();
@@ -229,6 +343,7 @@ fn event_of(before: &Vm, after: &Vm, adopted: bool) -> Option<(EventKind, String
         )),
         (P::Paused(_), P::Running) => Some((EventKind::VmResumed, String::new())),
         (P::Running | P::Unknown | P::Unresponsive | P::Stopping, P::Running) => None,
+        (P::MigratingOut | P::MigratingIn, P::Running) => None,
         (_, P::Running) => Some((EventKind::VmStarted, String::new())),
         (P::Off, P::Off) => None,
         (P::Paused(_), P::Paused(_)) => None,

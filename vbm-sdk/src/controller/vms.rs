@@ -34,6 +34,7 @@ impl Controller {
         if vm.meta.deleting {
             return Err(being_deleted(&vm.meta.name));
         }
+        refuse_moving(&vm)?;
         match plan_power(&vm, action)? {
             None => {
                 self.done_at_once(self.operation(verb, target, vm.meta.generation))
@@ -78,6 +79,7 @@ impl Controller {
         let operation = until_uncrossed(|| async {
             let held = self.records().must::<Vm>(id).await?;
             let mut vm = held.value.clone();
+            refuse_moving(&vm)?;
             if !force && !is_at_rest(&vm) {
                 return Err(Error::new(
                     ErrorKind::Conflict,
@@ -243,7 +245,20 @@ fn plan_power(vm: &Vm, action: PowerAction) -> Result<Option<WantedPower>> {
     }
 }
 
-fn being_deleted(name: &Name) -> Error {
+/// A VM that moves is its mover's alone.
+pub(super) fn refuse_moving(vm: &Vm) -> Result<()> {
+    match &vm.spec.moving {
+        None => Ok(()),
+        Some(moving) => Err(Error::new(
+            ErrorKind::Conflict,
+            format!("cannot change {}", vm.meta.name),
+            format!("it is on its way from {} to {}", moving.from, moving.to),
+            "wait until it is there; `vbm operation list` shows how far it is",
+        )),
+    }
+}
+
+pub(super) fn being_deleted(name: &Name) -> Error {
     Error::new(
         ErrorKind::Conflict,
         format!("cannot change {name}"),

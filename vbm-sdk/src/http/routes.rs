@@ -6,8 +6,8 @@ use super::{
 };
 use crate::api::{
     API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
-    EventView, ForwardView, LaunchRequest, List, ListQuery, NetworkView, PortView, PowerRequest, Problem,
-    SetGroups, SetRules, Version, VmView, WaitQuery,
+    EventView, ForwardView, LaunchRequest, List, ListQuery, MigrateRequest, NetworkView, Placement, PortView,
+    PowerRequest, Problem, SetGroups, SetRules, Version, VmView, WaitQuery,
 };
 use crate::store::Revision;
 use axum::{
@@ -39,6 +39,8 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(list_vms, launch))
         .routes(routes!(get_vm, delete_vm))
         .routes(routes!(power))
+        .routes(routes!(migrate))
+        .routes(routes!(placement))
         .routes(routes!(set_groups))
         .routes(routes!(console::console))
         .routes(routes!(console_log))
@@ -140,6 +142,26 @@ async fn power(
     Json(request): Json<PowerRequest>,
 ) -> Made<Accepted<VmView>> {
     accepted(api.controller.power(&vm, request.action).await?)
+}
+
+/// Moves a VM to another node, while it runs or while it is off.
+#[utoipa::path(post, path = "/vms/{vm}/migrate", tag = "vms", request_body = MigrateRequest,
+    params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
+    responses((status = 202, body = Accepted<VmView>), (status = "default", body = Problem)))]
+async fn migrate(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Json(request): Json<MigrateRequest>,
+) -> Made<Accepted<VmView>> {
+    accepted(api.controller.migrate(&vm, &request).await?)
+}
+
+/// Tells what the scheduler thinks of each node for a VM, the best first.
+#[utoipa::path(get, path = "/vms/{vm}/placement", tag = "vms",
+    params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
+    responses((status = 200, body = List<Placement>), (status = "default", body = Problem)))]
+async fn placement(State(api): State<ApiState>, Path(vm): Path<String>) -> Answer<List<Placement>> {
+    Ok(axum::Json(api.controller.placement(&vm).await?))
 }
 
 /// Replaces the security groups of a VM's ports.

@@ -10,10 +10,10 @@ use crate::{
     source::{RandomIds, SystemClock},
     store::Store,
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Clock, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
-use vbm_hyper::{Driver, ImageStore, Pool};
+use vbm_hyper::{Driver, ImageStore};
 use vbm_net::NetworkBackend;
 use vbm_rpc::{Bus, Member, Router, Service, Transport};
 
@@ -62,6 +62,8 @@ pub struct Builder {
     pub(super) driver: DriverChoice,
     pub(super) network: NetworkChoice,
     ephemeral: bool,
+    underlay: Option<Ipv4Addr>,
+    shared_storage: Option<PathBuf>,
     pub(super) own_store: Option<Arc<dyn Store>>,
     pub(super) own_drivers: Option<Vec<Arc<dyn Driver>>>,
     pub(super) own_networks: Option<Arc<dyn NetworkBackend>>,
@@ -86,6 +88,8 @@ impl Builder {
             driver: DriverChoice::Qemu,
             network: NetworkChoice::Host,
             ephemeral: false,
+            underlay: None,
+            shared_storage: None,
             own_store: None,
             own_drivers: None,
             own_networks: None,
@@ -139,6 +143,20 @@ impl Builder {
     /// Nothing of this server is worth keeping once it is gone: `vbm doctor --fix` removes it, VMs included.
     pub const fn ephemeral(mut self, ephemeral: bool) -> Self {
         self.ephemeral = ephemeral;
+        self
+    }
+
+    /// This host's address among the nodes: networks span nodes by it (VXLAN), and running VMs move by it. Without one,
+    /// they stay on this host.
+    pub const fn underlay(mut self, address: Ipv4Addr) -> Self {
+        self.underlay = Some(address);
+        self
+    }
+
+    /// Keeps the agent's images and disks in a directory that other agents work in too, at the same path: VMs can move
+    /// between them.
+    pub fn shared_storage(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.shared_storage = Some(dir.into());
         self
     }
 
@@ -235,17 +253,18 @@ impl Builder {
             }));
         }
         if self.role != Role::Controller {
-            let volumes = Pool::open(record.data_dir.join("volumes"), images.clone())
-                .await
-                .map_err(Error::from)?;
+            let storage = parts::storage(self.shared_storage.as_deref(), record, images).await?;
             let config = AgentConfig {
                 path: self.node.clone(),
                 drivers: parts::drivers(self, record).await?,
                 networks: parts::networks(self, record).await?,
-                images,
-                volumes,
+                images: storage.images,
+                volumes: storage.volumes,
                 epoch_file: record.data_dir.join("epoch"),
                 clock: Arc::clone(&self.clock),
+                identity: record.tag.clone(),
+                underlay: self.underlay,
+                shared_storage: storage.shared,
             };
             let agent = Agent::open(config, self.ids.next().to_string()).await?;
             server.agent = Some(agent.clone());

@@ -5,9 +5,9 @@ use super::{
     instance::InstanceRecord,
 };
 use crate::store::{RedbStore, Store};
-use std::sync::Arc;
-use vbm_core::{Error, Result};
-use vbm_hyper::{Driver, QemuConfig, QemuDriver, SimDriver};
+use std::{io, path::Path, sync::Arc};
+use vbm_core::{Error, ErrorKind, Result};
+use vbm_hyper::{Driver, ImageStore, Pool, QemuConfig, QemuDriver, SimDriver};
 use vbm_net::{HostConfig, HostNetwork, NetworkBackend, SimNetwork};
 use vbm_rpc::Transport;
 
@@ -20,6 +20,73 @@ pub(super) async fn store(builder: &Builder, record: &InstanceRecord) -> Result<
     Ok(Arc::new(opened.map_err(|e| {
         Error::internal("the store could not be opened", e.to_string())
     })??))
+}
+
+/// Where an agent keeps images and disks.
+pub(super) struct Storage {
+    pub(super) images: ImageStore,
+    pub(super) volumes: Pool,
+    /// The word for the directory, when it is shared.
+    pub(super) shared: Option<String>,
+}
+
+/// The agent's own directory, or the one that it shares.
+pub(super) async fn storage(
+    shared: Option<&Path>,
+    record: &InstanceRecord,
+    own_images: ImageStore,
+) -> Result<Storage> {
+    let Some(dir) = shared else {
+        let volumes = Pool::open(record.data_dir.join("volumes"), own_images.clone()).await;
+        return Ok(Storage {
+            images: own_images,
+            volumes: volumes.map_err(Error::from)?,
+            shared: None,
+        });
+    };
+    let word = word_of(dir).map_err(|e| {
+        Error::new(
+            ErrorKind::Unavailable,
+            format!("the shared directory {} cannot be used", dir.display()),
+            e.to_string(),
+            "mount it, and see that root may write there",
+        )
+    })?;
+    let images = ImageStore::open_shared(dir.join("images"))
+        .await
+        .map_err(Error::from)?;
+    let volumes = Pool::open_shared(dir.join("volumes"), images.clone())
+        .await
+        .map_err(Error::from)?;
+    Ok(Storage {
+        images,
+        volumes,
+        shared: Some(word),
+    })
+}
+
+/// The word that a shared directory is known by: whoever comes first writes it. It goes with the path, because disks name
+/// their images by it.
+fn word_of(dir: &Path) -> io::Result<String> {
+    std::fs::create_dir_all(dir)?;
+    let dir = dir.canonicalize()?;
+    let path = dir.join("storage-id");
+    let fresh = dir.join(format!(".storage-id-{}", uuid::Uuid::now_v7()));
+    if !path.exists() {
+        std::fs::write(&fresh, uuid::Uuid::now_v7().to_string())?;
+        // A link fails when another was faster; then that one's word holds.
+        let linked = std::fs::hard_link(&fresh, &path);
+        std::fs::remove_file(&fresh)?;
+        linked.or_else(|e| {
+            if e.kind() == io::ErrorKind::AlreadyExists {
+                Ok(())
+            } else {
+                Err(e)
+            }
+        })?;
+    }
+    let id = std::fs::read_to_string(&path)?;
+    Ok(format!("{} at {}", id.trim(), dir.display()))
 }
 
 pub(super) async fn drivers(builder: &Builder, record: &InstanceRecord) -> Result<Vec<Arc<dyn Driver>>> {

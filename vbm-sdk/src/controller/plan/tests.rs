@@ -2,9 +2,9 @@
 
 use super::*;
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, ForwardId, ForwardSpec, GroupSpec, ImageSpec, Mac,
-    Meta, NetworkMode, NetworkSpec, NetworkStatus, NodeSpec, NodeStatus, PortSpec, PortStatus, Protocol,
-    Timestamp, VmSpec, VmStatus, VolumeSpec, WantedPower, network::parse_cidr,
+    Boot, Capability, Digest, DiskFormat, DriverKind, Error, ErrorKind, ForwardId, ForwardSpec, GroupSpec,
+    ImageSpec, Mac, Meta, NetworkMode, NetworkSpec, NetworkStatus, NodeSpec, NodeState, NodeStatus, PortSpec,
+    PortStatus, Protocol, Timestamp, VmSpec, VmStatus, VolumeSpec, WantedPower, network::parse_cidr,
 };
 
 fn uuid(n: u128) -> uuid::Uuid {
@@ -78,7 +78,7 @@ fn world() -> World {
     world
 }
 
-fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
+pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
     let n128 = u128::from(n);
     let (vm, port, volume) = (
         VmId::from_uuid(uuid(100 + n128)),
@@ -251,4 +251,89 @@ fn when_no_node_fits_each_says_why() {
         error.why().contains("a: it is lost") && error.why().contains("b: it has 10 MiB"),
         "{error}"
     );
+}
+
+/// A world whose network spans nodes `a` (10.9.0.1) and `b` (10.9.0.2).
+pub(crate) fn spanning() -> World {
+    let mut world = world();
+    let network = NetworkId::from_uuid(uuid(1));
+    world.networks.get_mut(&network).unwrap().spec.vni = Some(5_000);
+    for (n, node) in world.nodes.values_mut().enumerate() {
+        node.status.underlay = Some([10, 9, 0, u8::try_from(n).unwrap() + 1].into());
+        node.status.shared_storage = Some("same".into());
+    }
+    world
+}
+
+fn hosts(plan: &NodePlan) -> Vec<u8> {
+    let overlay = plan.networks[0].overlay.as_ref().unwrap();
+    overlay.remotes.iter().map(|r| r.host.octets()[3]).collect()
+}
+
+pub(crate) fn path(text: &str) -> NodePath {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_network_that_spans_nodes_tells_each_where_the_other_ports_are() {
+    let mut world = spanning();
+    add_vm(&mut world, 5, Some("a"));
+    add_vm(&mut world, 6, Some("b"));
+    let (a, b) = (world.node_plan(&path("a")), world.node_plan(&path("b")));
+    assert_eq!((hosts(&a), hosts(&b)), (vec![2], vec![1]));
+    assert_eq!(
+        a.networks[0].overlay.as_ref().unwrap().local,
+        std::net::Ipv4Addr::new(10, 9, 0, 1)
+    );
+}
+
+#[test]
+fn a_vm_that_moves_has_its_port_on_both_nodes_and_its_power_on_none() {
+    let mut world = spanning();
+    let vm = add_vm(&mut world, 5, Some("a"));
+    let moving = vbm_core::VmMove {
+        from: path("a"),
+        to: path("b"),
+        live: true,
+        operation: vbm_core::OperationId::from_uuid(uuid(9)),
+    };
+    world.vms.get_mut(&vm).unwrap().spec.moving = Some(moving);
+    let (a, b) = (world.node_plan(&path("a")), world.node_plan(&path("b")));
+    assert_eq!((a.networks[0].ports.len(), b.networks[0].ports.len()), (1, 1));
+    assert_eq!((hosts(&a), hosts(&b)), (vec![], vec![]));
+    assert!(a.vms[0].held && b.vms.is_empty());
+    world.vms.get_mut(&vm).unwrap().spec.node = Some(path("b"));
+    let (a, b) = (world.node_plan(&path("a")), world.node_plan(&path("b")));
+    assert!(a.vms.is_empty() && !b.vms[0].held);
+    assert_eq!((hosts(&a), a.networks[0].ports.len()), (vec![2], 0));
+}
+
+#[test]
+fn a_node_without_an_address_takes_no_part_in_a_network_that_is_elsewhere() {
+    let mut world = spanning();
+    world.nodes.get_mut(&path("b")).unwrap().status.underlay = None;
+    add_vm(&mut world, 5, Some("a"));
+    let vm = add_vm(&mut world, 6, None);
+    let candidates = world.candidates(&world.vms[&vm]);
+    assert_eq!(
+        (candidates[0].node.to_string().as_str(), candidates[0].fits()),
+        ("a", true)
+    );
+    assert!(
+        candidates[1].reasons[0].contains("b has no address"),
+        "{candidates:?}"
+    );
+    assert!(world.node_plan(&path("b")).networks[0].overlay.is_none());
+}
+
+#[test]
+fn every_reason_against_a_node_is_told() {
+    let mut world = spanning();
+    let node = world.nodes.get_mut(&path("b")).unwrap();
+    node.spec.cordoned = true;
+    node.status.memory_free_mib = 1;
+    node.status.capabilities.clear();
+    let vm = add_vm(&mut world, 6, None);
+    let candidates = world.candidates(&world.vms[&vm]);
+    assert_eq!(candidates[1].reasons.len(), 3, "{candidates:?}");
 }

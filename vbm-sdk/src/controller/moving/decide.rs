@@ -1,0 +1,293 @@
+//! What to do next with a VM that moves: pure.
+//!
+//! ```text
+//!                 source            destination        next
+//!   live    1     Running           Off                Receive
+//!           2     Running           waits at ADDR      Send(ADDR)
+//!           3     MigratingOut      waits              Wait
+//!           4     Off               Running            Switch
+//!   cold    1     Off               Off                Switch
+//!   both    5     (the record says: destination)       Leave
+//! ```
+//!
+//! Whatever died in between, the next look finds the row. What runs decides, not what was sent: a destination runs a VM
+//! only after the last of its memory came, and from then on it is the right copy.
+
+use crate::methods::{LookedAt, Sent};
+use std::{net::SocketAddr, time::Duration};
+use vbm_core::{Error, ErrorKind, PowerState};
+
+/// A move that has not ended by then is given up, unless the VM is at its destination.
+pub(super) const MOVE_MAX: Duration = Duration::from_secs(600);
+/// A node that must act and says nothing for so long is not waited for any longer.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(45);
+
+/// What is known of a move.
+#[derive(Clone, Debug)]
+pub(super) struct Sides {
+    pub(super) live: bool,
+    /// Whether the record names the destination as the VM's node.
+    pub(super) switched: bool,
+    /// What each side says; an error when it says nothing.
+    pub(super) source: Result<LookedAt, Error>,
+    pub(super) destination: Result<LookedAt, Error>,
+    /// Whether the destination holds the VM's networks with its ports.
+    pub(super) prepared: bool,
+    /// Since somebody began to look at it.
+    pub(super) waited: Duration,
+    /// How long one of the sides has said nothing.
+    pub(super) silent: Duration,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Wait,
+    /// Ask the destination to wait for the VM.
+    Receive,
+    /// Tell the source to send it.
+    Send(SocketAddr),
+    /// Write down that it is on the destination.
+    Switch,
+    /// Take what is left off the source; then the move is over.
+    Leave,
+    /// Take what is left off the destination; the VM stays where it was.
+    GiveUp(Error),
+}
+
+pub(super) fn next(sides: &Sides) -> Next {
+    if sides.switched {
+        return Next::Leave;
+    }
+    let next = if sides.live {
+        next_live(sides)
+    } else {
+        next_cold(sides)
+    };
+    match next {
+        Next::Wait if sides.waited >= MOVE_MAX => Next::GiveUp(given_up("it took longer than ten minutes")),
+        Next::Wait if sides.silent >= SILENCE_MAX => {
+            let why = sides.source.as_ref().err().or(sides.destination.as_ref().err());
+            Next::GiveUp(given_up(
+                &why.map_or_else(|| "a node does not answer".into(), Error::inline),
+            ))
+        }
+        next => next,
+    }
+}
+
+fn next_cold(sides: &Sides) -> Next {
+    match &sides.source {
+        Err(_) => Next::Wait,
+        Ok(source) if is_over(source.power) || source.power == PowerState::Saved => {
+            if sides.destination.is_ok() {
+                Next::Switch
+            } else {
+                Next::Wait
+            }
+        }
+        Ok(source) => Next::GiveUp(given_up(&format!("it is {} on its node", source.power))),
+    }
+}
+
+fn next_live(sides: &Sides) -> Next {
+    let Ok(destination) = &sides.destination else {
+        return match &sides.source {
+            Ok(source) => failed(source).unwrap_or(Next::Wait),
+            Err(_) => Next::Wait,
+        };
+    };
+    let arrived = matches!(destination.power, PowerState::Running | PowerState::Paused(_));
+    let Ok(source) = &sides.source else {
+        // The source cannot go on by itself once all of the memory has left it.
+        return if arrived { Next::Switch } else { Next::Wait };
+    };
+    if arrived {
+        return if source.power.is_live() {
+            Next::Wait
+        } else {
+            Next::Switch
+        };
+    }
+    if let Some(failed) = failed(source) {
+        return failed;
+    }
+    match (source.power, destination.receiving, &source.sent) {
+        (_, _, Some(Sent::UnderWay | Sent::Done { .. })) if destination.receiving.is_some() => Next::Wait,
+        (PowerState::Running | PowerState::Paused(_), Some(at), None) => Next::Send(at),
+        (PowerState::Running | PowerState::Paused(_), None, None) if sides.prepared => Next::Receive,
+        (power, ..) if is_over(power) => Next::GiveUp(given_up("it ended while it moved")),
+        (_, None, Some(_)) => Next::GiveUp(given_up("the destination does not wait for it any more")),
+        _ => Next::Wait,
+    }
+}
+
+fn failed(source: &LookedAt) -> Option<Next> {
+    match &source.sent {
+        Some(Sent::Failed(error)) if !is_over(source.power) => Some(Next::GiveUp(error.clone())),
+        _ => None,
+    }
+}
+
+const fn is_over(power: PowerState) -> bool {
+    matches!(power, PowerState::Off | PowerState::Crashed(_))
+}
+
+fn given_up(why: &str) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "the VM could not be moved",
+        why,
+        "look at it with `vbm info`; it is where it was, and the move can be tried again",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vbm_core::CrashCause;
+
+    fn at(port: u16) -> SocketAddr {
+        ([10, 0, 0, 2], port).into()
+    }
+
+    fn look(power: PowerState) -> LookedAt {
+        LookedAt {
+            power,
+            ..LookedAt::default()
+        }
+    }
+
+    fn waits() -> LookedAt {
+        LookedAt {
+            receiving: Some(at(1)),
+            ..look(PowerState::MigratingIn)
+        }
+    }
+
+    fn silent() -> Result<LookedAt, Error> {
+        Err(Error::internal("no answer", "x"))
+    }
+
+    fn sides(source: LookedAt, destination: LookedAt) -> Sides {
+        Sides {
+            live: true,
+            switched: false,
+            source: Ok(source),
+            destination: Ok(destination),
+            prepared: true,
+            waited: Duration::ZERO,
+            silent: Duration::ZERO,
+        }
+    }
+
+    const DONE: Sent = Sent::Done {
+        took_ms: 1,
+        downtime_ms: 1,
+        bytes: 1,
+    };
+
+    #[test]
+    fn a_live_move_goes_through_its_rows() {
+        let (off, running) = (look(PowerState::Off), look(PowerState::Running));
+        assert_eq!(next(&sides(running.clone(), off.clone())), Next::Receive);
+        assert_eq!(next(&sides(running.clone(), waits())), Next::Send(at(1)));
+        let sending = LookedAt {
+            sent: Some(Sent::UnderWay),
+            ..look(PowerState::MigratingOut)
+        };
+        assert_eq!(next(&sides(sending, waits())), Next::Wait);
+        let sent = LookedAt {
+            sent: Some(DONE),
+            ..off.clone()
+        };
+        assert_eq!(next(&sides(sent.clone(), waits())), Next::Wait);
+        assert_eq!(next(&sides(sent, running.clone())), Next::Switch);
+        let switched = Sides {
+            switched: true,
+            ..sides(off, running)
+        };
+        assert_eq!(next(&switched), Next::Leave);
+    }
+
+    #[test]
+    fn the_destination_is_not_asked_before_it_holds_the_networks() {
+        let unprepared = Sides {
+            prepared: false,
+            ..sides(look(PowerState::Running), look(PowerState::Off))
+        };
+        assert_eq!(next(&unprepared), Next::Wait);
+    }
+
+    #[test]
+    fn a_sending_that_failed_leaves_the_vm_where_it_was() {
+        let failed = LookedAt {
+            sent: Some(Sent::Failed(Error::internal("broken", "pipe"))),
+            ..look(PowerState::Running)
+        };
+        for destination in [waits(), look(PowerState::Off)] {
+            assert!(matches!(
+                next(&sides(failed.clone(), destination)),
+                Next::GiveUp(_)
+            ));
+        }
+    }
+
+    #[test]
+    fn what_runs_at_the_destination_has_arrived_even_when_the_source_is_silent() {
+        let cut = Sides {
+            source: silent(),
+            ..sides(look(PowerState::Off), look(PowerState::Running))
+        };
+        assert_eq!(next(&cut), Next::Switch);
+    }
+
+    #[test]
+    fn nothing_is_switched_while_nobody_knows_where_it_runs() {
+        for (source, destination) in [
+            (silent(), Ok(waits())),
+            (silent(), silent()),
+            (Ok(look(PowerState::Running)), silent()),
+            (Ok(look(PowerState::Unknown)), Ok(look(PowerState::Off))),
+        ] {
+            let sides = Sides {
+                source,
+                destination,
+                ..sides(look(PowerState::Off), look(PowerState::Off))
+            };
+            assert_eq!(next(&sides), Next::Wait);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_ends_on_the_way_stays_where_it_was() {
+        for power in [PowerState::Off, PowerState::Crashed(CrashCause::Guest)] {
+            assert!(matches!(next(&sides(look(power), waits())), Next::GiveUp(_)));
+        }
+    }
+
+    #[test]
+    fn a_vm_that_is_off_goes_without_memory_and_one_that_was_started_stays() {
+        let cold = |source| Sides {
+            live: false,
+            ..sides(look(source), look(PowerState::Off))
+        };
+        assert_eq!(next(&cold(PowerState::Off)), Next::Switch);
+        assert!(matches!(next(&cold(PowerState::Running)), Next::GiveUp(_)));
+    }
+
+    #[test]
+    fn no_move_goes_on_for_ever() {
+        let slow = Sides {
+            waited: MOVE_MAX,
+            ..sides(look(PowerState::MigratingOut), waits())
+        };
+        assert!(matches!(next(&slow), Next::GiveUp(_)));
+        let cut = Sides {
+            source: silent(),
+            silent: SILENCE_MAX,
+            ..sides(look(PowerState::Off), look(PowerState::Off))
+        };
+        assert!(matches!(next(&cut), Next::GiveUp(_)));
+    }
+}

@@ -1,0 +1,494 @@
+//! Moves of VMs between nodes.
+//!
+//! ```text
+//!   request --txn--> vm.spec.moving, operation        nothing has happened yet
+//!   mover (one task a moving VM): look at both sides -> decide -> one command -> look again
+//!       ... Switch: one transaction makes the destination the VM's node; from then on there is no way back
+//!       ... Leave:  the source lets go; vm.spec.moving is cleared
+//! ```
+//!
+//! The record and what runs on the two nodes are all that a mover knows: one that dies is replaced by one that looks. While
+//! a VM moves, its nodes hold it as it is: nothing is started or stopped but by its mover.
+
+mod decide;
+
+use super::{
+    Controller,
+    keeper::Reached,
+    plan::World,
+    schedule::Candidate,
+    vms::{being_deleted, not_placed},
+};
+use crate::api::{Accepted, List, MigrateRequest, Placement, VmView};
+use crate::methods::{LookAt, LookedAt, SendVm, VmAbandon, VmLook, VmReceive, VmRemove, VmSend};
+use crate::records::{Edit, until_uncrossed};
+use decide::{Next, Sides, next};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vbm_core::{
+    Error, ErrorKind, EventKind, Kind, Node, NodePath, NodeState, ObjectRef, Operation, PowerState, Result,
+    Vm, VmId, VmMove, WantedPower,
+};
+
+/// How often both sides are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// After a command that failed.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// The verb of the operation.
+pub(super) const MIGRATE: &str = "migrate";
+
+impl Controller {
+    /// Begins to move a VM to another node, and gives an operation that sees it there.
+    ///
+    /// # Errors
+    /// The VM or the node does not exist, or the move is not possible; says why.
+    pub async fn migrate(&self, vm: &str, request: &MigrateRequest) -> Result<Accepted<VmView>> {
+        let id = self.records().resolve::<Vm>(vm).await?.value.meta.id;
+        let operation = until_uncrossed(|| self.migrate_once(id, request)).await?;
+        Ok(Accepted {
+            item: self.vm_view(&id.to_string()).await?,
+            operation,
+        })
+    }
+
+    /// What the scheduler thinks of each node for a VM, the best first.
+    ///
+    /// # Errors
+    /// The VM does not exist.
+    pub async fn placement(&self, vm: &str) -> Result<List<Placement>> {
+        let vm = self.records().resolve::<Vm>(vm).await?.value;
+        let world = World::load(self.records()).await?;
+        let items = world.candidates(&vm).into_iter().map(|c| Placement {
+            current: vm.spec.node.as_ref() == Some(&c.node),
+            fits: c.fits(),
+            node: c.node,
+            score: c.score,
+            reasons: c.reasons,
+        });
+        Ok(List {
+            items: items.collect(),
+            next: None,
+            revision: world.revision,
+        })
+    }
+
+    async fn migrate_once(&self, id: VmId, request: &MigrateRequest) -> Result<Operation> {
+        let world = World::load(self.records()).await?;
+        let held = self.records().must::<Vm>(id).await?;
+        let mut vm = held.value.clone();
+        let headline = format!("cannot move {}", vm.meta.name);
+        let (from, to, live) = check(&world, &vm, request).map_err(|e| e.context(headline))?;
+        let target = ObjectRef::new(Kind::Vm, id, &vm.meta.name);
+        vm.meta.generation = vm.meta.generation.next();
+        vm.status.problem = None;
+        let operation = self.operation(MIGRATE, target.clone(), vm.meta.generation);
+        let message = format!("from {from} to {to}, {}", if live { "live" } else { "at rest" });
+        vm.spec.moving = Some(VmMove {
+            from,
+            to,
+            live,
+            operation: operation.id,
+        });
+        let event = self.event(EventKind::VmMoving, target, message);
+        self.records()
+            .commit(
+                Edit::default()
+                    .update(&held, &vm)
+                    .create(&operation)
+                    .event(&event),
+            )
+            .await?;
+        Ok(operation)
+    }
+}
+
+/// From where, to where, and whether it runs meanwhile; or why it cannot be.
+fn check(world: &World, vm: &Vm, request: &MigrateRequest) -> Result<(NodePath, NodePath, bool)> {
+    let conflict = |why: String, fix: &str| Err(Error::new(ErrorKind::Conflict, "not possible", why, fix));
+    if vm.meta.deleting {
+        return Err(being_deleted(&vm.meta.name));
+    }
+    if let Some(moving) = &vm.spec.moving {
+        return conflict(
+            format!("it is on its way from {} to {}", moving.from, moving.to),
+            "wait for that; `vbm operation list` shows it",
+        );
+    }
+    let from = vm.spec.node.clone().ok_or_else(|| not_placed(&vm.meta.name))?;
+    let source = world
+        .nodes
+        .get(&from)
+        .ok_or_else(|| Error::not_found("node", &from))?;
+    if source.status.state != NodeState::Ready {
+        return conflict(
+            format!(
+                "its node {from} is {}: nobody can tell whether it still runs there, and started elsewhere it could run twice",
+                source.status.state
+            ),
+            "bring the node back; recovery of VMs from a dead node needs fencing, which there is not yet",
+        );
+    }
+    let live = match vm.status.power {
+        PowerState::Running | PowerState::Paused(_) => true,
+        PowerState::Off | PowerState::Crashed(_) => false,
+        other => {
+            return conflict(
+                format!("it is {other}"),
+                "wait until it runs or is off, and try again",
+            );
+        }
+    };
+    if request.live == Some(true) && !live {
+        return conflict(format!("it is {}", vm.status.power), "leave --live out");
+    }
+    if request.live == Some(false) && live {
+        return conflict(
+            format!("it is {}", vm.status.power),
+            "stop it first with `vbm stop`, or let it move while it runs",
+        );
+    }
+    let to = match &request.to {
+        Some(to) => to.clone(),
+        None => best_other(world, vm, &from)?,
+    };
+    let destination = world
+        .nodes
+        .get(&to)
+        .ok_or_else(|| Error::not_found("node", &to))?;
+    if to == from {
+        return conflict(format!("it is on {to} already"), "choose another node");
+    }
+    let reasons = reasons(world, vm, source, destination, live);
+    if !reasons.is_empty() {
+        return conflict(
+            format!("{to}: {}", reasons.join(", ")),
+            "choose another node; `vbm placement` shows what each could do",
+        );
+    }
+    Ok((from, to, live))
+}
+
+/// What stands in the way of a move to a node.
+fn reasons(world: &World, vm: &Vm, source: &Node, destination: &Node, live: bool) -> Vec<String> {
+    let Candidate { mut reasons, .. } = world.candidate(vm, destination);
+    let (here, there) = (&source.status.shared_storage, &destination.status.shared_storage);
+    if here.is_none() || here != there {
+        reasons.push(format!(
+            "it does not share its disks with {} (vbmd --shared-storage)",
+            source.path
+        ));
+    }
+    if live && destination.status.underlay.is_none() {
+        reasons.push("it has no address to take in a running VM (vbmd --underlay)".into());
+    }
+    reasons
+}
+
+fn best_other(world: &World, vm: &Vm, from: &NodePath) -> Result<NodePath> {
+    let mut others: Vec<Candidate> = world.candidates(vm);
+    others.retain(|c| c.node != *from);
+    match others.iter().find(|c| c.fits()) {
+        Some(best) => Ok(best.node.clone()),
+        None => Err(Error::new(
+            ErrorKind::Unavailable,
+            "no other node can take it",
+            others
+                .iter()
+                .map(|c| format!("{}: {}", c.node, c.reasons.join(", ")))
+                .collect::<Vec<_>>()
+                .join("; "),
+            "see `vbm node list`",
+        )),
+    }
+}
+
+/// All movers of a leading controller.
+pub(super) struct Movers {
+    controller: Controller,
+    movers: BTreeMap<VmId, watch::Sender<Seen>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What a mover is shown.
+#[derive(Clone, Default)]
+struct Seen {
+    world: Arc<World>,
+    reached: HashMap<NodePath, Reached>,
+}
+
+impl Movers {
+    pub(super) fn new(controller: Controller, stop: CancellationToken) -> Self {
+        Self {
+            controller,
+            movers: BTreeMap::new(),
+            stop,
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Shows the world to the movers; a VM that moves and has none gets one.
+    pub(super) fn show(&mut self, world: &Arc<World>, reached: impl Fn(&NodePath) -> Reached) {
+        self.movers.retain(|_, mover| !mover.is_closed());
+        for vm in world.vms.values() {
+            let Some(moving) = &vm.spec.moving else { continue };
+            let seen = Seen {
+                world: Arc::clone(world),
+                reached: [&moving.from, &moving.to]
+                    .into_iter()
+                    .map(|n| (n.clone(), reached(n)))
+                    .collect(),
+            };
+            match self.movers.get(&vm.meta.id) {
+                Some(mover) => drop(mover.send_replace(seen)),
+                None => {
+                    let (show, shown) = watch::channel(seen);
+                    let mover = Mover {
+                        controller: self.controller.clone(),
+                        id: vm.meta.id,
+                        begun: Instant::now(),
+                        heard: Instant::now(),
+                    };
+                    self.tasks.spawn(mover.run(shown, self.stop.clone()));
+                    self.movers.insert(vm.meta.id, show);
+                }
+            }
+        }
+    }
+
+    pub(super) async fn shutdown(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Moves one VM.
+struct Mover {
+    controller: Controller,
+    id: VmId,
+    begun: Instant,
+    /// When both sides answered last.
+    heard: Instant,
+}
+
+impl Mover {
+    async fn run(mut self, mut seen: watch::Receiver<Seen>, stop: CancellationToken) {
+        loop {
+            let now = seen.borrow_and_update().clone();
+            // Dropping a step leaves a command that may have been done; the next look sees it.
+            let step = tokio::select! {
+                step = self.step(&now) => step,
+                () = stop.cancelled() => return,
+            };
+            let wait = match step {
+                Ok(true) => return,
+                Ok(false) => LOOK_EVERY,
+                Err(e) => {
+                    tracing::warn!(vm = %self.id, error = %e.inline(), "a step of a move failed; it is looked at again");
+                    RETRY_AFTER
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Looks, decides, acts. `true` when the move is over.
+    async fn step(&mut self, seen: &Seen) -> Result<bool> {
+        let Some(held) = self.controller.records().get::<Vm>(self.id).await? else {
+            return Ok(true);
+        };
+        let vm = held.value;
+        let Some(moving) = vm.spec.moving.clone() else {
+            return Ok(true);
+        };
+        let sides = self.sides(&vm, &moving, seen).await;
+        match next(&sides) {
+            Next::Wait => {}
+            Next::Receive => {
+                self.tell("preparing the destination").await?;
+                let wanted = self.wanted(seen)?;
+                let received = self.controller.ask_node::<VmReceive>(&moving.to, &wanted).await;
+                if let Err(e) = received
+                    && !e.is_retryable()
+                {
+                    return self.give_up(&moving, e, seen).await;
+                }
+            }
+            Next::Send(to) => {
+                self.tell("sending its memory").await?;
+                let vm = self.wanted(seen)?;
+                self.controller
+                    .ask_node::<VmSend>(&moving.from, &SendVm { vm, to })
+                    .await?;
+            }
+            Next::Switch => self.switch(&moving, &sides).await?,
+            Next::Leave => {
+                self.tell("leaving the source").await?;
+                return self.leave(&moving, seen).await;
+            }
+            Next::GiveUp(why) => return self.give_up(&moving, why, seen).await,
+        }
+        Ok(false)
+    }
+
+    async fn tell(&self, doing: &str) -> Result<()> {
+        self.controller.note_step(self.id, doing).await
+    }
+
+    async fn sides(&mut self, vm: &Vm, moving: &VmMove, seen: &Seen) -> Sides {
+        let switched = vm.spec.node.as_ref() == Some(&moving.to);
+        let request = LookAt {
+            vm: self.id,
+            generation: vm.meta.generation,
+        };
+        let unasked = || Ok(LookedAt::default());
+        let (source, destination) = if switched {
+            (unasked(), unasked())
+        } else {
+            tokio::join!(
+                self.controller.ask_node::<VmLook>(&moving.from, &request),
+                self.controller.ask_node::<VmLook>(&moving.to, &request)
+            )
+        };
+        let now = Instant::now();
+        if source.is_ok() && destination.is_ok() {
+            self.heard = now;
+        }
+        let knows = |node: &NodePath| {
+            let shown = seen.world.vms.get(&self.id);
+            shown.is_some_and(|v| v.meta.generation >= vm.meta.generation)
+                && seen
+                    .reached
+                    .get(node)
+                    .is_some_and(|r| r.revision >= seen.world.revision)
+        };
+        Sides {
+            live: moving.live,
+            switched,
+            source,
+            destination,
+            prepared: knows(&moving.to),
+            waited: now.duration_since(self.begun),
+            silent: now.duration_since(self.heard),
+        }
+    }
+
+    fn wanted(&self, seen: &Seen) -> Result<crate::methods::WantedVm> {
+        let vm = seen.world.vms.get(&self.id);
+        vm.and_then(|vm| seen.world.wanted_vm(vm)).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the VM cannot be moved yet",
+                "a record that it needs was not read",
+                "it is tried again",
+            )
+        })
+    }
+
+    async fn switch(&self, moving: &VmMove, sides: &Sides) -> Result<()> {
+        self.tell("switching to the destination").await?;
+        self.controller
+            .records()
+            .update::<Vm>(self.id, |vm| {
+                let due =
+                    vm.spec.moving.as_ref() == Some(moving) && vm.spec.node.as_ref() == Some(&moving.from);
+                if due {
+                    vm.spec.node = Some(moving.to.clone());
+                    if !moving.live {
+                        vm.spec.power = WantedPower::Off;
+                    }
+                    vm.meta.generation = vm.meta.generation.next();
+                }
+                Ok(due)
+            })
+            .await?;
+        if let Ok(LookedAt {
+            sent: Some(crate::methods::Sent::Done { downtime_ms, .. }),
+            ..
+        }) = &sides.source
+        {
+            self.tell(&format!("it ran nowhere for {downtime_ms} ms")).await?;
+        }
+        Ok(())
+    }
+
+    /// The source lets go, if it can be reached; one that is lost is told when it comes back.
+    async fn leave(&self, moving: &VmMove, seen: &Seen) -> Result<bool> {
+        let gone = seen
+            .world
+            .vms
+            .get(&self.id)
+            .map(|vm| seen.world.gone_vm(vm, true));
+        if let Some(gone) = gone {
+            let left = self.controller.ask_node::<VmRemove>(&moving.from, &gone).await;
+            if let Err(e) = left
+                && self.heard.elapsed() < decide::SILENCE_MAX
+            {
+                return Err(e);
+            }
+        }
+        let message = format!("from {} to {}", moving.from, moving.to);
+        self.end(moving, EventKind::VmMigrated, message, None).await?;
+        Ok(true)
+    }
+
+    async fn give_up(&self, moving: &VmMove, why: Error, seen: &Seen) -> Result<bool> {
+        if let Some(vm) = seen.world.vms.get(&self.id) {
+            let gone = seen.world.gone_vm(vm, true);
+            match self.controller.ask_node::<VmAbandon>(&moving.to, &gone).await {
+                // It has arrived after all: the next look sees it.
+                Err(e) if e.kind() == ErrorKind::Conflict => return Ok(false),
+                Err(e) => {
+                    tracing::warn!(vm = %self.id, error = %e.inline(), "the destination was not told; it gives up by itself");
+                }
+                Ok(()) => {}
+            }
+        }
+        let message = why.inline();
+        self.end(moving, EventKind::VmMigrationFailed, message, Some(why))
+            .await?;
+        Ok(true)
+    }
+
+    async fn end(
+        &self,
+        moving: &VmMove,
+        kind: EventKind,
+        message: String,
+        error: Option<Error>,
+    ) -> Result<()> {
+        let vm = self
+            .controller
+            .records()
+            .update::<Vm>(self.id, |vm| {
+                let due = vm.spec.moving.as_ref() == Some(moving);
+                if due {
+                    vm.spec.moving = None;
+                    // The node that has it now is told that it is held no longer.
+                    vm.meta.generation = vm.meta.generation.next();
+                }
+                Ok(due)
+            })
+            .await?;
+        let target = ObjectRef::new(Kind::Vm, self.id, &vm.meta.name);
+        let event = self.controller.event(kind, target, message);
+        self.controller
+            .records()
+            .commit(Edit::default().event(&event))
+            .await?;
+        self.controller.end_operation(moving.operation, error).await
+    }
+}
+
+#[cfg(test)]
+mod tests;
