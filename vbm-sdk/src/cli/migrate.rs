@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(
             table(&nodes).render(false, Some(80)),
             "NODE      FITS  MEMORY LEFT  WHY NOT\n\
-             a (here)  yes   2G\n\
+             a (here)  yes   2G           -\n\
              b         no    2G           it is lost, it has no driver qemu"
         );
     }

@@ -2,9 +2,9 @@
 
 use super::*;
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, Error, ErrorKind, ForwardId, ForwardSpec, GroupSpec,
-    ImageSpec, Mac, Meta, NetworkMode, NetworkSpec, NetworkStatus, NodeSpec, NodeState, NodeStatus, PortSpec,
-    PortStatus, Protocol, Timestamp, VmSpec, VmStatus, VolumeSpec, WantedPower, network::parse_cidr,
+    Boot, Capability, Digest, DiskFormat, DriverKind, ForwardId, ForwardSpec, GroupSpec, ImageSpec, Mac,
+    Meta, NetworkMode, NetworkSpec, NetworkStatus, NodeSpec, NodeState, NodeStatus, PortSpec, PortStatus,
+    Protocol, Timestamp, VmSpec, VmStatus, VolumeSpec, WantedPower, network::parse_cidr,
 };
 
 fn uuid(n: u128) -> uuid::Uuid {
