@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use vbm_core::{Capability, Error};
+use vbm_core::{Capability, Error, ErrorKind};
 use vbm_hyper::{Driver, QemuConfig, QemuDriver};
 use vbm_net::{HostConfig, HostNetwork, doctor as network_doctor};
 
@@ -135,6 +135,38 @@ async fn networks(scratch: &Path) -> Finding {
         }
         Err(e) => Finding::problem(CHECK, &Error::from(e)),
     }
+}
+
+/// Takes away all that ephemeral instances with these tags left on the host, VMs included. One whose daemon lives, or that is
+/// meant to be kept, is left alone.
+///
+/// # Errors
+/// The first thing that could not be removed; the others are.
+pub(crate) async fn remove_instances(tags: &BTreeSet<String>) -> Result<(), Error> {
+    let failed = |why: String| {
+        Error::new(
+            ErrorKind::Unavailable,
+            "something was left on the host",
+            why,
+            "see `vbm doctor`",
+        )
+    };
+    let known = registered(Path::new(ROOT_REGISTRY)).map_err(|e| failed(e.to_string()))?;
+    let mut problem = None;
+    let mut gone = BTreeSet::new();
+    let theirs = |i: &&Registered| i.record.ephemeral && i.claimed.is_some() && tags.contains(&i.record.tag);
+    for instance in known.iter().filter(theirs) {
+        let (found, settled) = abandoned(instance, true, true).await;
+        problem = problem.or(found.into_iter().find(|f| f.state == State::Problem));
+        if settled {
+            gone.insert(instance.record.tag.clone());
+        }
+    }
+    network_doctor::remove_owners(&gone).await.map_err(Error::from)?;
+    for instance in known.iter().filter(|i| gone.contains(&i.record.tag)) {
+        forget(instance).map_err(|e| failed(e.to_string()))?;
+    }
+    problem.map_or(Ok(()), |f| Err(failed(f.detail)))
 }
 
 /// What instances left on the host.

@@ -15,6 +15,7 @@ pub mod api;
 pub mod cli;
 pub mod client;
 pub mod controller;
+pub mod dev;
 pub mod doctor;
 pub mod http;
 pub mod methods;

@@ -43,9 +43,9 @@ pub(super) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(super) struct Globals {
-    /// The socket that vbmd listens on
-    #[arg(long, global = true, env = "VBM_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub(super) socket: PathBuf,
+    /// The socket that vbmd listens on; several with commas between: the first that answers is used
+    #[arg(long, global = true, env = "VBM_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET, value_delimiter = ',')]
+    pub(super) socket: Vec<PathBuf>,
     /// How to print answers; json is the API's own and stays stable
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub(super) output: Format,
@@ -133,6 +133,9 @@ pub(super) enum Command {
     /// Operations: what takes time
     #[command(subcommand)]
     Operation(Operation),
+    /// A cluster on this machine, to try and to develop: nodes are namespaces
+    #[command(subcommand)]
+    Dev(Dev),
     /// Show what happened, and with --follow what happens
     Events(Events),
     /// Show the versions of vbm and vbmd

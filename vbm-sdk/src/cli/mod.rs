@@ -31,6 +31,7 @@
 
 mod args;
 mod console;
+mod dev;
 mod doctor;
 mod events;
 mod exit;
@@ -133,6 +134,7 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Start(args) => power::start(&on, &args.vms).await,
         Command::Stop(args) => power::stop(&on, &args).await,
         Command::Restart(args) => power::restart(&on, &args.vms).await,
+        Command::Dev(verb) => dev::run(&on, verb).await,
         Command::Migrate(args) => migrate::migrate(&on, &args).await,
         Command::Placement(args) => migrate::placement(&on, &args).await,
         Command::Pause(args) => power::pause(&on, &args.vms).await,

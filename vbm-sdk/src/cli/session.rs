@@ -24,7 +24,7 @@ impl<'a> Session<'a> {
     pub(super) fn new(globals: &Globals, out: &'a Output) -> Result<Self, Error> {
         let timeout = globals.timeout.as_deref().map(human::parse_span).transpose()?;
         Ok(Self {
-            client: Client::new(Endpoint::unix(&globals.socket)),
+            client: Client::new(Endpoint::unix_any(&globals.socket)),
             out,
             waits: !globals.no_wait,
             timeout,

@@ -1,11 +1,7 @@
 //! Where a server is, and how a connection to it is opened.
 
 use async_trait::async_trait;
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
@@ -50,7 +46,14 @@ pub struct Endpoint {
 impl Endpoint {
     /// The server that listens on the unix socket at `path`.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
-        Self::in_process(Arc::new(UnixSocket { path: path.into() }))
+        Self::unix_any([path])
+    }
+
+    /// A server that listens on several unix sockets, as the controllers of a cluster do: each connection goes to the first
+    /// that takes it.
+    pub fn unix_any(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        let paths = paths.into_iter().map(Into::into).collect();
+        Self::in_process(Arc::new(UnixSockets { paths }))
     }
 
     /// The server that `connector` reaches: one embedded in this process, or one behind a transport of your own.
@@ -86,23 +89,27 @@ impl fmt::Debug for Endpoint {
 }
 
 #[derive(Debug)]
-struct UnixSocket {
-    path: PathBuf,
+struct UnixSockets {
+    paths: Vec<PathBuf>,
 }
 
 #[async_trait]
-impl Connect for UnixSocket {
+impl Connect for UnixSockets {
     async fn connect(&self) -> io::Result<BoxedIo> {
-        Ok(Box::new(UnixStream::connect(&self.path).await?))
+        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        for path in &self.paths {
+            match UnixStream::connect(path).await {
+                Ok(stream) => return Ok(Box::new(stream)),
+                Err(e) => failure = e,
+            }
+        }
+        Err(failure)
     }
 
     fn place(&self) -> String {
-        show(&self.path)
+        let paths = self.paths.iter().map(|p| p.display().to_string());
+        paths.collect::<Vec<_>>().join(" or ")
     }
-}
-
-fn show(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// Nothing was sent yet, so nothing was applied: the outcome is certain.
@@ -144,6 +151,17 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(error.what(), format!("cannot reach vbmd at {}", socket.display()));
         assert!(error.fix().contains("start it with `vbmd`") && error.fix().contains("VBM_SOCKET"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_goes_to_the_first_socket_that_takes_it() {
+        let place = tempfile::tempdir().unwrap();
+        let paths = ["gone", "dead", "alive"].map(|name| place.path().join(name));
+        drop(std::os::unix::net::UnixListener::bind(&paths[1]).unwrap());
+        let _alive = tokio::net::UnixListener::bind(&paths[2]).unwrap();
+        assert!(Endpoint::unix_any(&paths).open().await.is_ok());
+        let error = Endpoint::unix_any(&paths[..2]).open().await.err().unwrap();
+        assert!(error.what().contains("gone or "), "{error}");
     }
 
     #[tokio::test]

@@ -303,3 +303,75 @@ pub(in crate::cli) struct OneOperation {
     /// The operation
     pub(in crate::cli) operation: String,
 }
+
+/// Where a cluster on this machine is.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct DevPlace {
+    /// Where everything of the cluster is
+    #[arg(
+        long,
+        env = "VBM_DEV_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/vbm-dev"
+    )]
+    pub(in crate::cli) dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Dev {
+    /// Make a cluster: Redis, controllers, nodes
+    Up(DevUp),
+    /// Show its members
+    Status(DevPlace),
+    /// End it with everything in it, VMs included
+    Down(DevDown),
+    /// Start a member that ended
+    Start(DevMember),
+    /// End a member politely
+    Stop(DevMember),
+    /// Kill a member, as a crash does
+    Kill(DevMember),
+    /// Cut a node off from the others
+    Cut(DevMember),
+    /// Join a node again that was cut off
+    Mend(DevMember),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sudo vbm dev up --nodes 2
+  sudo vbm dev up --nodes 3 --controllers 3 --driver sim --network sim --dir /tmp/cluster")]
+pub(in crate::cli) struct DevUp {
+    #[command(flatten)]
+    pub(in crate::cli) place: DevPlace,
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(in crate::cli) nodes: u8,
+    /// How many controllers
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(in crate::cli) controllers: u8,
+    /// The hypervisor of the nodes; that of vbmd when left out
+    #[arg(long, value_name = "DRIVER")]
+    pub(in crate::cli) driver: Option<String>,
+    /// Where the nodes make networks: host or sim; that of vbmd when left out
+    #[arg(long, value_name = "WHERE")]
+    pub(in crate::cli) network: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct DevDown {
+    #[command(flatten)]
+    pub(in crate::cli) place: DevPlace,
+    /// Leave logs and data in the directory
+    #[arg(long)]
+    pub(in crate::cli) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct DevMember {
+    /// Its name: redis, c1, n1, ...
+    pub(in crate::cli) member: String,
+    #[command(flatten)]
+    pub(in crate::cli) place: DevPlace,
+}
