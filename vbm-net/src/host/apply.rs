@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   record -> namespace -> bridge -> guard -> rules -> settings -> transit -> host rules -> taps that must go
-//!          -> flows that must end -> read back -> DHCP
+//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
@@ -14,6 +14,7 @@ use super::{
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
+    overlay::{Span, Underlay},
     record::{self, Record},
     sysctl,
 };
@@ -46,6 +47,7 @@ pub(crate) struct Applied {
 pub(crate) struct Run<'a> {
     shared: &'a HostShared,
     net: &'a Validated<DesiredNetwork>,
+    underlay: Option<&'a Underlay>,
     ns: NetNs,
     alias: String,
     changed: Vec<String>,
@@ -55,11 +57,18 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// `first`: this process has not looked at this network yet, so it cannot know which flows a crash left.
-    pub(crate) fn new(shared: &'a HostShared, net: &'a Validated<DesiredNetwork>, first: bool) -> Self {
+    /// `underlay` is of [`overlay::underlay`], where the network has an overlay.
+    pub(crate) fn new(
+        shared: &'a HostShared,
+        net: &'a Validated<DesiredNetwork>,
+        underlay: Option<&'a Underlay>,
+        first: bool,
+    ) -> Self {
         Self {
+            underlay,
             shared,
             net,
-            ns: NetNs::named(&names::namespace(net.id)),
+            ns: NetNs::named(&shared.namespace(net.id)),
             alias: names::alias(&shared.owner, net.id),
             changed: Vec::new(),
             rules_changed: first,
@@ -71,7 +80,7 @@ impl<'a> Run<'a> {
         self.shared.step("record");
         if self.ns.create().await? {
             self.changed
-                .push(format!("namespace {}", names::namespace(self.net.id)));
+                .push(format!("namespace {}", self.shared.namespace(self.net.id)));
         }
         self.shared.step("namespace");
         let changed = sysctl::apply(&self.ns, sysctl::inside()).await?;
@@ -93,6 +102,7 @@ impl<'a> Run<'a> {
         self.shared.step("host rules");
         let taps = self.taps(&links, &bridge).await?;
         self.shared.step("taps");
+        self.overlay(&links, &bridge).await?;
         if self.rules_changed {
             self.cut_flows(transit).await?;
         }
@@ -108,7 +118,15 @@ impl<'a> Run<'a> {
     /// Claims the name for this network before anything bears it.
     fn record(&mut self) -> Result<Record, NetError> {
         let id = self.net.id;
-        match Record::load(id)? {
+        let namespace = self.shared.namespace(id);
+        let host_namespace = self.shared.host.path().to_owned();
+        let mut found = Record::load(&namespace)?;
+        if found.is_none() {
+            // Names on the host hold no owner: there a network is one instance's.
+            let same = |r: &Record| r.network == id && r.host_namespace == host_namespace;
+            found = Record::all()?.0.into_iter().find(same);
+        }
+        match found {
             Some(found) if found.network == id && found.owner == self.shared.owner => Ok(found),
             Some(found) => Err(NetError::Conflict {
                 what: format!("network {id} cannot be made on this host"),
@@ -116,9 +134,8 @@ impl<'a> Run<'a> {
                 fix: "if that instance is gone, run `vbm doctor --fix`; else make the network again, with a new id".into(),
             }),
             None => {
-                let host_namespace = self.shared.host.path().to_owned();
-                let record =
-                    Record { owner: self.shared.owner.clone(), network: id, host_namespace, transit: None };
+                let owner = self.shared.owner.clone();
+                let record = Record { owner, network: id, host_namespace, transit: None, namespace };
                 record.store()?;
                 self.changed.push("record".into());
                 Ok(record)
@@ -343,6 +360,24 @@ impl<'a> Run<'a> {
             }
         }
         Ok(standing)
+    }
+
+    /// After the taps: a port that went to another host must first be gone here.
+    async fn overlay(&mut self, links: &Links, bridge: &Link) -> Result<(), NetError> {
+        let span = Span {
+            ns: &self.ns,
+            links,
+            host: &self.shared.host,
+            alias: &self.alias,
+            bridge: bridge.index,
+            net: self.net,
+        };
+        let (mut changed, between) = span.link(self.net.overlay.as_ref().zip(self.underlay)).await?;
+        self.shared.step("vxlan");
+        changed.extend(span.entries(between).await?);
+        self.shared.step("entries");
+        self.changed.extend(changed);
+        Ok(())
     }
 
     fn place<'p>(&'p self, links: &'p Links, bridge: &Link) -> Place<'p> {
