@@ -19,8 +19,8 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vbm_core::{
-    Error, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState, ObjectRef, Result,
-    Vm, VmId,
+    Error, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState, ObjectRef,
+    PowerState, Result, Vm, VmId,
 };
 use vbm_rpc::{CallOptions, Fate, Method, Route};
 
@@ -127,6 +127,21 @@ impl Keepers {
     }
 }
 
+fn is_ready(world: &World, node: &NodePath) -> bool {
+    world
+        .nodes
+        .get(node)
+        .is_some_and(|n| n.status.state == NodeState::Ready)
+}
+
+/// Returns when a newer world has the node lost or refused.
+async fn turned_away(world: &mut watch::Receiver<Arc<World>>, node: &NodePath) {
+    let gone = world.wait_for(|w| !is_ready(w, node)).await.is_err();
+    if gone {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// What a node was told last and did.
 #[derive(Default)]
 struct Told {
@@ -149,10 +164,12 @@ impl Keeper {
         heal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let now = Arc::clone(&world.borrow_and_update());
-            let pass = self.pass(&now);
+            let (path, mut later) = (self.path.clone(), world.clone());
             // Dropping a pass leaves commands that the node may have done; they are idempotent and sent again.
             tokio::select! {
-                () = pass => {}
+                () = self.pass(&now) => {}
+                // What a node that is lost now was asked before is not waited for.
+                () = turned_away(&mut later, &path), if is_ready(&now, &path) => {}
                 () = stop.cancelled() => return,
             }
             let retry = self.retry_after();
@@ -175,7 +192,7 @@ impl Keeper {
         let Some(node) = world
             .nodes
             .get(&self.path)
-            .filter(|n| n.status.state == NodeState::Ready)
+            .filter(|_| is_ready(world, &self.path))
         else {
             // What it holds when it comes back, nobody knows now: it is told, and asked, again.
             self.told = Told::default();
@@ -307,7 +324,14 @@ impl Keeper {
         failed: &BTreeMap<NetworkId, Error>,
         world: &World,
     ) -> Option<Error> {
-        self.told.vms.retain(|id, _| plan.vms.iter().any(|v| v.id == *id));
+        // One of which nobody can tell is asked again: its node was away, however shortly.
+        let is_known = |id: &VmId| {
+            let vm = world.vms.get(id);
+            vm.is_none_or(|v| v.status.power != PowerState::Unknown)
+        };
+        self.told
+            .vms
+            .retain(|id, _| is_known(id) && plan.vms.iter().any(|v| v.id == *id));
         let news: Vec<&WantedVm> = plan
             .vms
             .iter()

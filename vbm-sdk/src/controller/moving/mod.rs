@@ -82,8 +82,7 @@ impl Controller {
         let world = World::load(self.records()).await?;
         let held = self.records().must::<Vm>(id).await?;
         let mut vm = held.value.clone();
-        let headline = format!("cannot move {}", vm.meta.name);
-        let (from, to, live) = check(&world, &vm, request).map_err(|e| e.context(headline))?;
+        let (from, to, live) = check(&world, &vm, request)?;
         let target = ObjectRef::new(Kind::Vm, id, &vm.meta.name);
         vm.meta.generation = vm.meta.generation.next();
         vm.status.problem = None;
@@ -110,7 +109,8 @@ impl Controller {
 
 /// From where, to where, and whether it runs meanwhile; or why it cannot be.
 fn check(world: &World, vm: &Vm, request: &MigrateRequest) -> Result<(NodePath, NodePath, bool)> {
-    let conflict = |why: String, fix: &str| Err(Error::new(ErrorKind::Conflict, "not possible", why, fix));
+    let headline = || format!("cannot move {}", vm.meta.name);
+    let conflict = |why: String, fix: &str| Err(Error::new(ErrorKind::Conflict, headline(), why, fix));
     if vm.meta.deleting {
         return Err(being_deleted(&vm.meta.name));
     }
@@ -197,7 +197,7 @@ fn best_other(world: &World, vm: &Vm, from: &NodePath) -> Result<NodePath> {
         Some(best) => Ok(best.node.clone()),
         None => Err(Error::new(
             ErrorKind::Unavailable,
-            "no other node can take it",
+            format!("cannot move {}: no other node can take it", vm.meta.name),
             others
                 .iter()
                 .map(|c| format!("{}: {}", c.node, c.reasons.join(", ")))
