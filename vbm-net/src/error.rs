@@ -1,6 +1,6 @@
 //! What can go wrong here, and what a newcomer is told about it.
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{fmt, io, net::Ipv4Addr, path::PathBuf, time::Duration};
 use vbm_core::ErrorKind;
 
 /// The result of this crate.
@@ -94,6 +94,14 @@ pub enum NetError {
         /// The pool.
         pool: String,
     },
+    /// This host cannot be reached by others, as the overlay of a network needs.
+    #[error("the network cannot reach other hosts by {address}")]
+    NoUnderlay {
+        /// The address that this host was said to have among the hosts.
+        address: Ipv4Addr,
+        /// Why not.
+        why: String,
+    },
     /// A step took too long.
     #[error("{doing} took longer than {} s", limit.as_secs())]
     TimedOut {
@@ -142,9 +150,11 @@ impl NetError {
             Self::TransitExhausted { .. } => ErrorKind::Exhausted,
             Self::TimedOut { .. } => ErrorKind::DeadlineExceeded,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
-            Self::Stopped | Self::Kernel { .. } | Self::Command { .. } | Self::NotVerified { .. } => {
-                ErrorKind::Unavailable
-            }
+            Self::NoUnderlay { .. }
+            | Self::Stopped
+            | Self::Kernel { .. }
+            | Self::Command { .. }
+            | Self::NotVerified { .. } => ErrorKind::Unavailable,
             Self::Several(inner) => inner.first().map_or(ErrorKind::Internal, Self::kind),
         }
     }
@@ -155,7 +165,9 @@ impl NetError {
             Self::NotHere { .. } => "it was not made here, or was removed".into(),
             Self::Conflict { why, .. } | Self::Firewall { why, .. } => why.clone(),
             Self::MissingProgram { .. } => "it is not in any directory of PATH or the usual sbin ones".into(),
-            Self::MissingFacility { why, .. } | Self::Corrupt { why, .. } => why.clone(),
+            Self::NoUnderlay { why, .. } | Self::MissingFacility { why, .. } | Self::Corrupt { why, .. } => {
+                why.clone()
+            }
             Self::NotRoot { .. } => "namespaces, bridges and firewall rules belong to root".into(),
             Self::Command { said, .. } => said.clone(),
             Self::Kernel { source, .. } => source.to_string(),
@@ -186,6 +198,11 @@ impl NetError {
             Self::NotRoot { .. } => "run it as root, for example with sudo".into(),
             Self::Command { .. } | Self::Kernel { .. } | Self::NotVerified { .. } | Self::TimedOut { .. } => {
                 "it is tried again by itself; if it stays, look at the log and at `vbm doctor`".into()
+            }
+            Self::NoUnderlay { .. } => {
+                "give the agent an address of this host that the other hosts reach, or bring its interface up; \
+                 it is tried again by itself"
+                    .into()
             }
             Self::TransitExhausted { .. } => "give a larger transit pool, or delete networks".into(),
             Self::Corrupt { path, .. } => {
@@ -245,6 +262,10 @@ mod tests {
                 doing: "making a namespace".into(),
             },
             NetError::Stopped,
+            NetError::NoUnderlay {
+                address: Ipv4Addr::LOCALHOST,
+                why: "it is nowhere".into(),
+            },
             NetError::TransitExhausted {
                 pool: "10.0.0.0/31".into(),
             },

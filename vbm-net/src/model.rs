@@ -126,6 +126,12 @@ impl<T> Validated<T> {
 }
 
 impl Validated<DesiredNetwork> {
+    /// The same with another MTU, which must be one that the spec could have.
+    pub(crate) fn with_mtu(mut self, mtu: u16) -> Self {
+        self.0.spec.mtu = mtu;
+        self
+    }
+
     /// Checks a network with all its ports, rules and forwards.
     ///
     /// # Errors

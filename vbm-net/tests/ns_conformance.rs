@@ -12,6 +12,8 @@ use vbm_net::conformance;
 async fn the_real_backend_keeps_the_contract_and_leaves_nothing() {
     needs_namespaces!();
     let lab = Lab::new().await;
+    lab.host
+        .ip(&format!("addr add {}/24 dev eth0", conformance::UNDERLAY));
     let before = common::footprint(&lab.host, &[]);
     conformance::all(&lab.net, &FreshIds).await;
     assert_eq!(before, common::footprint(&lab.host, &[]));

@@ -6,6 +6,7 @@ use super::{
     link::Links,
     netns::NetNs,
     nic::Place,
+    overlay::{self, Underlay},
     record::{self, Record},
     sysctl, teardown,
 };
@@ -100,9 +101,12 @@ impl Actor {
     async fn ensure(&mut self, wanted: Validated<DesiredNetwork>) -> Result<NetworkSeen, NetError> {
         let first = !self.ready;
         self.ready = false;
+        let (wanted, underlay) = self.fit(wanted).await?;
         // From here on NICs open by what is wanted now, and only if the kernel holds it.
         let wanted = self.wanted.insert(wanted);
-        let applied = Run::new(&self.shared, wanted, first).apply().await?;
+        let applied = Run::new(&self.shared, wanted, underlay.as_ref(), first)
+            .apply()
+            .await?;
         self.transit = applied.transit;
         let mut changed = applied.changed;
         self.serve(applied.bridge, &mut changed).await?;
@@ -115,6 +119,19 @@ impl Actor {
         let mut seen = self.seen(&applied.taps);
         seen.changed = changed;
         Ok(seen)
+    }
+
+    /// What is wanted, with the MTU that fits between the hosts: all that follows, and what VMs are told, goes by it.
+    async fn fit(
+        &self,
+        wanted: Validated<DesiredNetwork>,
+    ) -> Result<(Validated<DesiredNetwork>, Option<Underlay>), NetError> {
+        let Some(local) = wanted.overlay.as_ref().map(|o| o.local) else {
+            return Ok((wanted, None));
+        };
+        let underlay = overlay::underlay(&self.shared.host, local).await?;
+        let mtu = underlay.fits(wanted.spec.mtu, local)?;
+        Ok((wanted.with_mtu(mtu), Some(underlay)))
     }
 
     /// Makes the DHCP server run on the bridge that stands now.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   record -> namespace -> bridge -> guard -> rules -> settings -> transit -> host rules -> taps that must go
-//!          -> flows that must end -> read back -> DHCP
+//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
@@ -14,6 +14,7 @@ use super::{
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
+    overlay::{Span, Underlay},
     record::{self, Record},
     sysctl,
 };
@@ -46,6 +47,7 @@ pub(crate) struct Applied {
 pub(crate) struct Run<'a> {
     shared: &'a HostShared,
     net: &'a Validated<DesiredNetwork>,
+    underlay: Option<&'a Underlay>,
     ns: NetNs,
     alias: String,
     changed: Vec<String>,
@@ -55,8 +57,15 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// `first`: this process has not looked at this network yet, so it cannot know which flows a crash left.
-    pub(crate) fn new(shared: &'a HostShared, net: &'a Validated<DesiredNetwork>, first: bool) -> Self {
+    /// `underlay` is of [`overlay::underlay`], where the network has an overlay.
+    pub(crate) fn new(
+        shared: &'a HostShared,
+        net: &'a Validated<DesiredNetwork>,
+        underlay: Option<&'a Underlay>,
+        first: bool,
+    ) -> Self {
         Self {
+            underlay,
             shared,
             net,
             ns: NetNs::named(&names::namespace(net.id)),
@@ -93,6 +102,7 @@ impl<'a> Run<'a> {
         self.shared.step("host rules");
         let taps = self.taps(&links, &bridge).await?;
         self.shared.step("taps");
+        self.overlay(&links, &bridge).await?;
         if self.rules_changed {
             self.cut_flows(transit).await?;
         }
@@ -343,6 +353,24 @@ impl<'a> Run<'a> {
             }
         }
         Ok(standing)
+    }
+
+    /// After the taps: a port that went to another host must first be gone here.
+    async fn overlay(&mut self, links: &Links, bridge: &Link) -> Result<(), NetError> {
+        let span = Span {
+            ns: &self.ns,
+            links,
+            host: &self.shared.host,
+            alias: &self.alias,
+            bridge: bridge.index,
+            net: self.net,
+        };
+        let (mut changed, between) = span.link(self.net.overlay.as_ref().zip(self.underlay)).await?;
+        self.shared.step("vxlan");
+        changed.extend(span.entries(between).await?);
+        self.shared.step("entries");
+        self.changed.extend(changed);
+        Ok(())
     }
 
     fn place<'p>(&'p self, links: &'p Links, bridge: &Link) -> Place<'p> {

@@ -5,12 +5,13 @@ use crate::NetError;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::{
-    Error as NlError, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Error as NlError, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    LinkVxlan, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
         link::{
-            BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute,
-            LinkFlags, LinkInfo, LinkMessage,
+            BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoPortData, InfoVeth, InfoVxlan,
+            LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
         },
         route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope},
     },
@@ -41,6 +42,35 @@ pub(crate) struct Link {
     pub(crate) bridge: Option<u32>,
     /// The index of a veth's other end, in that end's namespace.
     pub(crate) peer: Option<u32>,
+    pub(crate) loopback: bool,
+    /// What it is, if it is a vxlan.
+    pub(crate) vxlan: Option<Vxlan>,
+    /// What it is as a port of a bridge.
+    pub(crate) port: Option<PortFlags>,
+}
+
+/// What a vxlan was made with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Vxlan {
+    pub(crate) vni: u32,
+    /// The source of what it sends.
+    pub(crate) local: Option<Ipv4Addr>,
+    /// The index of the link it sends by, in the namespace it was made in.
+    pub(crate) device: u32,
+    /// Of UDP.
+    pub(crate) port: u16,
+    pub(crate) learning: bool,
+}
+
+/// What a bridge does for a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PortFlags {
+    pub(crate) learning: bool,
+    pub(crate) floods_unicast: bool,
+    pub(crate) floods_multicast: bool,
+    pub(crate) floods_broadcast: bool,
+    /// ARP for what is behind it is answered by the bridge.
+    pub(crate) suppresses_neighbours: bool,
 }
 
 /// A netlink connection into one namespace. Its task ends when this is dropped.
@@ -62,12 +92,12 @@ fn io_error(error: &NlError) -> io::Error {
     }
 }
 
-fn failed(doing: impl Into<String>) -> impl FnOnce(NlError) -> NetError {
+pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(NlError) -> NetError {
     let doing = doing.into();
     move |error| NetError::kernel(doing, io_error(&error))
 }
 
-fn is_absent(error: &NlError) -> bool {
+pub(crate) fn is_absent(error: &NlError) -> bool {
     use nix::libc::{ENODEV, ENOENT};
     matches!(io_error(error).raw_os_error(), Some(ENODEV | ENOENT))
 }
@@ -81,6 +111,10 @@ impl Links {
             handle,
             task: tokio::spawn(connection),
         })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     pub(crate) async fn get(&self, name: &str) -> Result<Option<Link>, NetError> {
@@ -132,6 +166,31 @@ impl Links {
             .execute()
             .await
             .map_err(failed(format!("making {name}")))
+    }
+
+    /// Makes a vxlan directly in the other namespace. Its socket is here.
+    pub(crate) async fn add_vxlan(&self, name: &str, wanted: &Vxlan, ns: &NetNs) -> Result<(), NetError> {
+        let file = ns.open()?;
+        let mut link = LinkVxlan::new(name, wanted.vni)
+            .dev(wanted.device)
+            .port(wanted.port)
+            .learning(wanted.learning);
+        if let Some(local) = wanted.local {
+            link = link.local(local);
+        }
+        let link = link.setns_by_fd(file.as_raw_fd()).down();
+        self.handle
+            .link()
+            .add(link.build())
+            .execute()
+            .await
+            .map_err(|error| match io_error(&error).raw_os_error() {
+                Some(nix::libc::EEXIST) => failed(format!(
+                    "making {name} (the identifier {} is in use on this host, or its last user is just going)",
+                    wanted.vni
+                ))(error),
+                _ => failed(format!("making {name}"))(error),
+            })
     }
 
     /// Removes a link; one that is not there is fine. Returns whether it was.
@@ -191,6 +250,18 @@ impl Links {
         let message = LinkUnspec::new_with_index(link.index).controller(bridge).build();
         self.set(format!("joining {} to the bridge", link.name), message)
             .await
+    }
+
+    pub(crate) async fn set_port(&self, link: &Link, flags: PortFlags) -> Result<(), NetError> {
+        let message = LinkBridgePort::new(link.index)
+            .learning(flags.learning)
+            .flood(flags.floods_unicast)
+            .mcast_flood(flags.floods_multicast)
+            .bcast_flood(flags.floods_broadcast)
+            .append_info_data(InfoBridgePort::NeighSupress(flags.suppresses_neighbours))
+            .build();
+        let set = self.handle.link().set_port(message).execute().await;
+        set.map_err(failed(format!("setting what the bridge does for {}", link.name)))
     }
 
     /// The IPv4 addresses of this namespace with their links' indices.
@@ -332,6 +403,9 @@ fn read(message: LinkMessage) -> Link {
         alias: None,
         bridge: None,
         peer: None,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        vxlan: None,
+        port: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -341,14 +415,48 @@ fn read(message: LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(index) => link.bridge = Some(index),
             LinkAttribute::Link(index) => link.peer = Some(index),
-            LinkAttribute::LinkInfo(infos) => link.forwarding = infos.iter().any(is_forwarding),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in &infos {
+                    read_info(&mut link, info);
+                }
+            }
             _ => {}
         }
     }
     link
 }
 
-fn is_forwarding(info: &LinkInfo) -> bool {
-    let forwards = |p: &InfoBridgePort| matches!(p, InfoBridgePort::State(BridgePortState::Forwarding));
-    matches!(info, LinkInfo::PortData(InfoPortData::BridgePort(port)) if port.iter().any(forwards))
+fn read_info(link: &mut Link, info: &LinkInfo) {
+    match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
+            let mut flags = PortFlags::default();
+            for info in infos {
+                match info {
+                    InfoBridgePort::State(state) => link.forwarding = *state == BridgePortState::Forwarding,
+                    InfoBridgePort::Learning(is) => flags.learning = *is,
+                    InfoBridgePort::UnicastFlood(is) => flags.floods_unicast = *is,
+                    InfoBridgePort::MulticastFlood(is) => flags.floods_multicast = *is,
+                    InfoBridgePort::BroadcastFlood(is) => flags.floods_broadcast = *is,
+                    InfoBridgePort::NeighSupress(is) => flags.suppresses_neighbours = *is,
+                    _ => {}
+                }
+            }
+            link.port = Some(flags);
+        }
+        LinkInfo::Data(InfoData::Vxlan(infos)) => {
+            let mut vxlan = Vxlan::default();
+            for info in infos {
+                match info {
+                    InfoVxlan::Id(vni) => vxlan.vni = *vni,
+                    InfoVxlan::Local(local) => vxlan.local = Some(*local),
+                    InfoVxlan::Link(device) => vxlan.device = *device,
+                    InfoVxlan::Port(port) => vxlan.port = *port,
+                    InfoVxlan::Learning(is) => vxlan.learning = *is,
+                    _ => {}
+                }
+            }
+            link.vxlan = Some(vxlan);
+        }
+        _ => {}
+    }
 }

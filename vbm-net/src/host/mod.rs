@@ -10,10 +10,12 @@
 mod actor;
 mod apply;
 pub(crate) mod exec;
+mod fdb;
 pub(crate) mod link;
 pub(crate) mod netns;
 mod nic;
 mod offload;
+mod overlay;
 mod probe;
 pub(crate) mod record;
 mod sysctl;

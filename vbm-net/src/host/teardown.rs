@@ -58,8 +58,8 @@ async fn links(ns: &NetNs, outer: &mut Torn) -> Torn {
         return torn;
     };
     for link in all {
-        let ours =
-            link.name.starts_with(names::TAP_PREFIX) || [names::UPLINK, names::BRIDGE].contains(&&*link.name);
+        let ours = link.name.starts_with(names::TAP_PREFIX)
+            || [names::UPLINK, names::VXLAN, names::BRIDGE].contains(&&*link.name);
         if ours && torn.note(links.delete(&link.name).await) == Some(true) {
             torn.removed
                 .push(format!("link {} in {}", link.name, ns.path().display()));

@@ -5,8 +5,11 @@
 //! deleted. `nf_conntrack_tcp_loose` is off in the namespace, so that a cut TCP flow cannot begin again in its middle.
 
 use super::{Transit, allows, inside};
-use crate::{DesiredNetwork, Validated};
-use std::net::Ipv4Addr;
+use crate::{DesiredNetwork, DesiredPort, Validated};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 use vbm_core::Protocol;
 
 /// One flow of the kernel's table, as `conntrack -L` prints it.
@@ -55,26 +58,43 @@ fn parse_line(line: &str) -> Option<Flow> {
 
 /// The flows that may not go on.
 pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: &[Flow]) -> Vec<Flow> {
+    let who = Who {
+        ports: net.ports.iter().map(|p| (p.address, p)).collect(),
+        remotes: net
+            .overlay
+            .iter()
+            .flat_map(|o| &o.remotes)
+            .map(|r| r.address)
+            .collect(),
+    };
     flows
         .iter()
-        .filter(|flow| !may_go_on(net, transit, flow))
+        .filter(|flow| !may_go_on(net, &who, transit, flow))
         .cloned()
         .collect()
 }
 
-fn may_go_on(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flow: &Flow) -> bool {
+/// Whose an address of the network is.
+struct Who<'a> {
+    ports: BTreeMap<Ipv4Addr, &'a DesiredPort>,
+    remotes: BTreeSet<Ipv4Addr>,
+}
+
+fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Transit>, flow: &Flow) -> bool {
     let inside = |a: Ipv4Addr| net.spec.cidr.contains(&a);
     // Out of the network, or begun by what is no VM's address: groups do not speak of it.
     if !inside(flow.answerer) || flow.answerer == net.spec.gateway {
-        return !inside(flow.from)
-            || flow.from == net.spec.gateway
-            || net.ports.iter().any(|p| p.address == flow.from);
+        return !inside(flow.from) || flow.from == net.spec.gateway || who.ports.contains_key(&flow.from);
     }
-    let Some(port) = net.ports.iter().find(|p| p.address == flow.answerer) else {
+    // To a VM of another host: its groups decide there. Nothing but this host's VMs goes that way.
+    if who.remotes.contains(&flow.answerer) {
+        return who.ports.contains_key(&flow.from);
+    }
+    let Some(port) = who.ports.get(&flow.answerer) else {
         return false;
     };
-    if inside(flow.from) && flow.from != net.spec.gateway && !net.ports.iter().any(|p| p.address == flow.from)
-    {
+    let known = who.ports.contains_key(&flow.from) || who.remotes.contains(&flow.from);
+    if inside(flow.from) && flow.from != net.spec.gateway && !known {
         return false;
     }
     let protocol = match flow.protocol.as_str() {
@@ -176,6 +196,29 @@ mod tests {
             1
         );
         assert_eq!(to_cut(&net, transit(), &flow("192.0.2.9", "10.77.0.99")).len(), 1);
+    }
+
+    #[test]
+    fn flows_between_hosts_go_on_while_both_ends_are_known_and_the_rules_of_the_near_one_allow_it() {
+        let net = crate::plan::fixture::spanning();
+        let flow = |from: &str, answerer: &str, port: u16| {
+            parse(&format!(
+                "tcp 6 99 ESTABLISHED src={from} dst={answerer} sport=4000 dport={port} src={answerer} dst={from} sport={port} dport=4000"
+            ))
+        };
+        let cut = |from, answerer, port| !to_cut(&net, transit(), &flow(from, answerer, port)).is_empty();
+        assert!(!cut("10.77.0.100", "10.77.0.10", 80), "a rule lets it in");
+        assert!(cut("10.77.0.100", "10.77.0.11", 80), "no rule lets it in");
+        assert!(!cut("10.77.0.10", "10.77.0.100", 80), "the far host decides");
+        assert!(cut("10.77.0.99", "10.77.0.10", 80), "from nobody");
+        assert!(
+            cut("192.0.2.9", "10.77.0.100", 80),
+            "from the world to another host's VM"
+        );
+        assert!(
+            cut("10.77.0.100", "192.0.2.9", 80),
+            "from another host's VM to the world"
+        );
     }
 
     #[test]

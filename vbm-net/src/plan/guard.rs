@@ -6,6 +6,13 @@
 //!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IPv4 for its address; DHCP answers to its MAC
 //! ```
 //!
+//!   vx0 --> prerouting          --> in-vx0: MAC and IPv4 source of a known remote port, together; never the gateway's, never
+//!                                           DHCP or ARP, never to everybody
+//!   vx0 <-- postrouting         --> to-vx0: IPv4 for MAC and address of a known remote port, together; never from the
+//!                                           gateway, never DHCP or ARP
+//!
+//! What a remote port may be is an element of a set, so a thousand of them cost a packet what one does.
+//!
 //! It runs at priority -300, before `br_netfilter` hands packets to iptables, so no `ESTABLISHED` can overtake
 //! it. A tap that the maps do not name carries nothing. Networks are IPv4 only for now: IPv6, and with it router
 //! advertisements, is dropped like every other protocol. ARP probes (RFC 5227, sender 0.0.0.0) pass.
@@ -15,6 +22,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
 };
+use vbm_core::Mac;
 
 /// Before `br_netfilter` (0) and everything else.
 const PRIORITY: i32 = -300;
@@ -23,6 +31,8 @@ const CHADDR_AT_BITS: u32 = (8 + 28) * 8;
 const IN_MAP: &str = "in";
 const TO_MAP: &str = "to";
 const MAPS: [&str; 2] = [IN_MAP, TO_MAP];
+/// MAC and address of each port on another host.
+const REMOTES: &str = "remotes";
 
 /// The guard of one namespace: chains by name, and the two maps from tap to chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +41,8 @@ pub struct Guard {
     pub chains: BTreeMap<String, Vec<String>>,
     /// Elements of each map: `"tap" : jump chain`.
     pub maps: BTreeMap<String, BTreeSet<String>>,
+    /// Elements of each set: `mac . address`.
+    pub sets: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// The guard that is wanted.
@@ -61,7 +73,50 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
             guard.chains.insert(chain, lines);
         }
     }
+    if let Some(overlay) = &net.overlay {
+        let vxlan = names::VXLAN;
+        let gateway = net.gateway_mac();
+        for (map, way, lines) in [
+            (IN_MAP, "in", from_hosts(gateway)),
+            (TO_MAP, "to", to_hosts(gateway)),
+        ] {
+            let chain = format!("{way}-{vxlan}");
+            let element = format!("\"{vxlan}\" : jump {chain}");
+            guard.maps.entry(map.into()).or_default().insert(element);
+            guard.chains.insert(chain, lines);
+        }
+        let elements = overlay
+            .remotes
+            .iter()
+            .map(|r| format!("{} . {}", r.mac, r.address));
+        guard.sets.insert(REMOTES.into(), elements.collect());
+    }
     guard
+}
+
+/// From other hosts. The gateway is on each host: nothing for it comes from another.
+fn from_hosts(gateway: Mac) -> Vec<String> {
+    let mut lines = vec!["ether type != 0x0800 drop".into()];
+    // To everybody: broadcast, multicast (linux/if_packet.h).
+    lines.extend(["meta pkttype 1 drop".into(), "meta pkttype 2 drop".into()]);
+    lines.push(format!("ether daddr {gateway} drop"));
+    lines.extend(no_dhcp());
+    lines.push(format!("ether saddr . ip saddr @{REMOTES} accept"));
+    lines.push("drop".into());
+    lines
+}
+
+fn to_hosts(gateway: Mac) -> Vec<String> {
+    let mut lines = vec!["ether type != 0x0800 drop".into()];
+    lines.push(format!("ether saddr {gateway} drop"));
+    lines.extend(no_dhcp());
+    lines.push(format!("ether daddr . ip daddr @{REMOTES} accept"));
+    lines.push("drop".into());
+    lines
+}
+
+fn no_dhcp() -> [String; 2] {
+    ["udp sport 67-68 drop".into(), "udp dport 67-68 drop".into()]
 }
 
 fn from_port(port: &DesiredPort) -> Vec<String> {
@@ -98,6 +153,7 @@ pub fn parse(text: &str) -> Guard {
         Nothing,
         Chain(String),
         Map(String),
+        Set(String),
     }
     let mut guard = Guard::default();
     let mut inside = In::Nothing;
@@ -109,6 +165,9 @@ pub fn parse(text: &str) -> Guard {
         } else if let Some(name) = block(line, "map") {
             guard.maps.entry(name.clone()).or_default();
             inside = In::Map(name);
+        } else if let Some(name) = block(line, "set") {
+            guard.sets.entry(name.clone()).or_default();
+            inside = In::Set(name);
         } else if line == "}" {
             inside = In::Nothing;
         } else {
@@ -121,28 +180,31 @@ pub fn parse(text: &str) -> Guard {
                         .push(line.to_owned());
                 }
                 In::Map(name) => {
-                    let rest = line.strip_prefix("elements = {");
-                    elements |= rest.is_some();
-                    if elements {
-                        let rest = rest.unwrap_or(line);
-                        elements = !rest.contains('}');
-                        let found = rest
-                            .trim_end_matches('}')
-                            .split(',')
-                            .map(str::trim)
-                            .filter(|e| !e.is_empty());
-                        guard
-                            .maps
-                            .entry(name.clone())
-                            .or_default()
-                            .extend(found.map(str::to_owned));
-                    }
+                    let found = elements_of(line, &mut elements);
+                    guard.maps.entry(name.clone()).or_default().extend(found);
+                }
+                In::Set(name) => {
+                    let found = elements_of(line, &mut elements);
+                    guard.sets.entry(name.clone()).or_default().extend(found);
                 }
                 _ => {}
             }
         }
     }
     guard
+}
+
+/// The elements on a line of a map or set. `within` is whether their list has begun and not ended.
+fn elements_of(line: &str, within: &mut bool) -> Vec<String> {
+    let begun = line.strip_prefix("elements = {");
+    *within |= begun.is_some();
+    if !*within {
+        return Vec::new();
+    }
+    let rest = begun.unwrap_or(line);
+    *within = !rest.contains('}');
+    let found = rest.trim_end_matches('}').split(',').map(str::trim);
+    found.filter(|e| !e.is_empty()).map(str::to_owned).collect()
 }
 
 fn block(line: &str, kind: &str) -> Option<String> {
@@ -163,7 +225,7 @@ pub fn diff(want: &Guard, have: &Guard) -> (String, Vec<String>) {
             .collect::<Option<_>>()?;
         MAPS.iter().all(|m| g.maps.contains_key(*m)).then_some(chains)
     };
-    if skeleton(want) != skeleton(have) {
+    if skeleton(want) != skeleton(have) || !want.sets.keys().eq(have.sets.keys()) {
         return (whole(want), vec!["the guard".into()]);
     }
     changes(want, have)
@@ -179,6 +241,14 @@ fn whole(want: &Guard) -> String {
     };
     for (name, elements) in &want.maps {
         put(format_args!("map {name} {{\ntype ifname : verdict\n"));
+        if !elements.is_empty() {
+            let all: Vec<_> = elements.iter().map(String::as_str).collect();
+            put(format_args!("elements = {{ {} }}\n", all.join(", ")));
+        }
+        put(format_args!("}}\n"));
+    }
+    for (name, elements) in &want.sets {
+        put(format_args!("set {name} {{\ntype ether_addr . ipv4_addr\n"));
         if !elements.is_empty() {
             let all: Vec<_> = elements.iter().map(String::as_str).collect();
             put(format_args!("elements = {{ {} }}\n", all.join(", ")));
@@ -210,6 +280,15 @@ fn changes(want: &Guard, have: &Guard) -> (String, Vec<String>) {
         h.difference(w)
             .for_each(|e| element(&mut first, "delete", map, e));
         w.difference(h).for_each(|e| element(&mut last, "add", map, e));
+    }
+    let no_elements = BTreeSet::new();
+    for (set, w) in &want.sets {
+        let h = have.sets.get(set).unwrap_or(&no_elements);
+        let (gone, new): (Vec<_>, Vec<_>) = (h.difference(w).collect(), w.difference(h).collect());
+        gone.iter().for_each(|e| element(&mut first, "delete", set, e));
+        new.iter().for_each(|e| element(&mut last, "add", set, e));
+        told.extend(gone.iter().map(|e| format!("no more remote port {e}")));
+        told.extend(new.iter().map(|e| format!("remote port {e}")));
     }
     for (name, lines) in want
         .chains

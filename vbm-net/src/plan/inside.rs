@@ -3,6 +3,8 @@
 //! ```text
 //!   FORWARD (drop)  invalid -> drop; answers -> accept
 //!                   br0 -> up0                       accept: the way out is open
+//!                   br0 -> up0, to VXLAN's port       drop: only the host itself speaks with hosts
+//!                   br0 -> vx0, bridged               accept: the groups of the far host decide
 //!                   anything -> br0   (bridged between VMs, routed, forwarded)  -> VBM-TO
 //!   OUTPUT          anything -> br0   (the gateway itself)                      -> VBM-TO
 //!   INPUT (drop)    answers; ping to the gateway from br0
@@ -19,7 +21,7 @@ use super::{
 };
 use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, names};
 use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::{ForwardId, NetworkMode, Protocol, Rule};
+use vbm_core::{ForwardId, NetworkMode, Protocol, Rule, network::VXLAN_PORT};
 
 /// ICMP echo request (RFC 792).
 const ICMP_ECHO_REQUEST: u8 = 8;
@@ -37,7 +39,17 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     chain(&mut filter, "INPUT", Some("DROP"), vec![ANSWERS.into(), ping]);
     let mut forward = vec!["-m conntrack --ctstate INVALID -j DROP".into(), ANSWERS.into()];
     if transit.is_some() {
+        // Else a VM could speak VXLAN to another host in this one's name, and so be in any network there.
+        forward.push(format!(
+            "-i {br} -o {up} -p udp -m udp --dport {VXLAN_PORT} -j DROP"
+        ));
         forward.push(format!("-i {br} -o {up} -j ACCEPT"));
+    }
+    if net.overlay.is_some() {
+        forward.push(format!(
+            "-m physdev --physdev-out {} --physdev-is-bridged -j ACCEPT",
+            names::VXLAN
+        ));
     }
     forward.push(format!("-o {br} -j {to}"));
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
@@ -192,6 +204,7 @@ mod tests {
             lines(&tables, "filter", "FORWARD"),
             "-m conntrack --ctstate INVALID -j DROP\n\
              -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+             -i br0 -o up0 -p udp -m udp --dport 4789 -j DROP\n\
              -i br0 -o up0 -j ACCEPT\n\
              -o br0 -j VBM-TO"
         );
@@ -222,6 +235,17 @@ mod tests {
             ),
             "{pre}"
         );
+    }
+
+    #[test]
+    fn what_leaves_for_another_host_is_let_through_and_what_comes_from_one_goes_through_the_ports_chains() {
+        let tables = render(&crate::plan::fixture::spanning(), Some(transit()));
+        let forward = lines(&tables, "filter", "FORWARD");
+        assert!(
+            forward
+                .ends_with("-m physdev --physdev-out vx0 --physdev-is-bridged -j ACCEPT\n-o br0 -j VBM-TO")
+        );
+        assert!(!forward.contains("physdev-in"), "{forward}");
     }
 
     #[test]

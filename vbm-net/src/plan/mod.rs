@@ -4,6 +4,7 @@
 //!   Validated<DesiredNetwork> --inside::render--> Tables   --+
 //!                             --guard::render---> Guard    --+-- diff(observed) --> script or nothing
 //!                             --host::render----> HostRules--+
+//!                             --overlay::render-> Entries  --+
 //!   iptables-save, nft list  --parse------------> observed --+
 //! ```
 //!
@@ -15,6 +16,7 @@ pub mod flows;
 pub mod guard;
 pub mod host;
 pub mod inside;
+pub mod overlay;
 pub mod tables;
 pub mod transit;
 
@@ -60,6 +62,14 @@ pub fn allows(rules: &[Rule], protocol: Protocol, from: Ipv4Addr, to_port: Optio
 pub(crate) mod fixture {
     use crate::{DesiredNetwork, Validated, conformance::Fixture};
     use vbm_core::{NetworkMode, SeededIds};
+
+    /// [`lab`] with two ports on another host.
+    pub(crate) fn spanning() -> Validated<DesiredNetwork> {
+        let ids = SeededIds::new(2);
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.overlay = Some(Fixture::new(&ids).overlay(2));
+        Validated::<DesiredNetwork>::new(net).unwrap()
+    }
 
     /// Two ports, the first open for some traffic; one forward of each kind.
     pub(crate) fn lab(mode: NetworkMode) -> Validated<DesiredNetwork> {
