@@ -6,6 +6,7 @@
 //! | thing | name | where |
 //! |---|---|---|
 //! | namespace | `vbm-<net>` | `/run/netns` |
+//! | namespace of a host that is one itself | `vbm-<net>-<owner hash>` | `/run/netns` |
 //! | transit, host end | `vbu<net>` | host |
 //! | transit, inner end | `up0` | namespace |
 //! | bridge | `br0` | namespace |
@@ -43,6 +44,11 @@ pub const OWNER_MAX_BYTES: usize = 64;
 /// The namespace of a network.
 pub fn namespace(network: NetworkId) -> String {
     format!("{NAMESPACE_PREFIX}{}", network.short())
+}
+/// The namespace of a network on a host that is itself a namespace: several of them may share one machine, and with it one
+/// `/run/netns`, and hold the same network.
+pub fn namespace_beside(owner: &str, network: NetworkId) -> String {
+    format!("{}-{:08x}", namespace(network), fnv1a(owner))
 }
 /// The host end of a network's transit.
 pub fn transit(network: NetworkId) -> String {

@@ -159,7 +159,7 @@ async fn what_others_flush_or_delete_is_healed_by_the_next_ensure() {
     let id = NetworkId::from_uuid(FreshIds.next());
     let wanted = wanted(id);
     lab.ensure(&wanted).await;
-    let inside = vbm_net::names::namespace(id);
+    let inside = lab.inside(id);
     let harm: [(&str, &str); 14] = [
         (&lab.host.0, "iptables -F"),
         (&lab.host.0, "iptables -t nat -F"),
@@ -208,7 +208,7 @@ async fn a_nic_does_not_open_while_its_guard_or_its_rules_are_not_in_the_kernel(
     let lab = Lab::new().await;
     let id = NetworkId::from_uuid(FreshIds.next());
     let wanted = wanted(id);
-    let inside = vbm_net::names::namespace(id);
+    let inside = lab.inside(id);
     for harm in [
         "nft delete table bridge vbm",
         "iptables -F VBM-TO",

@@ -51,7 +51,7 @@ async fn a_port_is_shut_to_everybody_until_a_rule_opens_it_and_shut_again_after(
     server.dhcp();
     other.dhcp();
     server.serve("open").await;
-    let gateway = vbm_net::names::namespace(wanted.id);
+    let gateway = lab.inside(wanted.id);
     let reach = |label: &str| {
         let from_gateway = common::run_in(&gateway, || common::get((FIRST, 80))).is_some();
         let all = [
@@ -195,7 +195,7 @@ async fn however_many_flows_there_are_none_outlives_its_rule() {
     let (server, client) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 1).await);
     server.dhcp();
     client.dhcp();
-    let inside = vbm_net::names::namespace(wanted.id);
+    let inside = lab.inside(wanted.id);
     let standing = || {
         let listed = common::in_netns(&inside, "conntrack -L -p udp --reply-src 10.9.0.10");
         String::from_utf8_lossy(&listed.stdout).lines().count()

@@ -61,7 +61,7 @@ impl Actor {
     pub(crate) fn start(shared: Arc<HostShared>, id: NetworkId) -> mpsc::Sender<Command> {
         let (queue, commands) = mpsc::channel(COMMANDS_MAX_PENDING);
         let actor = Self {
-            ns: NetNs::named(&names::namespace(id)),
+            ns: NetNs::named(&shared.namespace(id)),
             id,
             wanted: None,
             transit: None,
@@ -189,7 +189,7 @@ impl Actor {
         });
         NetworkSeen {
             id: self.id,
-            namespace: names::namespace(self.id),
+            namespace: self.shared.namespace(self.id),
             gateway_mac: gateway_mac(self.id),
             transit: self.transit.map(Transit::net),
             ready: self.ready,
@@ -218,7 +218,8 @@ impl Actor {
     }
 
     fn our_record(&self) -> Result<Option<Record>, NetError> {
-        Ok(Record::load(self.id)?.filter(|r| r.network == self.id && r.owner == self.shared.owner))
+        Ok(Record::load(&self.shared.namespace(self.id))?
+            .filter(|r| r.network == self.id && r.owner == self.shared.owner))
     }
 
     async fn remove(&mut self) -> Result<Vec<String>, NetError> {

@@ -68,7 +68,7 @@ impl<'a> Run<'a> {
             underlay,
             shared,
             net,
-            ns: NetNs::named(&names::namespace(net.id)),
+            ns: NetNs::named(&shared.namespace(net.id)),
             alias: names::alias(&shared.owner, net.id),
             changed: Vec::new(),
             rules_changed: first,
@@ -80,7 +80,7 @@ impl<'a> Run<'a> {
         self.shared.step("record");
         if self.ns.create().await? {
             self.changed
-                .push(format!("namespace {}", names::namespace(self.net.id)));
+                .push(format!("namespace {}", self.shared.namespace(self.net.id)));
         }
         self.shared.step("namespace");
         let changed = sysctl::apply(&self.ns, sysctl::inside()).await?;
@@ -118,7 +118,15 @@ impl<'a> Run<'a> {
     /// Claims the name for this network before anything bears it.
     fn record(&mut self) -> Result<Record, NetError> {
         let id = self.net.id;
-        match Record::load(id)? {
+        let namespace = self.shared.namespace(id);
+        let host_namespace = self.shared.host.path().to_owned();
+        let mut found = Record::load(&namespace)?;
+        if found.is_none() {
+            // Names on the host hold no owner: there a network is one instance's.
+            let same = |r: &Record| r.network == id && r.host_namespace == host_namespace;
+            found = Record::all()?.0.into_iter().find(same);
+        }
+        match found {
             Some(found) if found.network == id && found.owner == self.shared.owner => Ok(found),
             Some(found) => Err(NetError::Conflict {
                 what: format!("network {id} cannot be made on this host"),
@@ -126,9 +134,8 @@ impl<'a> Run<'a> {
                 fix: "if that instance is gone, run `vbm doctor --fix`; else make the network again, with a new id".into(),
             }),
             None => {
-                let host_namespace = self.shared.host.path().to_owned();
-                let record =
-                    Record { owner: self.shared.owner.clone(), network: id, host_namespace, transit: None };
+                let owner = self.shared.owner.clone();
+                let record = Record { owner, network: id, host_namespace, transit: None, namespace };
                 record.store()?;
                 self.changed.push("record".into());
                 Ok(record)

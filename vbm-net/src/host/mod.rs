@@ -116,6 +116,8 @@ impl fmt::Debug for HostConfig {
 pub(crate) struct HostShared {
     owner: String,
     host: NetNs,
+    /// Whether the host is a namespace beside others on one machine.
+    beside: bool,
     transit_pool: Ipv4Net,
     state_dir: PathBuf,
     clock: Arc<dyn Clock>,
@@ -129,6 +131,15 @@ pub(crate) struct HostShared {
 }
 
 impl HostShared {
+    /// The name of a network's namespace.
+    fn namespace(&self, network: NetworkId) -> String {
+        if self.beside {
+            names::namespace_beside(&self.owner, network)
+        } else {
+            names::namespace(network)
+        }
+    }
+
     fn step(&self, name: &str) {
         if let Some(hook) = &self.on_step {
             hook(name);
@@ -161,15 +172,17 @@ impl HostNetwork {
     pub async fn open(config: HostConfig) -> Result<Self, NetError> {
         check(&config)?;
         let host = match &config.host_namespace {
-            HostNamespace::Current => NetNs::at("/proc/self/ns/net"),
+            HostNamespace::Current => NetNs::current(),
             HostNamespace::Path(path) => NetNs::at(path),
         };
+        let beside = host.is_bound_by_name();
         probe::probe(&host).await?;
         let lock = OwnerLock::take(&config.owner)?;
         let (events, _) = broadcast::channel(EVENTS_MAX_PENDING);
         let shared = HostShared {
             owner: config.owner,
             host,
+            beside,
             transit_pool: config.transit_pool.trunc(),
             state_dir: config.state_dir,
             clock: config.clock,

@@ -12,12 +12,15 @@ use nix::{
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 use tokio::sync::oneshot;
 
 /// Where `ip netns` binds namespaces.
 pub(crate) const BIND_DIR: &str = "/run/netns";
+/// That of this process.
+const CURRENT: &str = "/proc/self/ns/net";
 /// The file system of namespaces (linux/magic.h).
 const NSFS: FsType = FsType(0x6e73_6673);
 /// A path bound over and over needs as many unmounts; more than this is not ours to undo.
@@ -33,6 +36,27 @@ impl NetNs {
     pub(crate) fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
+    /// That of this process: by the path it is bound to, if it is one that somebody made, so that others find it too.
+    pub(crate) fn current() -> Self {
+        let here = Self::at(CURRENT);
+        let bound = fs::read_dir(BIND_DIR).into_iter().flatten();
+        let mut bound = bound.filter_map(|e| Some(Self::at(e.ok()?.path())));
+        bound
+            .find(|ns| ns.identity().is_some() && ns.identity() == here.identity())
+            .unwrap_or(here)
+    }
+
+    /// Whether somebody made and bound it, so that it is one of several on this machine.
+    pub(crate) fn is_bound_by_name(&self) -> bool {
+        self.path != Path::new(CURRENT)
+    }
+
+    /// What tells one namespace from another, whatever its path.
+    fn identity(&self) -> Option<(u64, u64)> {
+        let file = fs::metadata(&self.path).ok()?;
+        Some((file.dev(), file.ino()))
+    }
+
     /// One of ours.
     pub(crate) fn named(name: &str) -> Self {
         Self::at(Path::new(BIND_DIR).join(name))

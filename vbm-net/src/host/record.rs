@@ -2,13 +2,13 @@
 //! made and removed after the last is gone, so whatever a crash leaves is found by it.
 //!
 //! ```text
-//!   /run/vbm/net/vbm-<net>.json     one a network on this machine, of any instance
+//!   /run/vbm/net/vbm-<net>….json    one a namespace on this machine, of any instance; named as the namespace is
 //!   /run/vbm/net/owner-<tag>.lock   locked while that instance's backend runs
 //!   /run/vbm/net/transit.lock       locked while a transit pair is chosen and taken
 //!   <state dir>/transit-<net>.json  the pair a network had, so that it has it again after a reboot
 //! ```
 
-use crate::{NetError, names, plan::Transit};
+use crate::{NetError, plan::Transit};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -36,6 +36,8 @@ pub(crate) struct Record {
     pub(crate) host_namespace: PathBuf,
     #[serde(default)]
     pub(crate) transit: Option<Ipv4Net>,
+    /// The name of the namespace.
+    pub(crate) namespace: String,
 }
 
 impl Record {
@@ -43,21 +45,21 @@ impl Record {
         self.transit.and_then(Transit::new)
     }
 
-    fn path(network: NetworkId) -> PathBuf {
-        Path::new(RUN_DIR).join(format!("{}.json", names::namespace(network)))
+    fn path(namespace: &str) -> PathBuf {
+        Path::new(RUN_DIR).join(format!("{namespace}.json"))
     }
 
-    /// The record under the name of this network, which may be of another whose id has the same tail.
-    pub(crate) fn load(network: NetworkId) -> Result<Option<Self>, NetError> {
-        read_json(&Self::path(network))
+    /// The record of a namespace, which may be of another network whose id has the same tail.
+    pub(crate) fn load(namespace: &str) -> Result<Option<Self>, NetError> {
+        read_json(&Self::path(namespace))
     }
 
     pub(crate) fn store(&self) -> Result<(), NetError> {
-        write_json(&Self::path(self.network), self)
+        write_json(&Self::path(&self.namespace), self)
     }
 
     pub(crate) fn remove(&self) -> Result<(), NetError> {
-        remove(&Self::path(self.network))
+        remove(&Self::path(&self.namespace))
     }
 
     /// All of this machine. Those that cannot be read come as errors beside the others.

@@ -25,7 +25,7 @@ impl Torn {
 /// Removes all of one network. The caller serialises calls for one owner's host rules.
 pub(crate) async fn network(record: &Record) -> Torn {
     let mut torn = Torn::default();
-    let name = names::namespace(record.network);
+    let name = record.namespace.clone();
     let ns = NetNs::named(&name);
     let host = NetNs::at(&record.host_namespace);
     // Before the namespace: a process that holds a tap keeps the namespace alive, unseen, with all its links.
@@ -72,6 +72,9 @@ async fn on_host(record: &Record, host: &NetNs) -> Torn {
     let mut torn = Torn::default();
     let link = names::transit(record.network);
     if let Some(links) = torn.note(Links::open(host).await)
+        && let Some(Some(found)) = torn.note(links.get(&link).await)
+        // Of that name, but another instance's.
+        && found.alias.as_deref().and_then(names::parse_alias).is_none_or(|(owner, _)| owner == record.owner)
         && torn.note(links.delete(&link).await) == Some(true)
     {
         torn.removed.push(format!("link {link}"));

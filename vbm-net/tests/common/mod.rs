@@ -38,6 +38,7 @@ use vbm_net::{
 };
 
 pub(crate) mod packet;
+pub(crate) mod site;
 
 /// How long anything in these tests may take before it counts as never.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -284,6 +285,11 @@ impl Lab {
             dir,
             net,
         }
+    }
+
+    /// The name of a network's namespace on this host.
+    pub(crate) fn inside(&self, network: NetworkId) -> String {
+        vbm_net::names::namespace_beside(&self.owner, network)
     }
 
     pub(crate) fn config(&self) -> HostConfig {
