@@ -16,7 +16,9 @@ use std::{
     },
 };
 use vbm_core::{IdSource, NetworkId, NetworkMode};
-use vbm_net::{DesiredNetwork, HostConfig, HostNetwork, NetworkBackend, NicKind, doctor};
+use vbm_net::{
+    DesiredNetwork, DesiredOverlay, HostConfig, HostNetwork, NetworkBackend, NicKind, RemotePort, doctor,
+};
 
 const OWNER: &str = "VBM_TEST_OWNER";
 const HOST: &str = "VBM_TEST_HOST";
@@ -34,6 +36,16 @@ fn wanted(id: NetworkId) -> DesiredNetwork {
     open_port(&mut wanted, 0, &["tcp/80", "icmp"]);
     forward(&mut wanted, 8080, 0, 80);
     wanted.forwards[0].id = vbm_core::ForwardId::from_uuid(id.uuid());
+    let vni = (id.uuid().as_u128() % 0x00ff_0000) as u32 + vbm_core::network::VNI_FIRST;
+    wanted.overlay = Some(DesiredOverlay {
+        vni,
+        local: common::HOST_OUTSIDE,
+        remotes: vec![RemotePort {
+            mac: vbm_core::Mac::local(0x09_01_00),
+            address: [10, 9, 0, 99].into(),
+            host: common::OUTSIDE,
+        }],
+    });
     wanted
 }
 

@@ -439,6 +439,23 @@ impl Guest {
         }
     }
 
+    /// A guest that a macvlan binds to an interface of a host, as a hypervisor does by name.
+    pub(crate) fn bound(host: &Ns, interface: &str, mac: Mac) -> Self {
+        let ns = Ns::new("vbmt-g-");
+        ip(&format!(
+            "-n {} link add link {interface} name eth0 netns {} address {mac} type macvlan mode private",
+            host.0, ns.0
+        ));
+        ns.ip("link set eth0 up");
+        Self {
+            ns,
+            stop: Arc::default(),
+            pump: None,
+            dir: tempfile::tempdir().unwrap(),
+            kids: Vec::new(),
+        }
+    }
+
     /// Gives it its address by hand.
     pub(crate) fn address(&self, wanted: &DesiredNetwork, port: usize) {
         self.ns

@@ -37,17 +37,44 @@ pub(crate) fn open_tap(name: &str) -> OwnedFd {
     file.into()
 }
 
+/// A socket in the namespace of this thread that hears and sends whole frames: on one link, or hears all.
+#[allow(unsafe_code, reason = "no safe crate makes a sockaddr_ll")]
+pub(crate) fn open_raw(link: Option<&str>) -> OwnedFd {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
+    // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = link.map_or(0, |l| nix::net::if_::if_nametoindex(l).unwrap() as i32);
+    let length = std::mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the pointer is to a live sockaddr_ll of just this length, and the descriptor is open.
+    let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    socket.into()
+}
+
 /// A guest that is nothing but its wire.
 pub(crate) struct Wire {
     fd: OwnedFd,
+    /// The bytes before each frame.
+    header: usize,
 }
 
 impl Wire {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, header: VNET_HDR }
+    }
+    /// On a link by its name, without anything before the frames.
+    pub(crate) fn on(ns: &super::Ns, link: &str) -> Self {
+        let link = link.to_owned();
+        Self {
+            fd: ns.run(move || open_raw(Some(&link))),
+            header: 0,
+        }
     }
     pub(crate) fn send(&self, frame: &[u8]) {
-        let mut all = vec![0; VNET_HDR];
+        let mut all = vec![0; self.header];
         all.extend(frame);
         nix::unistd::write(&self.fd, &all).unwrap();
     }
@@ -61,8 +88,8 @@ impl Wire {
                 continue;
             }
             let n = nix::unistd::read(&self.fd, &mut buffer).unwrap();
-            if wanted(&buffer[VNET_HDR..n]) {
-                return Some(buffer[VNET_HDR..n].to_vec());
+            if wanted(&buffer[self.header..n]) {
+                return Some(buffer[self.header..n].to_vec());
             }
         }
         None

@@ -10,11 +10,11 @@ use super::{Guest, Lab, Ns, fresh, ip, packet};
 use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket},
+    sys::socket::{MsgFlags, recv},
 };
 use std::{
     net::Ipv4Addr,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -201,15 +201,15 @@ pub(crate) struct Tap {
 
 impl Tap {
     pub(crate) fn on(ns: &Ns) -> Self {
+        Self::of(ns.run(|| packet::open_raw(None)))
+    }
+
+    fn of(socket: OwnedFd) -> Self {
         let (frames, stop) = (
             Arc::<Mutex<Vec<Vec<u8>>>>::default(),
             Arc::<AtomicBool>::default(),
         );
         let (kept, stopped) = (Arc::clone(&frames), Arc::clone(&stop));
-        let socket = ns.run(|| {
-            let all = SockProtocol::EthAll;
-            socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all).unwrap()
-        });
         let thread = std::thread::spawn(move || {
             let mut buffer = vec![0; 70_000];
             while !stopped.load(Ordering::Relaxed) {
@@ -226,6 +226,12 @@ impl Tap {
             stop,
             thread: Some(thread),
         }
+    }
+
+    /// To one link.
+    pub(crate) fn only(ns: &Ns, link: &str) -> Self {
+        let link = link.to_owned();
+        Self::of(ns.run(move || packet::open_raw(Some(&link))))
     }
 
     pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
