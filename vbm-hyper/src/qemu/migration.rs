@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     Error, Migrated, Migration, NicBackend, Result, VmDefinition,
+    driver::not_for,
     limits::{ARRIVAL_DEADLINE, KILL_DEADLINE, MIGRATION_DEADLINE, START_DEADLINE},
 };
 use async_trait::async_trait;
@@ -113,12 +114,7 @@ impl Migration for QemuDriver {
                     after: KILL_DEADLINE,
                 })
             }
-            _ => Err(Error::Refused(vbm_core::Error::new(
-                vbm_core::ErrorKind::Conflict,
-                format!("cannot give up waiting for a VM that is {power}"),
-                "that is possible while it is migrating in",
-                "look where it runs with `vbm vm show`",
-            ))),
+            _ => Err(not_for("give up waiting for", power, "migrating in")),
         }
     }
 }

@@ -19,7 +19,8 @@ use super::{
     transfer::{self, Channel, Way},
 };
 use crate::{
-    DriverEvent, Error, NicBackend, Result, SavedState, Seen, VmDefinition, disk, limits::MEMORY_DEADLINE,
+    DriverEvent, Error, NicBackend, Result, SavedState, Seen, VmDefinition, disk, driver::not_for,
+    limits::MEMORY_DEADLINE,
 };
 use async_trait::async_trait;
 use serde_json::Value;
@@ -45,12 +46,7 @@ impl SavedState for QemuDriver {
         shared.open()?;
         let power = shared.known(definition.id).seen().power;
         if power != PowerState::Saved {
-            return Err(Error::Refused(vbm_core::Error::new(
-                vbm_core::ErrorKind::Conflict,
-                format!("cannot restore a VM that is {power}"),
-                "that is possible when it is saved",
-                "start it with `vbm start`",
-            )));
+            return Err(not_for("restore", power, "saved"));
         }
         let record = shared.saved(definition.id);
         let kept = record.read()?.ok_or_else(|| Error::Corrupt {

@@ -25,7 +25,8 @@ use super::{
     transfer::{self, Channel, Phase, Way},
 };
 use crate::{
-    Error, NicBackend, Result, Seen, SnapshotTaken, Snapshots, VmDefinition, disk, limits::MEMORY_DEADLINE,
+    Error, NicBackend, Result, Seen, SnapshotTaken, Snapshots, VmDefinition, disk, driver::not_for,
+    limits::MEMORY_DEADLINE,
 };
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-use vbm_core::{ErrorKind, PowerEvent, PowerState, SnapshotContent, SnapshotId};
+use vbm_core::{PowerEvent, PowerState, SnapshotContent, SnapshotId};
 
 const WITH_MEMORY: &str = "+memory";
 /// The disk, as the command line names it.
@@ -199,12 +200,7 @@ fn at_rest(power: PowerState, verb: &str) -> Result<()> {
 }
 
 fn wrong_state(power: PowerState, verb: &str) -> Error {
-    Error::Refused(vbm_core::Error::new(
-        ErrorKind::Conflict,
-        format!("cannot {verb} a VM that is {power}"),
-        "that is possible when it is off, crashed, running or paused",
-        "wait for the state, or end the VM with `vbm stop --force`",
-    ))
+    not_for(verb, power, "off, crashed, running or paused")
 }
 
 /// Removes a snapshot from the disk of a VM that runs.
