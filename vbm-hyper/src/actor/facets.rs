@@ -2,8 +2,8 @@
 
 use super::{Job, VmHandle, job::Typed, task::Command};
 use crate::{
-    Driver, Error, Facet, Migrated, Migration, NicBackend, Result, SavedState, Seen, SnapshotTaken, Snapshots,
-    VmDefinition,
+    Driver, Error, Facet, Migrated, Migration, NicBackend, Result, SavedState, Seen, SnapshotTaken,
+    Snapshots, VmDefinition,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -48,7 +48,11 @@ impl VmHandle {
     ///
     /// # Errors
     /// Those of [`Snapshots::take`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
-    pub async fn take_snapshot(&self, definition: VmDefinition, snapshot: SnapshotId) -> Result<SnapshotTaken> {
+    pub async fn take_snapshot(
+        &self,
+        definition: VmDefinition,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotTaken> {
         self.is_mine(&definition)?;
         self.job(Job::TakeSnapshot, move |driver| {
             Box::pin(async move { snapshots(driver)?.take(&definition, snapshot).await })
@@ -89,7 +93,10 @@ impl VmHandle {
     ///
     /// # Errors
     /// Those of [`Snapshots::list`]; [`Error::Unsupported`].
-    pub async fn list_snapshots(&self, definition: &VmDefinition) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
+    pub async fn list_snapshots(
+        &self,
+        definition: &VmDefinition,
+    ) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
         self.is_mine(definition)?;
         snapshots(&*self.driver)?.list(definition).await
     }

@@ -92,7 +92,11 @@ mod tests {
     #[test]
     fn force_off_ends_every_job_but_another_force_off_and_little_else_ends_any() {
         for running in ALL {
-            assert_eq!(preempts(Job::ForceOff, *running), *running != Job::ForceOff, "{running:?}");
+            assert_eq!(
+                preempts(Job::ForceOff, *running),
+                *running != Job::ForceOff,
+                "{running:?}"
+            );
             for asked in ALL.iter().filter(|job| **job != Job::ForceOff) {
                 let ends = (*asked, *running) == (Job::Abandon, Job::MigrateIn);
                 assert_eq!(preempts(*asked, *running), ends, "{asked:?} during {running:?}");

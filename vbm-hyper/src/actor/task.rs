@@ -14,6 +14,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use vbm_core::{PowerState, VmId};
 
+/// Makes a job of a driver.
+pub(super) type BeginWith = Box<dyn FnOnce(Arc<dyn Driver>) -> Box<dyn AnyJob> + Send>;
+
 /// What an actor can be told: its whole command surface.
 pub(super) enum Command {
     Start(Box<VmDefinition>, Vec<NicBackend>, Reply<Seen>),
@@ -22,7 +25,7 @@ pub(super) enum Command {
     /// Reset, pause, resume, remove.
     Simple(Job, Reply<()>),
     /// Work of a facet: hands the actor a job to begin.
-    Facet(Job, Box<dyn FnOnce(Arc<dyn Driver>) -> Box<dyn AnyJob> + Send>),
+    Facet(Job, BeginWith),
     /// The driver reported something; `None`: something was missed, look.
     Saw(Option<DriverEvent>),
 }

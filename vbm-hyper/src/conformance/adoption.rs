@@ -136,4 +136,3 @@ pub async fn a_driver_that_was_shut_down_refuses_work(bench: &dyn Bench) -> Verd
     assert_eq!(ground.seen(id).await, before);
     ground.done(&[id]).await
 }
-

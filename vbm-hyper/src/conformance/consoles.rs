@@ -139,7 +139,10 @@ pub async fn a_missing_facet_says_why_and_one_that_is_there_does_not(bench: &dyn
     ] {
         let why = driver.missing(facet);
         assert_eq!(why.is_none(), there, "{facet:?}: {why:?}");
-        assert!(why.is_none_or(|why| why.len() > 10), "{facet:?}: a reason for people");
+        assert!(
+            why.is_none_or(|why| why.len() > 10),
+            "{facet:?}: a reason for people"
+        );
     }
     ground.done(&[]).await
 }

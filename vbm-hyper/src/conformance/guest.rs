@@ -16,7 +16,7 @@ pub struct GuestWords {
     pub write: String,
     /// Answers `disk=<what is written>#<word>`.
     pub read: String,
-    /// Counts from now on: says `count=<number>` again and again. The second time it does nothing.
+    /// Counts from now on: says `counted=<number>` again and again. The second time it does nothing.
     pub count: String,
 }
 
@@ -27,9 +27,13 @@ impl GuestWords {
         Self {
             remember: "M={}; echo \"kept\"={}".into(),
             recall: "echo \"memory\"=$M\"#\"{}".into(),
-            write: format!("echo {{}} | dd of={disk} seek=100 conv=notrunc,sync {block}; sync; echo \"written\"={{}}"),
+            write: format!(
+                "echo {{}} | dd of={disk} seek=100 conv=notrunc,sync,fsync {block}; echo \"written\"={{}}"
+            ),
             read: format!("echo \"disk\"=$(dd if={disk} skip=100 {block} | head -n1)\"#\"{{}}"),
-            count: "[ \"$C\" ] || { C=1; (i=0; while :; do i=$((i+1)); echo \"count\"=$i; sleep 1; done) & }".into(),
+            count:
+                "[ \"$C\" ] || { C=1; (i=0; while :; do i=$((i+1)); echo \"counted\"=$i; sleep 1; done) & }"
+                    .into(),
         }
     }
 }
@@ -50,19 +54,31 @@ pub(super) struct Guest<'a> {
 
 impl Guest<'_> {
     pub(super) async fn remember(&self, word: &str) {
-        self.ask(&self.words.remember.replace("{}", word), &format!("kept={word}"), |_| true)
-            .await;
+        self.ask(
+            &self.words.remember.replace("{}", word),
+            &format!("kept={word}"),
+            |_| true,
+        )
+        .await;
     }
 
     pub(super) async fn write(&self, word: &str) {
-        self.ask(&self.words.write.replace("{}", word), &format!("written={word}"), |_| true)
-            .await;
+        self.ask(
+            &self.words.write.replace("{}", word),
+            &format!("written={word}"),
+            |_| true,
+        )
+        .await;
     }
 
     pub(super) async fn remembers(&self, word: &str) {
         let nonce = nonce().to_string();
         let said = self
-            .ask(&self.words.recall.replace("{}", &nonce), &format!("#{nonce}"), |_| true)
+            .ask(
+                &self.words.recall.replace("{}", &nonce),
+                &format!("#{nonce}"),
+                |_| true,
+            )
             .await;
         assert!(
             said.contains(&format!("memory={word}#{nonce}")),
@@ -73,7 +89,11 @@ impl Guest<'_> {
     pub(super) async fn has_written(&self, word: &str) {
         let nonce = nonce().to_string();
         let said = self
-            .ask(&self.words.read.replace("{}", &nonce), &format!("#{nonce}"), |_| true)
+            .ask(
+                &self.words.read.replace("{}", &nonce),
+                &format!("#{nonce}"),
+                |_| true,
+            )
             .await;
         assert!(
             said.contains(&format!("disk={word}#{nonce}")),
@@ -83,7 +103,7 @@ impl Guest<'_> {
 
     /// Lets it count, and waits for a number.
     pub(super) async fn count(&self) -> u64 {
-        self.ask(&self.words.count, "count=", |_| true).await;
+        self.ask(&self.words.count, "counted=", |_| true).await;
         self.next_count().await
     }
 
@@ -133,7 +153,7 @@ impl Guest<'_> {
 
 /// The first whole number that a guest has counted to.
 fn number(text: &str) -> Option<u64> {
-    let (_, rest) = text.split_once("count=")?;
+    let (_, rest) = text.split_once("counted=")?;
     let (digits, _) = rest.split_once(['\r', '\n'])?;
     digits.parse().ok()
 }

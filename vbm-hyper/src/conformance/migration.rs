@@ -70,10 +70,12 @@ pub async fn a_running_vm_moves_to_another_host_and_goes_on(bench: &dyn Bench) -
     let to = to.expect("it can be taken in");
     assert_eq!(to.ip(), HERE, "it listens where it was told to");
     assert_eq!(beside.power(id).await, PowerState::MigratingIn);
-    let sent = ground.patiently("send", or_left_out!(ground.migration()).send(id, to)).await;
+    let sent = ground
+        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .await;
     let sent = sent.expect("somebody waits for it");
     assert!(sent.bytes > 0 && sent.downtime <= sent.took, "{sent:?}");
-    println!("{sent:?}");
+    tracing::info!(?sent, "a VM has moved");
     ground.event(id, |event| event == PowerEvent::MigratedAway).await;
     assert_eq!(ground.seen(id).await, Seen::resting(PowerState::Off));
     beside.arrived(&ground, id).await;
@@ -111,7 +113,9 @@ pub async fn a_vm_moves_with_its_snapshots(bench: &dyn Bench) -> Verdict {
     guest.write("berry").await;
     let to = beside.migration().receive(definition, NO_NICS, HERE).await;
     let to = to.expect("it can be taken in");
-    let sent = ground.patiently("send", or_left_out!(ground.migration()).send(id, to)).await;
+    let sent = ground
+        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .await;
     sent.expect("somebody waits for it");
     beside.arrived(&ground, id).await;
 
@@ -145,7 +149,9 @@ pub async fn a_vm_that_nobody_waits_for_stays_and_goes_on(bench: &dyn Bench) -> 
     let nowhere = std::net::TcpListener::bind((HERE, 0))
         .and_then(|listener| listener.local_addr())
         .expect("the host has ports");
-    let sent = ground.patiently("send", or_left_out!(ground.migration()).send(id, nowhere)).await;
+    let sent = ground
+        .patiently("send", or_left_out!(ground.migration()).send(id, nowhere))
+        .await;
     sent.expect_err("nobody waits there");
     ground.event(id, |event| event == PowerEvent::MigrateFailed).await;
     assert_eq!(ground.power(id).await, PowerState::Running);
@@ -176,13 +182,17 @@ pub async fn an_arrival_that_is_given_up_leaves_nothing(bench: &dyn Bench) -> Ve
     );
     beside.migration().abandon(id).await.expect("it is expected");
     assert_eq!(beside.power(id).await, PowerState::Off);
-    let sent = ground.patiently("send", or_left_out!(ground.migration()).send(id, to)).await;
+    let sent = ground
+        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .await;
     sent.expect_err("nobody waits there any more");
     assert_eq!(ground.power(id).await, PowerState::Running);
 
     let to = beside.migration().receive(&definition, NO_NICS, HERE).await;
     let to = to.expect("it can be taken in");
-    let sent = ground.patiently("send", or_left_out!(ground.migration()).send(id, to)).await;
+    let sent = ground
+        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .await;
     sent.expect("somebody waits for it");
     beside.arrived(&ground, id).await;
     assert_eq!(ground.power(id).await, PowerState::Off);

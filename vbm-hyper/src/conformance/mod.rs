@@ -37,8 +37,8 @@ pub use saved::*;
 pub use snapshots::*;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, SavedState, Seen, Snapshots, VmDefinition,
-    limits::BUTTON_RESEND_FIRST,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, SavedState, Seen, Snapshots,
+    VmDefinition, limits::BUTTON_RESEND_FIRST,
 };
 use async_trait::async_trait;
 use std::{sync::Arc, time::Duration};
@@ -326,4 +326,3 @@ async fn reopen(ground: Ground<'_>) -> (Ground<'_>, Vec<Adopted>) {
         .expect("it can be adopted");
     (ground, adopted)
 }
-

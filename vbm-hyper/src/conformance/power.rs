@@ -278,4 +278,3 @@ pub async fn the_inventory_has_all(bench: &dyn Bench) -> Verdict {
     }
     ground.done(&ids).await
 }
-

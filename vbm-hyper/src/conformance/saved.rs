@@ -105,10 +105,7 @@ pub async fn what_cannot_be_saved_or_restored_is_refused(bench: &dyn Bench) -> V
     let saved_state = or_left_out!(ground.saved_state());
     let definition = bench.definition();
     let unknown = saved_state.save(definition.id).await;
-    assert_eq!(
-        unknown.expect_err("it is unknown").kind(),
-        ErrorKind::NotFound
-    );
+    assert_eq!(unknown.expect_err("it is unknown").kind(), ErrorKind::NotFound);
     let id = ground.start(&definition).await;
     refused(
         saved_state.restore(&definition, NO_NICS).await,

@@ -101,7 +101,7 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_disk_and_memory(bench: &dyn Bench) 
         "{:?}",
         taken.paused
     );
-    println!("the guest was halted for {:?}", taken.paused);
+    tracing::info!(paused = ?taken.paused, "a VM was snapshotted");
     assert_eq!(ground.power(id).await, PowerState::Running);
     guest.remembers("alpha").await;
     guest.remember("bravo").await;

@@ -54,7 +54,9 @@ fn table(head: &[u8], read: impl Fn(u64, usize) -> Result<Vec<u8>>) -> Result<Ve
         let extra_bytes = number(&fixed, 36, 4);
         let rest_bytes = extra_bytes + id_bytes + name_bytes;
         if rest_bytes > SNAPSHOT_ENTRY_MAX_BYTES {
-            return Err(Fault::Table("an entry of its table of snapshots is too large".into()));
+            return Err(Fault::Table(
+                "an entry of its table of snapshots is too large".into(),
+            ));
         }
         let fixed_bytes = ENTRY_FIXED_BYTES as u64;
         let name_at = at + fixed_bytes + extra_bytes + id_bytes;
@@ -104,7 +106,12 @@ mod tests {
 
     #[test]
     fn names_are_found_whatever_stands_between_them() {
-        let entries = [entry("1", "first", 16), entry("22", "", 0), entry("3", "third one", 24)].concat();
+        let entries = [
+            entry("1", "first", 16),
+            entry("22", "", 0),
+            entry("3", "third one", 24),
+        ]
+        .concat();
         assert_eq!(walk(3, &entries).unwrap(), ["first", "", "third one"]);
         assert_eq!(walk(0, &entries).unwrap(), [""; 0]);
         assert!(walk(4, &entries).is_none(), "an entry beyond the end");

@@ -6,8 +6,8 @@
 use super::{
     Entry, Shared,
     keeper::{self, Begin},
-    process::{self, Proc},
     memory::SavedRecord,
+    process::{self, Proc},
     record::{Ended, Manifest, VmDir},
 };
 use crate::{

@@ -192,7 +192,13 @@ mod tests {
         };
         let golden = include_str!("golden-argv.txt");
         assert_eq!(argv(&plan).join("\n"), golden.trim_end());
-        let begins = |entry| argv(&Plan { entry, ..plan.clone() })[..3].join(" ");
+        let begins = |entry| {
+            argv(&Plan {
+                entry,
+                ..plan.clone()
+            })[..3]
+                .join(" ")
+        };
         assert_eq!(begins(Entry::Memory), "-S -incoming defer");
         assert_eq!(begins(Entry::Arrival), "-incoming defer -nodefaults");
     }

@@ -124,7 +124,10 @@ pub(super) async fn settle(qmp: &Qmp, dir: &VmDir, disk: &Path, errand: Errand) 
             MemoryDir::beside(disk).remove(None)?;
             settled
         }
-        Errand::Snapshot { snapshot, was_running } => {
+        Errand::Snapshot {
+            snapshot,
+            was_running,
+        } => {
             transfer::call_off(qmp).await?;
             let settled = go_on_if(qmp, was_running).await?;
             let memory = MemoryDir::beside(disk);

@@ -41,7 +41,8 @@ pub(super) async fn snapshot(verb: Verb, name: &str, disk: &Path) -> Result<()> 
         .chain([disk.display().to_string()])
         .collect();
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let words = rustix::fs::memfd_create("vbm-qemu-img", flags).map_err(|errno| Error::io("make", PROGRAM)(errno.into()))?;
+    let words = rustix::fs::memfd_create("vbm-qemu-img", flags)
+        .map_err(|errno| Error::io("make", PROGRAM)(errno.into()))?;
     let mut words = File::from(words);
     let log = words.try_clone().map_err(Error::io("make", PROGRAM))?;
     let process = process::spawn(&program, &args, &[], log, process::Bond::Outlives)?;

@@ -392,14 +392,26 @@ mod tests {
     fn how_it_left_is_told_apart() {
         use PowerState::{Off, Running, Saved};
         for (story, exit, end) in [
-            (vec![Input::SaveAsked, Input::Said(QmpEvent::Stop), Input::SaveWritten], KILLED, Saved),
-            (vec![Input::SaveAsked, Input::SaveWritten, Input::KillAsked], KILLED, Off),
+            (
+                vec![Input::SaveAsked, Input::Said(QmpEvent::Stop), Input::SaveWritten],
+                KILLED,
+                Saved,
+            ),
+            (
+                vec![Input::SaveAsked, Input::SaveWritten, Input::KillAsked],
+                KILLED,
+                Off,
+            ),
             (
                 vec![Input::SaveAsked],
                 KILLED,
                 PowerState::Crashed(CrashCause::Hypervisor),
             ),
-            (vec![Input::SendAsked, Input::Said(QmpEvent::Stop), Input::SentAway], KILLED, Off),
+            (
+                vec![Input::SendAsked, Input::Said(QmpEvent::Stop), Input::SentAway],
+                KILLED,
+                Off,
+            ),
         ] {
             assert_eq!(end_of(story.clone(), exit), end, "{story:?}");
         }
@@ -408,7 +420,12 @@ mod tests {
             (Input::SendAsked, Input::SendFailed(false)),
         ] {
             let mut life = running();
-            for input in [asked, Input::Said(QmpEvent::Stop), Input::Said(QmpEvent::Resume), failed] {
+            for input in [
+                asked,
+                Input::Said(QmpEvent::Stop),
+                Input::Said(QmpEvent::Resume),
+                failed,
+            ] {
                 life.take(input);
             }
             assert_eq!(life.power, Running);
@@ -418,7 +435,13 @@ mod tests {
     #[test]
     fn a_memory_that_cannot_be_read_back_is_kept_or_was_that_of_a_snapshot() {
         let life = Lifecycle::new(PowerState::Restoring);
-        for (mut life, end) in [(life, PowerState::Off), (Lifecycle::new(PowerState::Restoring).keeping_memory(), PowerState::Saved)] {
+        for (mut life, end) in [
+            (life, PowerState::Off),
+            (
+                Lifecycle::new(PowerState::Restoring).keeping_memory(),
+                PowerState::Saved,
+            ),
+        ] {
             life.take(Input::Exited(KILLED));
             assert_eq!(life.power, end);
         }
@@ -430,7 +453,10 @@ mod tests {
             (Input::Said(QmpEvent::Resume), PowerState::Running),
             (Input::Answered(RunState::InMigrate), PowerState::MigratingIn),
             (Input::Answered(RunState::Running), PowerState::Running),
-            (Input::Answered(RunState::Paused), PowerState::Paused(PauseReason::Requested)),
+            (
+                Input::Answered(RunState::Paused),
+                PowerState::Paused(PauseReason::Requested),
+            ),
             (Input::Exited(KILLED), PowerState::Off),
         ] {
             let mut life = Lifecycle::new(PowerState::MigratingIn);

@@ -70,9 +70,12 @@ impl Migration for QemuDriver {
             let qmp = start::connect(shared, &machine, manifest, argv::Entry::Arrival).await?;
             transfer::prepare(&qmp, Way::Live).await?;
             transfer::receive(&qmp, &Channel::Tcp((listen, 0).into())).await?;
-            let port = transfer::look(&qmp).await?.port.ok_or_else(|| Error::StartFailed {
-                why: "it does not say where it listens".into(),
-            })?;
+            let port = transfer::look(&qmp)
+                .await?
+                .port
+                .ok_or_else(|| Error::StartFailed {
+                    why: "it does not say where it listens".into(),
+                })?;
             Ok(SocketAddr::from((listen, port)))
         });
         match start::in_time(opened.await) {
@@ -204,8 +207,8 @@ pub(super) async fn watch_arrival(shared: Arc<Shared>, id: VmId) {
 async fn arrival(machine: &Machine) {
     let begun = Instant::now();
     loop {
-        let arrived =
-            machine.wait_for(|view| !matches!(view.seen.power, PowerState::MigratingIn | PowerState::Unknown));
+        let arrived = machine
+            .wait_for(|view| !matches!(view.seen.power, PowerState::MigratingIn | PowerState::Unknown));
         if timeout(ARRIVAL_POLL, arrived).await.is_ok() {
             return;
         }
@@ -213,7 +216,11 @@ async fn arrival(machine: &Machine) {
             Ok(qmp) => transfer::look(&qmp).await.is_ok_and(|report| report.coming),
             Err(_) => false,
         };
-        let deadline = if coming { MIGRATION_DEADLINE } else { ARRIVAL_DEADLINE };
+        let deadline = if coming {
+            MIGRATION_DEADLINE
+        } else {
+            ARRIVAL_DEADLINE
+        };
         if begun.elapsed() >= deadline {
             tracing::warn!(id = %machine.id, ?deadline, "a VM that was to arrive is given up");
             machine.process.kill();

@@ -436,7 +436,9 @@ impl Driver for QemuDriver {
 
     fn missing(&self, facet: Facet) -> Option<String> {
         match facet {
-            Facet::Consoles | Facet::TapNics | Facet::Snapshots | Facet::SavedState | Facet::Migration => None,
+            Facet::Consoles | Facet::TapNics | Facet::Snapshots | Facet::SavedState | Facet::Migration => {
+                None
+            }
             Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
         }
     }

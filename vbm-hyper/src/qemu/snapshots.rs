@@ -72,7 +72,11 @@ async fn list(disk: PathBuf) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
         let whole = |(id, content): &(SnapshotId, SnapshotContent)| {
             *content == SnapshotContent::Disk || memory.has(*id)
         };
-        Ok(names.iter().filter_map(|name| parse(name)).filter(whole).collect())
+        Ok(names
+            .iter()
+            .filter_map(|name| parse(name))
+            .filter(whole)
+            .collect())
     })
     .await
 }
@@ -230,21 +234,32 @@ async fn forget_memory(disk: PathBuf, snapshot: SnapshotId) -> Result<()> {
     .await
 }
 
-async fn take_live(shared: &Arc<Shared>, machine: &Arc<Machine>, snapshot: SnapshotId) -> Result<SnapshotTaken> {
+async fn take_live(
+    shared: &Arc<Shared>,
+    machine: &Arc<Machine>,
+    snapshot: SnapshotId,
+) -> Result<SnapshotTaken> {
     let was_running = match machine.seen().power {
         PowerState::Running => true,
         PowerState::Paused(_) => false,
         power => return Err(wrong_state(power, "take a snapshot of")),
     };
     machine.keeps_memory()?;
-    let (dir, disk) = (VmDir::new(&shared.root, machine.id), &machine.definition.root_disk);
+    let (dir, disk) = (
+        VmDir::new(&shared.root, machine.id),
+        &machine.definition.root_disk,
+    );
     let kept = Kept::of(machine, &shared.facts(machine.id)?);
     let qmp = machine.qmp("migrate")?;
     // What an earlier attempt has left.
     forget_live(&qmp, disk, snapshot).await?;
     let memory = MemoryDir::beside(disk);
     let path = memory.begin(Some(snapshot))?;
-    Errand::Snapshot { snapshot, was_running }.note(&dir)?;
+    Errand::Snapshot {
+        snapshot,
+        was_running,
+    }
+    .note(&dir)?;
     let captured = capture(machine, snapshot, &path, was_running).await;
     let published = match captured {
         Ok(paused) => {
@@ -264,7 +279,12 @@ async fn take_live(shared: &Arc<Shared>, machine: &Arc<Machine>, snapshot: Snaps
 
 /// Halts the guest, fixes the disk and the memory, lets it go on, and waits for the memory to be written. Returns how
 /// long the guest was halted.
-async fn capture(machine: &Machine, snapshot: SnapshotId, path: &Path, was_running: bool) -> Result<Duration> {
+async fn capture(
+    machine: &Machine,
+    snapshot: SnapshotId,
+    path: &Path,
+    was_running: bool,
+) -> Result<Duration> {
     let qmp = machine.qmp("migrate")?;
     let way = match transfer::prepare(&qmp, Way::Background).await {
         Ok(()) => Way::Background,
@@ -281,7 +301,10 @@ async fn capture(machine: &Machine, snapshot: SnapshotId, path: &Path, was_runni
     }
     let name = name(snapshot, SnapshotContent::DiskAndMemory);
     machine
-        .command("blockdev-snapshot-internal-sync", json!({ "device": NODE, "name": name }))
+        .command(
+            "blockdev-snapshot-internal-sync",
+            json!({ "device": NODE, "name": name }),
+        )
         .await
         .map_err(|error| transfer::full_or(Some(&machine.definition.root_disk), error))?;
     transfer::send(&qmp, &Channel::File(path.to_owned())).await?;

@@ -48,7 +48,11 @@ pub(super) struct Prepared {
 
 impl Prepared {
     /// Checks the definition and its files, and finds out what this host can do.
-    pub(super) async fn of(shared: &Shared, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Self> {
+    pub(super) async fn of(
+        shared: &Shared,
+        definition: &VmDefinition,
+        nics: Vec<NicBackend>,
+    ) -> Result<Self> {
         definition.check(nics.len())?;
         check_files(definition)?;
         let taps = taps(nics)?;

@@ -7,15 +7,12 @@
 //!
 //! `migrate` returns before anything is known, so each transfer is waited for to its conclusion.
 
-use super::{
-    keeper::Machine,
-    qmp::Qmp,
-};
+use super::{keeper::Machine, qmp::Qmp};
 use crate::{
     Error, Result,
     limits::{
-        CANCEL_DEADLINE, COMMAND_DEADLINE, MIGRATION_DOWNTIME_MAX, TRANSFER_MAX_BYTES_PER_SECOND, TRANSFER_POLL_MAX,
-        TRANSFER_POLL_MIN,
+        CANCEL_DEADLINE, COMMAND_DEADLINE, MIGRATION_DOWNTIME_MAX, TRANSFER_MAX_BYTES_PER_SECOND,
+        TRANSFER_POLL_MAX, TRANSFER_POLL_MIN,
     },
 };
 use serde_json::{Value, json};
@@ -126,7 +123,8 @@ pub(super) async fn prepare(qmp: &Qmp, way: Way) -> Result<()> {
             .await?;
     }
     let downtime_millis = u64::try_from(MIGRATION_DOWNTIME_MAX.as_millis()).unwrap_or(u64::MAX);
-    let parameters = json!({ "max-bandwidth": TRANSFER_MAX_BYTES_PER_SECOND, "downtime-limit": downtime_millis });
+    let parameters =
+        json!({ "max-bandwidth": TRANSFER_MAX_BYTES_PER_SECOND, "downtime-limit": downtime_millis });
     qmp.execute("migrate-set-parameters", parameters).await.map(drop)
 }
 
@@ -137,7 +135,9 @@ pub(super) async fn send(qmp: &Qmp, channel: &Channel) -> Result<()> {
 
 /// Begins to receive.
 pub(super) async fn receive(qmp: &Qmp, channel: &Channel) -> Result<()> {
-    qmp.execute("migrate-incoming", channel.arguments()).await.map(drop)
+    qmp.execute("migrate-incoming", channel.arguments())
+        .await
+        .map(drop)
 }
 
 pub(super) async fn look(qmp: &Qmp) -> Result<Report> {
@@ -191,10 +191,13 @@ pub(super) fn failure(report: &Report, path: Option<&Path>) -> Error {
         ("", _) => "it gave no reason",
         (why, _) => why,
     };
-    full_or(path, Error::Hypervisor {
-        command: "migrate".into(),
-        why: why.to_owned(),
-    })
+    full_or(
+        path,
+        Error::Hypervisor {
+            command: "migrate".into(),
+            why: why.to_owned(),
+        },
+    )
 }
 
 /// Tells a full disk from other failures, by the words of the C library.
@@ -273,17 +276,21 @@ mod tests {
         ] {
             assert_eq!(report(&status).phase, phase, "{status}");
         }
-        let waits = json!({ "status": "setup", "socket-address": [{ "host": "127.0.0.1", "port": "34747" }] });
+        let waits =
+            json!({ "status": "setup", "socket-address": [{ "host": "127.0.0.1", "port": "34747" }] });
         assert_eq!(report(&waits).port, Some(34747));
     }
 
     #[test]
     fn a_full_disk_is_told_from_other_failures() {
-        let mut failed = report(&json!({ "status": "failed", "error-desc": "Unable to write: No space left on device" }));
+        let mut failed =
+            report(&json!({ "status": "failed", "error-desc": "Unable to write: No space left on device" }));
         let path = Path::new("/pool/x.mem");
         assert!(matches!(failure(&failed, Some(path)), Error::DiskFull { .. }));
         failed.why = "Connection reset by peer".into();
-        assert!(matches!(failure(&failed, Some(path)), Error::Hypervisor { why, .. } if why.contains("reset")));
+        assert!(
+            matches!(failure(&failed, Some(path)), Error::Hypervisor { why, .. } if why.contains("reset"))
+        );
     }
 
     #[test]

@@ -7,8 +7,7 @@ use super::{
 };
 use crate::{
     Error, Migrated, Migration, NicBackend, Result, SavedState, Seen, SnapshotTaken, Snapshots, VmDefinition,
-    driver::not_for,
-    limits::ARRIVAL_DEADLINE,
+    driver::not_for, limits::ARRIVAL_DEADLINE,
 };
 use async_trait::async_trait;
 use std::{
@@ -24,8 +23,7 @@ const MIB_BYTES: u64 = 1024 * 1024;
 impl SimDriver {
     fn power(&self, id: VmId) -> PowerState {
         let vms = self.world().vms();
-        vms.get(&id)
-            .map_or(PowerState::Off, |vm| self.sees(id, vm).power)
+        vms.get(&id).map_or(PowerState::Off, |vm| self.sees(id, vm).power)
     }
 
     /// Runs a VM from a memory, once it was read.
@@ -69,14 +67,19 @@ impl Snapshots for SimDriver {
     async fn take(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<SnapshotTaken> {
         self.is_open()?;
         let (world, id) = (self.world(), definition.id);
-        let there = |disk: &mut super::guest::SimDisk| disk.snapshots.get(&snapshot).map(|found| found.content);
+        let there =
+            |disk: &mut super::guest::SimDisk| disk.snapshots.get(&snapshot).map(|found| found.content);
         if let Some(content) = world.site().disk(&definition.root_disk, there) {
             return Ok(SnapshotTaken::new(content, Duration::ZERO));
         }
         let allowed = |power| match power {
             PowerState::Off | PowerState::Crashed(_) => Ok(false),
             PowerState::Running | PowerState::Paused(_) => Ok(true),
-            power => Err(not_for("take a snapshot of", power, "off, crashed, running or paused")),
+            power => Err(not_for(
+                "take a snapshot of",
+                power,
+                "off, crashed, running or paused",
+            )),
         };
         allowed(self.power(id))?;
         let latency = world.latency();
@@ -303,9 +306,9 @@ impl Migration for SimDriver {
         }
         let memory = {
             let vms = self.world().vms();
-            let vm = vms.get(&id).filter(|vm| {
-                vm.run == leaving.run && vm.seen.power == PowerState::MigratingOut
-            });
+            let vm = vms
+                .get(&id)
+                .filter(|vm| vm.run == leaving.run && vm.seen.power == PowerState::MigratingOut);
             vm.map(|vm| (vm.memory.clone(), u64::from(vm.definition.memory_mib)))
         };
         let (memory, mib) = memory.ok_or_else(|| refused("migrate", "it ended on its way".into()))?;

@@ -109,12 +109,14 @@ pub(super) fn counts(world: &SimWorld, id: VmId, run: u64) {
                 return;
             };
             let mut vms = world.vms();
-            let vm = vms.get_mut(&id).filter(|vm| vm.run == run && vm.seen.pid.is_some());
+            let vm = vms
+                .get_mut(&id)
+                .filter(|vm| vm.run == run && vm.seen.pid.is_some());
             let Some(vm) = vm else { return };
             if vm.seen.power == PowerState::Running {
                 let count = vm.memory.count.unwrap_or(0) + 1;
                 vm.memory.count = Some(count);
-                vm.say(&Bytes::from(format!("count={count}\r\n")));
+                vm.say(&Bytes::from(format!("counted={count}\r\n")));
             }
         }
     });
