@@ -105,8 +105,12 @@ pub enum PowerEvent {
     Save,
     /// Its memory is on disk.
     SaveDone,
+    /// Writing its memory failed; it goes on.
+    SaveFailed,
     /// Somebody asks for it to go on from there.
     Restore,
+    /// Its memory could not be read back; it stays on disk.
+    RestoreFailed,
     /// It leaves for another node.
     MigrateOut,
     /// It arrives from another node.
@@ -155,7 +159,9 @@ pub enum E {
     Resume,
     Save,
     SaveDone,
+    SaveFailed,
     Restore,
+    RestoreFailed,
     MigrateOut,
     MigrateIn,
     MigratedAway,
@@ -215,8 +221,10 @@ pub const TABLE: &[(E, &[S], S)] = &[
     (E::Resume, &[S::Paused], S::Running),
     (E::Save, &[S::Running, S::Paused], S::Saving),
     (E::SaveDone, &[S::Saving], S::Saved),
+    (E::SaveFailed, &[S::Saving], S::Running),
     // A snapshot with memory is gone back to from rest.
     (E::Restore, &[S::Saved, S::Off, S::Crashed], S::Restoring),
+    (E::RestoreFailed, &[S::Restoring], S::Saved),
     (E::MigrateOut, &[S::Running, S::Paused], S::MigratingOut),
     (E::MigrateIn, &[S::Off], S::MigratingIn),
     (E::MigratedAway, &[S::MigratingOut], S::Off),
@@ -364,7 +372,9 @@ impl PowerEvent {
             Self::Resume => E::Resume,
             Self::Save => E::Save,
             Self::SaveDone => E::SaveDone,
+            Self::SaveFailed => E::SaveFailed,
             Self::Restore => E::Restore,
+            Self::RestoreFailed => E::RestoreFailed,
             Self::MigrateOut => E::MigrateOut,
             Self::MigrateIn => E::MigrateIn,
             Self::MigratedAway => E::MigratedAway,
@@ -407,7 +417,9 @@ mod tests {
         PowerEvent::Resume,
         PowerEvent::Save,
         PowerEvent::SaveDone,
+        PowerEvent::SaveFailed,
         PowerEvent::Restore,
+        PowerEvent::RestoreFailed,
         PowerEvent::MigrateOut,
         PowerEvent::MigrateIn,
         PowerEvent::MigratedAway,

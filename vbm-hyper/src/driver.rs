@@ -218,6 +218,16 @@ impl DriverEvent {
     }
 }
 
+/// Why something cannot be done with a VM in this state, where the power table has no say.
+pub(crate) fn not_for(verb: &str, power: PowerState, possible: &str) -> Error {
+    Error::Refused(vbm_core::Error::new(
+        vbm_core::ErrorKind::Conflict,
+        format!("cannot {verb} a VM that is {power}"),
+        format!("that is possible when it is {possible}"),
+        "wait for the state, or end the VM with `vbm stop --force`",
+    ))
+}
+
 /// Why a VM in this state cannot be forgotten.
 pub(crate) fn not_off(power: PowerState) -> Error {
     Error::Refused(vbm_core::Error::new(

@@ -71,6 +71,30 @@ pub const SCREENSHOT_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// The largest manifest.
 pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
 
+/// The most snapshots that a disk is believed to have.
+pub const DISK_SNAPSHOTS_MAX: u64 = 1_024;
+/// The largest entry of a disk's table of snapshots that is read.
+pub const SNAPSHOT_ENTRY_MAX_BYTES: u64 = 64 * 1024;
+
+/// How long writing or reading a VM's memory on disk may take.
+pub const MEMORY_DEADLINE: Duration = Duration::from_secs(600);
+/// How long `qemu-img` may take for a snapshot of a disk at rest.
+pub const DISK_IMAGE_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a running VM may take to move to another host.
+pub const MIGRATION_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a VM's guest may be halted at the end of a migration before QEMU sends one more round of its memory.
+pub const MIGRATION_DOWNTIME_MAX: Duration = Duration::from_millis(300);
+/// The most that a transfer of memory may send. No limit of ours: links and disks have their own.
+pub const TRANSFER_MAX_BYTES_PER_SECOND: u64 = 1 << 40;
+/// How long a VM that is to arrive waits for its first byte.
+pub const ARRIVAL_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a transfer that is called off may take to end.
+pub const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
+/// The pause between two looks at a transfer, at first.
+pub const TRANSFER_POLL_MIN: Duration = Duration::from_millis(1);
+/// The longest pause between two looks at a transfer.
+pub const TRANSFER_POLL_MAX: Duration = Duration::from_millis(50);
+
 /// The largest image that is imported.
 pub const IMAGE_MAX_BYTES: u64 = vbm_core::limits::DISK_MAX_MIB * 1024 * 1024;
 /// The size of the pieces that an import reads.

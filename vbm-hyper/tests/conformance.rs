@@ -11,7 +11,10 @@ mod common;
 use async_trait::async_trait;
 use std::sync::Arc;
 use vbm_core::{CrashCause, VmId};
-use vbm_hyper::{Driver, Seen, SimDriver, SimWorld, VmDefinition, conformance::Bench};
+use vbm_hyper::{
+    Driver, Seen, SimDriver, SimWorld, VmDefinition,
+    conformance::{Bench, GuestWords},
+};
 
 struct SimBench(SimWorld);
 
@@ -32,6 +35,12 @@ impl Bench for SimBench {
     async fn booted(&self, _: &dyn Driver, _: VmId) {}
     fn dialogue(&self) -> (&'static str, &'static str) {
         ("echo twice-$((40+2))\n", "\ntwice-$((40+2))\r")
+    }
+    fn words(&self) -> Result<GuestWords, String> {
+        Ok(SimWorld::words())
+    }
+    async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
+        Ok(Arc::new(SimDriver::open(self.0.beside()).unwrap()))
     }
     async fn accident(&self, id: VmId, _: &Seen) {
         self.0.crash(id, CrashCause::Hypervisor);

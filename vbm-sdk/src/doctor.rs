@@ -226,7 +226,8 @@ async fn abandoned(instance: &Registered, fix: bool, end_vms: bool) -> (Vec<Find
     const CHECK: &str = "leftovers";
     let record = &instance.record;
     let place = format!("instance {} ({})", record.tag, record.data_dir.display());
-    let driver = match QemuDriver::open(QemuConfig::new(record.run_dir.join("vm"))).await {
+    let config = QemuConfig::new(record.run_dir.join("vm")).with_state(record.data_dir.join("vm"));
+    let driver = match QemuDriver::open(config).await {
         Ok(driver) => driver,
         Err(e) => return (vec![Finding::problem(CHECK, &Error::from(e))], false),
     };

@@ -7,7 +7,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 use tokio::sync::oneshot;
-use vbm_core::VmId;
 
 /// Where the result of a command goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -23,8 +22,8 @@ pub(super) fn answer<T>(reply: Reply<T>, result: Result<T>) {
 pub(super) trait AnyJob: Send {
     /// Goes on with the work; when it is done, answers and says whether it succeeded.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool>;
-    /// Ends the work and tells who waits.
-    fn preempt(self: Box<Self>, vm: VmId, job: &'static str);
+    /// Ends the work, or never begins it, and tells who waits why.
+    fn refuse(self: Box<Self>, why: Error);
 }
 
 /// Work whose result is a `T`.
@@ -52,11 +51,11 @@ impl<T: Send> AnyJob for Typed<T> {
         Poll::Ready(success)
     }
 
-    fn preempt(self: Box<Self>, vm: VmId, job: &'static str) {
+    fn refuse(self: Box<Self>, why: Error) {
         let Self { work, reply } = *self;
         drop(work);
         if let Some(reply) = reply {
-            answer(reply, Err(Error::Preempted { vm, job }));
+            answer(reply, Err(why));
         }
     }
 }

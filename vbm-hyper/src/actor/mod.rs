@@ -9,9 +9,11 @@
 //!
 //! - The actor runs one job at a time. While it runs, other jobs are refused with `Conflict`, queries are answered, and a
 //!   force-off *ends the job*: its future is dropped, its caller told [`Error::Preempted`].
+//! - Which work waits for nothing, ends what runs, or is refused is a table: see `policy`.
 //! - What the driver reports is always believed; it is what the next command is judged by ([`vbm_core::power`]).
 //! - A job belongs to the actor: dropping the future of a handle's method does not end it.
 
+mod facets;
 mod job;
 mod policy;
 mod task;
@@ -45,6 +47,24 @@ pub enum Job {
     Resume,
     /// It is being forgotten.
     Remove,
+    /// A snapshot of it is being taken.
+    TakeSnapshot,
+    /// It is going back to a snapshot.
+    RevertSnapshot,
+    /// A snapshot of it is being deleted.
+    DeleteSnapshot,
+    /// Its memory is being written to disk.
+    Save,
+    /// Its memory is being read back.
+    Restore,
+    /// Its saved memory is being thrown away.
+    DiscardSaved,
+    /// It is being sent to another host.
+    MigrateOut,
+    /// A place is being made for it to arrive.
+    MigrateIn,
+    /// It is not waited for any more.
+    Abandon,
 }
 
 impl Job {
@@ -58,6 +78,15 @@ impl Job {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Remove => "removal",
+            Self::TakeSnapshot => "snapshot",
+            Self::RevertSnapshot => "revert",
+            Self::DeleteSnapshot => "deletion of a snapshot",
+            Self::Save => "save",
+            Self::Restore => "restore",
+            Self::DiscardSaved => "deletion of its saved memory",
+            Self::MigrateOut => "migration to another node",
+            Self::MigrateIn => "preparation of its arrival",
+            Self::Abandon => "end of its arrival",
         }
     }
 }
@@ -314,13 +343,7 @@ impl VmHandle {
     /// # Errors
     /// Those of [`Driver::start`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn start(&self, definition: VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
-        if definition.id != self.id {
-            return Err(Error::invalid(
-                "the definition is of another VM",
-                format!("it has the id {}", definition.id),
-                "use the handle of that VM",
-            ));
-        }
+        self.is_mine(&definition)?;
         self.ask(|reply| Command::Start(Box::new(definition), nics, reply))
             .await
     }

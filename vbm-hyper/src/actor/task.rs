@@ -6,13 +6,16 @@ use super::{
     policy,
 };
 use crate::{Driver, DriverEvent, Error, NicBackend, Result, Seen, VmDefinition, limits};
-use std::{collections::VecDeque, future::Future, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
     sync::{broadcast, mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use vbm_core::{PauseReason, PowerEvent, PowerState, VmId};
+use vbm_core::{PowerState, VmId};
+
+/// Makes a job of a driver.
+pub(super) type BeginWith = Box<dyn FnOnce(Arc<dyn Driver>) -> Box<dyn AnyJob> + Send>;
 
 /// What an actor can be told: its whole command surface.
 pub(super) enum Command {
@@ -21,6 +24,8 @@ pub(super) enum Command {
     ForceOff(Reply<()>),
     /// Reset, pause, resume, remove.
     Simple(Job, Reply<()>),
+    /// Work of a facet: hands the actor a job to begin.
+    Facet(Job, BeginWith),
     /// The driver reported something; `None`: something was missed, look.
     Saw(Option<DriverEvent>),
 }
@@ -103,57 +108,69 @@ impl Actor {
             }
             Command::Start(definition, nics, reply) => {
                 let work = async move { driver.start(&definition, nics).await };
-                self.begin(Job::Start, Some(PowerEvent::Start), work, reply);
+                self.begin(Job::Start, Typed::new(work, reply));
             }
             Command::Stop(_, reply) if self.rests() && self.running.is_none() => {
                 answer(reply, Ok(ALREADY_OFF))
             }
             Command::Stop(grace, reply) => {
                 let work = stop(driver, id, self.seen.subscribe(), grace);
-                self.begin(Job::Stop, Some(PowerEvent::Stop), work, reply);
+                self.begin(Job::Stop, Typed::new(work, reply));
             }
-            Command::Simple(job, reply) => match job {
-                Job::Reset => {
-                    let work = async move { driver.reset(id).await };
-                    self.begin(job, Some(PowerEvent::Reset), work, reply);
-                }
-                Job::Pause => {
-                    let work = async move { driver.pause(id).await };
-                    self.begin(job, Some(PowerEvent::Pause(PauseReason::Requested)), work, reply);
-                }
-                Job::Resume => {
-                    let work = async move { driver.resume(id).await };
-                    self.begin(job, Some(PowerEvent::Resume), work, reply);
-                }
-                Job::Start | Job::Stop | Job::ForceOff | Job::Remove => {
-                    let work = async move { driver.undefine(id).await };
-                    self.begin(Job::Remove, None, work, reply);
-                }
-            },
+            Command::Simple(job, reply) => {
+                let work = async move {
+                    match job {
+                        Job::Reset => driver.reset(id).await,
+                        Job::Pause => driver.pause(id).await,
+                        Job::Resume => driver.resume(id).await,
+                        _ => driver.undefine(id).await,
+                    }
+                };
+                self.begin(job, Typed::new(work, reply));
+            }
+            Command::Facet(job, work) => {
+                let work = work(driver);
+                self.begin_any(job, work);
+            }
         }
     }
 
-    /// Begins a job when no other runs and the power table allows it. What has no power event the driver judges.
-    fn begin<T: Send + 'static>(
-        &mut self,
-        job: Job,
-        event: Option<PowerEvent>,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-        reply: Reply<T>,
-    ) {
-        let busy = self.running.as_ref().map(|(job, _)| Error::Busy {
-            vm: self.id,
-            job: job.as_str(),
-        });
-        let refused = event.and_then(|event| self.power().after(event).err().map(Error::Refused));
-        match busy.or(refused) {
-            Some(refusal) => answer(reply, Err(refusal)),
-            None => self.put(job, Typed::new(work, reply)),
+    fn begin<T: Send + 'static>(&mut self, job: Job, work: Typed<T>) {
+        self.begin_any(job, Box::new(work));
+    }
+
+    /// Begins a job when the power table allows it and no other runs that it may not end. What has no power event the
+    /// driver judges.
+    fn begin_any(&mut self, job: Job, work: Box<dyn AnyJob>) {
+        let running = self.running.as_ref().map(|(running, _)| *running);
+        if let Some(running) = running.filter(|running| !policy::preempts(job, *running)) {
+            let busy = Error::Busy {
+                vm: self.id,
+                job: running.as_str(),
+            };
+            return work.refuse(busy);
+        }
+        if let Some(event) = policy::event_of(job)
+            && let Err(refused) = self.power().after(event)
+        {
+            return work.refuse(Error::Refused(refused));
+        }
+        self.preempt();
+        self.put(job, work);
+    }
+
+    /// Ends what runs.
+    fn preempt(&mut self) {
+        if let Some((job, work)) = self.running.take() {
+            work.refuse(Error::Preempted {
+                vm: self.id,
+                job: job.as_str(),
+            });
         }
     }
 
-    fn put(&mut self, job: Job, work: impl AnyJob + 'static) {
-        self.running = Some((job, Box::new(work)));
+    fn put(&mut self, job: Job, work: Box<dyn AnyJob>) {
+        self.running = Some((job, work));
         self.seen.send_modify(|seen| seen.busy = Some(job));
     }
 
@@ -162,9 +179,7 @@ impl Actor {
         let Some(reply) = self.force_offs.pop_front() else {
             return;
         };
-        if let Some((job, work)) = self.running.take() {
-            work.preempt(self.id, job.as_str());
-        }
+        self.preempt();
         let (driver, id) = (Arc::clone(&self.driver), self.id);
         let work = async move {
             match driver.kill(id).await {
@@ -172,7 +187,7 @@ impl Actor {
                 result => result,
             }
         };
-        self.put(Job::ForceOff, Typed::new(work, reply));
+        self.put(Job::ForceOff, Box::new(Typed::new(work, reply)));
     }
 
     async fn saw(&mut self, event: Option<DriverEvent>) {

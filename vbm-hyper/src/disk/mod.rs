@@ -10,6 +10,7 @@
 //!
 //! - An image names no other file: no backing file, no external data file. Who uploads a disk cannot read the host's files with it.
 //! - A reference is written before the clone that needs it and removed after it, so an image never goes while it is a base.
+//! - Snapshots live inside the qcow2 file of a volume; memory that belongs to them lies beside it, in `<volume>.qcow2.memory/`.
 //! - Each directory has one owner at a time (a lock); so what lies in `tmp` when it is opened is left over and swept.
 //!   A *shared* directory has several, on any hosts whose file system carries `flock` between them: the one that comes
 //!   while no other is there sweeps, and references are changed under a lock of all.
@@ -17,6 +18,7 @@
 mod images;
 mod pool;
 pub mod qcow2;
+pub(crate) mod snapshots;
 
 pub use images::{ContentKind, ImageStore, ImportedFile, StoredFile};
 pub use pool::{Pool, VolumeFile};
@@ -30,8 +32,17 @@ use std::{
     time::Duration,
 };
 
+/// Where the memory of a VM is kept that belongs to what its disk holds: beside the disk, wherever that goes.
+pub(crate) fn memory_dir(disk: &Path) -> PathBuf {
+    let mut name = disk.as_os_str().to_owned();
+    name.push(".memory");
+    name.into()
+}
+
 /// Runs file work off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -125,7 +136,7 @@ fn lock(dir: &Path, name: &str, operation: FlockOperation) -> Result<Owner> {
 }
 
 /// Makes what was renamed, created or removed in a directory survive a power cut.
-fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir)
         .and_then(|d| d.sync_all())
         .map_err(Error::io("sync", dir))

@@ -115,7 +115,7 @@ impl Pool {
         Some(self.inner.path(volume)).filter(|path| path.is_file())
     }
 
-    /// Removes a volume and lets go of its image. Removing what is not there is no error.
+    /// Removes a volume, with its snapshots and the memory kept beside it, and lets go of its image. Removing what is not there is no error.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -208,6 +208,13 @@ impl Inner {
     fn remove(&self, volume: VolumeId) -> Result<()> {
         let path = self.path(volume);
         let image = read_volume(&path).ok().map(|(image, _)| image);
+        let memory = super::memory_dir(&path);
+        match fs::remove_dir_all(&memory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", memory)(error));
+            }
+            _ => {}
+        }
         match fs::remove_file(&path) {
             Ok(()) => sync_dir(&self.dir)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -6,6 +6,7 @@
 use super::{
     Entry, Shared,
     keeper::{self, Begin},
+    memory::SavedRecord,
     process::{self, Proc},
     record::{Ended, Manifest, VmDir},
 };
@@ -17,18 +18,34 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use vbm_core::{CrashCause, PowerEvent, PowerState, VmId};
 
-/// What the run directory knows, before anything is adopted.
-pub(super) fn known(root: &Path) -> Result<HashMap<VmId, Entry>> {
+/// What run directory and state directory know, before anything is adopted.
+pub(super) fn known(root: &Path, state: &Path) -> Result<HashMap<VmId, Entry>> {
+    let mut vms = ran(root)?;
+    for id in ids(state)? {
+        let saved = SavedRecord::of(VmDir::new(state, id)).exists();
+        let entry = vms
+            .entry(id)
+            .or_insert(Entry::Resting(Seen::resting(PowerState::Off)));
+        // Something may still run; the record tells what it is afterwards.
+        if saved && entry.seen().power != PowerState::Unknown {
+            *entry = Entry::Resting(Seen::resting(PowerState::Saved));
+        }
+    }
+    Ok(vms)
+}
+
+fn ids(dir: &Path) -> Result<Vec<VmId>> {
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let name = entry.map_err(Error::io("list", dir))?.file_name();
+        ids.extend(name.to_str().and_then(|name| name.parse::<VmId>().ok()));
+    }
+    Ok(ids)
+}
+
+fn ran(root: &Path) -> Result<HashMap<VmId, Entry>> {
     let mut vms = HashMap::new();
-    for entry in std::fs::read_dir(root).map_err(Error::io("list", root))? {
-        let entry = entry.map_err(Error::io("list", root))?;
-        let Some(id) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<VmId>().ok())
-        else {
-            continue;
-        };
+    for id in ids(root)? {
         let dir = VmDir::new(root, id);
         let power = if dir.file("manifest").exists() || dir.file("starting").exists() {
             PowerState::Unknown
@@ -50,6 +67,8 @@ pub(super) fn known(root: &Path) -> Result<HashMap<VmId, Entry>> {
 enum Fate {
     /// It runs.
     Lives(Manifest, Proc),
+    /// Its memory is on disk, and nothing of it runs.
+    Saved,
     /// It ended while nobody looked.
     Ended(Option<Manifest>, PowerState),
 }
@@ -77,7 +96,26 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<Vec<Adopted>> {
             adopted.push(found);
         }
     }
+    adopted.extend(saved(shared));
     Ok(adopted)
+}
+
+/// What is saved, with what it was saved with.
+fn saved(shared: &Shared) -> Vec<Adopted> {
+    let saved: Vec<VmId> = shared
+        .lock()
+        .iter()
+        .filter(|(_, entry)| matches!(entry, Entry::Resting(seen) if seen.power == PowerState::Saved))
+        .map(|(id, _)| *id)
+        .collect();
+    let read = |id: VmId| match shared.saved(id).read() {
+        Ok(kept) => Some(Adopted::new(kept?.definition, Seen::resting(PowerState::Saved))),
+        Err(error) => {
+            tracing::error!(%id, %error, "a saved VM cannot be understood; it is left alone");
+            None
+        }
+    };
+    saved.into_iter().filter_map(read).collect()
 }
 
 /// What was adopted or started before.
@@ -95,6 +133,10 @@ fn live(shared: &Shared) -> Vec<Adopted> {
 async fn adopt_one(shared: &Arc<Shared>, id: VmId) -> Option<Adopted> {
     match fate(shared, id) {
         Ok(Fate::Lives(manifest, process)) => Some(watch(shared, manifest, process).await),
+        Ok(Fate::Saved) => {
+            settle(shared, id, PowerState::Saved);
+            None
+        }
         Ok(Fate::Ended(manifest, power)) => {
             let seen = settle(shared, id, power);
             manifest.map(|manifest| Adopted::new(manifest.definition, seen))
@@ -108,12 +150,20 @@ async fn adopt_one(shared: &Arc<Shared>, id: VmId) -> Option<Adopted> {
 
 fn fate(shared: &Shared, id: VmId) -> Result<Fate> {
     let dir = VmDir::new(&shared.root, id);
-    let Some(manifest) = dir.manifest()? else {
-        // A start was begun and not finished: nobody was told that it runs.
+    let strays = || {
         for stray in process::find_strays(id, dir.path()) {
             tracing::warn!(%id, pid = stray.pid(), "a half-started QEMU is ended");
             stray.kill();
         }
+    };
+    if shared.saved(id).exists() {
+        // Its memory is whole on disk, and has not been used up: what runs of it is on its way out or in, and halted.
+        strays();
+        return Ok(Fate::Saved);
+    }
+    let Some(manifest) = dir.manifest()? else {
+        // A start was begun and not finished: nobody was told that it runs.
+        strays();
         return Ok(Fate::Ended(None, PowerState::Off));
     };
     if manifest.boot_id != shared.boot_id {
@@ -135,6 +185,8 @@ async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) -> Adopt
     let id = manifest.definition.id;
     let begin = Begin {
         has_display: manifest.argv.iter().any(|arg| arg == "-vnc"),
+        qemu_version: manifest.qemu_version,
+        keeps_memory: false,
         definition: manifest.definition,
         process,
         accelerator: manifest.accelerator,
@@ -162,6 +214,8 @@ fn settle(shared: &Shared, id: VmId, power: PowerState) -> Seen {
     shared.lock().insert(id, Entry::Resting(seen.clone()));
     let event = match power {
         PowerState::Crashed(cause) => PowerEvent::Crash(cause),
+        // That it was saved was told when it was.
+        PowerState::Saved => return seen,
         _ => PowerEvent::ShutDown,
     };
     shared.tell(DriverEvent::new(id, event, seen.clone()));
@@ -179,6 +233,7 @@ pub(super) async fn kill_unknown(shared: &Arc<Shared>, id: VmId) -> Result<()> {
                 after: KILL_DEADLINE,
             })?;
     }
+    shared.saved(id).discard()?;
     settle(shared, id, PowerState::Off);
     Ok(())
 }

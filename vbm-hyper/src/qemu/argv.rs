@@ -15,7 +15,7 @@ pub(super) struct Inherited {
 }
 
 /// All that decides a command line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Plan<'a> {
     pub(super) definition: &'a VmDefinition,
     pub(super) dir: &'a VmDir,
@@ -24,7 +24,19 @@ pub(super) struct Plan<'a> {
     pub(super) accelerator: &'a str,
     /// Without one, neither screenshots nor VNC.
     pub(super) display: bool,
+    pub(super) entry: Entry,
     pub(super) inherited: Inherited,
+}
+
+/// What the processors wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// To be let go.
+    Halted,
+    /// For a memory that we have it read, and then to be let go.
+    Memory,
+    /// For a memory that another host sends. They go on with its last byte: no daemon is needed for that.
+    Arrival,
 }
 
 /// A path as a value of one of QEMU's comma-separated options.
@@ -43,7 +55,13 @@ pub(super) fn argv(plan: &Plan<'_>) -> Vec<String> {
         }
     };
     // Halted until the manifest is written; nothing but what stands here.
-    for option in ["-S", "-nodefaults", "-no-user-config"] {
+    if plan.entry != Entry::Arrival {
+        add("-S", String::new());
+    }
+    if plan.entry != Entry::Halted {
+        add("-incoming", "defer".into());
+    }
+    for option in ["-nodefaults", "-no-user-config"] {
         add(option, String::new());
     }
     add(
@@ -158,6 +176,7 @@ mod tests {
             VmDir::new(Path::new("/run/a,b"), VmId::from_uuid(Uuid::from_u128(1))),
         );
         let plan = Plan {
+            entry: Entry::Halted,
             definition: &definition,
             dir: &dir,
             machine: "pc-q35-10.0",
@@ -173,6 +192,15 @@ mod tests {
         };
         let golden = include_str!("golden-argv.txt");
         assert_eq!(argv(&plan).join("\n"), golden.trim_end());
+        let begins = |entry| {
+            argv(&Plan {
+                entry,
+                ..plan.clone()
+            })[..3]
+                .join(" ")
+        };
+        assert_eq!(begins(Entry::Memory), "-S -incoming defer");
+        assert_eq!(begins(Entry::Arrival), "-incoming defer -nodefaults");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use super::{
     Entry, Shared,
+    errand::{self, Errand, Settled},
     lifecycle::{Exit, Input, Lifecycle, RunState},
     process::Proc,
     qmp::{Connected, Qmp, QmpEvent},
@@ -60,6 +61,9 @@ pub(super) struct Machine {
     pub(super) monitor: watch::Receiver<Option<Qmp>>,
     pub(super) serial: Hub,
     pub(super) has_display: bool,
+    pub(super) qemu_version: String,
+    /// The one place for an errand.
+    pub(super) errand: Arc<tokio::sync::Mutex<()>>,
     notes: mpsc::Sender<Note>,
 }
 
@@ -131,17 +135,30 @@ pub(super) struct Begin {
     pub(super) accelerator: Accelerator,
     pub(super) started_at: Timestamp,
     pub(super) has_display: bool,
-    /// `Starting` for a new process, `Unknown` for one that was found; the latter is connected to by the keeper.
+    pub(super) qemu_version: String,
+    /// `Unknown` for a process that was found: it is connected to by the keeper.
     pub(super) power: PowerState,
+    /// Its memory stays on disk when it cannot be read back.
+    pub(super) keeps_memory: bool,
+}
+
+/// What a look at a VM has found.
+struct Found {
+    /// A new connection, if there was none.
+    connected: Option<Connected>,
+    state: RunState,
+    /// What came of an errand of an earlier daemon.
+    settled: Option<Settled>,
 }
 
 /// A look at a VM over a new or an old connection.
-type Look = Pin<Box<dyn Future<Output = Option<(Option<Connected>, RunState)>> + Send>>;
+type Look = Pin<Box<dyn Future<Output = Option<Found>> + Send>>;
 
 struct Keeper {
     shared: Arc<Shared>,
     id: VmId,
     dir: VmDir,
+    disk: std::path::PathBuf,
     process: Arc<Proc>,
     life: Lifecycle,
     view: watch::Sender<View>,
@@ -173,6 +190,7 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
     });
     let (monitor_sender, monitor) = watch::channel(None);
     let end = shared.scope.end.child_token();
+    let disk = begin.definition.root_disk.clone();
     let machine = Arc::new(Machine {
         id,
         definition: begin.definition,
@@ -181,14 +199,20 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         monitor,
         serial: Hub::start(dir.clone(), end.clone(), &shared.scope.tasks),
         has_display: begin.has_display,
+        qemu_version: begin.qemu_version,
+        errand: Arc::default(),
         notes,
     });
     let mut keeper = Keeper {
         shared: Arc::clone(shared),
         id,
         dir,
+        disk,
         process,
-        life: Lifecycle::new(begin.power),
+        life: match Lifecycle::new(begin.power) {
+            life if begin.keeps_memory => life.keeping_memory(),
+            life => life,
+        },
         view: view_sender,
         monitor: monitor_sender,
         events: None,
@@ -229,7 +253,7 @@ impl Keeper {
                 () = shared.scope.end.cancelled() => return,
                 exit = process.exited() => return self.over(exit).await,
                 event = said => match event {
-                    Some(event) => self.take(Input::Said(event)),
+                    Some(event) => self.heard(event),
                     None => self.lost_monitor(),
                 },
                 found = looked => self.looked(found),
@@ -247,6 +271,15 @@ impl Keeper {
                     None => return,
                 },
             }
+        }
+    }
+
+    fn heard(&mut self, event: QmpEvent) {
+        let arrived = event == QmpEvent::MigrationCompleted;
+        self.take(Input::Said(event));
+        if arrived && self.life.power == PowerState::MigratingIn {
+            // It runs already, or it came as a paused one.
+            self.ask();
         }
     }
 
@@ -268,7 +301,11 @@ impl Keeper {
         if let (Some(qmp), None) = (qmp, &self.look) {
             self.look = Some(Box::pin(async move {
                 let status = qmp.send("query-status", Value::Null, None).await.ok()?;
-                Some((None, run_state(&status)))
+                Some(Found {
+                    connected: None,
+                    state: run_state(&status),
+                    settled: None,
+                })
             }));
         }
     }
@@ -276,6 +313,7 @@ impl Keeper {
     /// Connects after a pause to one of the two monitors and asks for the run state.
     fn connect(&self, pause: std::time::Duration) -> Look {
         let (dir, id, scope) = (self.dir.clone(), self.id, self.shared.scope.clone());
+        let (disk, adopts) = (self.disk.clone(), self.life.power == PowerState::Unknown);
         Box::pin(async move {
             sleep(pause).await;
             for path in [dir.monitor(), dir.spare_monitor()] {
@@ -286,8 +324,14 @@ impl Keeper {
                         continue;
                     }
                 };
-                match verify(&connected.qmp, id).await {
-                    Ok(state) => return Some((Some(connected), state)),
+                match meet(&connected.qmp, id, &dir, &disk, adopts).await {
+                    Ok((state, settled)) => {
+                        return Some(Found {
+                            connected: Some(connected),
+                            state,
+                            settled,
+                        });
+                    }
                     Err(error) => tracing::warn!(%id, %error, "a monitor is not what it should be"),
                 }
             }
@@ -295,19 +339,29 @@ impl Keeper {
         })
     }
 
-    fn looked(&mut self, found: Option<(Option<Connected>, RunState)>) {
+    fn looked(&mut self, found: Option<Found>) {
         self.look = None;
         match found {
-            Some((connected, state)) => {
-                if let Some(connected) = connected {
+            Some(found) => {
+                if let Some(connected) = found.connected {
                     self.use_monitor(connected);
                 }
-                if state == RunState::Prelaunch && self.life.power != PowerState::Starting {
+                match found.settled {
+                    Some(Settled::Arriving) => {
+                        self.take(Input::FoundArriving);
+                        let watch = super::migration::watch_arrival(Arc::clone(&self.shared), self.id);
+                        self.shared.scope.tasks.spawn(watch);
+                    }
+                    Some(Settled::Away) => self.end_now(),
                     // The daemon died between manifest and first instruction; nobody was told that it started.
-                    self.take(Input::KillAsked);
-                    self.process.kill();
+                    _ if self.life.power == PowerState::Unknown
+                        && matches!(found.state, RunState::Prelaunch | RunState::InMigrate) =>
+                    {
+                        self.end_now();
+                    }
+                    _ => {}
                 }
-                self.take(Input::Answered(state));
+                self.take(Input::Answered(found.state));
             }
             None if self.monitor.borrow().is_none() => {
                 self.take(Input::Silent);
@@ -316,6 +370,11 @@ impl Keeper {
             // The monitor it was asked over is gone; that is noticed as the end of its events.
             None => {}
         }
+    }
+
+    fn end_now(&mut self) {
+        self.take(Input::KillAsked);
+        self.process.kill();
     }
 
     /// Takes a report, shows and tells what happened by it.
@@ -386,6 +445,25 @@ fn say(done: oneshot::Sender<()>) {
 
 fn run_state(status: &Value) -> RunState {
     RunState::parse(status["status"].as_str().unwrap_or_default())
+}
+
+/// Meets a process: makes sure that it is the VM, and if it was found, brings to an end what was being done with it.
+async fn meet(
+    qmp: &Qmp,
+    id: VmId,
+    dir: &VmDir,
+    disk: &std::path::Path,
+    adopts: bool,
+) -> Result<(RunState, Option<Settled>)> {
+    let state = verify(qmp, id).await?;
+    match Errand::noted(dir).filter(|_| adopts) {
+        Some(errand) => {
+            let settled = errand::settle(qmp, dir, disk, errand).await?;
+            let status = qmp.execute("query-status", Value::Null).await?;
+            Ok((run_state(&status), Some(settled)))
+        }
+        None => Ok((state, None)),
+    }
 }
 
 /// Makes sure that a monitor is that of the VM, and asks for its run state.

@@ -22,6 +22,20 @@ pub(super) enum Input {
     Silent,
     /// Its monitor told its run state (QMP `query-status`).
     Answered(RunState),
+    /// We are going to write its memory to disk.
+    SaveAsked,
+    /// That failed, and it goes on; `true`: as a paused one.
+    SaveFailed(bool),
+    /// Its memory is on disk; its process is ended for it.
+    SaveWritten,
+    /// We are going to send it away.
+    SendAsked,
+    /// That failed, and it goes on; `true`: as a paused one.
+    SendFailed(bool),
+    /// It runs elsewhere; its process is ended for it.
+    SentAway,
+    /// It was found waiting for its memory from another host.
+    FoundArriving,
     /// Its process has ended.
     Exited(Exit),
 }
@@ -35,6 +49,8 @@ pub(super) enum RunState {
     Halted,
     /// Started with `-S` and never let go.
     Prelaunch,
+    /// Waits for its memory.
+    InMigrate,
     GuestPanicked,
 }
 
@@ -44,7 +60,8 @@ impl RunState {
             "running" => Self::Running,
             "paused" => Self::Paused,
             "io-error" => Self::DiskError,
-            "prelaunch" | "inmigrate" => Self::Prelaunch,
+            "prelaunch" => Self::Prelaunch,
+            "inmigrate" => Self::InMigrate,
             "guest-panicked" => Self::GuestPanicked,
             _ => Self::Halted,
         }
@@ -68,6 +85,12 @@ pub(super) struct Lifecycle {
     killed: bool,
     given_up: bool,
     shutdown: Option<String>,
+    /// Why its process is going to be ended, if it is.
+    leaves: Option<PowerEvent>,
+    /// It waits for its memory from another host, and was found like that.
+    arriving: bool,
+    /// What a failed restore is called: the memory is kept, or was that of a snapshot.
+    restore_failed: PowerEvent,
 }
 
 impl Lifecycle {
@@ -81,7 +104,16 @@ impl Lifecycle {
             killed: false,
             given_up: false,
             shutdown: None,
+            leaves: None,
+            arriving: false,
+            restore_failed: PowerEvent::StartFailed,
         }
+    }
+
+    /// The same for one whose memory stays on disk when it cannot be read back.
+    pub(super) const fn keeping_memory(mut self) -> Self {
+        self.restore_failed = PowerEvent::RestoreFailed;
+        self
     }
 
     /// Takes a report; returns what happened by it, in order.
@@ -101,10 +133,35 @@ impl Lifecycle {
                 Vec::new()
             }
             Input::Silent => self.apply(PowerEvent::Silence),
+            Input::SaveAsked => self.apply(PowerEvent::Save),
+            Input::SendAsked => self.apply(PowerEvent::MigrateOut),
+            Input::SaveFailed(paused) => self.goes_on(PowerEvent::SaveFailed, paused),
+            Input::SendFailed(paused) => self.goes_on(PowerEvent::MigrateFailed, paused),
+            Input::SaveWritten => {
+                self.leaves = Some(PowerEvent::SaveDone);
+                Vec::new()
+            }
+            Input::SentAway => {
+                self.leaves = Some(PowerEvent::MigratedAway);
+                Vec::new()
+            }
+            Input::FoundArriving => {
+                self.arriving = true;
+                Vec::new()
+            }
             Input::Said(event) => self.said(event),
             Input::Answered(state) => self.answered(state),
             Input::Exited(exit) => self.exited(exit),
         }
+    }
+
+    /// After something that failed and changed nothing.
+    fn goes_on(&mut self, event: PowerEvent, paused: bool) -> Vec<PowerEvent> {
+        let mut events = self.apply(event);
+        if paused && !events.is_empty() {
+            events.extend(self.apply(PowerEvent::Pause(PauseReason::Requested)));
+        }
+        events
     }
 
     fn said(&mut self, event: QmpEvent) -> Vec<PowerEvent> {
@@ -138,17 +195,22 @@ impl Lifecycle {
                 self.apply(PowerEvent::Resume)
             }
             QmpEvent::Resume => self.apply(PowerEvent::Started),
+            // The keeper asks what came of it.
+            QmpEvent::MigrationCompleted => Vec::new(),
         }
     }
 
     /// A direct look after a silence or an adoption.
     fn answered(&mut self, state: RunState) -> Vec<PowerEvent> {
-        if !matches!(self.power, PowerState::Unresponsive | PowerState::Unknown) {
+        if !matches!(
+            self.power,
+            PowerState::Unresponsive | PowerState::Unknown | PowerState::MigratingIn
+        ) {
             return Vec::new();
         }
         let reason = match state {
             RunState::Running => return self.apply(PowerEvent::Started),
-            RunState::Prelaunch => return Vec::new(),
+            RunState::Prelaunch | RunState::InMigrate => return Vec::new(),
             RunState::GuestPanicked => {
                 self.panicked = true;
                 PauseReason::Hypervisor
@@ -158,7 +220,7 @@ impl Lifecycle {
             RunState::Halted => PauseReason::Hypervisor,
         };
         let mut events = Vec::new();
-        if self.power == PowerState::Unresponsive {
+        if self.power != PowerState::Unknown {
             events = self.apply(PowerEvent::Started);
         }
         events.extend(self.apply(PowerEvent::Pause(reason)));
@@ -169,6 +231,13 @@ impl Lifecycle {
         let event = match (self.power, self.shutdown.as_deref()) {
             _ if self.killed => PowerEvent::ForceOff,
             (PowerState::Starting, _) => PowerEvent::StartFailed,
+            (PowerState::Restoring, _) => self.restore_failed,
+            (PowerState::MigratingIn, _) => PowerEvent::MigrateFailed,
+            // What never arrived did not crash.
+            (PowerState::Unknown, _) if self.arriving => PowerEvent::ForceOff,
+            (power, _) if self.leaves.is_some_and(|event| power.after(event).is_ok()) => {
+                self.leaves.unwrap_or(PowerEvent::ForceOff)
+            }
             _ if self.given_up => PowerEvent::ForceOff,
             _ if self.panicked => PowerEvent::Crash(CrashCause::Guest),
             (_, Some("guest-panic")) => PowerEvent::Crash(CrashCause::Guest),
@@ -319,8 +388,96 @@ mod tests {
         assert_eq!(life.power, PowerState::Off);
     }
 
+    #[test]
+    fn how_it_left_is_told_apart() {
+        use PowerState::{Off, Running, Saved};
+        for (story, exit, end) in [
+            (
+                vec![Input::SaveAsked, Input::Said(QmpEvent::Stop), Input::SaveWritten],
+                KILLED,
+                Saved,
+            ),
+            (
+                vec![Input::SaveAsked, Input::SaveWritten, Input::KillAsked],
+                KILLED,
+                Off,
+            ),
+            (
+                vec![Input::SaveAsked],
+                KILLED,
+                PowerState::Crashed(CrashCause::Hypervisor),
+            ),
+            (
+                vec![Input::SendAsked, Input::Said(QmpEvent::Stop), Input::SentAway],
+                KILLED,
+                Off,
+            ),
+        ] {
+            assert_eq!(end_of(story.clone(), exit), end, "{story:?}");
+        }
+        for (asked, failed) in [
+            (Input::SaveAsked, Input::SaveFailed(false)),
+            (Input::SendAsked, Input::SendFailed(false)),
+        ] {
+            let mut life = running();
+            for input in [
+                asked,
+                Input::Said(QmpEvent::Stop),
+                Input::Said(QmpEvent::Resume),
+                failed,
+            ] {
+                life.take(input);
+            }
+            assert_eq!(life.power, Running);
+        }
+    }
+
+    #[test]
+    fn a_memory_that_cannot_be_read_back_is_kept_or_was_that_of_a_snapshot() {
+        let life = Lifecycle::new(PowerState::Restoring);
+        for (mut life, end) in [
+            (life, PowerState::Off),
+            (
+                Lifecycle::new(PowerState::Restoring).keeping_memory(),
+                PowerState::Saved,
+            ),
+        ] {
+            life.take(Input::Exited(KILLED));
+            assert_eq!(life.power, end);
+        }
+    }
+
+    #[test]
+    fn what_arrives_runs_or_is_paused_and_what_does_not_is_off() {
+        for (input, end) in [
+            (Input::Said(QmpEvent::Resume), PowerState::Running),
+            (Input::Answered(RunState::InMigrate), PowerState::MigratingIn),
+            (Input::Answered(RunState::Running), PowerState::Running),
+            (
+                Input::Answered(RunState::Paused),
+                PowerState::Paused(PauseReason::Requested),
+            ),
+            (Input::Exited(KILLED), PowerState::Off),
+        ] {
+            let mut life = Lifecycle::new(PowerState::MigratingIn);
+            life.take(input.clone());
+            assert_eq!(life.power, end, "{input:?}");
+        }
+        let mut found = Lifecycle::new(PowerState::Unknown);
+        found.take(Input::FoundArriving);
+        found.take(Input::Exited(KILLED));
+        assert_eq!(found.power, PowerState::Off);
+    }
+
     fn any_input() -> impl Strategy<Value = Input> {
         prop_oneof![
+            Just(Input::SaveAsked),
+            any::<bool>().prop_map(Input::SaveFailed),
+            Just(Input::SaveWritten),
+            Just(Input::SendAsked),
+            any::<bool>().prop_map(Input::SendFailed),
+            Just(Input::SentAway),
+            Just(Input::FoundArriving),
             Just(Input::StopAsked),
             Just(Input::PauseAsked),
             Just(Input::KillAsked),
@@ -350,7 +507,7 @@ mod tests {
                 for event in life.take(input) { replay = replay.after(event).unwrap(); }
                 prop_assert_eq!(replay, life.power);
             }
-            prop_assert!(matches!(life.power, PowerState::Off | PowerState::Crashed(_)));
+            prop_assert!(matches!(life.power, PowerState::Off | PowerState::Crashed(_) | PowerState::Saved));
         }
     }
 }

@@ -15,25 +15,34 @@
 //! | `record`, `process` | run directory; pidfd |
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt`, `serial` | act |
+//! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
+//! | `snapshots`, `saved`, `migration` | the facets made of these |
 
 mod adopt;
 mod argv;
 mod consoles;
+mod errand;
+mod img;
 mod keeper;
 mod lifecycle;
+mod memory;
+mod migration;
 mod probe;
 mod process;
 mod qmp;
 mod record;
+mod saved;
 mod scope;
 mod serial;
+mod snapshots;
 mod start;
+mod transfer;
 
 pub use probe::AcceleratorChoice;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, NicBackend, Result, Seen, SystemClock,
-    VmDefinition, disk,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, Result, SavedState, Seen,
+    Snapshots, SystemClock, VmDefinition, disk,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
 };
 use async_trait::async_trait;
@@ -61,6 +70,9 @@ pub struct QemuConfig {
     /// The run directory: manifests, sockets and logs. At most 66 bytes long, for the sake of unix sockets. It must not
     /// survive a boot of the host as a rule, but may: `/run/vbm`, for example.
     pub root: PathBuf,
+    /// The directory for what must survive a boot of the host: the hardware of VMs, and which of them are saved. The run
+    /// directory, if there is no other. The memory itself lies beside the VM's disk.
+    pub state: Option<PathBuf>,
     /// The program, if not the `qemu-system-x86_64` of the search path.
     pub program: Option<PathBuf>,
     /// The accelerator, if not the best that works.
@@ -74,6 +86,7 @@ impl QemuConfig {
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
+            state: None,
             program: None,
             accelerator: None,
             clock: Arc::new(SystemClock),
@@ -84,6 +97,13 @@ impl QemuConfig {
     #[must_use]
     pub fn with_accelerator(mut self, choice: AcceleratorChoice) -> Self {
         self.accelerator = Some(choice);
+        self
+    }
+
+    /// The same with a directory for what must survive a boot of the host.
+    #[must_use]
+    pub fn with_state(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.state = Some(dir.into());
         self
     }
 
@@ -99,6 +119,7 @@ impl std::fmt::Debug for QemuConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QemuConfig")
             .field("root", &self.root)
+            .field("state", &self.state)
             .field("program", &self.program)
             .field("accelerator", &self.accelerator)
             .finish_non_exhaustive()
@@ -115,6 +136,7 @@ pub struct QemuDriver {
 struct Shared {
     config: QemuConfig,
     root: PathBuf,
+    state: PathBuf,
     boot_id: String,
     clock: Arc<dyn Clock>,
     vms: Mutex<HashMap<VmId, Entry>>,
@@ -123,6 +145,8 @@ struct Shared {
     /// What the probe found, and when it should be looked again.
     found: tokio::sync::Mutex<Option<(Arc<Found>, Option<Instant>)>>,
     adopting: tokio::sync::Mutex<()>,
+    /// Told when a reservation ends.
+    settled: tokio::sync::Notify,
     owner: Mutex<Option<disk::Owner>>,
 }
 
@@ -139,7 +163,7 @@ impl std::fmt::Debug for Shared {
 enum Entry {
     /// No process of it is known. `Unknown` when a manifest says that there may be one.
     Resting(Seen),
-    /// A start is preparing its process.
+    /// A start is preparing its process, or its disk is worked on.
     Reserved,
     /// It has a process and a keeper.
     Live(Arc<Machine>),
@@ -158,6 +182,21 @@ impl Entry {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Entry>> {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a VM; one that is not known is off.
+    fn known(&self, id: VmId) -> Entry {
+        let off = || Entry::Resting(Seen::resting(PowerState::Off));
+        self.lock().get(&id).cloned().unwrap_or_else(off)
+    }
+
+    /// Where what must survive a boot is kept of a VM.
+    fn keep(&self, id: VmId) -> VmDir {
+        VmDir::new(&self.state, id)
+    }
+
+    fn saved(&self, id: VmId) -> memory::SavedRecord {
+        memory::SavedRecord::of(self.keep(id))
     }
 
     fn tell(&self, event: DriverEvent) {
@@ -196,6 +235,24 @@ impl Shared {
         }
     }
 
+    /// Waits until nobody holds the place of a VM.
+    async fn settled(&self, id: VmId) -> Result<()> {
+        let free = async {
+            loop {
+                let mut told = std::pin::pin!(self.settled.notified());
+                told.as_mut().enable();
+                if !matches!(self.lock().get(&id), Some(Entry::Reserved)) {
+                    return;
+                }
+                told.await;
+            }
+        };
+        timeout(KILL_DEADLINE, free).await.map_err(|_| Error::Busy {
+            vm: id,
+            job: "work on its disk",
+        })
+    }
+
     /// What this host can do; asked once a boot, and again after a time if the answer was the slower one.
     async fn found(&self) -> Result<Arc<Found>> {
         let mut known = self.found.lock().await;
@@ -226,8 +283,11 @@ impl QemuDriver {
     pub async fn open(config: QemuConfig) -> Result<Self> {
         let root = std::path::absolute(&config.root).map_err(Error::io("find", &config.root))?;
         record::check_root(&root)?;
+        let state = config.state.as_ref().unwrap_or(&root);
+        let state = std::path::absolute(state).map_err(Error::io("find", state))?;
         let owner = disk::own(&root)?;
-        let vms = adopt::known(&root)?;
+        std::fs::create_dir_all(&state).map_err(Error::io("create", &state))?;
+        let vms = adopt::known(&root, &state)?;
         let shared = Shared {
             boot_id: record::boot_id()?,
             clock: Arc::clone(&config.clock),
@@ -236,8 +296,10 @@ impl QemuDriver {
             scope: Scope::default(),
             found: tokio::sync::Mutex::default(),
             adopting: tokio::sync::Mutex::default(),
+            settled: tokio::sync::Notify::new(),
             owner: Mutex::new(Some(owner)),
             root,
+            state,
             config,
         };
         Ok(Self {
@@ -285,20 +347,25 @@ impl Driver for QemuDriver {
     }
 
     async fn kill(&self, id: VmId) -> Result<()> {
+        self.shared.settled(id).await?;
         match self.shared.entry(id)? {
             Entry::Live(machine) => {
                 machine.tell(Input::KillAsked).await;
                 machine.process.kill();
                 let over = timeout(KILL_DEADLINE, machine.wait_for(|_| false)).await;
-                over.map(drop).map_err(|_| Error::Timeout {
+                over.map_err(|_| Error::Timeout {
                     command: "the end of the process".into(),
                     after: KILL_DEADLINE,
-                })
+                })?;
+                // Its memory may have been written in the last moment; and a failed restore keeps it.
+                saved::discard(&self.shared, id)?;
+                self.shared.saved(id).discard()
             }
             Entry::Reserved => Err(Error::Busy { vm: id, job: "start" }),
             Entry::Resting(seen) if seen.power == PowerState::Unknown => {
                 adopt::kill_unknown(&self.shared, id).await
             }
+            Entry::Resting(seen) if seen.power == PowerState::Saved => saved::discard(&self.shared, id),
             Entry::Resting(_) => {
                 VmDir::new(&self.shared.root, id).end_run(None)?;
                 self.shared
@@ -355,13 +422,24 @@ impl Driver for QemuDriver {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn saved_state(&self) -> Option<&dyn SavedState> {
+        Some(self)
+    }
+
+    fn migration(&self) -> Option<&dyn Migration> {
+        Some(self)
+    }
+
     fn missing(&self, facet: Facet) -> Option<String> {
         match facet {
-            Facet::Consoles | Facet::TapNics => None,
-            Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
-            Facet::Snapshots | Facet::SavedState | Facet::Migration => {
-                Some("this version of the driver does not do it".into())
+            Facet::Consoles | Facet::TapNics | Facet::Snapshots | Facet::SavedState | Facet::Migration => {
+                None
             }
+            Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
         }
     }
 
@@ -374,6 +452,7 @@ impl Driver for QemuDriver {
             return Err(crate::driver::not_off(power));
         }
         VmDir::new(&self.shared.root, id).remove()?;
+        self.shared.keep(id).remove()?;
         vms.remove(&id);
         Ok(())
     }

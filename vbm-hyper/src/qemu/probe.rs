@@ -106,11 +106,19 @@ fn find(program: Option<&Path>) -> Result<PathBuf> {
             Err(missing(program))
         };
     }
+    find_program(PROGRAM, DEBIAN_PACKAGE)
+}
+
+/// A program of the search path.
+pub(super) fn find_program(name: &str, package: &'static str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .map(|dir| dir.join(PROGRAM))
+        .map(|dir| dir.join(name))
         .find(|file| file.is_file())
-        .ok_or_else(|| missing(Path::new(PROGRAM)))
+        .ok_or_else(|| Error::MissingProgram {
+            program: name.to_owned(),
+            package,
+        })
 }
 
 /// Why KVM cannot be used, for people.

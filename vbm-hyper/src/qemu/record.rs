@@ -2,14 +2,18 @@
 //!
 //! ```text
 //!   <root>/lock                 one owner at a time
-//!   <root>/<vm id>/machine.json what outlives a run: machine type and CPU, so that the guest's hardware stays the same
-//!                 /starting     a start was begun; with no manifest beside it, a process may have been left behind
+//!   <root>/<vm id>/starting     a start was begun; with no manifest beside it, a process may have been left behind
 //!                 /manifest     who runs it: written, whole, before the first instruction of the guest
+//!                 /errand       what is being done with it that a restart of the daemon may cut in two: see `errand`
 //!                 /ended        how the last run ended, if not as asked
 //!                 /q0 /q1 /tty  sockets: monitor, spare monitor, serial line
 //!                 /serial.log   what the serial line said in this run (serial.log.1: before that)
 //!                 /qemu.log     QEMU's own words
+//!   <state>/<vm id>/machine.json machine type and CPU, so that the guest's hardware stays the same
+//!                  /saved        its memory is on disk: see `memory`
 //! ```
+//!
+//! The state directory survives a boot of the host; without one, the run directory is it.
 //!
 //! Files are replaced by rename, so a reader sees an old or a new one. They are not synced: a manifest only matters as long
 //! as the host is up, and the boot id tells when it is not.
@@ -99,6 +103,11 @@ impl VmDir {
         }
     }
 
+    /// A directory by its path.
+    pub(super) const fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -138,6 +147,7 @@ impl VmDir {
         for name in [
             "manifest",
             "starting",
+            "errand",
             "ended",
             "q0",
             "q1",
@@ -156,7 +166,7 @@ impl VmDir {
         if let Some(ended) = ended {
             self.write("ended", ended)?;
         }
-        for name in ["q0", "q1", "tty", "manifest", "starting"] {
+        for name in ["q0", "q1", "tty", "manifest", "starting", "errand"] {
             remove_if_there(&self.file(name))?;
         }
         Ok(())
@@ -240,7 +250,7 @@ pub(super) fn one_line(text: &str) -> String {
     lines[last..].join("; ")
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+pub(super) fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),

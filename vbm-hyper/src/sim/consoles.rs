@@ -1,6 +1,6 @@
 //! Consoles of simulated VMs: they work, and say what they are.
 
-use super::{SimDriver, picture, world::SimVm};
+use super::{SimDriver, guest, picture, world::SimVm};
 use crate::{
     ByteStream, Consoles, Error, Result, SerialStream,
     limits::{SERIAL_INPUT_MAX_CHUNKS, SERIAL_READER_MAX_CHUNKS},
@@ -25,7 +25,7 @@ impl Consoles for SimDriver {
                 None => {
                     let (input, typed) = mpsc::channel(SERIAL_INPUT_MAX_CHUNKS);
                     // Ends with the run, which drops the last sender but those of readers; they go with them.
-                    tokio::spawn(shell(self.world().clone(), id, typed));
+                    tokio::spawn(guest::shell(self.world().clone(), id, typed));
                     vm.input = Some(input.clone());
                     input
                 }
@@ -72,31 +72,6 @@ impl SimDriver {
             )));
         }
         Ok(act(vm))
-    }
-}
-
-/// Echoes what is typed, and answers each line.
-async fn shell(world: super::SimWorld, id: VmId, mut typed: mpsc::Receiver<Bytes>) {
-    let mut line = Vec::new();
-    while let Some(chunk) = typed.recv().await {
-        let mut answer = Vec::new();
-        for byte in chunk {
-            if matches!(byte, b'\r' | b'\n') {
-                let text = String::from_utf8_lossy(&line).into_owned();
-                let said = text.strip_prefix("echo ").map_or_else(
-                    || "[sim] there is no shell here".to_owned(),
-                    |rest| rest.to_owned(),
-                );
-                answer.extend(format!("\r\n{said}\r\n/ # ").bytes());
-                line.clear();
-            } else {
-                answer.push(byte);
-                line.push(byte);
-            }
-        }
-        if let Some(vm) = world.vms().get_mut(&id) {
-            vm.say(&Bytes::from(answer));
-        }
     }
 }
 

@@ -2,19 +2,28 @@
 //!
 //! ```text
 //!   SimDriver --owns for its time--> SimWorld (outlives drivers, as processes outlive the daemon)
-//!                                      VMs, their power, their serial text
-//!   a test --- crash, silence, guest shuts down, disk error, next start fails, ignores the button ---^
+//!                                      VMs, their power, their serial text --.
+//!   a test --- crash, silence, guest shuts down, next start fails, ... ---^    +-- site: disks, what listens for a VM
+//!                                    SimWorld beside it: another host --------'
 //! ```
+//!
+//! A guest remembers a word, keeps a word on its disk, and counts: enough to see whether a snapshot, a save or a migration
+//! keeps what it must. Its words are those of [`SimWorld::words`].
 //!
 //! Time is tokio's, so a test that pauses it decides how long everything takes. What the guest shows says that it is simulated.
 
 mod consoles;
+mod facets;
+mod guest;
 mod picture;
 mod world;
 
 pub use world::{Fault, Latency, SimWorld};
 
-use crate::{Adopted, Consoles, Driver, DriverEvent, Error, Facet, NicBackend, Result, Seen, VmDefinition};
+use crate::{
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, Result, SavedState, Seen,
+    Snapshots, VmDefinition,
+};
 use async_trait::async_trait;
 use std::{
     collections::HashSet,
@@ -150,11 +159,13 @@ struct Guard<'a> {
     world: &'a SimWorld,
     id: VmId,
     run: u64,
+    /// What that is called.
+    event: PowerEvent,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.world.fail_start(self.id, self.run);
+        self.world.fail_start(self.id, self.run, self.event);
     }
 }
 
@@ -181,16 +192,24 @@ impl Driver for SimDriver {
         if let Some(vm) = self.world.vms().get(&id) {
             self.sees(id, vm).power.after(PowerEvent::Start)?;
         }
-        let run = self.world.begin(definition, nics)?;
+        let memory = guest::Memory::default();
+        let run = self.world.begin(definition, nics, PowerEvent::Start, memory)?;
         self.known().insert(id);
         let _guard = Guard {
             world: &self.world,
             id,
             run,
+            event: PowerEvent::StartFailed,
         };
         sleep(self.world.latency().start).await;
-        let seen = self.world.finish_start(id, run)?;
-        Ok(seen)
+        let fails = self.world.fails_now(id, |fault| match fault {
+            Fault::NextStartFails(why) => Some(why),
+            _ => None,
+        });
+        match fails {
+            Some(why) => Err(Error::StartFailed { why }),
+            None => self.world.finish_start(id, run),
+        }
     }
 
     async fn stop(&self, id: VmId) -> Result<()> {
@@ -256,7 +275,8 @@ impl Driver for SimDriver {
             let mut vms = self.world.vms();
             for (id, vm) in vms.iter_mut() {
                 let new = self.known().insert(*id);
-                if vm.seen.pid.is_some() || (new && vm.unseen_end) {
+                let saved = vm.seen.power == PowerState::Saved;
+                if vm.seen.pid.is_some() || saved || (new && vm.unseen_end) {
                     vm.unseen_end = false;
                     adopted.push(Adopted::new(vm.definition.clone(), vm.seen.clone()));
                 }
@@ -279,9 +299,20 @@ impl Driver for SimDriver {
         Some(self)
     }
 
-    fn missing(&self, facet: Facet) -> Option<String> {
-        matches!(facet, Facet::Snapshots | Facet::SavedState | Facet::Migration)
-            .then(|| "this version of the driver does not do it".into())
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn saved_state(&self) -> Option<&dyn SavedState> {
+        Some(self)
+    }
+
+    fn migration(&self) -> Option<&dyn Migration> {
+        Some(self)
+    }
+
+    fn missing(&self, _: Facet) -> Option<String> {
+        None
     }
 
     async fn undefine(&self, id: VmId) -> Result<()> {

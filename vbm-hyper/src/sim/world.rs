@@ -1,5 +1,6 @@
 //! The world that simulated VMs live in.
 
+use super::guest::{self, Memory, Site};
 use crate::{
     DriverEvent, Error, NicBackend, Result, Seen, SystemClock, VmDefinition,
     console::SerialReader,
@@ -33,6 +34,8 @@ pub struct Latency {
     pub command: Duration,
     /// Until a hypervisor that does not answer is given up.
     pub silence: Duration,
+    /// Until a memory is written, read or sent.
+    pub transfer: Duration,
 }
 
 impl Latency {
@@ -43,6 +46,7 @@ impl Latency {
         kill: Duration::ZERO,
         command: Duration::ZERO,
         silence: Duration::ZERO,
+        transfer: Duration::ZERO,
     };
 }
 
@@ -54,29 +58,40 @@ impl Default for Latency {
             kill: Duration::from_millis(10),
             command: Duration::from_millis(1),
             silence: Duration::from_secs(10),
+            transfer: Duration::from_millis(50),
         }
     }
 }
 
-/// What goes wrong with a VM from now on. Faults stay until they are cleared, but for the failed start.
+/// What goes wrong with a VM from now on. Faults stay until they are cleared, but for those of the next time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
     /// The next start fails, with these words.
     NextStartFails(String),
+    /// The next snapshot cannot be taken, with these words.
+    NextSnapshotFails(String),
+    /// The next time its memory cannot be written, with these words.
+    NextSaveFails(String),
+    /// The next time its memory cannot be read back, with these words.
+    NextRestoreFails(String),
+    /// The next time it cannot be sent away, with these words.
+    NextMigrationFails(String),
     /// The guest ignores its power button.
     IgnoresButton,
     /// The hypervisor does not answer for it.
     Silent,
 }
 
-/// What outlives a driver: the simulated VMs. Cheap to clone; all clones are the same world.
+/// What outlives a driver: one simulated host and its VMs. Cheap to clone; all clones are the same host.
 #[derive(Clone, Debug)]
 pub struct SimWorld {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
+    /// What it shares with the hosts beside it.
+    site: Arc<Site>,
     vms: Mutex<BTreeMap<VmId, SimVm>>,
     faults: Mutex<BTreeMap<VmId, Vec<Fault>>>,
     latency: Mutex<Latency>,
@@ -99,7 +114,9 @@ pub(super) struct SimVm {
     pub(super) definition: VmDefinition,
     pub(super) seen: Seen,
     /// Which run of it this is; tells a late timer that it is late.
-    run: u64,
+    pub(super) run: u64,
+    /// What its guest remembers.
+    pub(super) memory: Memory,
     /// Held as a hypervisor would.
     _nics: Vec<NicBackend>,
     pub(super) silent: bool,
@@ -126,8 +143,20 @@ pub(super) fn accelerator() -> Accelerator {
 impl SimWorld {
     /// A world without VMs.
     pub fn new(latency: Latency, clock: Arc<dyn Clock>) -> Self {
+        Self::on(Arc::default(), latency, clock)
+    }
+
+    /// Another host that sees the same disks, and that VMs of this one can move to. Things take as long there.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        let (site, clock) = (Arc::clone(&self.inner.site), Arc::clone(&self.inner.clock));
+        Self::on(site, self.latency(), clock)
+    }
+
+    fn on(site: Arc<Site>, latency: Latency, clock: Arc<dyn Clock>) -> Self {
         Self {
             inner: Arc::new(Inner {
+                site,
                 vms: Mutex::default(),
                 faults: Mutex::default(),
                 latency: Mutex::new(latency),
@@ -195,6 +224,26 @@ impl SimWorld {
         self.inner.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn site(&self) -> &Site {
+        &self.inner.site
+    }
+
+    pub(super) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+
+    pub(super) fn upgrade(world: &Weak<Inner>) -> Option<Self> {
+        Weak::upgrade(world).map(|inner| Self { inner })
+    }
+
+    /// Takes the first fault of its kind away, and says its words.
+    pub(super) fn fails_now(&self, id: VmId, kind: impl Fn(Fault) -> Option<String>) -> Option<String> {
+        let mut faults = self.faults();
+        let faults = faults.get_mut(&id)?;
+        let at = faults.iter().position(|fault| kind(fault.clone()).is_some())?;
+        kind(faults.remove(at))
+    }
+
     fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
         self.faults()
             .get(&id)
@@ -222,24 +271,27 @@ impl SimWorld {
         drop(self.inner.events.send(event));
     }
 
-    /// Begins a run. The caller ends it with [`Self::finish_start`] or [`Self::fail_start`].
-    pub(super) fn begin(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<u64> {
+    /// Begins a run by `event`, with what its guest remembers. The caller ends it with [`Self::finish_start`] or
+    /// [`Self::fail_start`].
+    pub(super) fn begin(
+        &self,
+        definition: &VmDefinition,
+        nics: Vec<NicBackend>,
+        event: PowerEvent,
+        memory: Memory,
+    ) -> Result<u64> {
         let id = definition.id;
         let mut vms = self.vms();
         let power = vms.get(&id).map_or(PowerState::Off, |vm| vm.seen.power);
-        power.after(PowerEvent::Start)?;
+        let power = power.after(event)?;
         let run = self.inner.runs.fetch_add(1, Ordering::Relaxed);
         let pid = self.inner.pids.fetch_add(1, Ordering::Relaxed);
-        let seen = Seen::live(
-            PowerState::Starting,
-            pid,
-            Some(accelerator()),
-            self.inner.clock.now(),
-        );
+        let seen = Seen::live(power, pid, Some(accelerator()), self.inner.clock.now());
         let vm = SimVm {
             definition: definition.clone(),
             seen: seen.clone(),
             run,
+            memory,
             _nics: nics,
             silent: self.has_fault(id, &Fault::Silent),
             unseen_end: false,
@@ -249,45 +301,43 @@ impl SimWorld {
         };
         vms.insert(id, vm);
         drop(vms);
-        self.tell(DriverEvent::new(id, PowerEvent::Start, seen));
+        self.tell(DriverEvent::new(id, event, seen));
         Ok(run)
     }
 
+    /// Its processors run, unless it was ended in between.
     pub(super) fn finish_start(&self, id: VmId, run: u64) -> Result<Seen> {
-        let fails = self.faults().get_mut(&id).and_then(|faults| {
-            let at = faults
-                .iter()
-                .position(|fault| matches!(fault, Fault::NextStartFails(_)))?;
-            Some(faults.remove(at))
-        });
-        if let Some(Fault::NextStartFails(why)) = fails {
-            return Err(Error::StartFailed { why });
-        }
         let mut vms = self.vms();
         let vm = vms
             .get_mut(&id)
-            .filter(|vm| vm.run == run && vm.seen.power == PowerState::Starting);
+            .filter(|vm| vm.run == run && is_begun(vm.seen.power));
         let Some(vm) = vm else {
             return Err(Error::StartFailed {
                 why: "it was ended while it started".into(),
             });
         };
+        let boots = vm.seen.power == PowerState::Starting;
         self.apply(id, vm, PowerEvent::Started);
-        let greeting = format!(
-            "[sim] this VM is simulated: no guest runs behind this line\r\n[sim] ready hostname={}\r\n/ # ",
-            vm.definition.name
-        );
-        vm.say(&Bytes::from(greeting));
+        if boots {
+            let greeting = format!(
+                "[sim] this VM is simulated: no guest runs behind this line\r\n[sim] ready hostname={}\r\n/ # ",
+                vm.definition.name
+            );
+            vm.say(&Bytes::from(greeting));
+        }
+        if vm.memory.count.is_some() {
+            guest::counts(self, id, run);
+        }
         Ok(vm.seen.clone())
     }
 
-    /// Ends a run that did not get beyond its start.
-    pub(super) fn fail_start(&self, id: VmId, run: u64) {
+    /// Ends a run that did not get beyond its beginning, by `event`.
+    pub(super) fn fail_start(&self, id: VmId, run: u64, event: PowerEvent) {
         let mut vms = self.vms();
         let vm = vms.get_mut(&id).filter(|vm| vm.run == run);
-        if let Some(vm) = vm.filter(|vm| vm.seen.power == PowerState::Starting) {
+        if let Some(vm) = vm.filter(|vm| is_begun(vm.seen.power)) {
             vm.rest();
-            self.apply(id, vm, PowerEvent::StartFailed);
+            self.apply(id, vm, event);
         }
     }
 
@@ -348,9 +398,17 @@ impl SimWorld {
     }
 }
 
+/// Whether a run has begun and does not run yet.
+const fn is_begun(power: PowerState) -> bool {
+    matches!(
+        power,
+        PowerState::Starting | PowerState::Restoring | PowerState::MigratingIn
+    )
+}
+
 impl SimVm {
     /// Nothing of it runs any more; its power says why.
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         self.seen = Seen::resting(self.seen.power);
         self.readers.clear();
         self.input = None;

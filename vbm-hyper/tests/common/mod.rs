@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vbm_core::{VmId, VolumeId};
 use vbm_hyper::{
     AcceleratorChoice, BootSource, ContentKind, Driver, ImageStore, Pool, QemuConfig, QemuDriver, Seen,
-    VmDefinition, conformance::Bench,
+    VmDefinition,
+    conformance::{Bench, GuestWords},
 };
 
 /// What the guest is told when it is booted directly; see the guest's own notes.
@@ -101,6 +102,11 @@ impl QemuBench {
         QemuConfig::new(self.dir.path().join("run")).with_accelerator(AcceleratorChoice::Tcg)
     }
 
+    /// A second host with the same disks.
+    pub(crate) fn config_beside(&self) -> QemuConfig {
+        QemuConfig::new(self.dir.path().join("run-beside")).with_accelerator(AcceleratorChoice::Tcg)
+    }
+
     /// A VM with a fresh clone of the guest's disk, booted by the firmware.
     pub(crate) fn on_disk(&self) -> VmDefinition {
         let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
@@ -133,8 +139,9 @@ fn futures_now<T: Send>(work: impl Future<Output = vbm_hyper::Result<T>> + Send)
 impl Drop for QemuBench {
     /// Ends what a failed test has left: only processes whose command line names a VM of this bench.
     fn drop(&mut self) {
-        let run = self.dir.path().join("run");
-        for id in self.made.lock().unwrap().iter() {
+        let made = self.made.lock().unwrap();
+        let runs = ["run", "run-beside"].map(|run| self.dir.path().join(run));
+        for (run, id) in runs.iter().flat_map(|run| made.iter().map(move |id| (run, id))) {
             let text = std::fs::read_to_string(run.join(id.to_string()).join("manifest")).unwrap_or_default();
             let pid = text
                 .lines()
@@ -213,6 +220,12 @@ impl Bench for QemuBench {
     }
     fn dialogue(&self) -> (&'static str, &'static str) {
         ("\necho twice-$((40+2))\n", "twice-42")
+    }
+    fn words(&self) -> Result<GuestWords, String> {
+        Ok(GuestWords::of_shell("/dev/vda"))
+    }
+    async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
+        Ok(Arc::new(QemuDriver::open(self.config_beside()).await.unwrap()))
     }
     async fn accident(&self, _: VmId, seen: &Seen) {
         kill_9(seen.pid.unwrap());

@@ -96,9 +96,11 @@ pub(super) async fn drivers(builder: &Builder, record: &InstanceRecord) -> Resul
     Ok(match builder.driver {
         DriverChoice::Sim => vec![Arc::new(SimDriver::new())],
         DriverChoice::Qemu => vec![Arc::new(
-            QemuDriver::open(QemuConfig::new(record.run_dir.join("vm")))
-                .await
-                .map_err(Error::from)?,
+            QemuDriver::open(
+                QemuConfig::new(record.run_dir.join("vm")).with_state(record.data_dir.join("vm")),
+            )
+            .await
+            .map_err(Error::from)?,
         )],
     })
 }

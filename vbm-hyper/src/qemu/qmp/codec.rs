@@ -29,6 +29,8 @@ pub(crate) enum QmpEvent {
     GuestPanicked,
     /// A disk failed or is full, and the machine is halted for it.
     DiskErrorStops,
+    /// Its memory has come, or has gone, whole.
+    MigrationCompleted,
 }
 
 /// One line from QEMU.
@@ -127,6 +129,7 @@ fn event(name: &str, data: &Value) -> Option<QmpEvent> {
         "STOP" => QmpEvent::Stop,
         "RESUME" => QmpEvent::Resume,
         "GUEST_PANICKED" => QmpEvent::GuestPanicked,
+        "MIGRATION" if data["status"] == "completed" => QmpEvent::MigrationCompleted,
         "BLOCK_IO_ERROR" if data["action"] == "stop" => QmpEvent::DiskErrorStops,
         _ => return None,
     })
