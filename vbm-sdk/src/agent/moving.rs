@@ -14,10 +14,9 @@ use crate::methods::{GoneVm, LookAt, LookedAt, Receiving, SendVm, Sent, WantedVm
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 use vbm_core::{Error, ErrorKind, Generation, PowerState, Result, VmId};
-use vbm_hyper::{Driver, Facet, Migration};
 
 /// What this agent knows of moves since it was started.
 #[derive(Default)]
@@ -25,17 +24,6 @@ pub(super) struct Moves {
     receiving: Mutex<HashMap<VmId, SocketAddr>>,
     /// With the generation of the VM that the sending belongs to: an older one says nothing of a newer.
     sent: Mutex<HashMap<VmId, (Generation, Sent)>>,
-}
-
-fn migration(driver: &Arc<dyn Driver>) -> Result<&dyn Migration> {
-    driver.migration().ok_or_else(|| {
-        Error::new(
-            ErrorKind::Unsupported,
-            format!("the driver {} cannot move running VMs", driver.kind()),
-            driver.missing(Facet::Migration).unwrap_or_default(),
-            "stop the VM, and move it while it is off",
-        )
-    })
 }
 
 fn with<K, V, T>(map: &Mutex<HashMap<K, V>>, f: impl FnOnce(&mut HashMap<K, V>) -> T) -> T {
@@ -54,7 +42,6 @@ impl Agent {
                 "start its agent with --underlay ADDRESS",
             )
         })?;
-        let driver = Arc::clone(self.machines(wanted.driver)?.driver());
         let machine = self.machines(wanted.driver)?.vm(wanted.id);
         let power = machine.watch().borrow().power();
         if power == PowerState::MigratingIn
@@ -74,8 +61,8 @@ impl Agent {
         let silent = |_: &str| {};
         let definition = self.define(&wanted, &silent).await?;
         let nics = self.open_nics(&wanted, &silent).await?;
-        let at = migration(&driver)?
-            .receive(&definition, nics, listen)
+        let at = machine
+            .migrate_in(definition, nics, listen)
             .await
             .map_err(Error::from)?;
         with(&moves.receiving, |r| r.insert(wanted.id, at));
@@ -85,7 +72,7 @@ impl Agent {
     /// Begins to send a VM; a second call for the same generation does nothing.
     pub(super) async fn vm_send(&self, request: SendVm) -> Result<()> {
         let (id, generation) = (request.vm.id, request.vm.generation);
-        let driver = Arc::clone(self.machines(request.vm.driver)?.driver());
+        let machine = self.machines(request.vm.driver)?.vm(id);
         self.keeper(request.vm.driver, id, false).want(request.vm);
         let begun = with(&self.inner.moves.sent, |sent| {
             let idle = sent.get(&id).is_none_or(|(of, _)| *of != generation);
@@ -100,14 +87,8 @@ impl Agent {
         let (agent, stop) = (self.clone(), self.inner.stop.clone());
         self.inner.tasks.spawn(async move {
             // Dropping the wait does not end the sending: that job is the actor's.
-            let send = async {
-                migration(&driver)?
-                    .send(id, request.to)
-                    .await
-                    .map_err(Error::from)
-            };
             let done = tokio::select! {
-                done = send => done,
+                done = machine.migrate_out(request.to) => done,
                 () = stop.cancelled() => return,
             };
             let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -117,7 +98,7 @@ impl Agent {
                     downtime_ms: millis(how.downtime),
                     bytes: how.bytes,
                 },
-                Err(e) => Sent::Failed(e),
+                Err(e) => Sent::Failed(e.into()),
             };
             tracing::info!(vm = %id, ?sent, "sending a VM ended");
             with(&agent.inner.moves.sent, |all| all.insert(id, (generation, sent)));
@@ -145,13 +126,10 @@ impl Agent {
 
     /// Gives up waiting for a VM, and what was made for it. Refused when it has come.
     pub(super) async fn vm_abandon(&self, gone: GoneVm) -> Result<()> {
-        if let Ok((machines, machine)) = self.machine(gone.id) {
+        if let Ok((_, machine)) = self.machine(gone.id) {
             let power = machine.watch().borrow().power();
             if power == PowerState::MigratingIn {
-                migration(machines.driver())?
-                    .abandon(gone.id)
-                    .await
-                    .map_err(Error::from)?;
+                machine.abandon().await.map_err(Error::from)?;
             } else if power.is_live() || power == PowerState::Unknown {
                 return Err(Error::new(
                     ErrorKind::Conflict,
