@@ -152,11 +152,21 @@ pub(crate) struct Held<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
     store: Arc<dyn Store>,
+    /// Compared by every write: a key that must not have changed since this revision.
+    fence: Option<(&'static str, Revision)>,
 }
 
 impl Records {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, fence: None }
+    }
+
+    /// The same records for a leader: nothing is written once `key` has another revision.
+    pub(crate) fn fenced(&self, key: &'static str, revision: Revision) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            fence: Some((key, revision)),
+        }
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
@@ -253,8 +263,19 @@ impl Records {
 
     /// Runs an edit; a crossing by somebody else becomes [`ErrorKind::Stale`].
     pub(crate) async fn commit(&self, edit: Edit) -> Result<Revision> {
-        match self.store.txn(edit.txn?).await? {
+        self.run(edit.txn?).await
+    }
+
+    /// Runs a transaction, under the fence.
+    pub(crate) async fn run(&self, mut txn: Txn) -> Result<Revision> {
+        if let Some((key, revision)) = self.fence {
+            txn.compare.push(Compare::At(key.to_owned(), revision));
+        }
+        match self.store.txn(txn).await? {
             TxnOutcome::Done(revision) => Ok(revision),
+            TxnOutcome::Conflict(key) if self.fence.is_some_and(|(fence, _)| fence == key) => {
+                Err(superseded())
+            }
             TxnOutcome::Conflict(key) => Err(conflict(&key)),
         }
     }
@@ -301,6 +322,15 @@ fn crossed() -> Error {
         "the change was given up",
         "others changed the same records each time",
         "try again",
+    )
+}
+
+fn superseded() -> Error {
+    Error::new(
+        ErrorKind::Cancelled,
+        "this controller leads no more",
+        "another one took over, and finishes what was begun",
+        "nothing needs to be done; `vbm version` shows who leads",
     )
 }
 

@@ -7,4 +7,6 @@ mod house;
 mod life;
 mod limits;
 mod redis;
+#[path = "../common/redis.rs"]
+mod redis_server;
 mod restart;
