@@ -16,6 +16,7 @@ pub mod cli;
 pub mod client;
 pub mod controller;
 pub mod doctor;
+mod fetch;
 pub mod http;
 pub mod methods;
 pub(crate) mod records;

@@ -19,6 +19,7 @@
 
 mod admission;
 mod consoles;
+mod copies;
 mod forwards;
 mod groups;
 mod images;
@@ -42,6 +43,7 @@ pub use leadership::{LEASE, Rivals, STOP_AFTER};
 pub use reads::EventStream;
 
 use crate::api::Leader;
+use crate::fetch::Fetching;
 use crate::records::{Edit, Records};
 use crate::store::{Revision, Store};
 use leadership::Presiding;
@@ -111,6 +113,7 @@ impl Mandate {
 struct Inner {
     store: Arc<dyn Store>,
     images: ImageStore,
+    fetching: Fetching,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn IdSource>,
     name: String,
@@ -151,6 +154,7 @@ impl Controller {
             inner: Arc::new(Inner {
                 store: config.store,
                 images: config.images,
+                fetching: Fetching::default(),
                 clock: config.clock,
                 name: config.name,
                 id: config.id,
@@ -224,6 +228,10 @@ impl Controller {
             .map_err(|_| Error::internal("the controller was started twice", "start is for once"))?;
         let this = self.clone();
         self.inner.tasks.spawn(async move { this.take_part().await });
+        if self.inner.alone.get().is_none() {
+            let this = self.clone();
+            self.inner.tasks.spawn(async move { this.keep_copies().await });
+        }
         Ok(())
     }
 
