@@ -263,20 +263,29 @@ impl Records {
 
     /// Runs an edit; a crossing by somebody else becomes [`ErrorKind::Stale`].
     pub(crate) async fn commit(&self, edit: Edit) -> Result<Revision> {
-        self.run(edit.txn?).await
+        match self.attempt(edit.txn?).await? {
+            Ok(revision) => Ok(revision),
+            Err(key) if edit.picked.contains(&key) => Err(changed(&key)),
+            Err(key) => Err(conflict(&key)),
+        }
     }
 
     /// Runs a transaction, under the fence.
-    pub(crate) async fn run(&self, mut txn: Txn) -> Result<Revision> {
+    pub(crate) async fn run(&self, txn: Txn) -> Result<Revision> {
+        self.attempt(txn).await?.map_err(|key| conflict(&key))
+    }
+
+    /// The same; the key of a conflict is given back.
+    async fn attempt(&self, mut txn: Txn) -> Result<std::result::Result<Revision, String>> {
         if let Some((key, revision)) = self.fence {
             txn.compare.push(Compare::At(key.to_owned(), revision));
         }
         match self.store.txn(txn).await? {
-            TxnOutcome::Done(revision) => Ok(revision),
+            TxnOutcome::Done(revision) => Ok(Ok(revision)),
             TxnOutcome::Conflict(key) if self.fence.is_some_and(|(fence, _)| fence == key) => {
                 Err(superseded())
             }
-            TxnOutcome::Conflict(key) => Err(conflict(&key)),
+            TxnOutcome::Conflict(key) => Ok(Err(key)),
         }
     }
 
@@ -352,13 +361,17 @@ fn conflict(key: &str) -> Error {
             format!("the address {address} is taken"),
             "leave the address out, or choose another",
         ),
-        _ => Error::new(
-            ErrorKind::Stale,
-            "somebody else changed it in between",
-            format!("at {key}"),
-            "read it again and repeat",
-        ),
+        _ => changed(key),
     }
+}
+
+fn changed(key: &str) -> Error {
+    Error::new(
+        ErrorKind::Stale,
+        "somebody else changed it in between",
+        format!("at {key}"),
+        "read it again and repeat",
+    )
 }
 
 fn decode<T: DeserializeOwned>(entry: Entry) -> Result<Held<T>> {
@@ -386,12 +399,15 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
 #[must_use]
 pub(crate) struct Edit {
     txn: Result<Txn>,
+    /// Keys that we chose ourselves: when somebody else was faster, others can be chosen.
+    picked: Vec<String>,
 }
 
 impl Default for Edit {
     fn default() -> Self {
         Self {
             txn: Ok(Txn::default()),
+            picked: Vec::new(),
         }
     }
 }
@@ -467,6 +483,12 @@ impl Edit {
             txn.write.push(Write::Put(key, Bytes::from(owner.to_string())));
             Ok(())
         })
+    }
+
+    /// Takes a key that can be taken only once and that we chose: when it was taken meanwhile, that is a crossing.
+    pub(crate) fn pick(mut self, key: String, owner: impl Display) -> Self {
+        self.picked.push(key.clone());
+        self.claim(key, owner)
     }
 
     /// Gives a key back.
