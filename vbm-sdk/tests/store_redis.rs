@@ -19,7 +19,8 @@ use std::{
 };
 use tokio::{task::JoinSet, time::timeout};
 use vbm_sdk::store::{
-    Change, Compare, LOG_MAX_REVISIONS, RedisStore, Revision, Store, StoreError, Txn, TxnOutcome, Watch, Write,
+    Change, Compare, LOG_MAX_REVISIONS, RedisStore, Revision, Store, StoreError, Txn, TxnOutcome, Watch,
+    Write,
 };
 
 /// How long anything may take that is waited for.
@@ -86,7 +87,8 @@ impl Load {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut set = JoinSet::new();
         for writer in 0..writers {
-            let (store, stop, acknowledged) = (Arc::clone(store), Arc::clone(&stop), Arc::clone(&acknowledged));
+            let (store, stop, acknowledged) =
+                (Arc::clone(store), Arc::clone(&stop), Arc::clone(&acknowledged));
             set.spawn(async move {
                 let (mut mine, mut n) = (BTreeMap::new(), 0_u64);
                 while !stop.load(Ordering::Relaxed) {
@@ -129,7 +131,9 @@ impl Load {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_is_there_after_redis_was_killed_under_load() {
-    let Some(mut redis) = Redis::with(DURABLE) else { return };
+    let Some(mut redis) = Redis::with(DURABLE) else {
+        return;
+    };
     let store = open(&redis).await;
     let mut watch = store.watch("load/", Revision(0)).await.unwrap();
     let load = Load::start(&store, 16);
@@ -161,7 +165,9 @@ async fn what_was_acknowledged_is_there_after_redis_was_killed_under_load() {
 
 #[tokio::test]
 async fn requests_wait_while_redis_is_away_and_watches_resume() {
-    let Some(mut redis) = Redis::with(DURABLE) else { return };
+    let Some(mut redis) = Redis::with(DURABLE) else {
+        return;
+    };
     let store = open(&redis).await;
     done(&*store, put("a", "1")).await;
     let mut watch = store.watch("", Revision(1)).await.unwrap();
@@ -372,8 +378,14 @@ async fn a_redis_that_is_full_refuses_a_transaction_as_a_whole() {
             Write::Put("new".into(), vec![7; 100_000].into()),
         ],
     };
-    let full = timeout(PATIENCE, store.txn(txn.clone())).await.unwrap().unwrap_err();
-    assert!(matches!(&full, StoreError::Failed(why) if why.contains("OOM")), "{full:?}");
+    let full = timeout(PATIENCE, store.txn(txn.clone()))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(
+        matches!(&full, StoreError::Failed(why) if why.contains("OOM")),
+        "{full:?}"
+    );
     assert!(
         store.get("old").await.unwrap().is_some(),
         "a deletion was done by itself"
@@ -407,8 +419,7 @@ async fn a_server_that_is_not_there_or_evicts_is_refused_in_three_lines() {
     let nowhere = format!("redis+unix://{}", redis.dir().join("none").display());
     let away = vbm_core::Error::from(RedisStore::open(&nowhere).await.unwrap_err());
     assert_eq!(away.kind(), vbm_core::ErrorKind::Unavailable, "{away}");
-    let garbage =
-        vbm_core::Error::from(RedisStore::open("redis://u:secret@h:99999").await.unwrap_err());
+    let garbage = vbm_core::Error::from(RedisStore::open("redis://u:secret@h:99999").await.unwrap_err());
     assert!(!garbage.to_string().contains("secret"), "{garbage}");
     for error in [evicts, away, garbage] {
         assert_eq!(error.to_string().lines().count(), 3, "{error}");

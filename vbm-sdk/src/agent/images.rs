@@ -16,7 +16,9 @@ impl Agent {
     pub(super) async fn bring(&self, digest: Digest, kind: ContentKind) -> Result<()> {
         self.inner
             .fetching
-            .bring(&self.inner.images, digest, kind, |offset| self.part(digest, offset))
+            .bring(&self.inner.images, digest, kind, |offset| {
+                self.part(digest, offset)
+            })
             .await
             .map_err(|e| e.context("an image could not be brought to the node"))
     }

@@ -60,11 +60,7 @@ impl Reporter {
 impl Agent {
     /// Tells any controller; when that one cannot write it down (it is cut off from the store), each of the others.
     async fn tell_controller<M: Method>(&self, request: &M::Request) -> Result<M::Reply> {
-        let (bus, root, service) = (
-            self.bus()?,
-            NodePath::root(),
-            Service::new(CONTROLLER_SERVICE)?,
-        );
+        let (bus, root, service) = (self.bus()?, NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
         let options = CallOptions::default().deadline(REPORT_DEADLINE);
         let any = Route::any(root.clone(), service.clone());
         let failure = match bus.call::<M>(&any, request, options.clone()).await {

@@ -5,9 +5,7 @@
 //! parts over the bus, checked against its digest. Until it is here, a part that somebody asks for is passed on.
 
 use super::Controller;
-use crate::methods::{
-    Bytes, CONTROLLER_SERVICE, IMAGE_CHUNK_BYTES, ImageRead, ImageReadRequest,
-};
+use crate::methods::{Bytes, CONTROLLER_SERVICE, IMAGE_CHUNK_BYTES, ImageRead, ImageReadRequest};
 use crate::records::Record;
 use crate::store::Revision;
 use futures::StreamExt;

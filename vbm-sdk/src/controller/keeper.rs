@@ -19,8 +19,8 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vbm_core::{
-    Error, ErrorKind, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState, ObjectRef, Result,
-    Vm, VmId,
+    Error, ErrorKind, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState,
+    ObjectRef, Result, Vm, VmId,
 };
 use vbm_rpc::{CallOptions, Fate, Method, Route};
 

@@ -109,7 +109,10 @@ impl Seat {
     }
 
     fn leader(&self) -> Option<&Lease> {
-        self.lease.as_ref().map(|(_, lease)| lease).filter(|l| !l.released)
+        self.lease
+            .as_ref()
+            .map(|(_, lease)| lease)
+            .filter(|l| !l.released)
     }
 
     /// That both keys are as they were read.
@@ -128,8 +131,12 @@ impl Seat {
 }
 
 fn epoch_of(entry: &Entry) -> Result<Epoch> {
-    let number = std::str::from_utf8(&entry.value).ok().and_then(|t| t.parse().ok());
-    number.map(Epoch).ok_or_else(|| unreadable(entry, "it is no number"))
+    let number = std::str::from_utf8(&entry.value)
+        .ok()
+        .and_then(|t| t.parse().ok());
+    number
+        .map(Epoch)
+        .ok_or_else(|| unreadable(entry, "it is no number"))
 }
 
 fn lease_of(entry: &Entry) -> Result<Lease> {

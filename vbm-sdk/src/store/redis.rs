@@ -212,7 +212,9 @@ impl Store for RedisStore {
             .key(keys.index())
             .key(keys.values())
             .key(keys.revisions());
-        call.arg(begin).arg(end.as_slice()).arg(limit.min(PAGE_MAX_ENTRIES));
+        call.arg(begin)
+            .arg(end.as_slice())
+            .arg(limit.min(PAGE_MAX_ENTRIES));
         wire::page(self.shared.ask(&call).await?)
     }
 
@@ -252,10 +254,7 @@ mod tests {
 
     #[test]
     fn a_list_ends_where_the_prefix_ends() {
-        assert_eq!(
-            lex_range("vm/", None),
-            ("[vm/".to_owned(), b"(vm/\xff".to_vec())
-        );
+        assert_eq!(lex_range("vm/", None), ("[vm/".to_owned(), b"(vm/\xff".to_vec()));
         assert_eq!(lex_range("vm/", Some("vm/7")).0, "(vm/7");
         assert_eq!(lex_range("", None), ("[".to_owned(), b"(\xff".to_vec()));
     }

@@ -18,9 +18,7 @@ use vbm_sdk::{
     client::Client,
     server::{Role, Server},
     source::SystemClock,
-    store::{
-        Entry, MemoryStore, Page, Revision, Store, StoreError, Txn, TxnOutcome, Watch,
-    },
+    store::{Entry, MemoryStore, Page, Revision, Store, StoreError, Txn, TxnOutcome, Watch},
 };
 
 /// How soon another controller leads after the leader is gone.
@@ -173,7 +171,9 @@ async fn a_launch_begun_under_one_leader_is_finished_by_the_next() {
     launch(&to_first, "web2").await;
     let log = to_first.vms().console_log("web2", None).await;
     assert!(
-        log.as_ref().err().is_none_or(|e| e.kind() != vbm_core::ErrorKind::Stale),
+        log.as_ref()
+            .err()
+            .is_none_or(|e| e.kind() != vbm_core::ErrorKind::Stale),
         "a standby speaks in the leader's epoch: {log:?}"
     );
     let mut events = to_first.events().open();
@@ -266,7 +266,9 @@ async fn an_agent_is_answered_by_whichever_controller_has_the_file() {
     std::fs::write(&file, "some bytes").unwrap();
     let blob = to_first.images().upload(&file).await.unwrap();
     let member = Member::new("lab/n1".parse().unwrap(), "boot");
-    let bus = Bus::attach(cluster.bus.clone(), member, Router::new()).await.unwrap();
+    let bus = Bus::attach(cluster.bus.clone(), member, Router::new())
+        .await
+        .unwrap();
     let read = async |whose: NodePath, here_only: bool| {
         let request = ImageReadRequest {
             digest: blob.digest,

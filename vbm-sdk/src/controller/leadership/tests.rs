@@ -225,7 +225,10 @@ async fn a_leader_that_is_cut_off_has_stopped_before_the_other_takes_over() {
     a.cut.store(true, Ordering::SeqCst);
     let (stopped, took) = tokio::join!(a.until_it_leads_no_more(), b.until_it_leads());
     assert!(stopped <= STOP_AFTER, "{stopped:?}");
-    assert!(took > stopped && took < Duration::from_secs(5), "{stopped:?}, {took:?}");
+    assert!(
+        took > stopped && took < Duration::from_secs(5),
+        "{stopped:?}, {took:?}"
+    );
     assert_eq!(b.controller.epoch(), Epoch(2));
     a.cut.store(false, Ordering::SeqCst);
     sleep(10 * LEASE).await;

@@ -111,10 +111,7 @@ impl Way {
             ConnectionAddr::Unix(path) => format!("Redis at {}", path.display()),
             address => format!("Redis at {address}"),
         };
-        let settings = info
-            .redis_settings()
-            .clone()
-            .set_protocol(ProtocolVersion::RESP2);
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
         let info = info
             .set_redis_settings(settings)
             .set_tcp_settings(TcpSettings::default().set_nodelay(true));
@@ -167,7 +164,13 @@ impl Way {
 
     fn unreachable(&self, why: String) -> StoreError {
         let server = self.server.clone();
-        let login = ["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication"];
+        let login = [
+            "NOAUTH",
+            "WRONGPASS",
+            "NOPERM",
+            "AuthenticationFailed",
+            "authentication",
+        ];
         if login.iter().any(|word| why.contains(word)) {
             return StoreError::Unsuitable {
                 server,
@@ -324,7 +327,12 @@ fn backoff(attempt: u32, seed: u64) -> Duration {
 impl Resumed {
     /// Runs a command that the server may hold for up to `block`.
     pub(super) async fn read(&mut self, command: &Cmd, block: Duration) -> Result<Value, Down> {
-        match timeout(block + BLOCK_GRACE, command.query_async::<Value>(&mut self.connection)).await {
+        match timeout(
+            block + BLOCK_GRACE,
+            command.query_async::<Value>(&mut self.connection),
+        )
+        .await
+        {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(Down(error.to_string())),
             Err(_late) => Err(Down("a blocking read was not answered in time".into())),
@@ -375,9 +383,7 @@ impl Call {
     /// By its hash; with its text when the server does not know it (yet, or any more).
     async fn run(&self, connection: &mut MultiplexedConnection) -> Result<Result<Value, String>, Down> {
         match run(connection, &self.command("EVALSHA", &self.hash)).await? {
-            Err(why) if why == NO_SCRIPT => {
-                run(connection, &self.command("EVAL", self.code)).await
-            }
+            Err(why) if why == NO_SCRIPT => run(connection, &self.command("EVAL", self.code)).await,
             answer => Ok(answer),
         }
     }

@@ -112,7 +112,8 @@ impl Tail {
     }
 
     fn publish(&self, revision: Revision) {
-        self.tip.send_modify(|tip| tip.revision = tip.revision.max(revision));
+        self.tip
+            .send_modify(|tip| tip.revision = tip.revision.max(revision));
     }
 
     /// Follows the log until the store has ended, then ends all watches.

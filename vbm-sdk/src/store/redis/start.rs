@@ -78,7 +78,10 @@ mod tests {
     #[test]
     fn a_redis_7_with_an_append_only_file_is_fit() {
         assert_eq!(judge("r", GOOD, Some("always")).unwrap(), [""; 0]);
-        assert_eq!(judge("r", &GOOD.replace("7.0.15", "8.2.1"), None).unwrap(), [""; 0]);
+        assert_eq!(
+            judge("r", &GOOD.replace("7.0.15", "8.2.1"), None).unwrap(),
+            [""; 0]
+        );
         let unlimited = GOOD.replace("noeviction", "allkeys-lru");
         assert_eq!(
             judge("r", &unlimited, None).unwrap(),

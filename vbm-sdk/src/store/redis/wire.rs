@@ -198,10 +198,7 @@ mod tests {
     #[test]
     fn a_log_entry_is_read_with_its_transaction_and_changes() {
         let entry = Value::Array(vec![bulk("7-1"), list(&["#", "t1", "a", "+1", "b", "-"])]);
-        let answer = Value::Array(vec![Value::Array(vec![
-            bulk("log"),
-            Value::Array(vec![entry]),
-        ])]);
+        let answer = Value::Array(vec![Value::Array(vec![bulk("log"), Value::Array(vec![entry])])]);
         let logged = read(answer).unwrap();
         assert_eq!((logged[0].revision, logged[0].txn.as_str()), (Revision(7), "t1"));
         assert_eq!(logged[0].changes[0].value.as_deref(), Some(&b"1"[..]));
