@@ -55,6 +55,7 @@ pub enum Kind {
     Snapshot,
     Node,
     Operation,
+    Controller,
 }
 
 impl fmt::Display for Kind {
@@ -70,6 +71,7 @@ impl fmt::Display for Kind {
             Self::Snapshot => "snapshot",
             Self::Node => "node",
             Self::Operation => "operation",
+            Self::Controller => "controller",
         })
     }
 }

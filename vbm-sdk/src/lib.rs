@@ -17,6 +17,7 @@ pub mod client;
 pub mod controller;
 pub mod dev;
 pub mod doctor;
+mod fetch;
 pub mod http;
 pub mod methods;
 pub(crate) mod records;

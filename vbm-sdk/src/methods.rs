@@ -91,7 +91,7 @@ methods! {
     VmReport = "vm.report": VmReportRequest => ();
     /// An agent tells of a lease.
     PortReport = "port.report": PortReportRequest => ();
-    /// A part of a file that an image is made of.
+    /// A part of a file that an image is made of. A controller that lacks it passes on what another one has.
     ImageRead = "image.read": ImageReadRequest => Bytes;
 }
 
@@ -454,4 +454,7 @@ pub struct ImageReadRequest {
     pub offset: u64,
     /// At most so many; [`IMAGE_CHUNK_BYTES`] is the limit.
     pub max_bytes: u32,
+    /// Of the asked controller only: one that lacks the file does not ask the others.
+    #[serde(default)]
+    pub here_only: bool,
 }

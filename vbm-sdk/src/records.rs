@@ -152,11 +152,21 @@ pub(crate) struct Held<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Records {
     store: Arc<dyn Store>,
+    /// Compared by every write: a key that must not have changed since this revision.
+    fence: Option<(&'static str, Revision)>,
 }
 
 impl Records {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, fence: None }
+    }
+
+    /// The same records for a leader: nothing is written once `key` has another revision.
+    pub(crate) fn fenced(&self, key: &'static str, revision: Revision) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            fence: Some((key, revision)),
+        }
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
@@ -253,9 +263,29 @@ impl Records {
 
     /// Runs an edit; a crossing by somebody else becomes [`ErrorKind::Stale`].
     pub(crate) async fn commit(&self, edit: Edit) -> Result<Revision> {
-        match self.store.txn(edit.txn?).await? {
-            TxnOutcome::Done(revision) => Ok(revision),
-            TxnOutcome::Conflict(key) => Err(conflict(&key)),
+        match self.attempt(edit.txn?).await? {
+            Ok(revision) => Ok(revision),
+            Err(key) if edit.picked.contains(&key) => Err(changed(&key)),
+            Err(key) => Err(conflict(&key)),
+        }
+    }
+
+    /// Runs a transaction, under the fence.
+    pub(crate) async fn run(&self, txn: Txn) -> Result<Revision> {
+        self.attempt(txn).await?.map_err(|key| conflict(&key))
+    }
+
+    /// The same; the key of a conflict is given back.
+    async fn attempt(&self, mut txn: Txn) -> Result<std::result::Result<Revision, String>> {
+        if let Some((key, revision)) = self.fence {
+            txn.compare.push(Compare::At(key.to_owned(), revision));
+        }
+        match self.store.txn(txn).await? {
+            TxnOutcome::Done(revision) => Ok(Ok(revision)),
+            TxnOutcome::Conflict(key) if self.fence.is_some_and(|(fence, _)| fence == key) => {
+                Err(superseded())
+            }
+            TxnOutcome::Conflict(key) => Ok(Err(key)),
         }
     }
 
@@ -304,6 +334,15 @@ fn crossed() -> Error {
     )
 }
 
+fn superseded() -> Error {
+    Error::new(
+        ErrorKind::Cancelled,
+        "this controller leads no more",
+        "another one took over, and finishes what was begun",
+        "nothing needs to be done; `vbm version` shows who leads",
+    )
+}
+
 /// What a failed comparison means to people: a taken name, MAC, address or listening port, or a crossing.
 fn conflict(key: &str) -> Error {
     let taken = |what: String, fix: &str| {
@@ -322,13 +361,17 @@ fn conflict(key: &str) -> Error {
             format!("the address {address} is taken"),
             "leave the address out, or choose another",
         ),
-        _ => Error::new(
-            ErrorKind::Stale,
-            "somebody else changed it in between",
-            format!("at {key}"),
-            "read it again and repeat",
-        ),
+        _ => changed(key),
     }
+}
+
+fn changed(key: &str) -> Error {
+    Error::new(
+        ErrorKind::Stale,
+        "somebody else changed it in between",
+        format!("at {key}"),
+        "read it again and repeat",
+    )
 }
 
 fn decode<T: DeserializeOwned>(entry: Entry) -> Result<Held<T>> {
@@ -356,12 +399,15 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes> {
 #[must_use]
 pub(crate) struct Edit {
     txn: Result<Txn>,
+    /// Keys that we chose ourselves: when somebody else was faster, others can be chosen.
+    picked: Vec<String>,
 }
 
 impl Default for Edit {
     fn default() -> Self {
         Self {
             txn: Ok(Txn::default()),
+            picked: Vec::new(),
         }
     }
 }
@@ -437,6 +483,12 @@ impl Edit {
             txn.write.push(Write::Put(key, Bytes::from(owner.to_string())));
             Ok(())
         })
+    }
+
+    /// Takes a key that can be taken only once and that we chose: when it was taken meanwhile, that is a crossing.
+    pub(crate) fn pick(mut self, key: String, owner: impl Display) -> Self {
+        self.picked.push(key.clone());
+        self.claim(key, owner)
     }
 
     /// Gives a key back.

@@ -14,9 +14,9 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, broadcast::error::RecvError};
-use vbm_core::{Error, NodePath, Result, VmId};
+use vbm_core::{Error, ErrorKind, NodePath, Result, VmId};
 use vbm_net::NetEvent;
-use vbm_rpc::{CallOptions, Method, Route, Service};
+use vbm_rpc::{CallOptions, Fate, Method, Route, Service};
 
 /// The longest that a controller may take to answer a report.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
@@ -58,13 +58,25 @@ impl Reporter {
 }
 
 impl Agent {
+    /// Tells any controller; when that one cannot write it down (it is cut off from the store), each of the others.
     async fn tell_controller<M: Method>(&self, request: &M::Request) -> Result<M::Reply> {
-        let route = Route::any(NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
+        let (bus, root, service) = (self.bus()?, NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
         let options = CallOptions::default().deadline(REPORT_DEADLINE);
-        self.bus()?
-            .call::<M>(&route, request, options)
-            .await
-            .map_err(Error::from)
+        let any = Route::any(root.clone(), service.clone());
+        let failure = match bus.call::<M>(&any, request, options.clone()).await {
+            Err(Fate::Refused(e)) if e.kind() == ErrorKind::Unavailable => e,
+            done => return done.map_err(Error::from),
+        };
+        for member in bus.members(&root).await? {
+            if member.serves(&root, &service)
+                && let Ok(reply) = bus
+                    .call::<M>(&Route::node(member.path), request, options.clone())
+                    .await
+            {
+                return Ok(reply);
+            }
+        }
+        Err(failure)
     }
 
     /// Tells of the node, now and then, until shutdown.

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::Ipv4Addr};
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, Digest, DiskFormat, DriverKind, Event, Forward, Mac, Name, Network, NetworkMode, NodePath,
+    Boot, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Mac, Name, Network, NetworkMode, NodePath,
     Operation, Port, Protocol, Rule, Vm,
 };
 
@@ -47,6 +47,21 @@ pub struct Version {
     pub api: String,
     /// The instance: a word for this daemon and its data, in the tags of what it makes on hosts.
     pub instance: String,
+    /// The controller that answers.
+    #[serde(default)]
+    pub controller: String,
+    /// Who leads, as far as the one that answers knows; none between two leaderships.
+    #[serde(default)]
+    pub leader: Option<Leader>,
+}
+
+/// The controller that reconciles. All others answer requests all the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Leader {
+    /// Its name.
+    pub name: String,
+    /// Its epoch.
+    pub epoch: Epoch,
 }
 
 /// A part of a list.

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use vbm_core::{Error, NodePath, Result};
 use vbm_sdk::{
     cli::exit_code,
-    server::{DriverChoice, NetworkChoice, Role, Server},
+    server::{DriverChoice, NetworkChoice, Role, Server, StoreChoice},
 };
 
 /// The daemon of VBM: virtual machines, networks, and what belongs to them.
@@ -34,6 +34,12 @@ struct Args {
     /// The bus, for `controller` and `agent`: redis://HOST:PORT or redis+unix:///PATH.
     #[arg(long, global = true, env = "VBM_REDIS")]
     redis: Option<String>,
+    /// Where a controller keeps its records. [default: redis where --redis is given, else redb]
+    #[arg(long, global = true, value_enum)]
+    store: Option<StoreArg>,
+    /// What the controller is called, in events and by `vbm version`. [default: HOST-INSTANCE]
+    #[arg(long, global = true)]
+    name: Option<String>,
     /// Where this node stands, such as zone/cluster/node.
     #[arg(long, global = true, env = "VBM_NODE", default_value = "local")]
     node: NodePath,
@@ -65,6 +71,14 @@ enum RoleArg {
     Agent,
     /// Prints the OpenAPI document of the HTTP API.
     Openapi,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StoreArg {
+    /// In a file of the data directory: the only controller.
+    Redb,
+    /// On the Redis of --redis, with any number of other controllers.
+    Redis,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -151,6 +165,15 @@ async fn run(args: Args) -> Result<()> {
     }
     if let Some(redis) = args.redis {
         builder = builder.redis(redis);
+    }
+    if let Some(store) = args.store {
+        builder = builder.store(match store {
+            StoreArg::Redb => StoreChoice::Redb,
+            StoreArg::Redis => StoreChoice::Redis,
+        });
+    }
+    if let Some(name) = args.name {
+        builder = builder.name(name);
     }
     let server = builder.start().await?;
     say_ready(&server)?;

@@ -41,6 +41,8 @@ pub(super) async fn version(on: &Session<'_>) -> Result<(), Error> {
                 version.version, version.api, version.instance
             ),
         );
+        lines.put("Controller", &*version.controller);
+        lines.put("Leader", leader(version));
     }
     let both = Both {
         vbm: env!("CARGO_PKG_VERSION"),
@@ -48,6 +50,15 @@ pub(super) async fn version(on: &Session<'_>) -> Result<(), Error> {
     };
     on.out.item(&both, both.vbm, &lines.text())?;
     failure.map_or(Ok(()), Err)
+}
+
+/// Who leads, and whether it is who answered.
+fn leader(version: &crate::api::Version) -> String {
+    match &version.leader {
+        Some(leader) if leader.name == version.controller => format!("this one, in epoch {}", leader.epoch),
+        Some(leader) => format!("{}, in epoch {}", leader.name, leader.epoch),
+        None => "nobody just now; a controller takes over within seconds".into(),
+    }
 }
 
 /// `qemu/tcg`, or `qemu (missing)`.

@@ -1,6 +1,9 @@
 //! Requests about images and the files that they are made of.
 
-use super::Controller;
+use super::{
+    Controller,
+    copies::{files, missing},
+};
 use crate::api::{Blob, CreateImage};
 use crate::methods::{Bytes, IMAGE_CHUNK_BYTES, ImageReadRequest};
 use crate::records::{Edit, until_uncrossed};
@@ -37,7 +40,9 @@ impl Controller {
             .map_err(|e| e.context(headline.clone()))?;
         if let Boot::Kernel { kernel, initrd, .. } = &request.boot {
             for digest in [kernel, initrd] {
-                self.uploaded(*digest).map_err(|e| e.context(headline.clone()))?;
+                self.uploaded(*digest)
+                    .await
+                    .map_err(|e| e.context(headline.clone()))?;
             }
         }
         let spec = ImageSpec {
@@ -65,7 +70,7 @@ impl Controller {
 
     /// Reads the disk once more, now as a disk: whether it is one, and how large a guest sees it.
     async fn check_disk(&self, request: &CreateImage) -> Result<ImportedFile> {
-        self.uploaded(request.disk)?;
+        self.uploaded(request.disk).await?;
         let path = self.inner.images.path(request.disk)?;
         let file = tokio::fs::File::open(&path).await.map_err(|e| {
             Error::new(
@@ -82,16 +87,9 @@ impl Controller {
             .await?)
     }
 
-    fn uploaded(&self, digest: Digest) -> Result<()> {
-        if self.inner.images.has(digest) {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::NotFound,
-            "a file of the image is missing",
-            format!("no file with SHA-256 {digest} was uploaded"),
-            "upload it first; `vbm image import` does both",
-        ))
+    /// Whether a file was uploaded, to this controller or another.
+    async fn uploaded(&self, digest: Digest) -> Result<()> {
+        self.obtain(digest, ContentKind::Blob).await
     }
 
     /// Deletes an image that no VM rests on, and those of its files that no other image has.
@@ -136,8 +134,9 @@ impl Controller {
             .await?
             .iter()
             .flat_map(|i| files(&i.value))
+            .map(|(digest, _)| digest)
             .collect();
-        for digest in files(image) {
+        for (digest, _) in files(image) {
             if !kept.contains(&digest)
                 && let Err(e) = self.inner.images.remove(digest).await
             {
@@ -147,9 +146,14 @@ impl Controller {
         Ok(())
     }
 
-    /// A part of a file, for an agent that fetches an image.
+    /// A part of a file, for an agent or a controller that fetches an image.
     pub(super) async fn read_image(&self, request: &ImageReadRequest) -> Result<Bytes> {
-        self.uploaded(request.digest)?;
+        if !self.inner.images.has(request.digest) {
+            return match request.here_only {
+                true => Err(missing(request.digest)),
+                false => self.part_of_others(request).await,
+            };
+        }
         let path = self.inner.images.path(request.digest)?;
         let limit = u64::from(request.max_bytes.min(IMAGE_CHUNK_BYTES));
         let read = async {
@@ -167,14 +171,6 @@ impl Controller {
                 "look at the disk of the control node",
             )
         })
-    }
-}
-
-/// The files that an image is made of.
-fn files(image: &Image) -> Vec<Digest> {
-    match &image.spec.boot {
-        Boot::Kernel { kernel, initrd, .. } => vec![image.spec.disk, *kernel, *initrd],
-        _ => vec![image.spec.disk],
     }
 }
 

@@ -19,8 +19,8 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vbm_core::{
-    Error, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState, ObjectRef,
-    PowerState, Result, Vm, VmId,
+    Error, ErrorKind, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState,
+    ObjectRef, PowerState, Result, Vm, VmId,
 };
 use vbm_rpc::{CallOptions, Fate, Method, Route};
 
@@ -60,7 +60,7 @@ pub(super) struct Keepers {
 
 impl Keepers {
     pub(super) fn new(controller: Controller) -> Self {
-        let stop = controller.inner.stop.child_token();
+        let stop = controller.stop().child_token();
         Self {
             controller,
             keepers: BTreeMap::new(),
@@ -382,8 +382,12 @@ impl Keeper {
     }
 }
 
+fn is_stale(fate: &Fate) -> bool {
+    matches!(fate, Fate::Refused(error) if error.kind() == ErrorKind::Stale)
+}
+
 impl Controller {
-    /// Asks a node, in the name of this controller's epoch.
+    /// Asks a node, in the name of the present leadership.
     pub(super) async fn ask_node<M: Method>(
         &self,
         node: &NodePath,
@@ -401,9 +405,18 @@ impl Controller {
         request: &M::Request,
         options: CallOptions,
     ) -> Result<M::Reply, Fate> {
-        let bus = self.bus().map_err(Fate::Refused)?;
-        bus.call::<M>(&Route::node(node.clone()), request, options.epoch(self.epoch()))
-            .await
+        let (bus, route) = (self.bus().map_err(Fate::Refused)?, Route::node(node.clone()));
+        let epoch = self.epoch();
+        let fate = match bus.call::<M>(&route, request, options.clone().epoch(epoch)).await {
+            Err(fate) if self.mandate.is_none() && is_stale(&fate) => fate,
+            done => return done,
+        };
+        // Whoever speaks for the present leadership may not have heard of the newest one yet.
+        self.look_who_leads().await.map_err(Fate::Refused)?;
+        if self.epoch() <= epoch {
+            return Err(fate);
+        }
+        bus.call::<M>(&route, request, options.epoch(self.epoch())).await
     }
 
     /// Writes down how a network is.

@@ -286,8 +286,12 @@ fn twice(what: String) -> Error {
 
 /// Claims the MAC and the address of a port.
 fn claim_port(edit: Edit, port: &Port) -> Edit {
-    edit.claim(mac_key(port.spec.mac), port.meta.id)
-        .claim(address_key(port), port.meta.id)
+    let edit = edit.claim(mac_key(port.spec.mac), port.meta.id);
+    // Another controller may pick the same address at the same time.
+    match port.spec.pinned {
+        true => edit.claim(address_key(port), port.meta.id),
+        false => edit.pick(address_key(port), port.meta.id),
+    }
 }
 
 /// Gives them back.

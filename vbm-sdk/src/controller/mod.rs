@@ -13,14 +13,19 @@
 //! Requests decide nothing about hosts; the plan is a pure function of the records, and keepers send
 //! only what differs from what the node was last told. Everything can be dropped and begun anew: the
 //! records are the only memory.
+//!
+//! Any number of controllers may be on one store: all answer requests and take reports, one of them oversees (see
+//! [`leadership`]).
 
 mod admission;
 mod consoles;
+mod copies;
 mod forwards;
 mod groups;
 mod images;
 mod keeper;
 mod launch;
+mod leadership;
 mod moving;
 mod networks;
 mod operations;
@@ -34,15 +39,19 @@ mod vms;
 
 pub use consoles::CONSOLE_LOG_MAX_BYTES;
 pub(crate) use consoles::ConsoleSession;
+pub use leadership::{LEASE, Rivals, STOP_AFTER};
 pub use reads::EventStream;
 
+use crate::api::Leader;
+use crate::fetch::Fetching;
 use crate::records::{Edit, Records};
-use crate::store::{Compare, Store, Txn, TxnOutcome, Write};
+use crate::store::{Revision, Store};
+use leadership::Presiding;
 use std::{
     fmt,
     sync::{Arc, OnceLock},
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{
     Clock, Epoch, Error, ErrorKind, Event, EventId, EventKind, Generation, IdSource, ObjectRef, Operation,
@@ -62,20 +71,58 @@ pub struct ControllerConfig {
     pub clock: Arc<dyn Clock>,
     /// Makes ids.
     pub ids: Arc<dyn IdSource>,
+    /// What people call this controller.
+    pub name: String,
+    /// Names the instance: the same at each start on the same data, and no other controller's. Two processes with the
+    /// same id never run at once.
+    pub id: String,
+    /// Whether others may be on the same store.
+    pub rivals: Rivals,
 }
 
 /// A controller. Cheap to clone; all clones are the same one.
 #[derive(Clone)]
 pub struct Controller {
     inner: Arc<Inner>,
+    /// Fenced while it acts as the leader.
+    records: Records,
+    /// In whose name this clone acts: the overseer's and its keepers' do in that of a leadership.
+    mandate: Option<Mandate>,
+}
+
+/// A leadership of this controller.
+#[derive(Clone)]
+struct Mandate {
+    epoch: Epoch,
+    /// The revision that wrote the epoch: what every write compares.
+    fence: Revision,
+    /// Ends whatever acts in its name.
+    stop: CancellationToken,
+}
+
+impl Mandate {
+    fn new(epoch: Epoch, fence: Revision, stop: &CancellationToken) -> Self {
+        Self {
+            epoch,
+            fence,
+            stop: stop.child_token(),
+        }
+    }
 }
 
 struct Inner {
-    records: Records,
+    store: Arc<dyn Store>,
     images: ImageStore,
+    fetching: Fetching,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn IdSource>,
-    epoch: Epoch,
+    name: String,
+    id: String,
+    /// Names this run.
+    boot_id: String,
+    /// The epoch and its revision, when nobody else is on the store.
+    alone: OnceLock<(Epoch, Revision)>,
+    presiding: watch::Sender<Presiding>,
     bus: OnceLock<Bus>,
     /// Launches pick addresses one after the other; the store's uniqueness stands behind it.
     picking: Mutex<()>,
@@ -88,43 +135,89 @@ struct Inner {
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Controller")
-            .field("epoch", &self.inner.epoch)
+            .field("name", &self.inner.name)
+            .field("epoch", &self.epoch())
             .finish_non_exhaustive()
     }
 }
 
-/// Where the newest epoch stands.
-const EPOCH_KEY: &str = "controller/epoch";
-
 impl Controller {
-    /// A controller on a store. It takes the next epoch, durably, before it returns.
+    /// A controller on a store. One without rivals takes the next epoch, durably, before it returns; others learn
+    /// who leads.
     ///
     /// # Errors
     /// The store cannot be used.
     pub async fn open(config: ControllerConfig) -> Result<Self> {
-        let epoch = next_epoch(config.store.as_ref()).await?;
-        Ok(Self {
+        let this = Self {
+            records: Records::new(Arc::clone(&config.store)),
+            mandate: None,
             inner: Arc::new(Inner {
-                records: Records::new(config.store),
+                store: config.store,
                 images: config.images,
+                fetching: Fetching::default(),
                 clock: config.clock,
+                name: config.name,
+                id: config.id,
+                boot_id: config.ids.next().to_string(),
                 ids: config.ids,
-                epoch,
+                alone: OnceLock::new(),
+                presiding: watch::Sender::default(),
                 bus: OnceLock::new(),
                 picking: Mutex::new(()),
                 closing: CancellationToken::new(),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
+        };
+        match config.rivals {
+            Rivals::None => this.lead_alone().await?,
+            Rivals::Possible => this.look_who_leads().await?,
+        }
+        Ok(this)
+    }
+
+    /// This controller, acting in the name of a leadership.
+    fn acting(&self, mandate: &Mandate) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            records: self.records.fenced(leadership::EPOCH_KEY, mandate.fence),
+            mandate: Some(mandate.clone()),
+        }
+    }
+
+    /// The epoch in which it speaks: that of its leadership, or of the present one as it knows it.
+    pub fn epoch(&self) -> Epoch {
+        self.mandate
+            .as_ref()
+            .map_or_else(|| self.inner.presiding.borrow().epoch, |m| m.epoch)
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Who leads, as far as it knows; nobody between two leaderships.
+    pub fn leader(&self) -> Option<Leader> {
+        let presiding = self.inner.presiding.borrow();
+        let name = presiding.leader.clone()?;
+        Some(Leader {
+            name,
+            epoch: presiding.epoch,
         })
     }
 
-    /// The epoch of this controller's commands.
-    pub fn epoch(&self) -> Epoch {
-        self.inner.epoch
+    /// Whether it leads.
+    pub fn leads(&self) -> bool {
+        self.inner.presiding.borrow().mine
     }
 
-    /// Begins to reconcile, over this bus. Call once.
+    /// What ends what acts here.
+    fn stop(&self) -> &CancellationToken {
+        self.mandate.as_ref().map_or(&self.inner.stop, |m| &m.stop)
+    }
+
+    /// Begins to take part, over this bus: to reconcile whenever it leads. Call once.
     ///
     /// # Errors
     /// It was started before.
@@ -134,7 +227,11 @@ impl Controller {
             .set(bus)
             .map_err(|_| Error::internal("the controller was started twice", "start is for once"))?;
         let this = self.clone();
-        self.inner.tasks.spawn(async move { this.oversee().await });
+        self.inner.tasks.spawn(async move { this.take_part().await });
+        if self.inner.alone.get().is_none() {
+            let this = self.clone();
+            self.inner.tasks.spawn(async move { this.keep_copies().await });
+        }
         Ok(())
     }
 
@@ -143,16 +240,21 @@ impl Controller {
         self.inner.closing.cancel();
     }
 
-    /// Ends its tasks and waits for them. The store and the bus stay open.
-    pub async fn shutdown(&self) {
+    /// Ends its tasks without waiting for them; a lease is given back, as far as the process lives on.
+    pub fn end(&self) {
         self.inner.closing.cancel();
         self.inner.stop.cancel();
+    }
+
+    /// Ends its tasks and waits for them; a leader hands over. The store and the bus stay open.
+    pub async fn shutdown(&self) {
+        self.end();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
     }
 
     pub(crate) fn records(&self) -> &Records {
-        &self.inner.records
+        &self.records
     }
 
     pub(crate) fn now(&self) -> vbm_core::Timestamp {
@@ -202,40 +304,5 @@ impl Controller {
         operation.ended_at = Some(self.inner.clock.now());
         self.records().commit(Edit::default().create(&operation)).await?;
         Ok(operation)
-    }
-}
-
-async fn next_epoch(store: &dyn Store) -> Result<Epoch> {
-    loop {
-        let entry = store.get(EPOCH_KEY).await?;
-        let newest = match &entry {
-            None => Epoch(0),
-            Some(e) => std::str::from_utf8(&e.value)
-                .ok()
-                .and_then(|t| t.parse().ok())
-                .map(Epoch)
-                .ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Corrupt,
-                        "the controller's epoch cannot be read",
-                        EPOCH_KEY,
-                        "restore the store from a backup",
-                    )
-                })?,
-        };
-        let compare = match entry {
-            None => Compare::Absent(EPOCH_KEY.into()),
-            Some(e) => Compare::At(EPOCH_KEY.into(), e.revision),
-        };
-        let write = Write::Put(EPOCH_KEY.into(), newest.next().to_string().into());
-        if let TxnOutcome::Done(_) = store
-            .txn(Txn {
-                compare: vec![compare],
-                write: vec![write],
-            })
-            .await?
-        {
-            return Ok(newest.next());
-        }
     }
 }

@@ -304,15 +304,12 @@ impl Controller {
         );
         for batch in surplus.chunks(TRIM_BATCH) {
             let write = batch.iter().map(|key| Write::Delete(key.clone())).collect();
-            drop(
-                self.records()
-                    .store()
-                    .txn(Txn {
-                        compare: Vec::new(),
-                        write,
-                    })
-                    .await?,
-            );
+            self.records()
+                .run(Txn {
+                    compare: Vec::new(),
+                    write,
+                })
+                .await?;
         }
         Ok(())
     }

@@ -25,23 +25,30 @@ const HISTORY_MAX_RECORDS: usize = 5_000;
 const TRIM_EVERY_LOOKS: u64 = 500;
 
 impl Controller {
-    /// Runs until shutdown. Failures of the store are logged and tried again: nothing else is possible without it.
+    /// Runs until its leadership ends. Failures of the store are logged and tried again: nothing else is possible
+    /// without it.
     pub(super) async fn oversee(&self) {
         let mut keepers = Keepers::new(self.clone());
-        let mut movers = Movers::new(self.clone(), self.inner.stop.child_token());
+        let mut movers = Movers::new(self.clone(), self.stop().child_token());
+        // A look that is dropped leaves transactions done or not done; the next one, of whoever leads then, goes on.
+        self.stop()
+            .run_until_cancelled(self.keep_looking(&mut keepers, &mut movers))
+            .await;
+        movers.shutdown().await;
+        keepers.shutdown().await;
+    }
+
+    async fn keep_looking(&self, keepers: &mut Keepers, movers: &mut Movers) {
         let mut heard = Heard::default();
         let mut looks = 0_u64;
-        while !self.inner.stop.is_cancelled() {
-            let next = match self.look(&mut keepers, &mut movers, &mut heard).await {
-                Ok(revision) => self.until_changed(revision, &keepers).await,
+        loop {
+            let next = match self.look(keepers, movers, &mut heard).await {
+                Ok(revision) => self.until_changed(revision, keepers).await,
                 Err(e) => Err(e),
             };
             if let Err(error) = next {
                 tracing::warn!(error = %error.inline(), "the world could not be looked at");
-                tokio::select! {
-                    () = tokio::time::sleep(RETRY_AFTER) => {}
-                    () = self.inner.stop.cancelled() => {}
-                }
+                tokio::time::sleep(RETRY_AFTER).await;
             }
             looks += 1;
             if looks.is_multiple_of(TRIM_EVERY_LOOKS)
@@ -50,8 +57,6 @@ impl Controller {
                 tracing::warn!(error = %error.inline(), "history could not be trimmed");
             }
         }
-        movers.shutdown().await;
-        keepers.shutdown().await;
     }
 
     async fn look(&self, keepers: &mut Keepers, movers: &mut Movers, heard: &mut Heard) -> Result<Revision> {
@@ -87,7 +92,6 @@ impl Controller {
             () = wait => {}
             () = keepers.news() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = self.inner.stop.cancelled() => {}
         }
         Ok(())
     }

@@ -89,6 +89,8 @@ async fn version(State(api): State<ApiState>) -> axum::Json<Version> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         api: API_VERSION.to_owned(),
         instance: api.instance,
+        controller: api.controller.name().to_owned(),
+        leader: api.controller.leader(),
     })
 }
 

@@ -4,7 +4,7 @@ use super::{Server, instance::Instance, parts};
 use crate::{
     agent::{Agent, AgentConfig},
     api::API_VERSION,
-    controller::{Controller, ControllerConfig},
+    controller::{Controller, ControllerConfig, Rivals},
     http::{ApiState, router},
     methods::{AGENT_SERVICE, CONTROLLER_SERVICE},
     source::{RandomIds, SystemClock},
@@ -49,6 +49,15 @@ pub enum NetworkChoice {
     Sim,
 }
 
+/// Where a controller keeps its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// In a file of its data directory. It is the only controller.
+    Redb,
+    /// On the Redis of the bus, with any number of other controllers. The default where there is one.
+    Redis,
+}
+
 /// A server in the making.
 #[derive(Clone)]
 #[must_use]
@@ -57,7 +66,10 @@ pub struct Builder {
     pub(super) run_dir: Option<PathBuf>,
     socket: Option<PathBuf>,
     role: Role,
-    redis: Option<String>,
+    pub(super) redis: Option<String>,
+    own_transport: Option<Arc<dyn Transport>>,
+    store: Option<StoreChoice>,
+    name: Option<String>,
     node: NodePath,
     pub(super) driver: DriverChoice,
     pub(super) network: NetworkChoice,
@@ -73,6 +85,8 @@ pub struct Builder {
 
 /// What the bus inside the process is known by.
 const CONTROLLER_PATH: &str = "control";
+/// The longest name of a controller.
+const NAME_MAX_BYTES: usize = 128;
 /// The node of a server that is one machine.
 const LOCAL_NODE: &str = "local";
 
@@ -84,6 +98,9 @@ impl Builder {
             socket: None,
             role: Role::All,
             redis: None,
+            own_transport: None,
+            store: None,
+            name: None,
             node: LOCAL_NODE.parse().unwrap_or_default(),
             driver: DriverChoice::Qemu,
             network: NetworkChoice::Host,
@@ -119,6 +136,24 @@ impl Builder {
     /// The bus: a Redis server's URL.
     pub fn redis(mut self, url: impl Into<String>) -> Self {
         self.redis = Some(url.into());
+        self
+    }
+
+    /// Speaks over a bus of the caller's, instead of one of its own: a cluster in one process.
+    pub fn with_transport(mut self, transport: impl Into<Arc<dyn Transport>>) -> Self {
+        self.own_transport = Some(transport.into());
+        self
+    }
+
+    /// Where the controller keeps its records.
+    pub const fn store(mut self, store: StoreChoice) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// What people call the controller; the name of its host and its instance when nobody says otherwise.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
         self
     }
 
@@ -161,6 +196,7 @@ impl Builder {
     }
 
     /// Keeps the records in a store of the caller's, which stays open, instead of a redb file in the data directory.
+    /// A server of [`Role::Controller`] takes it that other controllers are on that store too.
     pub fn with_store(mut self, store: Arc<dyn Store>) -> Self {
         self.own_store = Some(store);
         self
@@ -226,12 +262,23 @@ impl Builder {
             .await
             .map_err(Error::from)?;
         if self.role != Role::Agent {
+            if self.store == Some(StoreChoice::Redis) && self.redis.is_none() {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "no Redis was named for the store",
+                    "the store on Redis is on that of the bus",
+                    "give --redis redis://HOST:PORT, or --store redb",
+                ));
+            }
             let store = parts::store(self, record).await?;
             let config = ControllerConfig {
                 store: Arc::clone(&store),
                 images: images.clone(),
                 clock: Arc::clone(&self.clock),
                 ids: Arc::clone(&self.ids),
+                name: self.controller_name(&record.tag)?,
+                id: record.tag.clone(),
+                rivals: self.rivals(),
             };
             let controller = Controller::open(config).await?;
             server.controller = Some((controller.clone(), self.own_store.is_none().then_some(store)));
@@ -291,7 +338,42 @@ impl Builder {
         Ok(())
     }
 
+    pub(super) fn store_choice(&self) -> StoreChoice {
+        self.store.unwrap_or(match self.redis {
+            Some(_) => StoreChoice::Redis,
+            None => StoreChoice::Redb,
+        })
+    }
+
+    /// Whether other controllers can be on the same store.
+    fn rivals(&self) -> Rivals {
+        match (&self.own_store, self.store_choice()) {
+            (Some(_), _) if self.role == Role::Controller => Rivals::Possible,
+            (None, StoreChoice::Redis) => Rivals::Possible,
+            _ => Rivals::None,
+        }
+    }
+
+    fn controller_name(&self, tag: &str) -> Result<String> {
+        let Some(name) = &self.name else {
+            let host = nix::unistd::gethostname().unwrap_or_default();
+            return Ok(format!("{}-{tag}", host.to_string_lossy()));
+        };
+        if name.is_empty() || name.len() > NAME_MAX_BYTES || name.chars().any(char::is_control) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "the controller's name cannot be used",
+                format!("it must have 1 to {NAME_MAX_BYTES} bytes, without control characters"),
+                "give another --name, or none",
+            ));
+        }
+        Ok(name.clone())
+    }
+
     async fn transport(&self) -> Result<Arc<dyn Transport>> {
+        if let Some(transport) = &self.own_transport {
+            return Ok(Arc::clone(transport));
+        }
         match (&self.redis, self.role) {
             (Some(url), _) => parts::redis(url).await,
             (None, Role::All) => Ok(Arc::new(vbm_rpc::memory::MemoryBus::new())),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Role::All         controller + agent on a bus inside the process; one redb file
-//!   Role::Controller  controller on Redis
+//!   Role::Controller  controller on Redis: the bus, and the store that it shares with others
 //!   Role::Agent       agent on Redis
 //! ```
 //!
@@ -22,7 +22,7 @@ mod client;
 pub(crate) mod instance;
 mod parts;
 
-pub use builder::{Builder, DriverChoice, NetworkChoice, Role};
+pub use builder::{Builder, DriverChoice, NetworkChoice, Role, StoreChoice};
 
 use crate::{agent::Agent, client::Client, controller::Controller, http, store::Store};
 use axum::Router;
@@ -61,6 +61,9 @@ impl fmt::Debug for Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
+        if let Some((controller, _)) = &self.controller {
+            controller.end();
+        }
     }
 }
 

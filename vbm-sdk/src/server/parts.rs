@@ -1,10 +1,10 @@
 //! The parts of a server, by what was chosen.
 
 use super::{
-    builder::{Builder, DriverChoice, NetworkChoice},
+    builder::{Builder, DriverChoice, NetworkChoice, StoreChoice},
     instance::InstanceRecord,
 };
-use crate::store::{RedbStore, Store};
+use crate::store::{RedbStore, RedisStore, Store};
 use std::{io, path::Path, sync::Arc};
 use vbm_core::{Error, ErrorKind, Result};
 use vbm_hyper::{Driver, ImageStore, Pool, QemuConfig, QemuDriver, SimDriver};
@@ -14,6 +14,9 @@ use vbm_rpc::Transport;
 pub(super) async fn store(builder: &Builder, record: &InstanceRecord) -> Result<Arc<dyn Store>> {
     if let Some(store) = &builder.own_store {
         return Ok(Arc::clone(store));
+    }
+    if let (StoreChoice::Redis, Some(url)) = (builder.store_choice(), &builder.redis) {
+        return Ok(Arc::new(RedisStore::open(url).await?));
     }
     let path = record.data_dir.join("store.redb");
     let opened = tokio::task::spawn_blocking(move || RedbStore::open(path)).await;

@@ -18,15 +18,17 @@
 //! |---|---|
 //! | [`MemoryStore`] | tests and simulations: the twin |
 //! | [`RedbStore`] | one machine: one file, durable before a transaction is acknowledged |
+//! | [`RedisStore`] | several controllers: one Redis, one script per transaction |
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod memory;
 mod redb;
+mod redis;
 mod rules;
 mod watch;
 
-pub use self::{memory::MemoryStore, redb::RedbStore};
+pub use self::{memory::MemoryStore, redb::RedbStore, redis::RedisStore};
 
 use bytes::Bytes;
 use std::fmt;
@@ -174,6 +176,24 @@ pub enum StoreError {
         /// What the reader said.
         detail: String,
     },
+    /// The server cannot hold a store.
+    #[error("{server} cannot hold the store: {why}")]
+    Unsuitable {
+        /// Which server, without its password.
+        server: String,
+        /// What it lacks.
+        why: String,
+        /// What to do.
+        fix: String,
+    },
+    /// The server does not answer; nothing was asked of it so far.
+    #[error("cannot reach {server}: {why}")]
+    Unreachable {
+        /// Which server, without its password.
+        server: String,
+        /// How it failed.
+        why: String,
+    },
     /// The file is in use by another process.
     #[error("the store's file is in use")]
     InUse {
@@ -215,11 +235,23 @@ impl From<StoreError> for Error {
                 "another vbmd has it open",
                 "stop that vbmd, or give this one another --data-dir",
             ),
+            StoreError::Unsuitable { server, why, fix } => Self::new(
+                ErrorKind::Unsupported,
+                format!("{server} cannot hold the store"),
+                why,
+                fix,
+            ),
+            StoreError::Unreachable { server, why } => Self::new(
+                ErrorKind::Unavailable,
+                format!("cannot reach {server}"),
+                why,
+                "start Redis, or give the right address with --redis",
+            ),
             StoreError::Failed(why) => Self::new(
                 ErrorKind::Unavailable,
                 "the store cannot be used",
                 why,
-                "look at the disk (is it full, is it failing?), then try again",
+                "look at the disk (is it full, is it failing?) or at Redis (does it answer?), then try again",
             )
             .with_outcome(vbm_core::Outcome::Unknown),
             StoreError::Closed => Self::new(

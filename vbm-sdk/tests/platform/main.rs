@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod cluster;
 mod faults;
 mod house;
 mod life;
 mod limits;
 mod redis;
+#[path = "../common/redis.rs"]
+mod redis_server;
 mod restart;

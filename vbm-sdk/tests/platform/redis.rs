@@ -1,12 +1,10 @@
 //! Controller and agent as two, over a real Redis.
-#![expect(clippy::print_stdout, reason = "a test that is left out says so")]
 
-use crate::house::{PATIENCE, import, lan, launch, through, unlist, until};
-use std::{
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
+use crate::{
+    house::{import, lan, launch, through, unlist, until},
+    redis_server::Redis,
 };
+use std::sync::Arc;
 use vbm_core::{ErrorKind, PowerState};
 use vbm_hyper::{SimDriver, SimWorld};
 use vbm_net::SimNetwork;
@@ -15,71 +13,6 @@ use vbm_sdk::{
     server::{Role, Server},
     source::SystemClock,
 };
-
-/// A Redis of this test's own, on a socket in its own directory. Ends with the value.
-struct Redis {
-    process: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Redis {
-    async fn start() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let server = Command::new("redis-server")
-            .args([
-                "--port",
-                "0",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--maxmemory-policy",
-                "noeviction",
-                "--unixsocket",
-            ])
-            .arg(dir.path().join("s"))
-            .arg("--dir")
-            .arg(dir.path())
-            .stdout(Stdio::null())
-            .spawn();
-        let process = match server {
-            Ok(process) => process,
-            Err(e) if left_out("redis") => {
-                println!("LEFT OUT: redis-server cannot be started: {e}");
-                return None;
-            }
-            Err(e) => panic!(
-                "redis-server cannot be started ({e}): install redis-server, or set VBM_LEAVE_OUT=redis"
-            ),
-        };
-        let redis = Self { process, dir };
-        let ready = async {
-            while tokio::net::UnixStream::connect(redis.dir.path().join("s"))
-                .await
-                .is_err()
-            {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, ready).await.unwrap();
-        Some(redis)
-    }
-
-    fn url(&self) -> String {
-        format!("redis+unix://{}", self.dir.path().join("s").display())
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        drop(self.process.kill());
-        drop(self.process.wait());
-    }
-}
-
-fn left_out(what: &str) -> bool {
-    std::env::var("VBM_LEAVE_OUT").is_ok_and(|v| v.split(',').any(|w| w == what))
-}
 
 async fn controller(redis: &Redis, dir: &std::path::Path) -> Server {
     let builder = Server::builder(dir.join("controller"))
@@ -105,7 +38,7 @@ async fn agent(redis: &Redis, dir: &std::path::Path, world: &SimWorld) -> Server
 
 #[tokio::test]
 async fn a_controller_and_an_agent_do_the_same_over_redis() {
-    let Some(redis) = Redis::start().await else { return };
+    let Some(redis) = Redis::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let world = SimWorld::instant();
     let brain = controller(&redis, dir.path()).await;

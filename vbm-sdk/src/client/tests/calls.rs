@@ -17,6 +17,8 @@ fn version() -> Version {
         version: "0.1.0".into(),
         api: "v1".into(),
         instance: "test".into(),
+        controller: "test".into(),
+        leader: None,
     }
 }
 
