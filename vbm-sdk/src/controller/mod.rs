@@ -29,6 +29,7 @@ pub(crate) mod plan;
 mod reads;
 mod reports;
 pub(crate) mod schedule;
+mod snapshots;
 mod views;
 mod vms;
 
