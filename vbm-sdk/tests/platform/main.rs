@@ -8,3 +8,4 @@ mod life;
 mod limits;
 mod redis;
 mod restart;
+mod snapshots;
