@@ -76,6 +76,45 @@ pub struct Rival {
     pub seen_at: Timestamp,
 }
 
+/// What one driver cannot do on a node, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MissingFacet {
+    /// The driver.
+    pub driver: DriverKind,
+    /// What it cannot do.
+    pub facet: FacetKind,
+    /// Why.
+    pub why: String,
+}
+
+/// What only some drivers, versions or hosts can do with a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum FacetKind {
+    /// Serial line, screenshot, display.
+    Consoles,
+    /// Going back to how a VM was.
+    Snapshots,
+    /// Memory kept on disk while the VM does not run.
+    SavedState,
+    /// Moving a running VM to another host.
+    Migration,
+}
+
+impl fmt::Display for FacetKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Consoles => "consoles",
+            Self::Snapshots => "snapshots",
+            Self::SavedState => "saved memory",
+            Self::Migration => "live migration",
+        })
+    }
+}
+
 /// What is seen of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -85,6 +124,9 @@ pub struct NodeStatus {
     /// Its drivers.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
+    /// What its drivers cannot do.
+    #[serde(default)]
+    pub missing: Vec<MissingFacet>,
     /// Its processors.
     #[serde(default)]
     pub cpus: u32,

@@ -1,8 +1,8 @@
 //! Virtual machines.
 
 use crate::{
-    Error, Generation, ImageId, Meta, NodePath, OperationId, PortId, PowerState, Timestamp, VmId, VolumeId,
-    error::invalid, limits,
+    Error, Generation, ImageId, Meta, NodePath, OperationId, PortId, PowerState, SnapshotId, Timestamp, VmId,
+    VolumeId, error::invalid, limits,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -45,6 +45,20 @@ pub struct VmSpec {
     /// The move to another node that is under way.
     #[serde(default)]
     pub moving: Option<VmMove>,
+    /// The way back to a snapshot that is under way.
+    #[serde(default)]
+    pub reverting: Option<VmRevert>,
+}
+
+/// A way back to a snapshot. While it stands, nothing else happens to the VM but that somebody ends it; the power
+/// state wanted is already that of the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct VmRevert {
+    /// Where it goes back to.
+    pub snapshot: SnapshotId,
+    /// The operation that tells of it. A node goes back once for each operation, however often it is told.
+    pub operation: OperationId,
 }
 
 /// A move of a VM to another node. While it stands, the VM is the move's alone: the node it is on starts and stops

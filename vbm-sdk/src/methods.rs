@@ -14,9 +14,9 @@ use std::{
     time::Duration,
 };
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation, Mac, Name,
-    NetworkId, NetworkSpec, NetworkStatus, NodePath, PortId, PowerState, Protocol, Rule, Timestamp, VmId,
-    VmStatus, VolumeId, WantedPower,
+    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation, Mac, MissingFacet,
+    Name, NetworkId, NetworkSpec, NetworkStatus, NodePath, OperationId, PortId, PowerState, Protocol, Rule,
+    SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::Method;
 
@@ -230,6 +230,15 @@ pub struct WantedVm {
     /// Whether it is left as it is, because it is on its way to another node.
     #[serde(default)]
     pub held: bool,
+    /// Snapshots to be taken, in this order.
+    #[serde(default)]
+    pub take: Vec<SnapshotId>,
+    /// Snapshots to be deleted, each with the generation in which that was asked for: asked again, it is tried again.
+    #[serde(default)]
+    pub drop: Vec<(SnapshotId, Generation)>,
+    /// The snapshot to go back to.
+    #[serde(default)]
+    pub revert: Option<VmRevert>,
 }
 
 /// A VM that shall go to another node.
@@ -384,6 +393,9 @@ pub struct NodeReportRequest {
     pub shared_storage: Option<String>,
     /// Its drivers.
     pub capabilities: Vec<Capability>,
+    /// What its drivers cannot do.
+    #[serde(default)]
+    pub missing: Vec<MissingFacet>,
     /// Its processors.
     pub cpus: u32,
     /// Its memory in MiB.
@@ -432,6 +444,51 @@ pub struct VmSeen {
     pub doing: Option<String>,
     /// Whether it is a VM found running after a restart of the agent.
     pub adopted: bool,
+    /// What came of the snapshots that the node was told to take or delete, until it is told so no more.
+    #[serde(default)]
+    pub snapshots: Vec<SnapshotSeen>,
+    /// What came of the way back to a snapshot.
+    #[serde(default)]
+    pub reverted: Option<RevertSeen>,
+}
+
+/// What came of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSeen {
+    /// Which.
+    pub id: SnapshotId,
+    /// What.
+    pub fate: SnapshotFate,
+}
+
+/// What came of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotFate {
+    /// It was taken.
+    Taken {
+        /// What it holds.
+        content: SnapshotContent,
+        /// How long the guest was halted for it, in microseconds.
+        paused_micros: u64,
+        /// When.
+        at: Timestamp,
+    },
+    /// It could not be taken; nothing of it is left.
+    NotTaken(Error),
+    /// It is deleted.
+    Gone,
+    /// It could not be deleted.
+    NotGone(Error),
+}
+
+/// What came of the way back to a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevertSeen {
+    /// The operation that asked for it.
+    pub operation: OperationId,
+    /// Why the VM is not as it was then, if so.
+    pub problem: Option<Error>,
 }
 
 /// An agent tells of a lease.

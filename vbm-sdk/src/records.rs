@@ -6,6 +6,7 @@
 //!   address/<network>/<address>   -> port id       an address is given once
 //!   mac/<mac>                     -> port id       a MAC is given once
 //!   listen/<protocol>/<port>      -> forward ids   a forward's place is given once
+//!   snapshot/<vm>/<id>            the record; its name is unique within its VM: name/snapshot/<vm>/<name>
 //!   op/<id>, event/<id>, node/<path>
 //! ```
 //!
@@ -17,8 +18,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{fmt::Display, sync::Arc, time::Duration};
 use vbm_core::{
-    Error, ErrorKind, Event, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result, Timestamp,
-    Vm, Volume, limits::PAGE_MAX_ITEMS,
+    Error, ErrorKind, Event, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result, Snapshot,
+    Timestamp, Vm, VmId, Volume, limits::PAGE_MAX_ITEMS,
 };
 
 /// How often a change that others keep crossing is tried before it is given up.
@@ -69,6 +70,16 @@ impl Record for Node {
     }
     fn name(&self) -> Option<String> {
         None
+    }
+}
+impl Record for Snapshot {
+    const KIND: Kind = Kind::Snapshot;
+    const PREFIX: &'static str = "snapshot/";
+    fn id(&self) -> String {
+        format!("{}/{}", self.spec.vm, self.meta.id)
+    }
+    fn name(&self) -> Option<String> {
+        Some(format!("{}/{}", self.spec.vm, self.meta.name))
     }
 }
 impl Record for Operation {
@@ -230,13 +241,19 @@ impl Records {
 
     /// All records of a kind, ordered by key.
     pub(crate) async fn all<T: Record>(&self) -> Result<Vec<Held<T>>> {
+        self.below(T::PREFIX).await
+    }
+
+    /// The snapshots of a VM, in the order in which they were asked for.
+    pub(crate) async fn snapshots(&self, vm: VmId) -> Result<Vec<Held<Snapshot>>> {
+        self.below(&format!("{}{vm}/", Snapshot::PREFIX)).await
+    }
+
+    async fn below<T: Record>(&self, prefix: &str) -> Result<Vec<Held<T>>> {
         let mut records = Vec::new();
         let mut after: Option<String> = None;
         loop {
-            let page = self
-                .store
-                .list(T::PREFIX, after.as_deref(), PAGE_MAX_ITEMS)
-                .await?;
+            let page = self.store.list(prefix, after.as_deref(), PAGE_MAX_ITEMS).await?;
             after = page.entries.last().map(|e| e.key.clone());
             for entry in page.entries {
                 records.push(decode(entry)?);
@@ -351,6 +368,8 @@ fn conflict(key: &str) -> Error {
     let mut parts = key.splitn(3, '/');
     match (parts.next(), parts.next(), parts.next()) {
         (Some("name"), Some(kind), Some(name)) => {
+            // The name of a snapshot stands below its VM.
+            let name = name.rsplit('/').next().unwrap_or(name);
             taken(format!("{kind} '{name}' exists already"), "choose another name")
         }
         (Some("mac"), Some(mac), _) => taken(

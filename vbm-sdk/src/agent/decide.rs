@@ -19,6 +19,12 @@ pub(super) enum Step {
     Pause,
     /// Let it go on.
     Resume,
+    /// Write its memory to disk and end it.
+    Save,
+    /// Let it go on from the memory on disk.
+    Restore,
+    /// Throw the memory on disk away.
+    Discard,
 }
 
 /// What is remembered between two looks.
@@ -40,7 +46,9 @@ pub(super) fn decide(wanted: WantedPower, generation: Generation, seen: PowerSta
         }
         (WantedPower::Running, P::Running) => Step::Settled,
         (WantedPower::Paused, P::Paused(_)) => Step::Settled,
-        (WantedPower::Off | WantedPower::ForcedOff, P::Off | P::Crashed(_) | P::Saved) => Step::Settled,
+        (WantedPower::Saved, P::Saved) => Step::Settled,
+        (WantedPower::Off, P::Off | P::Crashed(_) | P::Saved) => Step::Settled,
+        (WantedPower::ForcedOff, P::Off | P::Crashed(_)) => Step::Settled,
 
         // It ended by itself after it had been as wanted: that is the guest's or the operator's doing.
         (WantedPower::Running | WantedPower::Paused, P::Off | P::Crashed(_)) if reached => Step::Settled,
@@ -50,11 +58,19 @@ pub(super) fn decide(wanted: WantedPower, generation: Generation, seen: PowerSta
         // A pause of the hypervisor's own (a full disk) ends when its cause does; resuming would only repeat it.
         (WantedPower::Running, P::Paused(_)) => Step::Settled,
 
+        (WantedPower::Running | WantedPower::Paused, P::Saved) if reached => Step::Settled,
+        (WantedPower::Running | WantedPower::Paused, P::Saved) => Step::Restore,
+        (WantedPower::Saved, P::Running | P::Paused(_)) => Step::Save,
+        // There is no memory to save any more.
+        (WantedPower::Saved, P::Off | P::Crashed(_)) => Step::Settled,
+        // A force-off is not asked for while memory is on disk; throwing it away is.
+        (WantedPower::ForcedOff, P::Saved) => Step::Discard,
+
         // A halted guest hears no button.
         (WantedPower::Off, P::Paused(_)) => Step::Resume,
         (WantedPower::Off, P::Running | P::Stopping) => Step::Stop,
         (WantedPower::ForcedOff, _) => Step::ForceOff,
-        (WantedPower::Running | WantedPower::Paused, P::Stopping) => Step::Wait,
+        (WantedPower::Running | WantedPower::Paused | WantedPower::Saved, P::Stopping) => Step::Wait,
         // Nothing is begun on a state that nobody knows.
         _ => Step::Wait,
     }
@@ -139,6 +155,36 @@ mod tests {
                 FRESH
             ),
             Step::Resume
+        );
+    }
+
+    #[test]
+    fn memory_is_saved_restored_and_thrown_away_as_asked() {
+        use PowerState as P;
+        for seen in [P::Running, P::Paused(PauseReason::Requested)] {
+            assert_eq!(step(WantedPower::Saved, seen, FRESH), Step::Save, "{seen}");
+        }
+        assert_eq!(step(WantedPower::Saved, P::Saved, FRESH), Step::Settled);
+        assert_eq!(step(WantedPower::Saved, P::Saving, FRESH), Step::Wait);
+        assert_eq!(step(WantedPower::Running, P::Saved, FRESH), Step::Restore);
+        assert_eq!(step(WantedPower::ForcedOff, P::Saved, FRESH), Step::Discard);
+    }
+
+    #[test]
+    fn a_polite_stop_throws_no_saved_memory_away() {
+        assert_eq!(step(WantedPower::Off, PowerState::Saved, FRESH), Step::Settled);
+    }
+
+    #[test]
+    fn a_vm_that_ended_before_it_was_saved_is_not_started_for_it() {
+        assert_eq!(step(WantedPower::Saved, PowerState::Off, FRESH), Step::Settled);
+    }
+
+    #[test]
+    fn a_vm_that_somebody_else_saved_stays_so_until_it_is_asked_for() {
+        assert_eq!(
+            step(WantedPower::Running, PowerState::Saved, REACHED),
+            Step::Settled
         );
     }
 

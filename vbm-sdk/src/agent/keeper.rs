@@ -3,21 +3,20 @@
 use super::{
     Agent,
     decide::{Memory, Step, decide},
+    errands::{self, Errand, Ledger, Next},
 };
-use crate::methods::{GoneVm, VmSeen, WantedVm};
+use crate::methods::{GoneVm, SnapshotFate, VmSeen, WantedVm};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vbm_core::{DriverKind, Error, ErrorKind, Generation, PowerState, Result, VmId, VmStatus};
-use vbm_hyper::{StopOutcome, VmHandle, VmSeen as MachineSeen};
+use vbm_core::{DriverKind, Error, ErrorKind, Generation, PowerState, Result, RetryAdvice, VmId, VmStatus};
+use vbm_hyper::{VmHandle, VmSeen as MachineSeen};
 
-/// How long a guest may take to shut down.
-const STOP_GRACE: Duration = Duration::from_secs(60);
 /// After the first failure; doubled with each further one.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest wait after a failure.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// A failure that may pass is told as the VM's problem after so many tries.
+/// A failure that may pass is told after so many tries.
 const TRIES_BEFORE_PROBLEM: u32 = 3;
 
 /// The handle of a keeper.
@@ -46,6 +45,7 @@ impl VmKeeper {
             id,
             driver,
             memory: Memory::default(),
+            ledger: Ledger::default(),
             failures: 0,
             problem: None,
             adopted,
@@ -88,19 +88,29 @@ impl VmKeeper {
     }
 }
 
+/// What a keeper does.
+#[derive(Clone, Debug)]
+pub(super) enum Doing {
+    /// A step towards the power state that is wanted.
+    Step(Step),
+    /// Something beside it.
+    Errand(Errand),
+}
+
 /// How an act ended.
 enum Acted {
-    Done,
+    Done(Option<SnapshotFate>),
     Failed(Error),
     WantedChanged,
     NobodyWants,
 }
 
-struct Keeper {
-    agent: Agent,
+pub(super) struct Keeper {
+    pub(super) agent: Agent,
     id: VmId,
     driver: DriverKind,
     memory: Memory,
+    ledger: Ledger,
     failures: u32,
     problem: Option<Error>,
     adopted: bool,
@@ -145,31 +155,17 @@ impl Keeper {
                 }
             };
             let mut seen = machine.watch();
-            let power = seen.borrow_and_update().power();
-            let step = if want.held {
-                Step::Wait
-            } else {
-                decide(want.power, want.generation, power, self.memory)
-            };
-            if step == Step::Settled {
-                self.memory.reached = Some(want.generation);
-                self.problem = None;
-            }
+            self.ledger.prune(&want);
+            let doing = self.next(&want, &seen.borrow_and_update());
             self.report(Some(machine), &want, None);
-            let gone = if matches!(step, Step::Settled | Step::Wait) {
-                tokio::select! {
+            let gone = match doing {
+                None => tokio::select! {
                     changed = wanted.changed() => changed.is_err(),
                     changed = seen.changed() => changed.is_err(),
-                }
-            } else {
-                match self.act_and_tell(step, &want, machine, wanted, &mut seen).await {
-                    Acted::Done => {
-                        self.failures = 0;
-                        false
-                    }
-                    Acted::Failed(error) => self.failed(error, &want, machine, wanted).await,
-                    Acted::WantedChanged => false,
-                    Acted::NobodyWants => true,
+                },
+                Some(doing) => {
+                    let acted = self.act_and_tell(&doing, &want, machine, wanted, &mut seen).await;
+                    self.settle(acted, &doing, &want, machine, wanted).await
                 }
             };
             if gone {
@@ -178,66 +174,120 @@ impl Keeper {
         }
     }
 
+    /// What to do next; `None` when nothing is to be done until something changes.
+    fn next(&mut self, want: &WantedVm, seen: &MachineSeen) -> Option<Doing> {
+        let power = seen.power();
+        if want.held {
+            return None;
+        }
+        match errands::next(want, power, seen.busy.is_some(), &self.ledger) {
+            Next::Do(errand) => return Some(Doing::Errand(errand)),
+            Next::Hold => return None,
+            Next::Power => {}
+        }
+        match decide(want.power, want.generation, power, self.memory) {
+            Step::Settled => {
+                self.memory.reached = Some(want.generation);
+                self.problem = None;
+                None
+            }
+            Step::Wait => None,
+            step => Some(Doing::Step(step)),
+        }
+    }
+
     /// Acts, and tells each state that the VM is in meanwhile.
     async fn act_and_tell(
         &self,
-        step: Step,
+        doing: &Doing,
         want: &WantedVm,
         machine: &VmHandle,
         wanted: &mut watch::Receiver<Option<WantedVm>>,
         seen: &mut watch::Receiver<MachineSeen>,
     ) -> Acted {
-        let act = self.act(step, want, machine);
+        let act = self.act(doing, want, machine);
         tokio::pin!(act);
         loop {
             tokio::select! {
-                done = &mut act => return done.map_or_else(Acted::Failed, |()| Acted::Done),
-                changed = wanted.changed() => return if changed.is_ok() { Acted::WantedChanged } else { Acted::NobodyWants },
+                done = &mut act => return done.map_or_else(Acted::Failed, Acted::Done),
+                changed = wanted.changed() => {
+                    if changed.is_err() {
+                        return Acted::NobodyWants;
+                    }
+                    let newer = wanted.borrow_and_update();
+                    let ends = newer.as_ref().is_none_or(|newer| match doing {
+                        Doing::Step(_) => errands::ends_step(newer, want),
+                        Doing::Errand(_) => errands::ends_errand(newer, want),
+                    });
+                    if ends {
+                        return Acted::WantedChanged;
+                    }
+                }
                 Ok(()) = seen.changed() => {
                     seen.borrow_and_update();
+                    // That the guest is halted for a moment is told with the snapshot.
+                    if matches!(doing, Doing::Errand(Errand::Take(_))) {
+                        continue;
+                    }
                     self.report(Some(machine), want, None);
                 }
             }
         }
     }
 
-    async fn act(&self, step: Step, want: &WantedVm, machine: &VmHandle) -> Result<()> {
-        match step {
-            Step::Settled | Step::Wait => Ok(()),
-            Step::Start => self.start(want, machine).await,
-            Step::Stop => self.stop(want, machine).await,
-            Step::ForceOff => machine.force_off().await.map_err(Error::from),
-            Step::Pause => machine.pause().await.map_err(Error::from),
-            Step::Resume => machine.resume().await.map_err(Error::from),
+    /// Remembers how an act ended, and waits before what failed is tried again. True when nobody can want anything any more.
+    async fn settle(
+        &mut self,
+        acted: Acted,
+        doing: &Doing,
+        want: &WantedVm,
+        machine: &VmHandle,
+        wanted: &mut watch::Receiver<Option<WantedVm>>,
+    ) -> bool {
+        match (acted, doing) {
+            (Acted::WantedChanged, _) => false,
+            (Acted::NobodyWants, _) => true,
+            (Acted::Done(fate), doing) => {
+                self.failures = 0;
+                match (doing, fate) {
+                    (Doing::Errand(Errand::Take(id)), Some(fate)) => self.ledger.taken(*id, fate),
+                    (Doing::Errand(errand), _) => self.ledger.done(errand),
+                    (Doing::Step(_), _) => {}
+                }
+                false
+            }
+            (Acted::Failed(error), Doing::Step(_)) => self.failed(error, want, machine, wanted).await,
+            (Acted::Failed(error), Doing::Errand(errand)) => self.errand_failed(error, errand, wanted).await,
         }
     }
 
-    async fn stop(&self, want: &WantedVm, machine: &VmHandle) -> Result<()> {
-        self.report(Some(machine), want, Some("asking the guest to shut down"));
-        match machine.stop(STOP_GRACE).await.map_err(Error::from)? {
-            StopOutcome::StillRunning { waited, .. } => Err(Error::new(
-                ErrorKind::DeadlineExceeded,
-                format!("{} did not shut down", want.name),
-                format!(
-                    "the guest did not obey its power button within {} s",
-                    waited.as_secs()
-                ),
-                format!(
-                    "look at its console, or end it with `vbm stop --force {}`",
-                    want.name
-                ),
-            )),
-            _ => Ok(()),
+    /// An errand is idempotent: what may pass, and what nobody knows the end of, is tried again a few times.
+    async fn errand_failed(
+        &mut self,
+        error: Error,
+        errand: &Errand,
+        wanted: &mut watch::Receiver<Option<WantedVm>>,
+    ) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        tracing::warn!(vm = %self.id, ?errand, failures = self.failures, error = %error.inline(), "an errand failed");
+        let may_pass = error.retry_advice() != RetryAdvice::Never && error.kind() != ErrorKind::Cancelled;
+        let final_word = error.kind() == ErrorKind::Conflict;
+        if !may_pass || final_word || self.failures >= TRIES_BEFORE_PROBLEM {
+            self.failures = 0;
+            self.ledger.failed(errand, error);
+            return false;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(self.pause()) => false,
+            changed = wanted.changed() => changed.is_err(),
         }
     }
 
-    async fn start(&self, want: &WantedVm, machine: &VmHandle) -> Result<()> {
-        let tell = |doing: &str| self.report(Some(machine), want, Some(doing));
-        let definition = self.agent.define(want, &tell).await?;
-        let nics = self.agent.open_nics(want, &tell).await?;
-        tell("starting the hypervisor");
-        machine.start(definition, nics).await.map_err(Error::from)?;
-        Ok(())
+    /// How long to wait before the next try: doubled with each failure.
+    fn pause(&self) -> Duration {
+        RETRY_FIRST
+            .saturating_mul(1 << self.failures.min(10))
+            .min(RETRY_MAX)
     }
 
     /// Waits before the next try; ends the wait when something else is wanted. True when nobody can want anything any more.
@@ -255,10 +305,7 @@ impl Keeper {
             self.problem = Some(error);
         }
         self.report(Some(machine), want, None);
-        let doubled = RETRY_FIRST
-            .saturating_mul(1 << self.failures.min(10))
-            .min(RETRY_MAX);
-        let wait = if passing { doubled } else { RETRY_MAX };
+        let wait = if passing { self.pause() } else { RETRY_MAX };
         tokio::select! {
             () = tokio::time::sleep(wait) => false,
             changed = wanted.changed() => changed.is_err(),
@@ -266,7 +313,7 @@ impl Keeper {
     }
 
     /// Tells how the VM is.
-    fn report(&self, machine: Option<&VmHandle>, want: &WantedVm, doing: Option<&str>) {
+    pub(super) fn report(&self, machine: Option<&VmHandle>, want: &WantedVm, doing: Option<&str>) {
         let seen = machine.map(|m| m.watch().borrow().seen.clone());
         let told_off = self.problem.is_some();
         let status = VmStatus {
@@ -287,6 +334,8 @@ impl Keeper {
             status,
             doing: doing.map(str::to_owned),
             adopted: self.adopted && self.memory.reached == Some(want.generation),
+            snapshots: self.ledger.snapshots(),
+            reverted: self.ledger.reverted(),
         });
     }
 }
@@ -311,6 +360,9 @@ impl Agent {
             }
         };
         if let Ok((_, machine)) = self.machine(gone.id) {
+            if machine.watch().borrow().power() == PowerState::Saved {
+                note(machine.discard_saved().await.map_err(Error::from));
+            }
             note(machine.force_off().await.map_err(Error::from));
             note(machine.remove().await.map_err(Error::from));
         }
@@ -326,6 +378,7 @@ impl Agent {
         if !gone.keep_volume {
             note(self.inner.volumes.remove(gone.volume).await.map_err(Error::from));
         }
+        note(self.inner.reverts.forget(gone.id));
         first.map_or(Ok(()), Err)
     }
 

@@ -10,15 +10,18 @@
 //! The agent keeps nothing of its own: what is wanted comes from the controller, what is there is asked of
 //! the host. After a restart it adopts the VMs that run on, reports itself with a new boot id, and is told the rest.
 
+mod acts;
 mod consoles;
 mod decide;
 mod epoch;
+mod errands;
 mod images;
 mod keeper;
 mod moving;
 mod networks;
 mod prepare;
 mod report;
+mod reverts;
 
 use crate::methods::{
     ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove,
@@ -35,8 +38,10 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::{Capability, Clock, DriverKind, Error, ErrorKind, NodePath, Result, VmId};
-use vbm_hyper::{Driver, ImageStore, Machines, Pool, VmHandle};
+use vbm_core::{
+    Capability, Clock, DriverKind, Error, ErrorKind, FacetKind, MissingFacet, NodePath, Result, VmId,
+};
+use vbm_hyper::{Driver, Facet, ImageStore, Machines, Pool, VmHandle};
 use vbm_net::NetworkBackend;
 use vbm_rpc::{Bus, Router};
 
@@ -52,7 +57,7 @@ pub struct AgentConfig {
     pub images: ImageStore,
     /// The disks that are on this host.
     pub volumes: Pool,
-    /// Where the highest epoch that was obeyed is kept.
+    /// Where the highest epoch that was obeyed is kept. What else must outlive the agent stands beside it.
     pub epoch_file: PathBuf,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
@@ -75,11 +80,13 @@ struct Inner {
     boot_id: String,
     machines: BTreeMap<DriverKind, Machines>,
     capabilities: Vec<Capability>,
+    missing: Vec<MissingFacet>,
     networks: Arc<dyn NetworkBackend>,
     images: ImageStore,
     fetching: crate::fetch::Fetching,
     volumes: Pool,
     epoch: Arc<epoch::EpochFile>,
+    reverts: reverts::Reverts,
     clock: Arc<dyn Clock>,
     identity: String,
     underlay: Option<Ipv4Addr>,
@@ -110,8 +117,10 @@ impl Agent {
     pub async fn open(config: AgentConfig, boot_id: String) -> Result<Self> {
         let mut machines = BTreeMap::new();
         let mut capabilities = Vec::new();
+        let mut missing = Vec::new();
         for driver in config.drivers {
             capabilities.push(driver.probe().await);
+            missing.extend(missing_facets(driver.as_ref()));
             machines.insert(driver.kind(), Machines::open(driver).await?);
         }
         let inner = Inner {
@@ -119,10 +128,12 @@ impl Agent {
             boot_id,
             machines,
             capabilities,
+            missing,
             networks: config.networks,
             images: config.images,
             fetching: crate::fetch::Fetching::default(),
             volumes: config.volumes,
+            reverts: reverts::Reverts::open(config.epoch_file.with_file_name("reverts"))?,
             epoch: Arc::new(epoch::EpochFile::open(config.epoch_file)?),
             clock: config.clock,
             identity: config.identity,
@@ -283,4 +294,22 @@ impl Agent {
         })?;
         Ok((machines, machines.vm(id)))
     }
+}
+
+/// What a driver cannot do, in the words of the core.
+fn missing_facets(driver: &dyn Driver) -> Vec<MissingFacet> {
+    let facets = [
+        (Facet::Consoles, FacetKind::Consoles),
+        (Facet::Snapshots, FacetKind::Snapshots),
+        (Facet::SavedState, FacetKind::SavedState),
+        (Facet::Migration, FacetKind::Migration),
+    ];
+    let missing = |(facet, kind)| {
+        driver.missing(facet).map(|why| MissingFacet {
+            driver: driver.kind(),
+            facet: kind,
+            why,
+        })
+    };
+    facets.into_iter().filter_map(missing).collect()
 }

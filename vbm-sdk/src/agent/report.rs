@@ -116,6 +116,7 @@ impl Agent {
             underlay: self.inner.underlay,
             shared_storage: self.inner.shared_storage.clone(),
             capabilities: self.inner.capabilities.clone(),
+            missing: self.inner.missing.clone(),
             cpus: std::thread::available_parallelism()
                 .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory_mib,

@@ -7,6 +7,8 @@
 //! | `/v1/vms/{vm}/power` | POST [`PowerRequest`] |
 //! | `/v1/vms/{vm}/migrate` | POST [`MigrateRequest`] |
 //! | `/v1/vms/{vm}/placement` | GET: a [`Placement`] of each node |
+//! | `/v1/vms/{vm}/snapshots`, `/v1/vms/{vm}/snapshots/{snapshot}` | GET, POST, DELETE |
+//! | `/v1/vms/{vm}/snapshots/{snapshot}/revert` | POST |
 //! | `/v1/vms/{vm}/groups` | PUT [`SetGroups`] |
 //! | `/v1/vms/{vm}/console` | GET: WebSocket, binary messages both ways |
 //! | `/v1/vms/{vm}/console/log`, `/v1/vms/{vm}/screenshot` | GET: text, PNG |
@@ -30,7 +32,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use utoipa::ToSchema;
 use vbm_core::{
     Boot, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Mac, Name, Network, NetworkMode, NodePath,
-    Operation, Port, Protocol, Rule, Vm,
+    Operation, Port, Protocol, Rule, Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -189,6 +191,10 @@ pub enum PowerAction {
     Pause,
     /// It shall go on.
     Resume,
+    /// Its memory shall be on disk, and it shall not run; a start goes on from there.
+    Save,
+    /// The memory on disk shall be thrown away: off, as after a power cut.
+    Discard,
 }
 
 /// A VM as lists show it: the record and what belongs to it.
@@ -222,6 +228,31 @@ pub struct Accepted<T> {
     pub item: T,
     /// What goes on.
     pub operation: Operation,
+}
+
+/// Takes a snapshot of a VM: of its disk when it is off, of disk and memory when it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// Its name, unique within the VM; `snap0`, `snap1` and so on when absent.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// Free `key=value` text.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A snapshot as lists show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotView {
+    /// The record.
+    #[serde(flatten)]
+    pub snapshot: Snapshot,
+    /// The name of its VM.
+    pub vm_name: String,
+    /// The name of the snapshot that it was taken after; absent for the first.
+    #[serde(default)]
+    pub parent_name: Option<Name>,
 }
 
 /// Makes a network.

@@ -100,7 +100,14 @@ pub(super) enum Command {
     Migrate(Migrate),
     /// Show what the scheduler thinks of each node for a VM
     Placement(OneVm),
-    /// Delete VMs with their disks; those that run only with --force
+    /// Write the memory of VMs to disk and end them; `vbm start` goes on from there
+    Save(SomeVms),
+    /// Throw the saved memory of VMs away: they are off, as after a power cut
+    Discard(SomeVms),
+    /// Snapshots: a VM as it was, to go back to
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Delete VMs with their disks and snapshots; those that run only with --force
     #[command(alias = "rm")]
     Delete(Delete),
     /// Wait until a VM runs, is off, or has its address

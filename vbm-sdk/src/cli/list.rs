@@ -110,6 +110,7 @@ pub(super) mod tests {
                 power: WantedPower::Running,
                 node: Some("n1".parse().unwrap()),
                 moving: None,
+                reverting: None,
             },
             status: VmStatus {
                 power: PowerState::Running,

@@ -18,7 +18,7 @@ pub(super) async fn migrate(on: &Session<'_>, args: &Migrate) -> Result<(), Erro
         let request = &request;
         async move { Ok(on.client.vms().migrate(vm, request).await?.operation) }
     };
-    on.each(&[args.vm.clone()], begin, |operation| {
+    on.each(std::slice::from_ref(&args.vm), begin, |operation| {
         format!("{} has moved", operation.target.name)
     })
     .await

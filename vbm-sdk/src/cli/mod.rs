@@ -53,6 +53,7 @@ mod port;
 mod power;
 mod progress;
 mod session;
+mod snapshot;
 mod table;
 mod usage;
 mod volume;
@@ -139,6 +140,9 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Placement(args) => migrate::placement(&on, &args).await,
         Command::Pause(args) => power::pause(&on, &args.vms).await,
         Command::Resume(args) => power::resume(&on, &args.vms).await,
+        Command::Save(args) => power::save(&on, &args.vms).await,
+        Command::Discard(args) => power::discard(&on, &args.vms).await,
+        Command::Snapshot(verb) => snapshot::run(&on, verb).await,
         Command::Delete(args) => power::delete(&on, &args).await,
         Command::Wait(args) => power::wait(&on, &args).await,
         Command::Console(args) => console::run(&on, &args).await,

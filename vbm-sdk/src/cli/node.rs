@@ -1,7 +1,7 @@
 //! `vbm node` and `vbm version`.
 
 use super::{args::Node, human, info::Lines, session::Session, table::Table};
-use vbm_core::{Capability, Error, Timestamp};
+use vbm_core::{Capability, DriverKind, Error, Timestamp};
 
 const NONE_YET: &str = "no nodes: `vbmd` alone is one, `vbmd agent --redis URL` joins another";
 
@@ -68,6 +68,13 @@ fn driver(capability: &Capability) -> String {
         (None, Some(accelerator)) => format!("{}/{}", capability.driver, accelerator.name),
         (None, None) => capability.driver.to_string(),
     }
+}
+
+/// What a driver cannot do, and why: `snapshots (why), live migration (why)`.
+fn missing(node: &vbm_core::Node, of: DriverKind) -> String {
+    let missing = node.status.missing.iter().filter(|m| m.driver == of);
+    let told = missing.map(|m| format!("{} ({})", m.facet, m.why));
+    told.collect::<Vec<_>>().join(", ")
 }
 
 fn state(node: &vbm_core::Node) -> String {
@@ -157,6 +164,7 @@ fn detail(node: &vbm_core::Node, now: Timestamp) -> String {
                 format!("{} ({})", accelerator.name, accelerator.reason),
             );
         }
+        lines.put("  lacks", missing(node, capability.driver));
         lines.problem(capability.problem.as_ref());
     }
     lines.text()
@@ -165,7 +173,7 @@ fn detail(node: &vbm_core::Node, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vbm_core::{Accelerator, DriverKind, ErrorKind, NodeSpec, NodeState, NodeStatus};
+    use vbm_core::{Accelerator, ErrorKind, FacetKind, MissingFacet, NodeSpec, NodeState, NodeStatus};
 
     fn sample() -> vbm_core::Node {
         let missing = Error::new(
@@ -221,5 +229,17 @@ mod tests {
             text.contains("tcg (no /dev/kvm)") && text.contains("VirtualBox is missing"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_detail_of_a_node_says_what_its_drivers_cannot_do() {
+        let mut node = sample();
+        node.status.missing.push(MissingFacet {
+            driver: DriverKind::Qemu,
+            facet: FacetKind::Migration,
+            why: "its disks are its own".into(),
+        });
+        let text = detail(&node, Timestamp::from_micros(0));
+        assert!(text.contains("live migration (its disks are its own)"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! `vbm start`, `stop`, `restart`, `pause`, `resume`, `delete` and `wait`.
+//! `vbm start`, `stop`, `restart`, `pause`, `resume`, `save`, `discard`, `delete` and `wait`.
 
 use super::{
     args::{Delete, Stop, Wait, WaitWhat},
@@ -36,6 +36,14 @@ pub(super) async fn pause(on: &Session<'_>, vms: &[String]) -> Result<(), Error>
 
 pub(super) async fn resume(on: &Session<'_>, vms: &[String]) -> Result<(), Error> {
     power(on, vms, PowerAction::Resume, "is running").await
+}
+
+pub(super) async fn save(on: &Session<'_>, vms: &[String]) -> Result<(), Error> {
+    power(on, vms, PowerAction::Save, "is saved").await
+}
+
+pub(super) async fn discard(on: &Session<'_>, vms: &[String]) -> Result<(), Error> {
+    power(on, vms, PowerAction::Discard, "is off, its memory is gone").await
 }
 
 pub(super) async fn delete(on: &Session<'_>, args: &Delete) -> Result<(), Error> {

@@ -182,15 +182,22 @@ pub(super) fn raw(bytes: Bytes) -> Result<Bytes, Error> {
 pub struct Listing<T> {
     client: Client,
     noun: &'static str,
+    path: Result<ApiPath, Error>,
     query: ListQuery,
     items: PhantomData<fn() -> T>,
 }
 
 impl<T: DeserializeOwned + Send + 'static> Listing<T> {
     pub(super) fn new(client: &Client, noun: &'static str) -> Self {
+        Self::at(client, noun, Ok(ApiPath::of(noun)))
+    }
+
+    /// A list that stands below something else.
+    pub(super) fn at(client: &Client, noun: &'static str, path: Result<ApiPath, Error>) -> Self {
         Self {
             client: client.clone(),
             noun,
+            path,
             query: ListQuery::default(),
             items: PhantomData,
         }
@@ -221,12 +228,13 @@ impl<T: DeserializeOwned + Send + 'static> Listing<T> {
     /// Reads one page.
     pub fn page(&self) -> Call<List<T>> {
         let query = self.query.clone();
-        let path = ApiPath::of(self.noun)
-            .query("after", query.after)
-            .query("limit", query.limit)
-            .query("network", query.network)
-            .query("vm", query.vm);
-        Call::new(&self.client, Method::GET, Ok(path), json)
+        let path = self.path.clone().map(|path| {
+            path.query("after", query.after)
+                .query("limit", query.limit)
+                .query("network", query.network)
+                .query("vm", query.vm)
+        });
+        Call::new(&self.client, Method::GET, path, json)
     }
 
     /// Reads all of it, page by page. What changes meanwhile may or may not be in it.

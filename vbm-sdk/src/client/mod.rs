@@ -39,6 +39,7 @@ mod nouns;
 mod operations;
 mod path;
 mod requests;
+mod snapshots;
 mod transport;
 mod vms;
 
@@ -53,6 +54,7 @@ pub use self::{
     images::{Images, UPLOAD_DEADLINE, Upload},
     nouns::{Forwards, Groups, Networks, Nodes, Ports, Volumes},
     operations::{OPERATION_DEADLINE, Operations, Wait},
+    snapshots::Snapshots,
     transport::ANSWER_MAX_BYTES,
     vms::{Delete, Vms, WaitFor},
 };

@@ -22,6 +22,11 @@ impl ApiPath {
 
     /// One thing of a noun, named as people name it.
     pub(super) fn one(noun: &str, singular: &str, name: &str) -> Result<Self, Error> {
+        Self::of(noun).item(singular, name)
+    }
+
+    /// One thing of what the path says so far, named as people name it.
+    pub(super) fn item(mut self, singular: &str, name: &str) -> Result<Self, Error> {
         if name.is_empty() || name == "." || name == ".." {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -30,10 +35,9 @@ impl ApiPath {
                 format!("list what exists with `vbm {}`", list_command(singular)),
             ));
         }
-        let mut path = Self::of(noun);
-        path.text.push('/');
-        escape(&mut path.text, name);
-        Ok(path)
+        self.text.push('/');
+        escape(&mut self.text, name);
+        Ok(self)
     }
 
     /// A fixed word below it.
@@ -61,10 +65,10 @@ impl ApiPath {
 }
 
 fn list_command(singular: &str) -> String {
-    if singular == "vm" {
-        "list".into()
-    } else {
-        format!("{singular} list")
+    match singular {
+        "vm" => "list".into(),
+        "snapshot" => "snapshot list VM".into(),
+        _ => format!("{singular} list"),
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
     console::{self, Console},
     nouns::readable,
     path::ApiPath,
+    snapshots::Snapshots,
 };
 use crate::api::{
     Accepted, LaunchRequest, List, MigrateRequest, Placement, PowerAction, PowerRequest, SetGroups, VmView,
@@ -52,6 +53,11 @@ impl Vms {
     /// Changes its power state. The operation is over when that state is seen.
     pub fn power(&self, vm: impl AsRef<str>, action: PowerAction) -> Call<Accepted<VmView>> {
         Call::new(&self.0, Method::POST, below(vm, "power"), json).with_json(&PowerRequest { action })
+    }
+
+    /// Its snapshots.
+    pub fn snapshots(&self, vm: impl AsRef<str>) -> Snapshots {
+        Snapshots::new(&self.0, vm.as_ref())
     }
 
     /// Replaces the security groups of its ports. The operation is over when the host enforces them.

@@ -68,6 +68,7 @@ impl Controller {
             },
             node: request.node.clone(),
             moving: None,
+            reverting: None,
         };
         spec.check()?;
         if let Some(node) = &request.node {

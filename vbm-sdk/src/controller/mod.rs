@@ -34,6 +34,7 @@ pub(crate) mod plan;
 mod reads;
 mod reports;
 pub(crate) mod schedule;
+mod snapshots;
 mod views;
 mod vms;
 

@@ -7,6 +7,7 @@ use super::{
     keeper::{Keepers, Reached},
     moving::MIGRATE,
     plan::World,
+    snapshots::{CREATE, REVERT},
 };
 use crate::api::WAIT_MAX_SECONDS;
 use crate::records::{Held, Record};
@@ -14,8 +15,8 @@ use crate::store::{Revision, Txn, Write};
 use futures::StreamExt;
 use std::time::Duration;
 use vbm_core::{
-    Error, ErrorKind, Kind, Network, Node, NodeState, Operation, OperationId, OperationState, PowerState,
-    Result, Step, StepState, Timestamp, Vm, VmId, WantedPower,
+    Error, ErrorKind, Kind, Network, Node, NodeState, Operation, OperationId, OperationState, Outcome,
+    PowerState, Result, SnapshotState, Step, StepState, Timestamp, Vm, VmId, WantedPower,
 };
 
 /// The verb of operations that end when every node has done what the records say.
@@ -61,6 +62,7 @@ fn judge(
             Some(vm) => judge_vm(operation, vm, patient),
             None => judge_absent(operation),
         },
+        Kind::Snapshot => judge_snapshot(operation, world),
         Kind::Network => match world
             .networks
             .values()
@@ -119,14 +121,62 @@ fn judge_vm(operation: &Operation, vm: &Vm, patient: bool) -> Verdict {
     if vm.status.observed < operation.generation {
         return Verdict::GoesOn;
     }
+    if operation.verb == "save" && matches!(vm.status.power, PowerState::Off | PowerState::Crashed(_)) {
+        return Verdict::Failed(Error::new(
+            ErrorKind::Conflict,
+            format!("{} was not saved", vm.meta.name),
+            format!(
+                "it ended before its memory was on disk: it is {}",
+                vm.status.power
+            ),
+            "start it with `vbm start`",
+        ));
+    }
     let reached = match operation.verb.as_str() {
         "launch" if vm.spec.power == WantedPower::Off => vm.status.power == PowerState::Off,
         "launch" | "start" | "resume" => vm.status.power == PowerState::Running,
-        "stop" | "force-off" => matches!(vm.status.power, PowerState::Off | PowerState::Crashed(_)),
+        "save" => vm.status.power == PowerState::Saved,
+        "stop" | "force-off" | "discard" => {
+            matches!(vm.status.power, PowerState::Off | PowerState::Crashed(_))
+        }
         "pause" => matches!(vm.status.power, PowerState::Paused(_)),
         _ => false,
     };
     if reached { Verdict::Done } else { Verdict::GoesOn }
+}
+
+/// Taking and deleting are over when the record says so; the way back ends with the report of it.
+fn judge_snapshot(operation: &Operation, world: &World) -> Verdict {
+    let mut all = world.snapshots.values();
+    let Some(snapshot) = all.find(|s| s.meta.id.to_string() == operation.target.id) else {
+        return judge_absent(operation);
+    };
+    match (operation.verb.as_str(), snapshot.status.state) {
+        (CREATE, SnapshotState::Ready) => Verdict::Done,
+        (CREATE, SnapshotState::Failed) => failed_with(snapshot.status.problem.clone()),
+        (CREATE, _) => Verdict::GoesOn,
+        (REVERT, _) => {
+            let vm = world.vms.get(&snapshot.spec.vm);
+            let reverting = vm.and_then(|vm| vm.spec.reverting.as_ref());
+            if reverting.is_some_and(|r| r.operation == operation.id) {
+                return Verdict::GoesOn;
+            }
+            let given_up = Error::new(
+                ErrorKind::Cancelled,
+                format!("the way back to {} was given up", operation.target.name),
+                "the VM was ended, or something else was asked for, in between",
+                "look at the VM with `vbm info`; revert again if that is still wanted",
+            );
+            Verdict::Failed(given_up.with_outcome(Outcome::Unknown))
+        }
+        _ if !snapshot.meta.deleting => failed_with(snapshot.status.problem.clone()),
+        _ => Verdict::GoesOn,
+    }
+}
+
+fn failed_with(problem: Option<Error>) -> Verdict {
+    let unknown = || Error::internal("a snapshot failed", "its record does not say why");
+    Verdict::Failed(problem.unwrap_or_else(unknown))
 }
 
 fn judge_network(
@@ -217,9 +267,13 @@ impl Controller {
 
     /// Writes down what a node does with a VM, in the operations that are about it.
     pub(super) async fn note_step(&self, vm: VmId, doing: &str) -> Result<()> {
-        let (now, vm) = (self.inner.clock.now(), vm.to_string());
+        let now = self.inner.clock.now();
+        let mut targets = vec![vm.to_string()];
+        for snapshot in self.records().snapshots(vm).await? {
+            targets.push(snapshot.value.meta.id.to_string());
+        }
         for held in self.open_operations().await? {
-            if held.value.target.id != vm {
+            if !targets.contains(&held.value.target.id) {
                 continue;
             }
             self.records()

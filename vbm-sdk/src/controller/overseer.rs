@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use vbm_core::{
     Error, ErrorKind, EventKind, Forward, Group, Image, Kind, Network, Node, NodePath, NodeState, ObjectRef,
-    Port, PowerState, Result, Timestamp, Vm, Volume,
+    Port, PowerState, Result, Snapshot, Timestamp, Vm, Volume,
 };
 
 /// How often the world is looked at although nothing changed.
@@ -237,8 +237,12 @@ impl Controller {
                     .release(super::forwards::listen_key(&forward.value.spec));
             }
         }
+        for snapshot in self.records().snapshots(vm.meta.id).await? {
+            edit = edit.delete(&snapshot);
+        }
         done_or_crossed(self.records().commit(edit).await)?;
         world.vms.remove(&vm.meta.id);
+        world.snapshots.retain(|_, s| s.spec.vm != vm.meta.id);
         world.ports.retain(|_, p| p.spec.vm != vm.meta.id);
         world.forwards.retain(|f| !vm.spec.ports.contains(&f.spec.target));
         Ok(())
@@ -312,6 +316,7 @@ fn concerns(key: &str) -> bool {
         Forward::PREFIX,
         Image::PREFIX,
         Volume::PREFIX,
+        Snapshot::PREFIX,
         Node::PREFIX,
         "op/",
     ]
@@ -340,6 +345,7 @@ impl World {
                 .collect(),
             images: table(records.all().await?, |r: &Image| r.meta.id),
             volumes: table(records.all().await?, |r: &Volume| r.meta.id),
+            snapshots: table(records.all().await?, |r: &Snapshot| r.meta.id),
             nodes: table(records.all().await?, |r: &Node| r.path.clone()),
         })
     }

@@ -10,8 +10,8 @@ use crate::methods::{
 use crate::store::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use vbm_core::{
-    Forward, Group, GroupId, Image, ImageId, Network, NetworkId, Node, NodePath, Port, PortId, Rule, Vm,
-    VmId, Volume, VolumeId,
+    Forward, Group, GroupId, Image, ImageId, Network, NetworkId, Node, NodePath, Port, PortId, Rule,
+    Snapshot, SnapshotId, SnapshotState, Vm, VmId, Volume, VolumeId,
 };
 
 /// All records that the plan looks at, as of one revision or a little later.
@@ -25,6 +25,8 @@ pub(crate) struct World {
     pub(crate) forwards: Vec<Forward>,
     pub(crate) images: BTreeMap<ImageId, Image>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    /// By id; in the order in which they were asked for, since ids begin with the time.
+    pub(crate) snapshots: BTreeMap<SnapshotId, Snapshot>,
     pub(crate) nodes: BTreeMap<NodePath, Node>,
 }
 
@@ -120,6 +122,12 @@ impl World {
         }
     }
 
+    /// Whether a node shall take or delete a snapshot of a VM.
+    pub(crate) fn has_snapshot_under_way(&self, vm: VmId) -> bool {
+        let mut all = self.snapshots.values().filter(|s| s.spec.vm == vm);
+        all.any(|s| s.meta.deleting || s.status.state == SnapshotState::Creating)
+    }
+
     /// `None` while a record that it refers to is missing: it is better to wait than to start half of it.
     pub(crate) fn wanted_vm(&self, vm: &Vm) -> Option<WantedVm> {
         let image = self.images.get(&vm.spec.image)?;
@@ -136,6 +144,8 @@ impl World {
                 })
             })
             .collect::<Option<Vec<_>>>()?;
+        let snapshots = || self.snapshots.values().filter(|s| s.spec.vm == vm.meta.id);
+        let coming = |s: &&Snapshot| s.status.state == SnapshotState::Creating && !s.meta.deleting;
         Some(WantedVm {
             id: vm.meta.id,
             name: vm.meta.name.clone(),
@@ -158,6 +168,12 @@ impl World {
                 .moving
                 .as_ref()
                 .is_some_and(|m| vm.spec.node.as_ref() != Some(&m.to)),
+            take: snapshots().filter(coming).map(|s| s.meta.id).collect(),
+            drop: snapshots()
+                .filter(|s| s.meta.deleting)
+                .map(|s| (s.meta.id, s.meta.generation))
+                .collect(),
+            revert: vm.spec.reverting.clone(),
         })
     }
 

@@ -14,7 +14,12 @@ use vbm_core::{
 pub type EventStream = BoxStream<'static, Result<EventView>>;
 
 /// Sorts by name, cuts the part out that was asked for, and says where the next begins.
-fn part<T>(mut items: Vec<T>, query: &ListQuery, name: impl Fn(&T) -> String, revision: Revision) -> List<T> {
+pub(super) fn part<T>(
+    mut items: Vec<T>,
+    query: &ListQuery,
+    name: impl Fn(&T) -> String,
+    revision: Revision,
+) -> List<T> {
     items.sort_by_key(&name);
     if let Some(after) = &query.after {
         items.retain(|item| name(item).as_str() > after.as_str());

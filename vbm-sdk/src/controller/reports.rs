@@ -181,6 +181,7 @@ impl Controller {
             }
             self.saw_vm(&report.node, seen.id, &seen.status, seen.adopted)
                 .await?;
+            self.saw_snapshots(&report.node, &seen).await?;
         }
         Ok(())
     }
@@ -301,6 +302,7 @@ fn is_stray(vm: &Vm, node: &NodePath) -> bool {
 fn status_of(report: &NodeReportRequest, now: Timestamp) -> NodeStatus {
     NodeStatus {
         capabilities: report.capabilities.clone(),
+        missing: report.missing.clone(),
         cpus: report.cpus,
         memory_mib: report.memory_mib,
         memory_free_mib: report.memory_free_mib,
@@ -320,7 +322,10 @@ fn settle_guest_shutdown(vm: &mut Vm) {
     let reached = vm.status.observed == vm.meta.generation && vm.status.problem.is_none();
     if reached
         && vm.status.power == PowerState::Off
-        && matches!(vm.spec.power, WantedPower::Running | WantedPower::Paused)
+        && matches!(
+            vm.spec.power,
+            WantedPower::Running | WantedPower::Paused | WantedPower::Saved
+        )
     {
         vm.spec.power = WantedPower::Off;
         vm.meta.generation = vm.meta.generation.next();
@@ -346,6 +351,8 @@ fn event_of(before: &Vm, after: &Vm, adopted: bool) -> Option<(EventKind, String
         (P::MigratingOut | P::MigratingIn, P::Running) => None,
         (_, P::Running) => Some((EventKind::VmStarted, String::new())),
         (P::Off, P::Off) => None,
+        (P::Saved, P::Saved) => None,
+        (_, P::Saved) => Some((EventKind::VmSaved, String::new())),
         (P::Paused(_), P::Paused(_)) => None,
         (_, P::Off) => Some((EventKind::VmStopped, String::new())),
         (_, P::Paused(_)) => Some((EventKind::VmPaused, is.to_string())),

@@ -5,8 +5,8 @@ use crate::api::{Accepted, PowerAction, SetGroups, VmView};
 use crate::methods::VmReset;
 use crate::records::{Edit, until_uncrossed};
 use vbm_core::{
-    Error, ErrorKind, EventKind, Generation, GroupId, Kind, Name, Network, ObjectRef, Operation, Port,
-    PowerState, Result, Vm, VmId, WantedPower,
+    Error, ErrorKind, EventKind, FacetKind, Generation, GroupId, Kind, Name, Network, ObjectRef, Operation,
+    Port, PowerState, Result, Vm, VmId, WantedPower,
 };
 
 impl Controller {
@@ -35,12 +35,24 @@ impl Controller {
             return Err(being_deleted(&vm.meta.name));
         }
         refuse_moving(&vm)?;
+        if vm.spec.reverting.is_some() && action != PowerAction::ForceOff {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("cannot {verb} {}", vm.meta.name),
+                "it is going back to a snapshot",
+                "wait until it is there, or end it with `vbm stop --force`",
+            ));
+        }
         match plan_power(&vm, action)? {
             None => {
                 self.done_at_once(self.operation(verb, target, vm.meta.generation))
                     .await
             }
             Some(wanted) => {
+                if action == PowerAction::Save {
+                    self.can_save(&vm).await?;
+                }
+                vm.spec.reverting = None;
                 vm.spec.power = wanted;
                 vm.meta.generation = vm.meta.generation.next();
                 vm.status.problem = None;
@@ -51,6 +63,13 @@ impl Controller {
                 Ok(operation)
             }
         }
+    }
+
+    /// Refused when the driver of a VM cannot keep its memory on disk.
+    async fn can_save(&self, vm: &Vm) -> Result<()> {
+        let node = vm.spec.node.as_ref().ok_or_else(|| not_placed(&vm.meta.name))?;
+        let headline = format!("cannot save {}", vm.meta.name);
+        self.needs_facet(vm, node, FacetKind::SavedState, &headline).await
     }
 
     async fn restart(&self, id: VmId) -> Result<Accepted<VmView>> {
@@ -85,15 +104,22 @@ impl Controller {
                     ErrorKind::Conflict,
                     format!("cannot delete {}", vm.meta.name),
                     format!("it is {}", vm.status.power),
-                    format!(
-                        "stop it with `vbm stop {0}`, or use `vbm delete --force {0}`",
-                        vm.meta.name
-                    ),
+                    match vm.status.power {
+                        PowerState::Saved => format!(
+                            "throw its memory away with `vbm discard {0}`, or use `vbm delete --force {0}`",
+                            vm.meta.name
+                        ),
+                        _ => format!(
+                            "stop it with `vbm stop {0}`, or use `vbm delete --force {0}`",
+                            vm.meta.name
+                        ),
+                    },
                 ));
             }
             vm.meta.deleting = true;
             vm.meta.generation = vm.meta.generation.next();
             vm.spec.power = WantedPower::ForcedOff;
+            vm.spec.reverting = None;
             let operation = self.operation(
                 "delete",
                 ObjectRef::new(Kind::Vm, id, &vm.meta.name),
@@ -199,8 +225,14 @@ const fn verb(action: PowerAction) -> &'static str {
         PowerAction::Restart => "restart",
         PowerAction::Pause => "pause",
         PowerAction::Resume => "resume",
+        PowerAction::Save => "save",
+        PowerAction::Discard => "discard",
     }
 }
+
+/// What to do with a VM whose memory is on disk.
+const SAVED_MEMORY: &str =
+    "it does not run: let it go on with `vbm start`, or throw its memory away with `vbm discard`";
 
 /// What to want after an action; `None` when it is so already.
 fn plan_power(vm: &Vm, action: PowerAction) -> Result<Option<WantedPower>> {
@@ -224,11 +256,14 @@ fn plan_power(vm: &Vm, action: PowerAction) -> Result<Option<WantedPower>> {
         },
         PowerAction::Stop => match (state, wanted) {
             (P::Off | P::Crashed(_), W::Off | W::ForcedOff) => Ok(None),
+            (P::Saved, _) => refuse(SAVED_MEMORY),
             (P::Paused(_), _) => refuse("let it go on with `vbm resume`, or end it with `vbm stop --force`"),
             _ => Ok(Some(W::Off)),
         },
         PowerAction::ForceOff => match (state, wanted) {
             (P::Off, W::Off | W::ForcedOff) => Ok(None),
+            // What is kept on disk is not thrown away by a word that means something else.
+            (P::Saved, _) => refuse(SAVED_MEMORY),
             _ => Ok(Some(W::ForcedOff)),
         },
         PowerAction::Pause => match state {
@@ -240,6 +275,15 @@ fn plan_power(vm: &Vm, action: PowerAction) -> Result<Option<WantedPower>> {
             P::Running if wanted == W::Running => Ok(None),
             P::Paused(_) => Ok(Some(W::Running)),
             _ => refuse("only a paused VM can be resumed; start it with `vbm start`"),
+        },
+        PowerAction::Save => match state {
+            P::Saved | P::Saving if wanted == W::Saved => Ok(None),
+            P::Running | P::Paused(_) => Ok(Some(W::Saved)),
+            _ => refuse("only a VM that runs or is paused has memory to be saved"),
+        },
+        PowerAction::Discard => match state {
+            P::Saved => Ok(Some(W::ForcedOff)),
+            _ => refuse("only a saved VM has memory on disk to be thrown away"),
         },
         PowerAction::Restart => Ok(Some(wanted)),
     }
@@ -300,6 +344,7 @@ mod tests {
                 power,
                 node: None,
                 moving: None,
+                reverting: None,
             },
             status: VmStatus {
                 power: state,

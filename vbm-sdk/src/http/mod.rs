@@ -7,6 +7,7 @@ mod console;
 mod idempotency;
 mod problem;
 mod routes;
+mod snapshots;
 pub(crate) mod unix;
 
 use crate::controller::Controller;

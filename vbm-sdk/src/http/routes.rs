@@ -3,6 +3,7 @@
 use super::{
     ApiState, BODY_MAX_BYTES, console,
     problem::{Failed, Json, Query},
+    snapshots,
 };
 use crate::api::{
     API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
@@ -22,14 +23,14 @@ use std::io;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use vbm_core::{Group, Image, Node, Operation, Volume};
 
-type Answer<T> = Result<axum::Json<T>, Failed>;
-type Made<T> = Result<(StatusCode, axum::Json<T>), Failed>;
+pub(super) type Answer<T> = Result<axum::Json<T>, Failed>;
+pub(super) type Made<T> = Result<(StatusCode, axum::Json<T>), Failed>;
 
 fn made<T>(value: T) -> Made<T> {
     Ok((StatusCode::CREATED, axum::Json(value)))
 }
 
-fn accepted<T>(value: T) -> Made<T> {
+pub(super) fn accepted<T>(value: T) -> Made<T> {
     Ok((StatusCode::ACCEPTED, axum::Json(value)))
 }
 
@@ -41,6 +42,9 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(power))
         .routes(routes!(migrate))
         .routes(routes!(placement))
+        .routes(routes!(snapshots::list_snapshots, snapshots::create_snapshot))
+        .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
+        .routes(routes!(snapshots::revert_snapshot))
         .routes(routes!(set_groups))
         .routes(routes!(console::console))
         .routes(routes!(console_log))
@@ -134,7 +138,7 @@ async fn delete_vm(
     accepted(api.controller.delete_vm(&vm, query.force).await?)
 }
 
-/// Starts, stops, restarts, pauses or resumes a VM.
+/// Starts, stops, restarts, pauses, resumes or saves a VM, or discards what was saved.
 #[utoipa::path(post, path = "/vms/{vm}/power", tag = "vms", request_body = PowerRequest,
     params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
     responses((status = 202, body = Accepted<VmView>), (status = "default", body = Problem)))]

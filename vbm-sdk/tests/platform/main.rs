@@ -11,3 +11,4 @@ mod redis;
 #[path = "../common/redis.rs"]
 mod redis_server;
 mod restart;
+mod snapshots;

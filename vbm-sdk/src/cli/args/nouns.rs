@@ -66,6 +66,62 @@ pub(in crate::cli) struct SomeNetworks {
 }
 
 #[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Snapshot {
+    /// Take a snapshot: of the disk when the VM is off, of disk and memory when it runs
+    Create(SnapshotCreate),
+    /// List the snapshots of a VM, as the tree that they are
+    #[command(alias = "ls")]
+    List(SnapshotsOf),
+    /// Show all about a snapshot
+    Info(OneSnapshot),
+    /// Go back to a snapshot: what the VM had since then is lost
+    #[command(aliases = ["restore", "rollback"])]
+    Revert(OneSnapshot),
+    /// Delete snapshots; the VM stays as it is, and may run
+    #[command(alias = "rm")]
+    Delete(SomeSnapshots),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm snapshot create web1                    named snap0, snap1 and so on
+  vbm snapshot create web1 before-upgrade
+  vbm snapshot revert web1 before-upgrade     as it was: it runs again when it ran then")]
+pub(in crate::cli) struct SnapshotCreate {
+    /// The VM
+    pub(in crate::cli) vm: String,
+    /// Its name, unique within the VM; made up when left out
+    pub(in crate::cli) name: Option<String>,
+    /// Free text for you and your programs; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub(in crate::cli) labels: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SnapshotsOf {
+    /// The VM
+    pub(in crate::cli) vm: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct OneSnapshot {
+    /// The VM
+    pub(in crate::cli) vm: String,
+    /// The snapshot
+    pub(in crate::cli) snapshot: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SomeSnapshots {
+    /// The VM
+    pub(in crate::cli) vm: String,
+    /// The snapshots
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    pub(in crate::cli) snapshots: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Port {
     /// List ports
     #[command(alias = "ls")]

@@ -120,6 +120,18 @@ fn check(world: &World, vm: &Vm, request: &MigrateRequest) -> Result<(NodePath, 
             "wait for that; `vbm operation list` shows it",
         );
     }
+    if vm.spec.reverting.is_some() {
+        return conflict(
+            "it is going back to a snapshot".into(),
+            "wait for that; `vbm operation list` shows it",
+        );
+    }
+    if world.has_snapshot_under_way(vm.meta.id) {
+        return conflict(
+            "a snapshot of it is being taken or deleted".into(),
+            "wait for that; `vbm operation list` shows it",
+        );
+    }
     let from = vm.spec.node.clone().ok_or_else(|| not_placed(&vm.meta.name))?;
     let source = world
         .nodes

@@ -96,6 +96,7 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         power: WantedPower::Running,
         node: on.map(|p| p.parse().unwrap()),
         moving: None,
+        reverting: None,
     };
     world.vms.insert(
         vm,
