@@ -1,12 +1,22 @@
-//! Serial consoles and screens, over the bus.
+//! Consoles and screens, over the bus.
 //!
-//! A console is a session: opened, read by long polls, written, closed. A session that nobody reads any
-//! more is closed by itself.
+//! A console is a session: opened, read by long polls, written, closed. Closing it lets go of the hypervisor's side at
+//! once, also under a read that waits. Reads are numbered, so that one whose answer was lost is repeated without a
+//! byte lost or doubled. A session that nobody reads any more is closed by itself.
 
 use super::Agent;
-use crate::methods::{Bytes, CONSOLE_POLL, ConsoleId, ConsoleInput, ConsoleLogRequest, ConsoleOutput};
+use crate::{
+    api::ConsoleKind,
+    methods::{
+        Bytes, CONSOLE_POLL, CONSOLE_READ_MAX_BYTES, ConsoleId, ConsoleInput, ConsoleLogRequest,
+        ConsoleOpenRequest, ConsoleOutput, ConsoleReadRequest,
+    },
+};
+use bytes::BufMut as _;
+use futures::FutureExt as _;
 use std::{
     collections::HashMap,
+    io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,13 +27,16 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use vbm_core::{Error, ErrorKind, Result, VmId};
-use vbm_hyper::{Consoles, Machines, SerialStream};
+use vbm_hyper::{ByteStream, Consoles, Machines};
 
-/// The most that one read gives.
-const READ_MAX_BYTES: usize = 64 * 1024;
+/// What a read makes room for at first; it grows with what is there.
+const READ_FIRST_BYTES: usize = 16 * 1024;
 /// A session that was not read for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How often sessions are looked at for that.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// The most open sessions of a node.
 const SESSIONS_MAX: usize = 256;
 /// The most of a console's log that one answer carries.
@@ -32,9 +45,17 @@ const LOG_MAX_BYTES: u32 = 512 * 1024;
 const SCREENSHOT_MAX_BYTES: usize = 1_000_000;
 
 struct Session {
-    reader: tokio::sync::Mutex<ReadHalf<SerialStream>>,
-    writer: tokio::sync::Mutex<WriteHalf<SerialStream>>,
+    reader: tokio::sync::Mutex<Reader>,
+    writer: tokio::sync::Mutex<WriteHalf<ByteStream>>,
     read_at: Mutex<Instant>,
+    closed: CancellationToken,
+}
+
+struct Reader {
+    stream: ReadHalf<ByteStream>,
+    /// The number of the last read that was answered, and its answer.
+    answered: u64,
+    answer: ConsoleOutput,
 }
 
 /// The open sessions of a node.
@@ -60,16 +81,40 @@ impl OpenConsoles {
         })
     }
 
-    fn insert(&self, stream: SerialStream) -> Result<ConsoleId> {
-        let (reader, writer) = tokio::io::split(stream);
+    /// Closes what nobody reads.
+    fn sweep(&self) {
+        self.with(|sessions| {
+            sessions.retain(|_, session| {
+                let idle = session.read_at.lock().map_or(true, |at| at.elapsed() >= IDLE_MAX);
+                if idle {
+                    session.closed.cancel();
+                }
+                !idle
+            });
+        });
+    }
+
+    fn close(&self, id: ConsoleId) {
+        if let Some(session) = self.with(|s| s.remove(&id)) {
+            session.closed.cancel();
+        }
+    }
+
+    fn insert(&self, stream: ByteStream) -> Result<ConsoleId> {
+        let (stream, writer) = tokio::io::split(stream);
         let session = Session {
-            reader: reader.into(),
+            reader: tokio::sync::Mutex::new(Reader {
+                stream,
+                answered: 0,
+                answer: said(Vec::new(), false),
+            }),
             writer: writer.into(),
             read_at: Mutex::new(Instant::now()),
+            closed: CancellationToken::new(),
         };
         let id = ConsoleId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.sweep();
         self.with(|sessions| {
-            sessions.retain(|_, s| s.read_at.lock().is_ok_and(|at| at.elapsed() < IDLE_MAX));
             if sessions.len() >= SESSIONS_MAX {
                 return Err(Error::new(
                     ErrorKind::Exhausted,
@@ -81,6 +126,68 @@ impl OpenConsoles {
             sessions.insert(id, Arc::new(session));
             Ok(id)
         })
+    }
+}
+
+fn said(bytes: Vec<u8>, ended: bool) -> ConsoleOutput {
+    ConsoleOutput {
+        bytes: Bytes(bytes),
+        ended,
+    }
+}
+
+impl Reader {
+    /// Answers the read of this number; the one before it once more as it was answered.
+    async fn answer(&mut self, number: u64) -> Result<ConsoleOutput> {
+        if number == self.answered {
+            return Ok(self.answer.clone());
+        }
+        if number != self.answered + 1 {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "the console cannot be read on",
+                format!("read {number} came after read {}", self.answered),
+                "open it again",
+            ));
+        }
+        // Cancel safe: between taking bytes and keeping the answer nothing waits.
+        let answer = match tokio::time::timeout(CONSOLE_POLL, self.read()).await {
+            Err(_passed) => said(Vec::new(), false),
+            Ok(Ok(bytes)) => {
+                let ended = bytes.is_empty();
+                said(bytes, ended)
+            }
+            Ok(Err(e)) => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the console broke off",
+                    e.to_string(),
+                    "open it again",
+                ));
+            }
+        };
+        self.answered = number;
+        self.answer = answer.clone();
+        Ok(answer)
+    }
+
+    /// Waits for output, then takes what is there. None is the end.
+    ///
+    /// # Cancel safety
+    /// Waits only for the first bytes, and nothing was taken then.
+    async fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(READ_FIRST_BYTES);
+        let mut count = self.stream.read_buf(&mut bytes).await?;
+        while count > 0 && bytes.len() < CONSOLE_READ_MAX_BYTES {
+            let room = CONSOLE_READ_MAX_BYTES - bytes.len();
+            let more = self.stream.read_buf(&mut (&mut bytes).limit(room)).now_or_never();
+            // The end, or a failure, is told by the next read.
+            count = match more {
+                Some(Ok(count)) => count,
+                Some(Err(_)) | None => 0,
+            };
+        }
+        Ok(bytes)
     }
 }
 
@@ -137,47 +244,40 @@ impl Agent {
         Ok(Bytes(log))
     }
 
-    pub(super) async fn console_open(&self, id: VmId) -> Result<ConsoleId> {
-        let (machines, _) = self.machine(id)?;
-        let stream = consoles(machines)?.serial(id).await.map_err(told)?;
+    pub(super) async fn console_open(&self, request: ConsoleOpenRequest) -> Result<ConsoleId> {
+        let (machines, _) = self.machine(request.vm)?;
+        let consoles = consoles(machines)?;
+        let stream = match request.kind {
+            ConsoleKind::Serial => Box::new(consoles.serial(request.vm).await.map_err(told)?) as ByteStream,
+            ConsoleKind::Vnc => consoles.vnc(request.vm).await.map_err(told)?,
+        };
         self.inner.consoles.insert(stream)
     }
 
-    pub(super) async fn console_read(&self, id: ConsoleId) -> Result<ConsoleOutput> {
-        let session = self.inner.consoles.get(id)?;
-        let mut reader = session.reader.lock().await;
+    pub(super) async fn console_read(&self, request: ConsoleReadRequest) -> Result<ConsoleOutput> {
+        let session = self.inner.consoles.get(request.console)?;
         if let Ok(mut at) = session.read_at.lock() {
             *at = Instant::now();
         }
-        let mut bytes = Vec::with_capacity(READ_MAX_BYTES);
-        let read = tokio::time::timeout(CONSOLE_POLL, reader.read_buf(&mut bytes)).await;
-        Ok(match read {
-            Err(_) => ConsoleOutput {
-                bytes: Bytes::default(),
-                ended: false,
-            },
-            Ok(Ok(count)) if count > 0 => ConsoleOutput {
-                bytes: Bytes(bytes),
-                ended: false,
-            },
-            Ok(_) => {
-                self.inner.consoles.with(|s| s.remove(&id));
-                ConsoleOutput {
-                    bytes: Bytes::default(),
-                    ended: true,
-                }
-            }
-        })
+        let read = async { session.reader.lock().await.answer(request.number).await };
+        tokio::select! {
+            answer = read => answer,
+            () = session.closed.cancelled() => Ok(said(Vec::new(), true)),
+        }
     }
 
     pub(super) async fn console_write(&self, input: ConsoleInput) -> Result<()> {
         let session = self.inner.consoles.get(input.console)?;
-        let mut writer = session.writer.lock().await;
         let write = async {
+            let mut writer = session.writer.lock().await;
             writer.write_all(&input.bytes.0).await?;
             writer.flush().await
         };
-        write.await.map_err(|e| {
+        let written = tokio::select! {
+            written = write => written,
+            () = session.closed.cancelled() => Err(io::Error::other("it was closed")),
+        };
+        written.map_err(|e| {
             Error::new(
                 ErrorKind::Unavailable,
                 "the console does not take input",
@@ -188,7 +288,18 @@ impl Agent {
     }
 
     pub(super) async fn console_close(&self, id: ConsoleId) -> Result<()> {
-        self.inner.consoles.with(|s| s.remove(&id));
+        self.inner.consoles.close(id);
         Ok(())
+    }
+
+    /// Closes consoles that nobody reads, until the agent ends.
+    pub(super) async fn sweep_consoles(&self) {
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            tokio::select! {
+                _ = sweep.tick() => self.inner.consoles.sweep(),
+                () = self.inner.stop.cancelled() => return,
+            }
+        }
     }
 }

@@ -294,10 +294,7 @@ impl Builder {
             )
             .await?;
             server.buses.push(bus);
-            server.router = Some(router(ApiState {
-                controller,
-                instance: record.tag.clone(),
-            }));
+            server.router = Some(router(ApiState::new(controller, &record.tag)));
         }
         if self.role != Role::Controller {
             let storage = parts::storage(self.shared_storage.as_deref(), record, images).await?;
