@@ -51,7 +51,7 @@ pub use self::{
     endpoint::{BoxedIo, Connect, DEFAULT_SOCKET, Endpoint, Io},
     events::{EventStream, Events},
     images::{Images, UPLOAD_DEADLINE, Upload},
-    nouns::{Forwards, Groups, Networks, Nodes, Ports, Volumes},
+    nouns::{Forwards, Groups, Networks, Nodes, Ports, Volumes, Web},
     operations::{OPERATION_DEADLINE, Operations, Wait},
     transport::ANSWER_MAX_BYTES,
     vms::{Delete, Vms, WaitFor},
@@ -195,6 +195,11 @@ impl Client {
     /// Operations: what takes time.
     pub fn operations(&self) -> Operations {
         Operations(self.clone())
+    }
+
+    /// The web console.
+    pub fn web(&self) -> Web {
+        Web(self.clone())
     }
 
     /// Events: what happened, and what happens.

@@ -12,8 +12,10 @@ mod problem;
 mod routes;
 mod secret;
 mod session;
+pub(crate) mod tcp;
 pub(crate) mod unix;
 mod watch;
+pub(crate) mod web;
 
 use crate::controller::Controller;
 use axum::Router;
@@ -22,6 +24,7 @@ use problem::Failed;
 use std::sync::Arc;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
+use vbm_core::Result;
 
 /// What handlers stand on.
 #[derive(Clone, Debug)]
@@ -42,6 +45,16 @@ impl ApiState {
             instance: instance.into(),
             doors: Arc::default(),
         }
+    }
+
+    /// Browsers are served at this address from now on.
+    pub(crate) fn opened_at(&self, address: std::net::SocketAddr) -> Result<()> {
+        self.doors.opened_at(address)
+    }
+
+    /// A link for one login.
+    pub(crate) fn login_link(&self) -> Result<crate::api::LoginLink> {
+        self.doors.login_link(self.controller.now())
     }
 }
 
