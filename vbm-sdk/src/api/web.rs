@@ -4,7 +4,7 @@ use super::{ForwardView, NetworkView, PortView, VmView};
 use crate::store::Revision;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vbm_core::{Event, Group, Image, Node, Operation, Timestamp, VmId, Volume};
+use vbm_core::{Event, Group, Image, Node, Operation, Snapshot, Timestamp, VmId, Volume};
 
 /// Who asks, and whom.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -130,6 +130,7 @@ pub enum WatchedKind {
     Port,
     Group,
     Forward,
+    Snapshot,
     Node,
     Operation,
     Event,
@@ -168,6 +169,7 @@ pub enum RecordView {
     Port(PortView),
     Group(Group),
     Forward(ForwardView),
+    Snapshot(Snapshot),
     Node(Node),
     Operation(Operation),
     Event(Event),

@@ -16,11 +16,14 @@ use futures::{FutureExt, StreamExt, stream::BoxStream};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use vbm_core::{
-    Error, Event, Forward, Group, Image, Network, NetworkId, Node, Operation, Port, Result, Vm, VmId, Volume,
+    Error, Event, Forward, Group, Image, Network, NetworkId, Node, Operation, Port, Result, Snapshot, Vm,
+    VmId, Volume,
 };
 
 /// The most changes of one batch; the revision in which that is reached is taken whole.
 const BATCH_MAX_CHANGES: usize = 256;
+/// The first part of the keys of snapshots; their VM comes next.
+const SNAPSHOT_PREFIX: &str = "snapshot/";
 
 /// What a watcher is told.
 #[derive(Clone, Debug)]
@@ -189,7 +192,7 @@ fn now(kind: WatchedKind, id: String, revision: Revision, view: RecordView) -> R
 
 /// The kind of a record's key; `None` for keys that are no records: indexes, answers, epochs.
 fn kind_of(key: &str) -> Option<(WatchedKind, &str)> {
-    const KINDS: [(WatchedKind, &str); 10] = [
+    const KINDS: [(WatchedKind, &str); 11] = [
         (WatchedKind::Vm, Vm::PREFIX),
         (WatchedKind::Image, Image::PREFIX),
         (WatchedKind::Volume, Volume::PREFIX),
@@ -197,6 +200,7 @@ fn kind_of(key: &str) -> Option<(WatchedKind, &str)> {
         (WatchedKind::Port, Port::PREFIX),
         (WatchedKind::Group, Group::PREFIX),
         (WatchedKind::Forward, Forward::PREFIX),
+        (WatchedKind::Snapshot, SNAPSHOT_PREFIX),
         (WatchedKind::Node, Node::PREFIX),
         (WatchedKind::Operation, Operation::PREFIX),
         (WatchedKind::Event, EVENT_PREFIX),
@@ -208,7 +212,10 @@ fn kind_of(key: &str) -> Option<(WatchedKind, &str)> {
 
 /// A change as watchers are told it; `None` when it is of no record.
 fn tell(change: &Change, tables: &Tables) -> Option<RecordChange> {
-    let (kind, id) = kind_of(&change.key)?;
+    let (kind, mut id) = kind_of(&change.key)?;
+    if let (WatchedKind::Snapshot, Some((_vm, snapshot))) = (kind, id.split_once('/')) {
+        id = snapshot;
+    }
     Some(RecordChange {
         kind,
         id: id.to_owned(),
@@ -236,6 +243,7 @@ fn view(kind: WatchedKind, value: &[u8], tables: &Tables) -> Option<RecordView> 
         WatchedKind::Port => RecordView::Port(tables.port(&read(value)?)),
         WatchedKind::Group => RecordView::Group(read::<Group>(value)?),
         WatchedKind::Forward => RecordView::Forward(tables.forward(&read(value)?)?),
+        WatchedKind::Snapshot => RecordView::Snapshot(read::<Snapshot>(value)?),
         WatchedKind::Node => RecordView::Node(read::<Node>(value)?),
         WatchedKind::Operation => RecordView::Operation(read::<Operation>(value)?),
         WatchedKind::Event => RecordView::Event(read::<Event>(value)?),
