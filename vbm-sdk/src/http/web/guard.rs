@@ -56,24 +56,16 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 
 /// Whether a `Host` is a name of the loopback interface, whatever its port: a tunnel may have another at its end.
 fn is_loopback(host: &str) -> bool {
-    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((v6, port)) => (
-            v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-            port.strip_prefix(':'),
-        ),
+    let (name, rest) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((v6, rest)) => (v6.parse().ok().map(IpAddr::V6), rest),
         None => {
-            let (name, port) = host
-                .split_once(':')
-                .map_or((host, None), |(name, port)| (name, Some(port)));
+            let (name, rest) = host.split_at(host.find(':').unwrap_or(host.len()));
             let localhost = name.eq_ignore_ascii_case("localhost");
             let address = name.parse().ok().filter(IpAddr::is_ipv4);
-            (
-                address.or_else(|| localhost.then_some(Ipv6Addr::LOCALHOST.into())),
-                port,
-            )
+            (address.or(localhost.then_some(Ipv6Addr::LOCALHOST.into())), rest)
         }
     };
-    let port_fits = port.is_none_or(|port| port.parse::<u16>().is_ok());
+    let port_fits = rest.is_empty() || rest.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok());
     name.is_some_and(|name| name.is_loopback()) && port_fits
 }
 
