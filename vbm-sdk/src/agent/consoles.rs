@@ -94,6 +94,18 @@ impl OpenConsoles {
         });
     }
 
+    async fn read(&self, request: &ConsoleReadRequest) -> Result<ConsoleOutput> {
+        let session = self.get(request.console)?;
+        if let Ok(mut at) = session.read_at.lock() {
+            *at = Instant::now();
+        }
+        let read = async { session.reader.lock().await.answer(request.number).await };
+        tokio::select! {
+            answer = read => answer,
+            () = session.closed.cancelled() => Ok(said(Vec::new(), true)),
+        }
+    }
+
     fn close(&self, id: ConsoleId) {
         if let Some(session) = self.with(|s| s.remove(&id)) {
             session.closed.cancel();
@@ -255,15 +267,7 @@ impl Agent {
     }
 
     pub(super) async fn console_read(&self, request: ConsoleReadRequest) -> Result<ConsoleOutput> {
-        let session = self.inner.consoles.get(request.console)?;
-        if let Ok(mut at) = session.read_at.lock() {
-            *at = Instant::now();
-        }
-        let read = async { session.reader.lock().await.answer(request.number).await };
-        tokio::select! {
-            answer = read => answer,
-            () = session.closed.cancelled() => Ok(said(Vec::new(), true)),
-        }
+        self.inner.consoles.read(&request).await
     }
 
     pub(super) async fn console_write(&self, input: ConsoleInput) -> Result<()> {
@@ -301,5 +305,91 @@ impl Agent {
                 () = self.inner.stop.cancelled() => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::DuplexStream;
+
+    /// A session, and the hypervisor's side of it.
+    fn open(buffer: usize) -> (OpenConsoles, ConsoleId, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(buffer);
+        let consoles = OpenConsoles::default();
+        let id = consoles.insert(Box::new(ours)).unwrap();
+        (consoles, id, theirs)
+    }
+
+    async fn read(consoles: &OpenConsoles, id: ConsoleId, number: u64) -> Result<ConsoleOutput> {
+        consoles.read(&ConsoleReadRequest { console: id, number }).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_is_repeated_gives_the_same_bytes_and_none_is_lost() {
+        let (consoles, id, mut vm) = open(1024);
+        vm.write_all(b"one").await.unwrap();
+        assert_eq!(read(&consoles, id, 1).await.unwrap().bytes.0, b"one");
+        vm.write_all(b"two").await.unwrap();
+        assert_eq!(read(&consoles, id, 1).await.unwrap().bytes.0, b"one");
+        assert_eq!(read(&consoles, id, 2).await.unwrap().bytes.0, b"two");
+        // Nothing comes: an empty answer has its number as well.
+        assert_eq!(read(&consoles, id, 3).await.unwrap(), said(Vec::new(), false));
+        let gap = read(&consoles, id, 5).await.unwrap_err();
+        assert_eq!(gap.kind(), ErrorKind::Conflict, "{gap}");
+        drop(vm);
+        assert!(read(&consoles, id, 4).await.unwrap().ended);
+        assert!(
+            read(&consoles, id, 4).await.unwrap().ended,
+            "also when asked again"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_full_frame_comes_in_few_large_reads_that_the_bus_can_carry() {
+        const FRAME_BYTES: usize = 1024 * 768 * 4;
+        let (consoles, id, mut vm) = open(2 * FRAME_BYTES);
+        vm.write_all(&vec![7; FRAME_BYTES]).await.unwrap();
+        let (mut count, mut number) = (0, 0);
+        while count < FRAME_BYTES {
+            number += 1;
+            let bytes = read(&consoles, id, number).await.unwrap().bytes.0;
+            assert!(bytes.len() <= CONSOLE_READ_MAX_BYTES);
+            count += bytes.len();
+        }
+        assert_eq!((count, number), (FRAME_BYTES, 6));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_ends_a_read_that_waits_and_lets_go_of_the_hypervisor_at_once() {
+        let (consoles, id, mut vm) = open(16);
+        let began = Instant::now();
+        let close = async {
+            tokio::task::yield_now().await;
+            consoles.close(id);
+        };
+        let (read_to_end, ()) = tokio::join!(read(&consoles, id, 1), close);
+        assert!(read_to_end.unwrap().ended);
+        assert_eq!(
+            vm.read(&mut [0]).await.unwrap(),
+            0,
+            "the hypervisor's side is open"
+        );
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let gone = read(&consoles, id, 2).await.unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_nobody_reads_is_closed_and_one_that_is_read_is_not() {
+        let (consoles, id, mut vm) = open(16);
+        for number in 1..=40 {
+            read(&consoles, id, number).await.unwrap();
+        }
+        consoles.sweep();
+        read(&consoles, id, 41).await.unwrap();
+        tokio::time::advance(IDLE_MAX).await;
+        consoles.sweep();
+        assert_eq!(vm.read(&mut [0]).await.unwrap(), 0);
     }
 }
