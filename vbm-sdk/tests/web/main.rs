@@ -10,6 +10,7 @@ mod guard;
 mod house;
 mod login;
 mod page;
+mod qemu;
 mod raw;
 mod site;
 mod watch;

@@ -17,7 +17,11 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 use tungstenite::{Message, client::IntoClientRequest, protocol::CloseFrame};
 use vbm_core::{Clock, Timestamp};
-use vbm_sdk::{client::Client, server::Server, source::SystemClock};
+use vbm_sdk::{
+    client::Client,
+    server::{Builder, Server},
+    source::SystemClock,
+};
 
 /// The real time, and what the test adds to it.
 #[derive(Debug, Default)]
@@ -43,8 +47,14 @@ pub(crate) struct Site {
 impl Site {
     pub(crate) async fn open() -> Self {
         let house = House::new();
+        let builder = house.builder();
+        Self::open_on(house, builder).await
+    }
+
+    /// With drivers and networks of the test's own.
+    pub(crate) async fn open_on(house: House, builder: Builder) -> Self {
         let clock = Arc::new(MovedClock::default());
-        let builder = house.builder().clock(clock.clone());
+        let builder = builder.clock(clock.clone());
         let server = builder.web("127.0.0.1:0".parse().unwrap()).start().await.unwrap();
         Self {
             client: server.client().unwrap(),
@@ -58,9 +68,13 @@ impl Site {
     /// The same, with an image `tiny` and a network `lan`.
     pub(crate) async fn furnished() -> Self {
         let site = Self::open().await;
-        import(&site.client, site.house.dir.path()).await;
-        lan(&site.client, "lan", "10.0.0.0/24").await;
+        site.furnish().await;
         site
+    }
+
+    pub(crate) async fn furnish(&self) {
+        import(&self.client, self.house.dir.path()).await;
+        lan(&self.client, "lan", "10.0.0.0/24").await;
     }
 
     pub(crate) fn later(&self, by: Duration) {
@@ -153,9 +167,18 @@ impl Socket {
 
     /// Reads bytes until they end with this.
     pub(crate) async fn hear(&mut self, end: &[u8]) -> Vec<u8> {
+        self.hear_until(|heard| heard.ends_with(end)).await
+    }
+
+    /// Reads so many bytes.
+    pub(crate) async fn hear_at_least(&mut self, count: usize) -> Vec<u8> {
+        self.hear_until(|heard| heard.len() >= count).await
+    }
+
+    async fn hear_until(&mut self, enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let mut heard = Vec::new();
         let hear = async {
-            while !heard.ends_with(end) {
+            while !enough(&heard) {
                 match self.socket.next().await {
                     Some(Ok(Message::Binary(bytes))) => heard.extend_from_slice(&bytes),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
