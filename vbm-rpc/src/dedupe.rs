@@ -156,7 +156,7 @@ impl<A> Dedupe<A> {
         }
     }
 
-    /// The request was not run and leaves no record: who was to get its answer.
+    /// The request leaves no record, as it was not run or its answer is not for keeping: who was to get its answer.
     pub(crate) fn abandon(&mut self, key: &Key) -> Vec<A> {
         match self.records.remove(key).map(|record| record.state) {
             Some(State::Running { waiters }) => waiters,

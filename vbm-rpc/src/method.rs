@@ -29,6 +29,9 @@ pub trait Method: 'static {
     /// Whether the receiver's [`EpochGate`](crate::EpochGate) must admit the caller's epoch. Set it to `false`
     /// for what only reads.
     const FENCED: bool = true;
+    /// Whether an answer is kept for duplicates of its request. Set it to `false` for answers that are large and many,
+    /// so that they do not displace others; its handler must then bear to run twice for one request.
+    const KEPT: bool = true;
     /// What goes.
     type Request: Serialize + DeserializeOwned + Send + 'static;
     /// What comes back.

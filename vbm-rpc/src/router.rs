@@ -120,6 +120,7 @@ pub struct Router {
 pub(crate) struct Entry {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) fenced: bool,
+    pub(crate) kept: bool,
 }
 
 impl Router {
@@ -146,6 +147,7 @@ impl Router {
             Entry {
                 handler: Arc::new(typed),
                 fenced: M::FENCED,
+                kept: M::KEPT,
             },
         );
         self

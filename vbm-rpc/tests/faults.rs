@@ -73,3 +73,39 @@ async fn every_call_ends_by_its_deadline_and_no_key_has_two_effects() {
         }
     }
 }
+
+struct Flood;
+impl Method for Flood {
+    const NAME: &'static str = "test.flood";
+    const KEPT: bool = false;
+    type Request = u64;
+    type Reply = String;
+}
+
+#[tokio::test]
+async fn answers_that_are_not_kept_displace_none_that_are() {
+    const BYTES: usize = 500_000;
+    let puts = Arc::new(Mutex::new(0));
+    let seen = puts.clone();
+    let router = Router::new()
+        .method::<Put, _, _>(move |_context: Context, n: u64| {
+            *seen.lock().unwrap() += 1;
+            async move { Ok(n) }
+        })
+        .method::<Flood, _, _>(|_context: Context, _n: u64| async move { Ok("x".repeat(BYTES)) });
+    let hub = MemoryBus::new();
+    let worker = Member::new("n1".parse().unwrap(), "b").service(Service::new("w").unwrap());
+    let worker = Bus::attach(hub.clone(), worker, router).await.unwrap();
+    let member = Member::new("c1".parse().unwrap(), "b");
+    let bus = Bus::attach(hub, member, Router::new()).await.unwrap();
+    let n1 = Route::node("n1".parse().unwrap());
+    let keyed = || CallOptions::default().idempotency_key("k");
+    bus.call::<Put>(&n1, &1, keyed()).await.unwrap();
+    for n in 0..=(vbm_rpc::limits::DEDUPE_MAX_BYTES / BYTES) as u64 {
+        bus.call::<Flood>(&n1, &n, CallOptions::default()).await.unwrap();
+    }
+    bus.call::<Put>(&n1, &1, keyed()).await.unwrap();
+    assert_eq!(*puts.lock().unwrap(), 1, "the key had its effect again");
+    bus.shutdown().await;
+    worker.shutdown().await;
+}

@@ -8,6 +8,7 @@
 //! Desired state travels whole and is idempotent: a lost or doubled message does no harm, the next one
 //! heals it. What an agent does not know it asks for by reporting itself with a new boot id.
 
+use crate::api::ConsoleKind;
 use serde::{Deserialize, Serialize};
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -32,6 +33,8 @@ pub const REPORT_EVERY: Duration = Duration::from_secs(5);
 pub const LOST_AFTER: Duration = Duration::from_secs(16);
 /// How long `console.read` waits for output before it answers with none.
 pub const CONSOLE_POLL: Duration = Duration::from_secs(2);
+/// The most that one `console.read` gives: a first full frame of a screen comes in few of them.
+pub const CONSOLE_READ_MAX_BYTES: usize = 512 * 1024;
 
 /// The version of these methods. A controller takes in agents of this one and of the one before.
 pub const PROTOCOL_VERSION: u32 = 2;
@@ -42,12 +45,13 @@ const fn first_protocol() -> u32 {
 }
 
 macro_rules! methods {
-    ($($(#[$doc:meta])* $method:ident = $name:literal: $request:ty => $reply:ty;)*) => {$(
+    ($($(#[$doc:meta])* $method:ident = $name:literal: $request:ty => $reply:ty $(, kept: $kept:literal)?;)*) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $method;
         impl Method for $method {
             const NAME: &'static str = $name;
+            $(const KEPT: bool = $kept;)?
             type Request = $request;
             type Reply = $reply;
         }
@@ -77,13 +81,13 @@ methods! {
     VmScreenshot = "vm.screenshot": VmId => Bytes;
     /// The newest part of the serial console's log.
     ConsoleLog = "console.log": ConsoleLogRequest => Bytes;
-    /// Opens the serial console.
-    ConsoleOpen = "console.open": VmId => ConsoleId;
-    /// Output since the last read; waits a little when there is none.
-    ConsoleRead = "console.read": ConsoleId => ConsoleOutput;
-    /// Types.
+    /// Opens a console: the serial line, or the screen.
+    ConsoleOpen = "console.open": ConsoleOpenRequest => ConsoleId;
+    /// Output since the last read; waits a little when there is none. Its number makes it safe to repeat.
+    ConsoleRead = "console.read": ConsoleReadRequest => ConsoleOutput, kept: false;
+    /// Types, points and clicks.
     ConsoleWrite = "console.write": ConsoleInput => ();
-    /// Closes the serial console.
+    /// Closes a console.
     ConsoleClose = "console.close": ConsoleId => ();
     /// An agent tells of itself; the answer says what it shall hold.
     NodeReport = "node.report": NodeReportRequest => NodeReportReply;
@@ -336,9 +340,29 @@ pub struct GoneVm {
     pub keep_volume: bool,
 }
 
-/// An open serial console.
+/// An open console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConsoleId(pub u64);
+
+/// Which console of which VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleOpenRequest {
+    /// Whose.
+    pub vm: VmId,
+    /// Which.
+    #[serde(default)]
+    pub kind: ConsoleKind,
+}
+
+/// Reads on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleReadRequest {
+    /// Where.
+    pub console: ConsoleId,
+    /// The number of this read: one more than that of the last answer that was received, beginning with 1. A read
+    /// that is repeated under its number gives the same bytes again.
+    pub number: u64,
+}
 
 /// How much of a console's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -176,3 +176,39 @@ fn without_qemu_the_daemon_serves_and_a_launch_says_what_to_install() {
     assert!(said.err.contains("qemu-system-x86"), "{}", said.err);
     assert_eq!(daemon.inventory(), before, "something half-made is left");
 }
+
+#[test]
+fn the_web_page_is_for_loopback_and_for_daemons_with_an_api() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, error) = refused(vbmd(dir.path()).args(["--web", "0.0.0.0:0"]));
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("TLS") && error.contains("ssh -L"), "{error}");
+    let agent = ["agent", "--redis", "redis://127.0.0.1:1", "--web", "127.0.0.1:0"];
+    let (code, error) = refused(vbmd(dir.path()).args(agent));
+    assert_eq!(code, 2, "{error}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, error) = refused(vbmd(dir.path()).args(["--web", &address]));
+    assert_eq!(code, 4, "{error}");
+    assert!(!dir.path().join("s").exists());
+}
+
+#[test]
+fn a_daemon_with_a_page_prints_a_login_link_and_gives_more_on_demand() {
+    let mut daemon = Daemon::without_start();
+    daemon.go_with(&["--driver", "sim", "--web", "localhost:0"], None);
+    let link = daemon.ok(&["web", "login"]);
+    let path = link.trim().split_once("/login?token=").unwrap();
+    assert!(path.0.starts_with("http://127.0.0.1:"), "{link}");
+    assert_eq!(path.1.len(), 43);
+    let json = daemon.json(&["web", "login"]);
+    assert!(
+        json["url"] != link.trim() && json["expires_at"].is_string(),
+        "{json}"
+    );
+    assert!(!daemon.log().contains("token="), "a secret was logged");
+    let plain = Daemon::start();
+    let said = plain.vbm(&["web", "login"]);
+    assert_eq!(said.code, 7, "{}", said.err);
+    assert!(said.err.contains("vbmd --web"), "{}", said.err);
+}

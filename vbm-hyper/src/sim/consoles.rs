@@ -49,10 +49,13 @@ impl Consoles for SimDriver {
     }
 
     async fn vnc(&self, id: VmId) -> Result<ByteStream> {
-        self.running(id, |_| {
+        self.running(id, |vm| {
             let (ours, theirs) = tokio::io::duplex(VNC_BUFFER_BYTES);
-            // Ends when the other end is read or dropped.
-            tokio::spawn(refuse_vnc(theirs));
+            let over = vm.screens.over.clone();
+            // Ends when the other end is read or dropped, and with the run.
+            vm.screens.sessions.spawn(async move {
+                over.run_until_cancelled(refuse_vnc(theirs)).await;
+            });
             Box::new(ours) as ByteStream
         })
     }

@@ -19,6 +19,7 @@ use tokio::{
     sync::{broadcast, mpsc},
     time::sleep,
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Accelerator, Clock, CrashCause, PauseReason, PowerEvent, PowerState, VmId};
 
 /// How long things take.
@@ -125,6 +126,15 @@ pub(super) struct SimVm {
     pub(super) said: BytesMut,
     pub(super) readers: Vec<SerialReader>,
     pub(super) input: Option<mpsc::Sender<Bytes>>,
+    pub(super) screens: Screens,
+}
+
+/// The open VNC sessions of one run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Screens {
+    pub(super) sessions: TaskTracker,
+    /// Cancelled when the run is over.
+    pub(super) over: CancellationToken,
 }
 
 impl Default for SimWorld {
@@ -209,6 +219,14 @@ impl SimWorld {
     /// Its guest shuts down by itself.
     pub fn guest_shuts_down(&self, id: VmId) {
         self.end(id, PowerEvent::ShutDown);
+    }
+
+    /// How many are connected to its serial line and to its screen.
+    pub fn viewers(&self, id: VmId) -> (usize, usize) {
+        self.vms().get(&id).map_or((0, 0), |vm| {
+            let readers = vm.readers.iter().filter(|reader| !reader.is_closed()).count();
+            (readers, vm.screens.sessions.len())
+        })
     }
 
     /// Its disk fails: it is halted.
@@ -298,6 +316,7 @@ impl SimWorld {
             said: BytesMut::new(),
             readers: Vec::new(),
             input: None,
+            screens: Screens::default(),
         };
         vms.insert(id, vm);
         drop(vms);
@@ -412,6 +431,7 @@ impl SimVm {
         self.seen = Seen::resting(self.seen.power);
         self.readers.clear();
         self.input = None;
+        self.screens.over.cancel();
     }
 
     /// Its serial line says something.

@@ -164,9 +164,9 @@ impl Server {
         self.tasks.spawn(async move {
             let until = server.ended.clone();
             let work = async {
-                let (answer, ran) = server.execute(&job).await;
+                let (answer, kept) = server.execute(&job).await;
                 drop(permit);
-                let askers = match ran {
+                let askers = match kept {
                     true => server.dedupe().finish(&job.key, answer.clone(), Instant::now()),
                     false => server.dedupe().abandon(&job.key),
                 };
@@ -179,7 +179,7 @@ impl Server {
         });
     }
 
-    /// The answer, and whether the handler ran.
+    /// The answer, and whether it is kept: the handler ran, and its answers are for keeping.
     async fn execute(&self, job: &Job) -> (Answer, bool) {
         let request = &job.request;
         if job.deadline <= Instant::now() {
@@ -209,7 +209,7 @@ impl Server {
             },
             Err(error) => refusal(request.codec, &error),
         };
-        (answer, true)
+        (answer, entry.kept)
     }
 
     async fn run(&self, entry: &Entry, job: &Job, token: CancellationToken) -> Result<Bytes, Error> {

@@ -172,6 +172,8 @@ impl Agent {
         self.inner.tasks.spawn(async move { this.report_vms().await });
         let this = self.clone();
         self.inner.tasks.spawn(async move { this.report_leases().await });
+        let this = self.clone();
+        self.inner.tasks.spawn(async move { this.sweep_consoles().await });
         Ok(())
     }
 

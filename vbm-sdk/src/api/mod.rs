@@ -22,9 +22,21 @@
 //! | `/v1/nodes`, `/v1/nodes/{node}` | GET |
 //! | `/v1/operations`, `/v1/operations/{operation}` | GET, `?wait_seconds=` |
 //! | `/v1/events` | GET: newline-delimited JSON, `?from=&follow=` |
+//! | `/v1/watch` | GET: Server-Sent Events, one [`RecordChange`] for each change of a record |
+//! | `/v1/vms/{vm}/console-tokens` | POST [`CreateConsoleToken`]: a one-time token |
+//! | `/v1/console` | GET `?token=`: WebSocket, binary messages both ways |
+//! | `/v1/session` | GET: who asks |
+//! | `/v1/web/links` | POST: a login link for a browser; on the unix socket only |
 //!
 //! A `{vm}` is a name, an id, or a prefix of an id that fits only one. Failures are problem JSON
 //! (RFC 9457) with the fields of [`vbm_core::Error`].
+
+mod web;
+
+pub use web::{
+    ConsoleKind, ConsoleQuery, ConsoleToken, CreateConsoleToken, LoginLink, RecordChange, RecordView,
+    SessionView, WatchMessage, WatchQuery, WatchReady, WatchReset, WatchedKind,
+};
 
 use crate::store::Revision;
 use serde::{Deserialize, Serialize};

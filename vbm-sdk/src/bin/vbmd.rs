@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand, ValueEnum};
 use std::{
     io::{IsTerminal, Write},
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
 };
@@ -31,6 +32,9 @@ struct Args {
     /// The unix socket of the API.
     #[arg(long, global = true, env = "VBM_SOCKET", default_value = vbm_sdk::client::DEFAULT_SOCKET)]
     socket: PathBuf,
+    /// Serves the web console to browsers on this machine, such as 127.0.0.1:8480; prints a link to log in with.
+    #[arg(long, global = true, env = "VBM_WEB", value_name = "ADDRESS:PORT", value_parser = web_address)]
+    web: Option<SocketAddr>,
     /// The bus, for `controller` and `agent`: redis://HOST:PORT or redis+unix:///PATH.
     #[arg(long, global = true, env = "VBM_REDIS")]
     redis: Option<String>,
@@ -163,6 +167,9 @@ async fn run(args: Args) -> Result<()> {
     if let Some(dir) = args.shared_storage {
         builder = builder.shared_storage(dir);
     }
+    if let Some(web) = args.web {
+        builder = builder.web(web);
+    }
     if let Some(redis) = args.redis {
         builder = builder.redis(redis);
     }
@@ -185,13 +192,32 @@ async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// One line on standard output, for whoever started the daemon and waits.
+/// An address and a port; `localhost` is 127.0.0.1.
+fn web_address(text: &str) -> std::result::Result<SocketAddr, String> {
+    let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    match local {
+        Some(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        None => text.parse().map_err(|_| {
+            "write an address and a port, such as 127.0.0.1:8480; port 0 is one that is free".into()
+        }),
+    }
+}
+
+/// One line on standard output, and one with a login link where browsers are served, for whoever started the daemon and waits.
 fn say_ready(server: &Server) -> Result<()> {
     let place = server
         .socket()
         .map_or_else(|| "none".to_owned(), |s| s.display().to_string());
+    let mute = |e: std::io::Error| Error::internal("standard output cannot be written", e.to_string());
     let mut out = std::io::stdout().lock();
     writeln!(out, "vbmd ready socket={place} instance={}", server.instance())
         .and_then(|()| out.flush())
-        .map_err(|e| Error::internal("standard output cannot be written", e.to_string()))
+        .map_err(mute)?;
+    if server.web().is_some() {
+        let link = server.login_link()?;
+        writeln!(out, "vbmd web {}", link.url)
+            .and_then(|()| out.flush())
+            .map_err(mute)?;
+    }
+    Ok(())
 }

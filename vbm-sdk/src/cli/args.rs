@@ -143,6 +143,9 @@ pub(super) enum Command {
     /// A cluster on this machine, to try and to develop: nodes are namespaces
     #[command(subcommand)]
     Dev(Dev),
+    /// The web console: log a browser in
+    #[command(subcommand)]
+    Web(Web),
     /// Show what happened, and with --follow what happens
     Events(Events),
     /// Show the versions of vbm and vbmd

@@ -57,6 +57,7 @@ mod snapshot;
 mod table;
 mod usage;
 mod volume;
+mod web;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
@@ -155,6 +156,7 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Image(verb) => image::run(&on, verb).await,
         Command::Node(verb) => node::run(&on, verb).await,
         Command::Operation(verb) => operation::run(&on, verb).await,
+        Command::Web(verb) => web::run(&on, verb).await,
         Command::Events(args) => events::run(&on, &args).await,
         Command::Version => node::version(&on).await,
         Command::Doctor(args) => return doctor::run(&on, &args).await,

@@ -52,7 +52,7 @@ pub use self::{
     endpoint::{BoxedIo, Connect, DEFAULT_SOCKET, Endpoint, Io},
     events::{EventStream, Events},
     images::{Images, UPLOAD_DEADLINE, Upload},
-    nouns::{Forwards, Groups, Networks, Nodes, Ports, Volumes},
+    nouns::{Forwards, Groups, Networks, Nodes, Ports, Volumes, Web},
     operations::{OPERATION_DEADLINE, Operations, Wait},
     snapshots::Snapshots,
     transport::ANSWER_MAX_BYTES,
@@ -197,6 +197,11 @@ impl Client {
     /// Operations: what takes time.
     pub fn operations(&self) -> Operations {
         Operations(self.clone())
+    }
+
+    /// The web console.
+    pub fn web(&self) -> Web {
+        Web(self.clone())
     }
 
     /// Events: what happened, and what happens.

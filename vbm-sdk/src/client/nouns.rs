@@ -6,7 +6,8 @@ use super::{
     path::ApiPath,
 };
 use crate::api::{
-    Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, NetworkView, PortView, SetRules,
+    Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, LoginLink, NetworkView, PortView,
+    SetRules,
 };
 use hyper::Method;
 use vbm_core::{Error, Group, Node, Volume};
@@ -165,3 +166,14 @@ impl Listing<ForwardView> {
 pub struct Nodes(pub(super) Client);
 
 readable!(Nodes, "nodes", "node", Node);
+
+/// The web console.
+#[derive(Clone, Debug)]
+pub struct Web(pub(super) Client);
+
+impl Web {
+    /// A link that logs a browser in, once and soon. Given on the unix socket and inside the process only.
+    pub fn login_link(&self) -> Call<LoginLink> {
+        Call::new(&self.0, Method::POST, Ok(ApiPath::of("web/links")), json)
+    }
+}

@@ -1,21 +1,26 @@
 //! Consoles and screens: asked of the node that runs the VM.
 
 use super::Controller;
+use crate::api::ConsoleKind;
 use crate::methods::{
-    Bytes, ConsoleClose, ConsoleId, ConsoleInput, ConsoleLog, ConsoleLogRequest, ConsoleOpen, ConsoleOutput,
-    ConsoleRead, ConsoleWrite, VmScreenshot,
+    Bytes, ConsoleClose, ConsoleId, ConsoleInput, ConsoleLog, ConsoleLogRequest, ConsoleOpen,
+    ConsoleOpenRequest, ConsoleOutput, ConsoleRead, ConsoleReadRequest, ConsoleWrite, VmScreenshot,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use vbm_core::{Name, NodePath, Result, Vm, VmId};
 
 /// The most of a console's log that is given at once, in bytes.
 pub const CONSOLE_LOG_MAX_BYTES: u32 = 512 * 1024;
 
-/// An open serial console.
+/// An open console.
 #[derive(Debug)]
 pub(crate) struct ConsoleSession {
     controller: Controller,
     node: NodePath,
     id: ConsoleId,
+    kind: ConsoleKind,
+    /// How many reads were answered.
+    answered: AtomicU64,
 }
 
 impl Controller {
@@ -58,23 +63,46 @@ impl Controller {
             .0)
     }
 
-    pub(crate) async fn open_console(&self, vm: &str) -> Result<ConsoleSession> {
+    /// The id of a VM that has a node, and so may have a console.
+    pub(crate) async fn console_of(&self, vm: &str) -> Result<VmId> {
+        Ok(self.vm_and_node(vm).await?.0)
+    }
+
+    pub(crate) async fn open_console(&self, vm: &str, kind: ConsoleKind) -> Result<ConsoleSession> {
         let (vm, node, name) = self.vm_and_node(vm).await?;
-        let opened = self.ask_node::<ConsoleOpen>(&node, &vm).await;
-        let id = opened.map_err(|e| e.context(format!("cannot open the console of {name}")))?;
+        let opened = self
+            .ask_node::<ConsoleOpen>(&node, &ConsoleOpenRequest { vm, kind })
+            .await;
+        let id = opened.map_err(|e| e.context(format!("cannot open the {kind} console of {name}")))?;
         Ok(ConsoleSession {
             controller: self.clone(),
             node,
             id,
+            kind,
+            answered: AtomicU64::new(0),
         })
     }
 }
 
 impl ConsoleSession {
+    pub(crate) fn kind(&self) -> ConsoleKind {
+        self.kind
+    }
+
+    /// What came since the last read. A read that failed or was dropped is asked again under its number and loses
+    /// nothing. Reads of one session follow each other.
     pub(crate) async fn read(&self) -> Result<ConsoleOutput> {
-        self.controller
-            .ask_node::<ConsoleRead>(&self.node, &self.id)
-            .await
+        let number = self.answered.load(Ordering::Relaxed) + 1;
+        let request = ConsoleReadRequest {
+            console: self.id,
+            number,
+        };
+        let output = self
+            .controller
+            .ask_node::<ConsoleRead>(&self.node, &request)
+            .await?;
+        self.answered.store(number, Ordering::Relaxed);
+        Ok(output)
     }
 
     pub(crate) async fn write(&self, bytes: Vec<u8>) -> Result<()> {

@@ -37,11 +37,13 @@ pub(crate) mod schedule;
 mod snapshots;
 mod views;
 mod vms;
+mod watch;
 
 pub use consoles::CONSOLE_LOG_MAX_BYTES;
 pub(crate) use consoles::ConsoleSession;
 pub use leadership::{LEASE, Rivals, STOP_AFTER};
 pub use reads::EventStream;
+pub(crate) use watch::Watched;
 
 use crate::api::Leader;
 use crate::fetch::Fetching;
@@ -248,6 +250,11 @@ impl Controller {
     /// Ends event streams and waits for operations, so that a server can let its requests end.
     pub fn end_streams(&self) {
         self.inner.closing.cancel();
+    }
+
+    /// Waits until long answers have to end.
+    pub(crate) async fn ends_streams(&self) {
+        self.inner.closing.cancelled().await;
     }
 
     /// Ends its tasks without waiting for them; a lease is given back, as far as the process lives on.

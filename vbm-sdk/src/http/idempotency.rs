@@ -49,11 +49,14 @@ pub(super) async fn layer(
     next: Next,
 ) -> Response {
     let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::DELETE);
-    // An upload is named by its content: it may be repeated as it is.
-    let upload = request.uri().path().ends_with("/blobs");
+    // An upload is named by its content, and a secret must not be written down: both may be repeated as they are.
+    let path = request.uri().path();
+    let plain = ["/blobs", "/console-tokens", "/web/links"]
+        .iter()
+        .any(|end| path.ends_with(end));
     match key_of(request.headers()) {
         Err(e) => Failed(e).into_response(),
-        Ok(Some(key)) if changes && !upload => once(&api, &under_way, key, request, next)
+        Ok(Some(key)) if changes && !plain => once(&api, &under_way, key, request, next)
             .await
             .unwrap_or_else(IntoResponse::into_response),
         Ok(_) => next.run(request).await,

@@ -3,18 +3,29 @@
 //! [`router`] gives an `axum::Router` that can be nested in another; [`document`] gives its OpenAPI
 //! document, which is committed and tested for freshness.
 
+mod access;
 mod console;
+mod doors;
 mod idempotency;
+mod once;
 mod problem;
 mod routes;
+mod secret;
+mod session;
 mod snapshots;
+pub(crate) mod tcp;
 pub(crate) mod unix;
+mod watch;
+pub(crate) mod web;
 
 use crate::controller::Controller;
 use axum::Router;
+use doors::Doors;
 use problem::Failed;
+use std::sync::Arc;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
+use vbm_core::Result;
 
 /// What handlers stand on.
 #[derive(Clone, Debug)]
@@ -23,6 +34,29 @@ pub struct ApiState {
     pub controller: Controller,
     /// The word for this daemon and its data.
     pub instance: String,
+    /// Who is let in, and with what.
+    doors: Arc<Doors>,
+}
+
+impl ApiState {
+    /// For handlers that nobody has come to yet: no session, no token.
+    pub fn new(controller: Controller, instance: impl Into<String>) -> Self {
+        Self {
+            controller,
+            instance: instance.into(),
+            doors: Arc::default(),
+        }
+    }
+
+    /// Browsers are served at this address from now on.
+    pub(crate) fn opened_at(&self, address: std::net::SocketAddr) -> Result<()> {
+        self.doors.opened_at(address)
+    }
+
+    /// A link for one login.
+    pub(crate) fn login_link(&self) -> Result<crate::api::LoginLink> {
+        self.doors.login_link(self.controller.now())
+    }
 }
 
 /// The largest request body but for uploads, in bytes.
@@ -58,7 +92,12 @@ pub fn router(state: ApiState) -> Router {
             (state.clone(), idempotency::UnderWay::default()),
             idempotency::layer,
         ))
-        .layer(tower_http::trace::TraceLayer::new_for_http())
+        // Without the query: one-time tokens stand in it.
+        .layer(tower_http::trace::TraceLayer::new_for_http().make_span_with(
+            |request: &axum::extract::Request| {
+                tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
+            },
+        ))
         .with_state(state)
 }
 

@@ -37,20 +37,24 @@ pub(super) const fn status(kind: ErrorKind) -> StatusCode {
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let status = status(self.0.kind());
-        if status.is_server_error() {
-            tracing::warn!(kind = %self.0.kind(), error = %self.0.inline(), "a request failed");
-        }
-        let problem = Problem {
-            type_: format!("urn:vbm:problem:{}", self.0.kind()),
-            title: self.0.what().to_owned(),
-            status: status.as_u16(),
-            detail: self.0.why().to_owned(),
-            error: self.0,
-        };
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        with_status(status(self.0.kind()), self.0)
     }
+}
+
+/// A failure under a status of its own.
+pub(super) fn with_status(status: StatusCode, error: Error) -> Response {
+    if status.is_server_error() {
+        tracing::warn!(kind = %error.kind(), error = %error.inline(), "a request failed");
+    }
+    let problem = Problem {
+        type_: format!("urn:vbm:problem:{}", error.kind()),
+        title: error.what().to_owned(),
+        status: status.as_u16(),
+        detail: error.why().to_owned(),
+        error,
+    };
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
 }
 
 /// A JSON body; what is wrong with it is told as a problem.

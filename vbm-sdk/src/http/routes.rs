@@ -1,9 +1,9 @@
 //! The endpoints, each a line of glue.
 
 use super::{
-    ApiState, BODY_MAX_BYTES, console,
+    ApiState, BODY_MAX_BYTES, access, console,
     problem::{Failed, Json, Query},
-    snapshots,
+    snapshots, watch,
 };
 use crate::api::{
     API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
@@ -65,6 +65,11 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(list_operations))
         .routes(routes!(get_operation))
         .routes(routes!(events))
+        .routes(routes!(watch::watch))
+        .routes(routes!(access::session))
+        .routes(routes!(access::create_login_link))
+        .routes(routes!(access::create_console_token))
+        .routes(routes!(console::console_by_token))
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES));
     let uploads = OpenApiRouter::new()
         .routes(routes!(upload))

@@ -27,7 +27,7 @@ const SOCKET_PATH_MAX_BYTES: usize = 107;
 /// The longest that a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// After the kernel refused a connection (no file descriptors left).
-const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 /// How long requests that are under way may take when the daemon ends.
 pub(crate) const DRAIN: Duration = Duration::from_secs(5);
 

@@ -5,12 +5,16 @@ use crate::{
     agent::{Agent, AgentConfig},
     api::API_VERSION,
     controller::{Controller, ControllerConfig, Rivals},
-    http::{ApiState, router},
+    http::{ApiState, router, tcp::must_be_loopback},
     methods::{AGENT_SERVICE, CONTROLLER_SERVICE},
     source::{RandomIds, SystemClock},
     store::Store,
 };
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Clock, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
 use vbm_hyper::{Driver, ImageStore};
@@ -65,6 +69,7 @@ pub struct Builder {
     pub(super) data_dir: PathBuf,
     pub(super) run_dir: Option<PathBuf>,
     socket: Option<PathBuf>,
+    web: Option<SocketAddr>,
     role: Role,
     pub(super) redis: Option<String>,
     own_transport: Option<Arc<dyn Transport>>,
@@ -96,6 +101,7 @@ impl Builder {
             data_dir,
             run_dir: None,
             socket: None,
+            web: None,
             role: Role::All,
             redis: None,
             own_transport: None,
@@ -118,6 +124,13 @@ impl Builder {
     /// Serves the API on this unix socket too. Without it, only clients inside the process reach it.
     pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.socket = Some(path.into());
+        self
+    }
+
+    /// Serves the API and the page of the web console to browsers that log in ([`Server::login_link`]), over TCP at this
+    /// loopback address. Port 0 is one that is free ([`Server::web`]). Off when not said.
+    pub const fn web(mut self, address: SocketAddr) -> Self {
+        self.web = Some(address);
         self
     }
 
@@ -231,6 +244,7 @@ impl Builder {
     /// # Errors
     /// The data is in use or cannot be read, the socket or Redis cannot be used, or the host lacks something.
     pub async fn start(self) -> Result<Server> {
+        self.check_web()?;
         let (instance, record) = Instance::claim(
             &self.data_dir,
             self.run_dir.clone(),
@@ -243,7 +257,9 @@ impl Builder {
             agent: None,
             buses: Vec::new(),
             router: None,
+            api: None,
             socket: None,
+            web: None,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -294,10 +310,9 @@ impl Builder {
             )
             .await?;
             server.buses.push(bus);
-            server.router = Some(router(ApiState {
-                controller,
-                instance: record.tag.clone(),
-            }));
+            let api = ApiState::new(controller, &record.tag);
+            server.router = Some(router(api.clone()));
+            server.api = Some(api);
         }
         if self.role != Role::Controller {
             let storage = parts::storage(self.shared_storage.as_deref(), record, images).await?;
@@ -334,6 +349,9 @@ impl Builder {
         if let (Some(socket), true) = (&self.socket, server.router.is_some()) {
             server.serve(socket).await?;
         }
+        if let Some(address) = self.web {
+            server.serve_web(address).await?;
+        }
         tracing::info!(instance = %record.tag, role = ?self.role, api = API_VERSION, "serving");
         Ok(())
     }
@@ -368,6 +386,19 @@ impl Builder {
             ));
         }
         Ok(name.clone())
+    }
+
+    fn check_web(&self) -> Result<()> {
+        match self.web {
+            Some(address) if self.role == Role::Agent => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("cannot serve the web page on {address}"),
+                "an agent alone has no API, and so no page",
+                "give --web to the controller",
+            )),
+            Some(address) => must_be_loopback(address),
+            None => Ok(()),
+        }
     }
 
     async fn transport(&self) -> Result<Arc<dyn Transport>> {

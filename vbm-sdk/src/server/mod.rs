@@ -28,6 +28,7 @@ use crate::{agent::Agent, client::Client, controller::Controller, http, store::S
 use axum::Router;
 use std::{
     fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -44,7 +45,9 @@ pub struct Server {
     agent: Option<Agent>,
     buses: Vec<Bus>,
     router: Option<Router>,
+    api: Option<http::ApiState>,
     socket: Option<PathBuf>,
+    web: Option<SocketAddr>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -54,6 +57,7 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("instance", &self.instance.tag())
             .field("socket", &self.socket)
+            .field("web", &self.web)
             .finish_non_exhaustive()
     }
 }
@@ -87,19 +91,29 @@ impl Server {
     /// # Errors
     /// The server is an agent only: it has no API.
     pub fn router(&self) -> Result<Router> {
-        self.router.clone().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unsupported,
-                "this server has no API",
-                "it is an agent only",
-                "ask a controller",
-            )
-        })
+        self.router.clone().ok_or_else(no_api)
     }
 
     /// The socket that the API is served on, where it is.
     pub fn socket(&self) -> Option<&Path> {
         self.socket.as_deref()
+    }
+
+    /// Where browsers are served, where they are; with the port that the kernel chose when 0 was asked for.
+    pub fn web(&self) -> Option<SocketAddr> {
+        self.web
+    }
+
+    /// A new link that logs a browser in, once and soon.
+    ///
+    /// # Errors
+    /// Browsers are not served.
+    pub fn login_link(&self) -> Result<crate::api::LoginLink> {
+        self.api()?.login_link()
+    }
+
+    fn api(&self) -> Result<&http::ApiState> {
+        self.api.as_ref().ok_or_else(no_api)
     }
 
     /// The word for this server and its data, in the tags of what it makes on the host.
@@ -140,4 +154,23 @@ impl Server {
         self.socket = Some(path.to_owned());
         Ok(())
     }
+
+    async fn serve_web(&mut self, address: SocketAddr) -> Result<()> {
+        let api = self.api()?.clone();
+        let port = http::tcp::Port::bind(address).await?;
+        api.opened_at(port.address())?;
+        self.web = Some(port.address());
+        self.tasks
+            .spawn(port.serve(http::web::router(api), self.stop.clone()));
+        Ok(())
+    }
+}
+
+fn no_api() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "this server has no API",
+        "it is an agent only",
+        "ask a controller",
+    )
 }

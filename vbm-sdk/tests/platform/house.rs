@@ -7,7 +7,7 @@ use vbm_net::SimNetwork;
 use vbm_sdk::{
     api::{Accepted, CreateGroup, CreateImage, CreateNetwork, LaunchRequest, NicRequest, VmView},
     client::Client,
-    server::Server,
+    server::{Builder, Server},
     source::SystemClock,
     store::{MemoryStore, Store},
 };
@@ -57,6 +57,11 @@ impl House {
 
     /// A daemon of this host. Networks are simulated anew when the daemon before has shut them down.
     pub(crate) async fn serve(&self) -> Server {
+        self.builder().start().await.unwrap()
+    }
+
+    /// A daemon of this host in the making.
+    pub(crate) fn builder(&self) -> Builder {
         let driver = SimDriver::open(self.world.clone()).unwrap();
         Server::builder(self.dir.path().join("data"))
             .run_dir(self.dir.path().join("run"))
@@ -64,9 +69,6 @@ impl House {
             .with_store(Arc::new(self.store.clone()) as Arc<dyn Store>)
             .with_drivers(vec![Arc::new(driver)])
             .with_networks(Arc::new(self.networks.clone()))
-            .start()
-            .await
-            .unwrap()
     }
 
     /// A daemon with an image `tiny` and a network `lan`.

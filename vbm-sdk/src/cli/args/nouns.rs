@@ -431,3 +431,9 @@ pub(in crate::cli) struct DevMember {
     #[command(flatten)]
     pub(in crate::cli) place: DevPlace,
 }
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Web {
+    /// Print a link that logs a browser on this machine in, once, within ten minutes
+    Login,
+}
