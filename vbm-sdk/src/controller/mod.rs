@@ -54,7 +54,7 @@ use std::{
     fmt,
     sync::{Arc, OnceLock, PoisonError},
 };
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, watch::Sender};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{
     Clock, Epoch, Error, ErrorKind, Event, EventId, EventKind, Generation, IdSource, ObjectRef, Operation,
@@ -126,7 +126,7 @@ struct Inner {
     rivals: Rivals,
     /// The first leadership of one without rivals, until it is started.
     alone: std::sync::Mutex<Option<Mandate>>,
-    presiding: watch::Sender<Presiding>,
+    presiding: Sender<Presiding>,
     bus: OnceLock<Bus>,
     /// Launches pick addresses one after the other; the store's uniqueness stands behind it.
     picking: Mutex<()>,
@@ -166,7 +166,7 @@ impl Controller {
                 ids: config.ids,
                 rivals: config.rivals,
                 alone: std::sync::Mutex::default(),
-                presiding: watch::Sender::default(),
+                presiding: Sender::default(),
                 bus: OnceLock::new(),
                 picking: Mutex::new(()),
                 closing: CancellationToken::new(),
