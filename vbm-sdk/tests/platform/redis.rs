@@ -108,7 +108,7 @@ async fn console(brain: &Server, kind: &str) -> WebSocketStream<tokio::net::TcpS
 
 #[tokio::test]
 async fn consoles_of_a_browser_reach_the_node_over_redis_and_close_with_it() {
-    let Some(redis) = Redis::start().await else { return };
+    let Some(redis) = Redis::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let world = SimWorld::instant();
     let brain = controller(&redis, dir.path()).await;
