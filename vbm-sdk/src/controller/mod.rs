@@ -37,13 +37,13 @@ pub(crate) mod schedule;
 mod snapshots;
 mod views;
 mod vms;
-mod watch;
+mod watching;
 
 pub use consoles::CONSOLE_LOG_MAX_BYTES;
 pub(crate) use consoles::ConsoleSession;
 pub use leadership::{LEASE, Rivals, STOP_AFTER};
 pub use reads::EventStream;
-pub(crate) use watch::Watched;
+pub(crate) use watching::Watched;
 
 use crate::api::Leader;
 use crate::fetch::Fetching;
