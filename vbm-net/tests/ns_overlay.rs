@@ -43,6 +43,7 @@ async fn vms_on_two_hosts_reach_each_other_by_what_their_groups_allow() {
         b.ns.pings(OUTSIDE) && a.ns.pings(OUTSIDE),
         "each leaves through its own host"
     );
+    site.settled(&tap).await;
     let wire = tap.wrapped(span.vni);
     assert!(wire.iter().any(|w| w.frame[6..12] == span.end(0).0.octets()));
     assert!(
@@ -89,6 +90,7 @@ async fn the_mtu_is_what_fits_between_the_hosts_and_guests_are_told() {
     let page = "0123456789abcdef".repeat(40_000);
     b.serve(&page).await;
     assert_eq!(a.ns.get((span.address(1), WEB)), Some(page));
+    site.settled(&tap).await;
     assert!(!tap.heard_a_fragment());
     // The underlay shrinks: the next ensure follows it.
     site.labs[0].host.ip("link set und0 mtu 1300");
@@ -113,6 +115,7 @@ async fn the_largest_packet_passes_whole_and_one_byte_more_does_not() {
         a.send(&marked(span.end(0), span.end(1), &filler(packet_bytes)));
     }
     assert_eq!(b.next_mark().len(), filler(1_450).len());
+    site.settled(&tap).await;
     let wire = tap.wrapped(span.vni);
     assert!(wire.iter().all(|w| w.outer_bytes == 1_500) && !wire.is_empty());
     assert!(!tap.heard_a_fragment());
@@ -132,6 +135,7 @@ async fn dhcp_is_answered_by_the_guests_own_host_and_by_no_other() {
     let alone = b.udhcpc("-n -q").replace("-t 10", "-t 2");
     assert!(!b.ns.try_sh(&alone).status.success(), "its own host is silent");
     assert!(a.ns.pings(span.base.spec.gateway), "the gateway is on each host");
+    site.settled(&tap).await;
     let crossed: Vec<_> = tap.wrapped(span.vni);
     assert!(crossed.iter().all(|w| !w.is_dhcp()), "{crossed:?}");
 }

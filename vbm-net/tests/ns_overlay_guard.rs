@@ -82,12 +82,10 @@ async fn only_what_is_for_a_known_port_of_another_host_leaves() {
     a.send(&ethernet(me.0, far.0, 0x8100, &[0, 5, 8, 0]));
     a.send(&marked(me, far, "honest"));
     assert_eq!(b.next_mark(), "honest");
-    eventually("the honest frame on the wire", || {
-        !tap.wrapped(span.vni).is_empty()
-    })
-    .await;
+    site.settled(&tap).await;
     let marks: Vec<_> = tap.wrapped(span.vni).iter().map(|w| mark(&w.frame)).collect();
-    assert!(marks.iter().all(|m| m.as_deref() == Some("honest")), "{marks:?}");
+    let honest = |m: &Option<String>| m.as_deref() == Some("honest");
+    assert!(!marks.is_empty() && marks.iter().all(honest), "{marks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

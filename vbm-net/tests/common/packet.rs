@@ -51,6 +51,8 @@ pub(crate) fn open_raw(link: Option<&str>) -> OwnedFd {
     // SAFETY: the pointer is to a live sockaddr_ll of just this length, and the descriptor is open.
     let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    // Nothing is lost while the test's threads wait for a processor.
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20)).unwrap();
     socket.into()
 }
 

@@ -89,6 +89,21 @@ impl Site {
         self.labs[host].raw(&here, local).await
     }
 
+    /// Waits until all is heard that was sent so far: frames are heard in the order in which they pass.
+    pub(crate) async fn settled(&self, tap: &Tap) {
+        let word = fresh("settled-");
+        let said = word.clone();
+        self.labs[0].host.run(move || {
+            let socket = std::net::UdpSocket::bind((at(0), 0)).unwrap();
+            // Nobody needs to be there: a datagram to the host itself would not pass.
+            socket.set_broadcast(true).unwrap();
+            let all = Ipv4Addr::new(198, 18, 0, 255);
+            socket.send_to(said.as_bytes(), (all, 9)).unwrap();
+        });
+        let heard = |f: &Vec<u8>| f.windows(word.len()).any(|w| w == word.as_bytes());
+        super::eventually("the end of what was sent", || tap.frames().iter().any(heard)).await;
+    }
+
     pub(crate) fn listen(&self) -> Tap {
         Tap::on(&self.underlay)
     }
