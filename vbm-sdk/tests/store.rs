@@ -4,6 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
 #![expect(clippy::print_stdout, reason = "a test that is left out says so")]
 
+#[path = "common/redis.rs"]
+mod redis_server;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::{
@@ -15,7 +18,7 @@ use std::{
     sync::Arc,
 };
 use vbm_sdk::store::{
-    Compare, LOG_MAX_BYTES, MemoryStore, RedbStore, Revision, Store, StoreError, Txn, TxnOutcome,
+    Compare, LOG_MAX_BYTES, MemoryStore, RedbStore, RedisStore, Revision, Store, StoreError, Txn, TxnOutcome,
     VALUE_MAX_BYTES, Write,
 };
 
@@ -72,6 +75,7 @@ fn names(directory: &Path) -> Vec<String> {
 mod model {
     //! Random transactions, against a map that does the same.
     use super::*;
+    use crate::redis_server::Redis;
     use futures::StreamExt as _;
 
     /// One step; keys are numbers of a small set, so that they meet.
@@ -182,14 +186,25 @@ mod model {
         }
     }
 
-    async fn run(path: Option<&Path>, steps: &[Step]) {
-        let open = || -> Arc<dyn Store> {
-            match path {
-                None => Arc::new(MemoryStore::new()),
-                Some(path) => Arc::new(RedbStore::open(path).unwrap()),
+    /// Where a store is.
+    enum Place<'a> {
+        Memory,
+        File(&'a Path),
+        Redis(&'a str, vbm_core::Name),
+    }
+
+    impl Place<'_> {
+        async fn open(&self) -> Arc<dyn Store> {
+            match self {
+                Self::Memory => Arc::new(MemoryStore::new()),
+                Self::File(path) => Arc::new(RedbStore::open(path).unwrap()),
+                Self::Redis(url, namespace) => Arc::new(RedisStore::open_in(url, namespace).await.unwrap()),
             }
-        };
-        let (mut store, mut model) = (open(), Model::default());
+        }
+    }
+
+    async fn run(place: Place<'_>, steps: &[Step]) {
+        let (mut store, mut model) = (place.open().await, Model::default());
         for step in steps {
             match step {
                 Step::Txn { compare, write } => {
@@ -222,9 +237,9 @@ mod model {
                         (wanted.len() > *limit, model.revision)
                     );
                 }
-                Step::Reopen if path.is_some() => {
+                Step::Reopen if !matches!(place, Place::Memory) => {
                     store.close().await;
-                    store = open();
+                    store = place.open().await;
                 }
                 Step::Reopen => {}
             }
@@ -252,7 +267,7 @@ mod model {
         #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
         #[test]
         fn memory_does_what_the_model_does(steps in prop::collection::vec(step(), 1..60)) {
-            runtime().block_on(run(None, &steps));
+            runtime().block_on(run(Place::Memory, &steps));
         }
     }
 
@@ -260,9 +275,32 @@ mod model {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
         #[test]
         fn redb_does_what_the_model_does(steps in prop::collection::vec(step(), 1..60)) {
-            let (_directory, path) = place();
-            runtime().block_on(run(Some(&path), &steps));
+            let (_directory, path) = super::place();
+            runtime().block_on(run(Place::File(&path), &steps));
         }
+    }
+
+    /// Cases of the model on Redis; each has a namespace of its own.
+    const REDIS_CASES: u32 = 32;
+
+    #[test]
+    fn redis_does_what_the_model_does() {
+        let Some(redis) = Redis::start() else { return };
+        let (url, case) = (redis.url(), std::cell::Cell::new(0));
+        let config = ProptestConfig {
+            cases: REDIS_CASES,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        };
+        let mut runner = proptest::test_runner::TestRunner::new(config);
+        let steps = prop::collection::vec(step(), 1..60);
+        let outcome = runner.run(&steps, |steps| {
+            case.set(case.get() + 1);
+            let namespace = format!("case-{}", case.get()).parse().unwrap();
+            runtime().block_on(run(Place::Redis(&url, namespace), &steps));
+            Ok(())
+        });
+        outcome.unwrap();
     }
 }
 

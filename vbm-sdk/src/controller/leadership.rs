@@ -20,14 +20,14 @@
 //! The decisions are functions ([`Patience::unchanged`], [`may_take_over`], [`judge_renewal`]); the task around them only reads,
 //! writes and waits.
 
-use super::{Controller, Mandate};
+use super::{Controller, Mandate, plan::World};
 use crate::records::EVENT_PREFIX;
 use crate::store::{Compare, Entry, Revision, Store, StoreError, Txn, TxnOutcome, Write};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use vbm_core::{Epoch, Error, ErrorKind, EventKind, Kind, ObjectRef, Result};
+use vbm_core::{Epoch, Error, ErrorKind, EventKind, Kind, Node, ObjectRef, Result};
 
 /// How long a lease holds after its last renewal was seen.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -43,6 +43,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// The longest that giving the lease back may take.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The highest epoch that is believed.
+const EPOCH_MAX: Epoch = Epoch(1 << 53);
 
 /// Where the newest epoch stands.
 pub(super) const EPOCH_KEY: &str = "controller/epoch";
@@ -178,6 +181,11 @@ fn may_take_over(id: &str, seat: &Seat, unchanged: Duration) -> bool {
         .is_none_or(|lease| lease.id == id || unchanged >= LEASE)
 }
 
+/// The highest epoch that anybody knows. One that no count of take-overs reaches is somebody's mistake and plays no part.
+fn highest(own: Epoch, others: impl Iterator<Item = Epoch>) -> Epoch {
+    others.filter(|e| *e <= EPOCH_MAX).fold(own, Epoch::max)
+}
+
 /// What a renewal came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Renewal {
@@ -213,6 +221,8 @@ enum Ended {
     Lost,
     /// It could not renew in time.
     Late,
+    /// A node knows a higher epoch.
+    Outrun,
 }
 
 /// A leadership, and where its lease stands.
@@ -225,10 +235,10 @@ struct Held {
 
 impl Controller {
     /// Takes the next epoch, without a lease: nobody else is on the store.
-    pub(super) async fn lead_alone(&self) -> Result<()> {
+    pub(super) async fn lead_alone(&self) -> Result<Mandate> {
         loop {
             let seat = Seat::read(self.store()).await?;
-            let epoch = seat.epoch().next();
+            let epoch = self.next_epoch(&seat).await?;
             let txn = Txn {
                 compare: seat.unchanged(),
                 write: vec![
@@ -238,16 +248,15 @@ impl Controller {
                 ],
             };
             if let TxnOutcome::Done(revision) = self.store().txn(txn).await? {
-                self.inner.alone.get_or_init(|| (epoch, revision));
                 self.preside(true, Some(self.inner.name.clone()), epoch);
-                return Ok(());
+                return Ok(Mandate::new(epoch, revision, &self.inner.stop));
             }
         }
     }
 
     /// Who leads now, so that this controller can speak in its name.
     pub(super) async fn look_who_leads(&self) -> Result<()> {
-        if self.inner.alone.get().is_some() {
+        if self.inner.rivals == Rivals::None {
             return Ok(());
         }
         let seat = Seat::read(self.store()).await?;
@@ -265,16 +274,59 @@ impl Controller {
         });
     }
 
-    /// Follows and leads by turns, until shutdown.
-    pub(super) async fn take_part(&self) {
-        if let Some((epoch, fence)) = self.inner.alone.get() {
-            let mandate = Mandate::new(*epoch, *fence, &self.inner.stop);
+    /// The epoch after every one that the store or a node knows. A node may know a higher one than the store: the
+    /// store is an older copy then, or lost writes.
+    async fn next_epoch(&self, seat: &Seat) -> Result<Epoch> {
+        let nodes = self.records().all::<Node>().await?;
+        let obeyed = nodes.iter().map(|n| n.value.status.epoch);
+        Ok(highest(seat.epoch(), obeyed).next())
+    }
+
+    /// Ends this leadership when a node has obeyed a higher epoch and would refuse everything: the next one, of
+    /// whoever is first, is higher still.
+    pub(super) fn end_if_outrun(&self, world: &World) -> Result<()> {
+        let Some(mandate) = &self.mandate else {
+            return Ok(());
+        };
+        let known = highest(mandate.epoch, world.nodes.values().map(|n| n.status.epoch));
+        if known == mandate.epoch {
+            return Ok(());
+        }
+        mandate.stop.cancel();
+        Err(Error::new(
+            ErrorKind::Stale,
+            format!(
+                "a node has obeyed epoch {known}, and this is epoch {}",
+                mandate.epoch
+            ),
+            "the store was replaced by an older copy, or lost writes",
+            "nothing needs to be done: a higher epoch is taken",
+        ))
+    }
+
+    /// Follows and leads by turns, until shutdown. `alone` is the first leadership of one without rivals.
+    pub(super) async fn take_part(&self, alone: Option<Mandate>) {
+        let mut alone = alone;
+        while let Some(mandate) = alone {
             self.acting(&mandate).oversee().await;
-            return;
+            alone = self.inner.stop.run_until_cancelled(self.lead_alone_again()).await;
+            if alone.is_none() {
+                return;
+            }
         }
         // Cancel safe: a take-over that was done and not heard of leaves a lease that bears this id.
         while let Some(held) = self.inner.stop.run_until_cancelled(self.follow()).await {
             self.lead(held).await;
+        }
+    }
+
+    async fn lead_alone_again(&self) -> Mandate {
+        loop {
+            match self.lead_alone().await {
+                Ok(mandate) => return mandate,
+                Err(e) => tracing::warn!(error = %e.inline(), "the next epoch cannot be taken just now"),
+            }
+            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -307,7 +359,7 @@ impl Controller {
 
     /// Takes over from who is on the seat, unless somebody else is faster.
     async fn take_over(&self, seat: &Seat) -> Result<Option<Held>> {
-        let (begun, epoch) = (Instant::now(), seat.epoch().next());
+        let (begun, epoch) = (Instant::now(), self.next_epoch(seat).await?);
         let before = seat
             .leader()
             .map_or_else(String::new, |l| format!(", after {}", l.name));
@@ -390,6 +442,7 @@ impl Controller {
                 biased;
                 () = self.inner.stop.cancelled() => return Ended::Asked,
                 () = sleep_until(late) => return Ended::Late,
+                () = held.mandate.stop.cancelled() => return Ended::Outrun,
                 renewal = renewal => renewal,
             };
             match renewal {

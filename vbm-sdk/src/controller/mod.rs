@@ -49,7 +49,7 @@ use crate::store::{Revision, Store};
 use leadership::Presiding;
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError},
 };
 use tokio::sync::{Mutex, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -120,8 +120,9 @@ struct Inner {
     id: String,
     /// Names this run.
     boot_id: String,
-    /// The epoch and its revision, when nobody else is on the store.
-    alone: OnceLock<(Epoch, Revision)>,
+    rivals: Rivals,
+    /// The first leadership of one without rivals, until it is started.
+    alone: std::sync::Mutex<Option<Mandate>>,
     presiding: watch::Sender<Presiding>,
     bus: OnceLock<Bus>,
     /// Launches pick addresses one after the other; the store's uniqueness stands behind it.
@@ -160,7 +161,8 @@ impl Controller {
                 id: config.id,
                 boot_id: config.ids.next().to_string(),
                 ids: config.ids,
-                alone: OnceLock::new(),
+                rivals: config.rivals,
+                alone: std::sync::Mutex::default(),
                 presiding: watch::Sender::default(),
                 bus: OnceLock::new(),
                 picking: Mutex::new(()),
@@ -170,7 +172,10 @@ impl Controller {
             }),
         };
         match config.rivals {
-            Rivals::None => this.lead_alone().await?,
+            Rivals::None => {
+                let mandate = this.lead_alone().await?;
+                *this.alone() = Some(mandate);
+            }
             Rivals::Possible => this.look_who_leads().await?,
         }
         Ok(this)
@@ -212,6 +217,10 @@ impl Controller {
         self.inner.presiding.borrow().mine
     }
 
+    fn alone(&self) -> std::sync::MutexGuard<'_, Option<Mandate>> {
+        self.inner.alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What ends what acts here.
     fn stop(&self) -> &CancellationToken {
         self.mandate.as_ref().map_or(&self.inner.stop, |m| &m.stop)
@@ -226,9 +235,9 @@ impl Controller {
             .bus
             .set(bus)
             .map_err(|_| Error::internal("the controller was started twice", "start is for once"))?;
-        let this = self.clone();
-        self.inner.tasks.spawn(async move { this.take_part().await });
-        if self.inner.alone.get().is_none() {
+        let (this, alone) = (self.clone(), self.alone().take());
+        self.inner.tasks.spawn(async move { this.take_part(alone).await });
+        if self.inner.rivals == Rivals::Possible {
             let this = self.clone();
             self.inner.tasks.spawn(async move { this.keep_copies().await });
         }

@@ -61,6 +61,7 @@ impl Controller {
 
     async fn look(&self, keepers: &mut Keepers, movers: &mut Movers, heard: &mut Heard) -> Result<Revision> {
         let mut world = World::load(self.records()).await?;
+        self.end_if_outrun(&world)?;
         self.mark_lost(&mut world, heard).await?;
         self.place_all(&mut world).await?;
         self.forget_gone(&mut world, keepers).await?;
