@@ -334,6 +334,71 @@ async fn an_epoch_that_a_node_has_obeyed_is_exceeded_although_the_store_has_forg
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_standby_that_has_not_heard_of_the_newest_leadership_reads_it_and_speaks_again() {
+    use crate::methods::VmReset;
+    let (store, bus) = (MemoryStore::new(), MemoryBus::new());
+    let a = one(&store, &bus, "a").await;
+    a.until_it_leads().await;
+    let b = one(&store, &bus, "b").await;
+    let router = Router::new()
+        .with_epoch_gate(Arc::new(vbm_rpc::MemoryEpochGate::new(Epoch(1))))
+        .method::<VmReset, _, _>(|_, _| async { Ok(()) });
+    let path: vbm_core::NodePath = "lab/n1".parse().unwrap();
+    let node = Bus::attach(bus.clone(), Member::new(path.clone(), "boot"), router)
+        .await
+        .unwrap();
+    let vm = vbm_core::VmId::from_uuid(uuid::Uuid::from_u128(1));
+    b.controller.preside(false, None, Epoch(0));
+    b.controller.ask_node::<VmReset>(&path, &vm).await.unwrap();
+    assert_eq!(b.controller.epoch(), Epoch(1));
+    // Who acts as a leader of the past is refused, and does not speak in the name of another.
+    let past = Mandate::new(Epoch(0), Revision(0), &b.controller.inner.stop);
+    let refused = b.controller.acting(&past).ask_node::<VmReset>(&path, &vm).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Stale);
+    node.shutdown().await;
+    a.end().await;
+    b.end().await;
+}
+
+/// A node that has obeyed this epoch reports itself.
+async fn a_node_knows(store: &MemoryStore, epoch: Epoch) {
+    let node = Node {
+        path: "lab/n1".parse().unwrap(),
+        spec: vbm_core::NodeSpec::default(),
+        status: vbm_core::NodeStatus {
+            epoch,
+            ..vbm_core::NodeStatus::default()
+        },
+    };
+    let write = Write::Put("node/lab/n1".into(), serde_json::to_vec(&node).unwrap().into());
+    let txn = Txn {
+        compare: vec![],
+        write: vec![write],
+    };
+    assert!(matches!(store.txn(txn).await.unwrap(), TxnOutcome::Done(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_epoch_that_a_node_has_obeyed_is_exceeded_although_the_store_has_forgotten_it() {
+    for rivals in [Rivals::None, Rivals::Possible] {
+        let (store, bus) = (MemoryStore::new(), MemoryBus::new());
+        let a = one_with(&store, &bus, "a", rivals).await;
+        a.until_it_leads().await;
+        assert_eq!(a.controller.epoch(), Epoch(1));
+        a_node_knows(&store, Epoch(50)).await;
+        let mut presiding = a.controller.inner.presiding.subscribe();
+        let exceeded = presiding.wait_for(|p| p.mine && p.epoch == Epoch(51));
+        timeout(LEASE, exceeded).await.unwrap().unwrap();
+        // Nonsense is not believed.
+        a_node_knows(&store, Epoch(u64::MAX)).await;
+        sleep(10 * LEASE).await;
+        assert_eq!(a.controller.epoch(), Epoch(51));
+        assert!(a.controller.leads());
+        a.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_is_cut_off_at_whatever_moment_there_are_never_two_leaders() {
     let (store, bus) = (MemoryStore::new(), MemoryBus::new());
     let mut all = Vec::new();
