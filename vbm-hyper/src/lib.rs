@@ -64,7 +64,10 @@ pub mod driver;
 mod error;
 pub mod facets;
 pub mod limits;
+mod process;
 pub mod qemu;
+mod scope;
+mod serial;
 pub mod sim;
 
 pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};

@@ -22,12 +22,13 @@ use super::process::Proc;
 use crate::{
     Error, Result, VmDefinition,
     limits::{LOG_TAIL_BYTES, MANIFEST_MAX_BYTES, SOCKET_PATH_MAX_BYTES},
+    serial::{Line, LogWriter, tail},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Write},
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
@@ -126,8 +127,8 @@ impl VmDir {
     pub(super) fn serial_log(&self) -> PathBuf {
         self.file("serial.log")
     }
-    pub(super) fn serial_log_before(&self) -> PathBuf {
-        self.file("serial.log.1")
+    pub(super) fn serial_line(&self) -> Line {
+        Line::new(self.serial(), self.path.clone(), LogWriter::Hypervisor)
     }
     pub(super) fn qemu_log(&self) -> PathBuf {
         self.file("qemu.log")
@@ -231,16 +232,6 @@ impl VmDir {
         let text = tail(&self.qemu_log(), LOG_TAIL_BYTES).unwrap_or_default();
         one_line(&String::from_utf8_lossy(&text))
     }
-}
-
-/// The last `max` bytes of a file.
-pub(super) fn tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(max)))?;
-    let mut bytes = Vec::new();
-    file.take(max).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// QEMU's messages as one line, without its program name.
