@@ -40,7 +40,7 @@ pub(crate) use probe::DEBIAN_PACKAGE;
 
 use crate::{
     Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, Result, SavedState, Seen,
-    Snapshots, SystemClock, VmDefinition, disk,
+    Snapshots, SystemClock, VmDefinition, disk, files,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
     process, scope, serial,
 };
@@ -288,7 +288,7 @@ impl QemuDriver {
         std::fs::create_dir_all(&state).map_err(Error::io("create", &state))?;
         let vms = adopt::known(&root, &state)?;
         let shared = Shared {
-            boot_id: record::boot_id()?,
+            boot_id: files::boot_id()?,
             clock: Arc::clone(&config.clock),
             vms: Mutex::new(vms),
             events: broadcast::channel(limits::EVENTS_MAX).0,

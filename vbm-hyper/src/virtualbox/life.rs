@@ -17,7 +17,11 @@ pub(super) struct Life {
 
 impl Life {
     pub(super) const fn new(power: P) -> Self {
-        Self { power, killed: false, pause_asked: false }
+        Self {
+            power,
+            killed: false,
+            pause_asked: false,
+        }
     }
 
     /// We are going to end it.
@@ -88,7 +92,11 @@ impl Life {
             P::Saved => self.apply(E::ForceOff),
             _ => {
                 let events = self.apply(how);
-                if events.is_empty() { self.apply(E::ForceOff) } else { events }
+                if events.is_empty() {
+                    self.apply(E::ForceOff)
+                } else {
+                    events
+                }
             }
         }
     }
@@ -98,9 +106,13 @@ impl Life {
             P::Saved => Vec::new(),
             P::Saving => self.apply(E::SaveDone),
             P::Running | P::Paused(_) => self.all(&[E::Save, E::SaveDone]),
-            P::Stopping | P::Starting | P::Restoring | P::Unresponsive | P::Unknown | P::Off | P::Crashed(_) => {
-                self.to_saved()
-            }
+            P::Stopping
+            | P::Starting
+            | P::Restoring
+            | P::Unresponsive
+            | P::Unknown
+            | P::Off
+            | P::Crashed(_) => self.to_saved(),
             _ => Vec::new(),
         }
     }

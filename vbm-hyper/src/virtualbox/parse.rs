@@ -37,10 +37,23 @@ impl Told {
             "running" => Self::Running,
             "paused" => Self::Paused,
             "gurumeditation" | "stuck" => Self::Stuck,
-            "starting" | "stopping" | "saving" | "restoring" | "teleporting" | "teleportingpausedvm"
-            | "teleportingin" | "teleportingincoming" | "livesnapshotting" | "onlinesnapshotting"
-            | "restoringsnapshot" | "deletingsnapshot" | "deletingsnapshotlive" | "deletingsnapshotlivepaused"
-            | "deletingsnapshotonline" | "deletingsnapshotpaused" | "settingup" => Self::Moving,
+            "starting"
+            | "stopping"
+            | "saving"
+            | "restoring"
+            | "teleporting"
+            | "teleportingpausedvm"
+            | "teleportingin"
+            | "teleportingincoming"
+            | "livesnapshotting"
+            | "onlinesnapshotting"
+            | "restoringsnapshot"
+            | "deletingsnapshot"
+            | "deletingsnapshotlive"
+            | "deletingsnapshotlivepaused"
+            | "deletingsnapshotonline"
+            | "deletingsnapshotpaused"
+            | "settingup" => Self::Moving,
             _ => Self::Strange,
         }
     }
@@ -127,7 +140,10 @@ pub(super) struct SnapshotNode {
 pub(super) fn snapshots(text: &str) -> Vec<SnapshotNode> {
     let fields = machine_readable(text);
     let get = |kind: &str, at: &str| fields.get(&format!("{kind}{at}")).cloned().unwrap_or_default();
-    let places: Vec<&str> = fields.keys().filter_map(|key| key.strip_prefix("SnapshotUUID")).collect();
+    let places: Vec<&str> = fields
+        .keys()
+        .filter_map(|key| key.strip_prefix("SnapshotUUID"))
+        .collect();
     let is_child = |of: &str, place: &str| {
         place
             .strip_prefix(of)
@@ -157,7 +173,11 @@ pub(super) fn usable_extpacks(text: &str) -> Vec<String> {
             *usable = said.trim() == "true";
         }
     }
-    found.into_iter().filter(|(_, usable)| *usable).map(|(name, _)| name).collect()
+    found
+        .into_iter()
+        .filter(|(_, usable)| *usable)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// `--version`: the version and its first two numbers.
@@ -178,13 +198,18 @@ mod tests {
     const TREE: &str = include_str!("golden/snapshot-list.txt");
 
     fn id(n: u128) -> VmId {
-        VmId::from_uuid(uuid::Uuid::from_u128(0x0198_f000_0000_7000_8000_0000_0000_0000 + n))
+        VmId::from_uuid(uuid::Uuid::from_u128(
+            0x0198_f000_0000_7000_8000_0000_0000_0000 + n,
+        ))
     }
 
     #[test]
     fn a_recorded_list_has_every_vm_also_one_whose_settings_are_broken() {
         let list = list_long(LIST);
-        let seen: Vec<_> = list.iter().map(|vm| (vm.name.as_str(), vm.groups.as_str(), vm.told)).collect();
+        let seen: Vec<_> = list
+            .iter()
+            .map(|vm| (vm.name.as_str(), vm.groups.as_str(), vm.told))
+            .collect();
         assert_eq!(
             seen,
             [
@@ -200,7 +225,10 @@ mod tests {
     fn a_description_cannot_speak_for_a_vm() {
         let text = "Name:                        a\nUUID:                        0198f000-0000-7000-8000-000000000001\nState:                       saved (since x)\nDescription:\nState: running\nUUID: 0198f000-0000-7000-8000-000000000002\n";
         let list = list_long(text);
-        assert_eq!((list.len(), list[0].id, list[0].told), (1, id(1), Some(Told::Saved)));
+        assert_eq!(
+            (list.len(), list[0].id, list[0].told),
+            (1, id(1), Some(Told::Saved))
+        );
     }
 
     #[test]
@@ -220,7 +248,10 @@ mod tests {
     #[test]
     fn a_recorded_tree_of_snapshots_tells_who_stands_on_whom() {
         let tree = snapshots(TREE);
-        let told: Vec<_> = tree.iter().map(|s| (s.name.as_str(), s.description.as_str(), s.children)).collect();
+        let told: Vec<_> = tree
+            .iter()
+            .map(|s| (s.name.as_str(), s.description.as_str(), s.children))
+            .collect();
         assert_eq!(
             told,
             [
@@ -260,7 +291,10 @@ mod tests {
 
     #[test]
     fn the_version_is_the_last_line() {
-        assert_eq!(version("7.2.22_Debianr175245\n"), Some(("7.2.22_Debianr175245".into(), (7, 2))));
+        assert_eq!(
+            version("7.2.22_Debianr175245\n"),
+            Some(("7.2.22_Debianr175245".into(), (7, 2)))
+        );
         assert_eq!(version("no version"), None);
     }
 

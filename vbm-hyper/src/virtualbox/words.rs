@@ -68,10 +68,18 @@ pub(super) fn complaint(stderr: &str, success: bool) -> Option<Complaint> {
     let told: Vec<&str> = errors
         .iter()
         .copied()
-        .filter(|line| !["Details:", "Context:", "Location:", "/"].iter().any(|mark| line.starts_with(mark)))
+        .filter(|line| {
+            !["Details:", "Context:", "Location:", "/"]
+                .iter()
+                .any(|mark| line.starts_with(mark))
+        })
         .collect();
     let mut why = if told.is_empty() {
-        let lines: Vec<_> = stderr.lines().map(str::trim).filter(|l| !l.is_empty() && !l.contains("%...")).collect();
+        let lines: Vec<_> = stderr
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty() && !l.contains("%..."))
+            .collect();
         lines.join("; ")
     } else {
         told.join("; ")
@@ -80,7 +88,11 @@ pub(super) fn complaint(stderr: &str, success: bool) -> Option<Complaint> {
         why = "it failed without a word".into();
     }
     Some(Complaint {
-        why: why.chars().filter(|c| !c.is_control()).take(WHY_MAX_CHARS).collect(),
+        why: why
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(WHY_MAX_CHARS)
+            .collect(),
         code,
     })
 }
@@ -102,7 +114,9 @@ pub(super) fn is_locked(complaint: &Complaint) -> bool {
 
 /// How long to wait before try number `tries` + 1; `None` when it was tried long enough. `jitter` is 0 to 999.
 pub(super) fn retry_pause(tries: u32, waited: Duration, jitter: u32) -> Option<Duration> {
-    let full = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(RETRY_MAX);
+    let full = RETRY_FIRST
+        .saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1)))
+        .min(RETRY_MAX);
     // Half fixed, half by chance, so that two that met do not meet again.
     let pause = full / 2 + (full / 2).saturating_mul(jitter.min(999)) / 1000;
     (waited + pause <= RETRY_TOTAL).then_some(pause)
@@ -111,7 +125,9 @@ pub(super) fn retry_pause(tries: u32, waited: Duration, jitter: u32) -> Option<D
 /// Whether a refused start is the display's fault: it can be tried without one.
 pub(super) fn blames_display(why: &str) -> bool {
     let why = why.to_lowercase();
-    ["vrde", "remote desktop", "remote display", "vnc"].iter().any(|word| why.contains(word))
+    ["vrde", "remote desktop", "remote display", "vnc"]
+        .iter()
+        .any(|word| why.contains(word))
 }
 
 /// Standard output without the wrapper's `WARNING:` paragraphs, and those.
@@ -144,20 +160,38 @@ mod tests {
     fn an_error_is_one_also_when_the_exit_status_is_0() {
         let complaint = complaint(NOT_SAVED, true).unwrap();
         assert_eq!(complaint.code, Some(Code::InvalidVmState));
-        assert!(complaint.why.starts_with("Cannot discard the saved state") && !complaint.why.contains("Misc.cpp"));
+        assert!(
+            complaint.why.starts_with("Cannot discard the saved state")
+                && !complaint.why.contains("Misc.cpp")
+        );
     }
 
     #[test]
     fn progress_and_warnings_are_no_errors() {
         assert_eq!(complaint("0%...10%...100%\n", true), None);
-        assert_eq!(complaint("VBoxManage: warning: Interface \"vbp1\" doesn't seem to exist\n", true), None);
-        assert_eq!(complaint("0%...10%\n", false).unwrap().why, "it failed without a word");
+        assert_eq!(
+            complaint(
+                "VBoxManage: warning: Interface \"vbp1\" doesn't seem to exist\n",
+                true
+            ),
+            None
+        );
+        assert_eq!(
+            complaint("0%...10%\n", false).unwrap().why,
+            "it failed without a word"
+        );
     }
 
     #[test]
     fn a_refusal_without_a_code_keeps_its_words() {
         let said = "VBoxManage: error: Machine '1' is not currently running.\n";
-        assert_eq!(complaint(said, false).unwrap(), Complaint { why: "Machine '1' is not currently running.".into(), code: None });
+        assert_eq!(
+            complaint(said, false).unwrap(),
+            Complaint {
+                why: "Machine '1' is not currently running.".into(),
+                code: None
+            }
+        );
     }
 
     #[test]
@@ -174,7 +208,10 @@ mod tests {
             waited += pause;
             tries += 1;
         }
-        assert!(waited <= RETRY_TOTAL && (10..100).contains(&tries), "{tries} tries in {waited:?}");
+        assert!(
+            waited <= RETRY_TOTAL && (10..100).contains(&tries),
+            "{tries} tries in {waited:?}"
+        );
     }
 
     #[test]
