@@ -1,0 +1,17 @@
+//! The VirtualBox driver on the fake VBoxManage: the driver's promises, and what goes wrong.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests panic and print as tests do"
+)]
+
+mod common;
+mod vbox;
+
+use vbox::FakeBench;
+
+mod promises {
+    use super::FakeBench;
+    vbm_hyper::conformance_suite!(FakeBench::boxed());
+}
