@@ -13,6 +13,7 @@ use vbm_core::{Digest, VolumeId};
 
 /// The size of a block.
 pub(super) const BLOCK_BYTES: u64 = 1024 * 1024;
+const BLOCK_BYTES_U32: u32 = 1024 * 1024;
 /// The largest disk: its map has 8 MiB then.
 pub(crate) const VIRTUAL_MAX_BYTES: u64 = 2 * 1024 * 1024 * 1024 * 1024;
 
@@ -121,14 +122,15 @@ fn header(volume: VolumeId, image: Digest, virtual_bytes: u64, blocks: u32, used
     }
     head.extend(format!("{COMMENT_PREFIX}{image}").bytes());
     head.resize(AT_COMMENT + 256, 0);
-    number(&mut head, MAP_AT as u32);
-    number(&mut head, data_at(blocks) as u32);
+    number(&mut head, BLOCK_BYTES_U32);
+    // At most 9 MiB, by the largest disk.
+    number(&mut head, u32::try_from(data_at(blocks)).unwrap_or(u32::MAX));
     // The geometry is VirtualBox's to choose.
     for n in [0, 0, 0, SECTOR_BYTES, 0] {
         number(&mut head, n);
     }
     head.extend(virtual_bytes.to_le_bytes());
-    for n in [BLOCK_BYTES as u32, 0, blocks, used] {
+    for n in [BLOCK_BYTES_U32, 0, blocks, used] {
         number(&mut head, n);
     }
     head.extend(volume.uuid().to_bytes_le());
@@ -169,7 +171,7 @@ pub(super) fn write(
     let failed = |error| Error::io("write", path)(error);
     let blocks = u32::try_from(virtual_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(u32::MAX);
     let (mut map, mut used) = (Vec::with_capacity(blocks as usize * 4), 0_u32);
-    let mut block = vec![0; BLOCK_BYTES as usize];
+    let mut block = vec![0_u8; BLOCK_BYTES_U32 as usize];
     for number in 0..blocks {
         let at = u64::from(number) * BLOCK_BYTES;
         let bytes = usize::try_from((virtual_bytes - at).min(BLOCK_BYTES)).unwrap_or(block.len());

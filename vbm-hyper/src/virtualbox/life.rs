@@ -112,13 +112,13 @@ impl Life {
             | P::Unresponsive
             | P::Unknown
             | P::Off
-            | P::Crashed(_) => self.to_saved(),
+            | P::Crashed(_) => self.unseen_save(),
             _ => Vec::new(),
         }
     }
 
     /// There is no row from here to `Saved` but through a run that nobody saw.
-    fn to_saved(&mut self) -> Vec<E> {
+    fn unseen_save(&mut self) -> Vec<E> {
         let way: &[E] = match self.power {
             P::Off | P::Crashed(_) => &[E::Start, E::Started, E::Save, E::SaveDone],
             P::Stopping => &[E::Silence, E::Started, E::Save, E::SaveDone],

@@ -132,10 +132,11 @@ impl Machine {
         } else {
             state.live.take()
         };
-        if !end.is_live() && end != PowerState::Unknown {
-            if let Err(error) = self.dir.end_run(end, shared.clock.now()) {
-                tracing::warn!(id = %self.id, %error, "how a VM ended cannot be written down");
-            }
+        if !end.is_live()
+            && end != PowerState::Unknown
+            && let Err(error) = self.dir.end_run(end, shared.clock.now())
+        {
+            tracing::warn!(id = %self.id, %error, "how a VM ended cannot be written down");
         }
         if let Some(live) = over {
             live.end.cancel();

@@ -163,6 +163,13 @@ struct Found {
     facts: Facts,
 }
 
+impl Found {
+    /// Why no VM can be started.
+    fn problem(&self) -> Option<vbm_core::Error> {
+        self.facts.problem(&self.version)
+    }
+}
+
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared")
@@ -284,12 +291,20 @@ impl Shared {
 /// The environment that gives VBoxManage a registry and a VBoxSVC of its own.
 fn environment(home: &Path) -> Vec<(&'static str, std::ffi::OsString)> {
     let tag = hex::encode(&Sha256::digest(home.as_os_str().as_bytes())[..6]);
-    vec![
+    let mut env = vec![
         ("VBOX_USER_HOME", home.into()),
         ("VBOX_IPC_SOCKETID", format!("vbm-{tag}").into()),
         ("LC_ALL", "C.UTF-8".into()),
         ("LANGUAGE", "C".into()),
-    ]
+    ];
+    // A service manager may leave it out; without it VBoxManage says "Failed to initialize COM".
+    if std::env::var_os("LOGNAME").is_none() {
+        env.push((
+            "LOGNAME",
+            std::env::var_os("USER").unwrap_or_else(|| "root".into()),
+        ));
+    }
+    env
 }
 
 impl VirtualBoxDriver {
@@ -387,7 +402,7 @@ impl Driver for VirtualBoxDriver {
     async fn probe(&self) -> Capability {
         let (version, accelerator, problem) = match self.shared.found().await {
             Ok(found) => {
-                let problem = found.facts.problem();
+                let problem = found.problem();
                 let accelerator = found.facts.accelerator().filter(|_| problem.is_none());
                 (found.version, accelerator, problem)
             }

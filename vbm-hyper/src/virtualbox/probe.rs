@@ -10,6 +10,15 @@ const OLDEST: (u32, u32) = (7, 0);
 /// The device of VirtualBox's kernel driver.
 const DEVICE: &str = "dev/vboxdrv";
 
+/// From this kernel on KVM lends the processor's extensions to others; from this version on VirtualBox asks it for them. Seen
+/// working with kvm_amd loaded: Linux 7.2 and VirtualBox 7.2.22.
+const SHARING_KERNEL: (u32, u32) = (6, 16);
+const SHARING_VERSION: (u32, u32) = (7, 2);
+
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    parse::version(version).map(|(_, numbers)| numbers)
+}
+
 /// What was seen of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
@@ -19,6 +28,8 @@ pub(super) struct Facts {
     pub(super) cpu_flags: String,
     /// A KVM module is loaded, and the kernel switches virtualisation on as soon as it is.
     pub(super) kvm_holds: Option<String>,
+    /// The first two numbers of the kernel's version.
+    pub(super) kernel: (u32, u32),
     /// The VNC extension pack can be used.
     pub(super) vnc: bool,
 }
@@ -39,6 +50,7 @@ impl Facts {
                 .find_map(|line| line.strip_prefix("flags"))
                 .unwrap_or_default()
                 .to_owned(),
+            kernel: numbers(&text("proc/sys/kernel/osrelease")).unwrap_or_default(),
             kvm_holds: module.filter(|_| at_load.trim() == "Y").map(str::to_owned),
             vnc,
         }
@@ -66,8 +78,8 @@ impl Facts {
         })
     }
 
-    /// Why no VM can be started here.
-    pub(super) fn problem(&self) -> Option<vbm_core::Error> {
+    /// Why no VM can be started here by this version of VirtualBox.
+    pub(super) fn problem(&self, version: &str) -> Option<vbm_core::Error> {
         let no = |kind, why: String, fix: String| {
             Some(vbm_core::Error::new(
                 kind,
@@ -91,6 +103,10 @@ impl Facts {
             );
         }
         let module = self.kvm_holds.as_deref()?;
+        let version = numbers(version).unwrap_or_default();
+        if self.kernel >= SHARING_KERNEL && version >= SHARING_VERSION {
+            return None;
+        }
         no(
             ErrorKind::Conflict,
             format!(
@@ -135,13 +151,14 @@ mod tests {
             driver: true,
             cpu_flags: ": fpu svm npt".into(),
             kvm_holds: None,
+            kernel: (6, 12),
             vnc: true,
         }
     }
 
     #[test]
     fn each_no_has_its_reason_and_what_to_do() {
-        assert_eq!(able().problem(), None);
+        assert_eq!(able().problem("7.2.22"), None);
         for (facts, why, fix) in [
             (
                 Facts {
@@ -168,7 +185,7 @@ mod tests {
                 "modprobe -r kvm_amd",
             ),
         ] {
-            let problem = facts.problem().unwrap();
+            let problem = facts.problem("7.2.22").unwrap();
             assert!(
                 problem.why().contains(why) && problem.fix().contains(fix),
                 "{problem}"
@@ -179,7 +196,7 @@ mod tests {
     #[test]
     fn a_missing_extension_pack_is_no_problem_but_is_told() {
         let facts = Facts { vnc: false, ..able() };
-        assert_eq!(facts.problem(), None);
+        assert_eq!(facts.problem("7.2.22"), None);
         assert!(facts.accelerator().unwrap().reason.contains("VNC extension pack"));
     }
 
@@ -195,16 +212,14 @@ mod tests {
         put("dev/vboxdrv", "");
         put("proc/cpuinfo", "processor : 0\nflags\t\t: fpu vmx ept\n");
         put("sys/module/kvm_intel/refcnt", "0\n");
-        assert_eq!(
-            Facts::read(root.path(), true).problem(),
-            None,
-            "a kernel before 6.12 shares"
-        );
+        let problem = |version| Facts::read(root.path(), true).problem(version);
+        assert_eq!(problem("7.2.22"), None, "a kernel before 6.12 shares");
         put("sys/module/kvm/parameters/enable_virt_at_load", "Y\n");
-        assert_eq!(
-            Facts::read(root.path(), true).kvm_holds.as_deref(),
-            Some("kvm_intel")
-        );
+        put("proc/sys/kernel/osrelease", "6.12.9-amd64\n");
+        assert!(problem("7.2.22").is_some(), "KVM holds it and does not lend it");
+        put("proc/sys/kernel/osrelease", "7.2.13+deb14-amd64\n");
+        assert_eq!(problem("7.2.22"), None, "KVM lends it");
+        assert!(problem("7.0.26").is_some(), "this VirtualBox does not ask for it");
         assert_eq!(Facts::read(root.path(), true).accelerator().unwrap().name, "vt-x");
     }
 

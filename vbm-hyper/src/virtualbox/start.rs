@@ -81,7 +81,7 @@ pub(super) fn check(definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<
 
 /// Refuses to start anything where nothing can run, in the words of the probe.
 pub(super) async fn ready(shared: &Shared) -> Result<()> {
-    match shared.found().await?.facts.problem() {
+    match shared.found().await?.problem() {
         Some(problem) => Err(Error::Refused(problem)),
         None => Ok(()),
     }

@@ -32,7 +32,8 @@ pub(crate) fn spawn(vm: &Vm) {
         .stderr(Stdio::null())
         // Not of the group that the driver kills when VBoxManage is late.
         .process_group(0);
-    command.spawn().unwrap();
+    // Its parent ends first, and it is adopted by init.
+    std::mem::forget(command.spawn().unwrap());
 }
 
 /// Sends a command to the process of a VM and waits until it has obeyed.
