@@ -232,7 +232,6 @@ impl Shared {
         let found = Found { version, facts };
         // What is wrong may be repaired any moment; what is right rarely changes.
         *known = found
-            .facts
             .problem()
             .is_none()
             .then(|| (found.clone(), Instant::now() + PROBE_FALLBACK_TTL));

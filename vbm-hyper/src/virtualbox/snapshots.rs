@@ -4,18 +4,21 @@
 
 use super::{
     Shared, VirtualBoxDriver, argv,
+    machine::Machine,
+    make,
     parse::{self, SnapshotNode},
     runner::Call,
     saved,
-    start::{begin, check, ready},
+    start::{begin, check, entry, ready},
 };
 use crate::{
     Error, NicBackend, Result, Seen, SnapshotTaken, Snapshots, VmDefinition,
+    disk::vdi,
     limits::{LOG_TAIL_BYTES, VBOX_BULK_DEADLINE},
     serial::tail,
 };
 use async_trait::async_trait;
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use vbm_core::{ErrorKind, PowerEvent, PowerState, SnapshotContent, SnapshotId, VmId};
 
@@ -26,7 +29,11 @@ const LOG_BYTES: u64 = 32 * LOG_TAIL_BYTES;
 impl Snapshots for VirtualBoxDriver {
     async fn take(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<SnapshotTaken> {
         let (shared, id) = (&self.shared, definition.id);
-        let machine = shared.machine(id)?;
+        shared.open()?;
+        let machine = match shared.machine(id) {
+            Ok(machine) => machine,
+            Err(_) => first(shared, definition).await?,
+        };
         let _turn = machine.turn().await;
         let content = match machine.power() {
             PowerState::Running | PowerState::Paused(_) => SnapshotContent::DiskAndMemory,
@@ -156,6 +163,17 @@ impl Snapshots for VirtualBoxDriver {
             .filter_map(|node| Some((argv::snapshot_id(&node.name)?, argv::content(&node.description))))
             .collect())
     }
+}
+
+/// A VM that never ran has to be made before it can be snapshotted. What its NICs are plugged into is said when it starts.
+async fn first(shared: &Shared, definition: &VmDefinition) -> Result<Arc<Machine>> {
+    definition.check(definition.nics.len())?;
+    vdi::check(&definition.root_disk)?;
+    let machine = entry(shared, definition.id);
+    let turn = machine.turn().await;
+    make::make(shared, &machine, definition, &[], true).await?;
+    drop(turn);
+    Ok(machine)
 }
 
 fn not_now(what: &str, power: PowerState, when: &str) -> Error {

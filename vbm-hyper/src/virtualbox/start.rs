@@ -89,17 +89,19 @@ pub(super) async fn ready(shared: &Shared) -> Result<()> {
 
 /// Takes the place of the VM: of two starts one wins.
 fn reserve(shared: &Arc<Shared>, definition: &VmDefinition) -> Result<Arc<Machine>> {
-    let id = definition.id;
-    let machine = {
-        let mut vms = locked(&shared.vms);
-        let fresh = || {
-            let dir = shared.places.vm(id);
-            Arc::new(Machine::new(id, dir, PowerState::Off, true, None))
-        };
-        Arc::clone(vms.entry(id).or_insert_with(fresh))
-    };
+    let machine = entry(shared, definition.id);
     begin(shared, &machine, PowerEvent::Start)?;
     Ok(machine)
+}
+
+/// The place of a VM; one that was not known is off.
+pub(super) fn entry(shared: &Shared, id: VmId) -> Arc<Machine> {
+    let mut vms = locked(&shared.vms);
+    let fresh = || {
+        let dir = shared.places.vm(id);
+        Arc::new(Machine::new(id, dir, PowerState::Off, true, None))
+    };
+    Arc::clone(vms.entry(id).or_insert_with(fresh))
 }
 
 /// Lets the power table decide, and what it allows happen, in one go.

@@ -192,8 +192,11 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<Vec<Adopted>> {
     shared.wake.notify_one();
     let found = |vm: &Arc<Machine>| {
         let seen = vm.seen(shared);
-        let known = seen.power != PowerState::Unknown;
-        let told = known && (seen.power.is_live() || unknown.iter().any(|other| other.id == vm.id));
+        let told = match seen.power {
+            PowerState::Unknown => false,
+            PowerState::Saved => true,
+            power => power.is_live() || unknown.iter().any(|other| other.id == vm.id),
+        };
         let definition = vm.state().definition.clone();
         definition
             .filter(|_| told)
