@@ -9,6 +9,11 @@
 mod common;
 mod vbox;
 
+#[path = "vbox/accidents.rs"]
+mod accidents;
+#[path = "vbox/strangers.rs"]
+mod strangers;
+
 use vbox::FakeBench;
 
 mod promises {
