@@ -4,7 +4,7 @@
 //! [`SavedState`], [`Migration`]); a missing facet says why ([`Driver::missing`]). Power states and what may follow what are
 //! [`vbm_core::power`]'s.
 
-use crate::{Consoles, Error, Migration, Result, SavedState, Snapshots};
+use crate::{Consoles, DiskKind, Error, Migration, Result, SavedState, Snapshots};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{os::fd::OwnedFd, path::PathBuf};
@@ -24,7 +24,7 @@ pub struct VmDefinition {
     pub vcpus: u16,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// The disk it owns and writes to: a qcow2 file, usually a linked clone.
+    /// The disk it owns and writes to, of the kind that its driver takes ([`Driver::disk_kind`]).
     pub root_disk: PathBuf,
     /// How it boots.
     pub boot: BootSource,
@@ -268,6 +268,11 @@ pub enum Facet {
 pub trait Driver: Send + Sync {
     /// Which hypervisor it drives.
     fn kind(&self) -> DriverKind;
+
+    /// Which kind of disk its VMs write to: [`VmDefinition::root_disk`] is one.
+    fn disk_kind(&self) -> DiskKind {
+        DiskKind::Qcow2
+    }
 
     /// Whether the hypervisor works here: its version, how it runs guests and why so, or what is missing.
     async fn probe(&self) -> Capability;

@@ -22,7 +22,7 @@
 //! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
 //! | [`console`] | serial line, screen, VNC |
 //! | [`facets`] | snapshots, saved memory, migration |
-//! | [`qemu`], [`sim`] | drivers |
+//! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
 //! | [`conformance`] | what every driver promises, as checks |
 //! | [`limits`] | every limit, with its unit |
@@ -63,14 +63,19 @@ pub mod disk;
 pub mod driver;
 mod error;
 pub mod facets;
+mod files;
 pub mod limits;
+mod process;
 pub mod qemu;
+mod scope;
+mod serial;
 pub mod sim;
+pub mod virtualbox;
 
 pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};
 pub use clock::SystemClock;
 pub use console::{ByteIo, ByteStream, Consoles, SerialStream};
-pub use disk::{ContentKind, ImageStore, ImportedFile, Pool, StoredFile, VolumeFile};
+pub use disk::{ContentKind, DiskKind, ImageStore, ImportedFile, Pool, StoredFile, VolumeFile};
 pub use driver::{
     Adopted, BootSource, Driver, DriverEvent, Facet, NicBackend, NicDefinition, Seen, VmDefinition,
 };
@@ -78,3 +83,4 @@ pub use error::{Error, Result};
 pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
 pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};
+pub use virtualbox::{RegisteredVm, VirtualBoxConfig, VirtualBoxDriver};

@@ -101,3 +101,28 @@ pub const IMAGE_MAX_BYTES: u64 = vbm_core::limits::DISK_MAX_MIB * 1024 * 1024;
 pub const IMPORT_CHUNK_BYTES: usize = 256 * 1024;
 /// Pieces of an import between reader and writer.
 pub const IMPORT_CHUNKS_MAX: usize = 4;
+
+/// VBoxManage processes of one driver at the same time.
+pub const VBOX_COMMANDS_MAX_PARALLEL: usize = 8;
+/// How long VBoxManage may take for a command on a VM. The first one also starts VBoxSVC.
+pub const VBOX_COMMAND_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a list of all VMs may take.
+pub const VBOX_LIST_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a VM may take from `startvm` until its processors run. Within another emulated machine it takes half a minute.
+pub const VBOX_START_DEADLINE: Duration = Duration::from_secs(240);
+/// How long VBoxManage may take to write or read memory and disks: saved state, snapshots.
+pub const VBOX_BULK_DEADLINE: Duration = Duration::from_secs(600);
+/// The most that VBoxManage may say on standard output.
+pub const VBOX_OUTPUT_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// The most that is kept of its standard error.
+pub const VBOX_ERRORS_MAX_BYTES: usize = 64 * 1024;
+/// How long, after VBoxManage ended, its output is waited for: a daemon that it started may hold the pipe open.
+pub const VBOX_OUTPUT_GRACE: Duration = Duration::from_millis(500);
+/// How often all VMs are looked at while one of them lives.
+pub const VBOX_WATCH_PERIOD: Duration = Duration::from_secs(1);
+/// The same right after a VM's process has ended, until VirtualBox tells it too.
+pub const VBOX_WATCH_SOON: Duration = Duration::from_millis(100);
+/// Looks that may fail in a row before the VMs count as unresponsive.
+pub const VBOX_WATCH_FAILURES_MAX: u32 = 3;
+/// How long a VNC server may take to greet.
+pub const VNC_GREETING_DEADLINE: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 //!                              refs/<digest>/<holder>  | backing file
 //!                                                      |
 //!                                      pool: <volume>.qcow2   one per VM disk, chains are one deep
+//!                                            <volume>.vdi     a copy, for a hypervisor that reads no qcow2
 //! ```
 //!
 //! - An image names no other file: no backing file, no external data file. Who uploads a disk cannot read the host's files with it.
@@ -15,10 +16,12 @@
 //!   A *shared* directory has several, on any hosts whose file system carries `flock` between them: the one that comes
 //!   while no other is there sweeps, and references are changed under a lock of all.
 
+mod content;
 mod images;
 mod pool;
 pub mod qcow2;
 pub(crate) mod snapshots;
+pub(crate) mod vdi;
 
 pub use images::{ContentKind, ImageStore, ImportedFile, StoredFile};
 pub use pool::{Pool, VolumeFile};
@@ -37,6 +40,27 @@ pub(crate) fn memory_dir(disk: &Path) -> PathBuf {
     let mut name = disk.as_os_str().to_owned();
     name.push(".memory");
     name.into()
+}
+
+/// The kind of disk that a hypervisor writes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DiskKind {
+    /// A qcow2 file that is a linked clone of its image.
+    #[default]
+    Qcow2,
+    /// A VDI file that holds a copy of its image.
+    Vdi,
+}
+
+impl DiskKind {
+    /// How the names of such files end.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Vdi => "vdi",
+        }
+    }
 }
 
 /// Runs file work off the async threads.

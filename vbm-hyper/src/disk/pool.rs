@@ -1,6 +1,8 @@
 //! A pool: the volumes of one directory, each a linked clone of an image.
 
-use super::{ImageStore, Owner, Sharing, Temp, blocking, hold, qcow2, sweep, sync_dir};
+use super::{
+    DiskKind, ImageStore, Owner, Sharing, Temp, blocking, content::Content, hold, qcow2, sweep, sync_dir, vdi,
+};
 use crate::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -106,13 +108,35 @@ impl Pool {
     /// # Cancel safety
     /// Dropping the future does not end it: the volume is made or not, never half.
     pub async fn clone_image(&self, image: Digest, volume: VolumeId, virtual_bytes: u64) -> Result<PathBuf> {
+        self.clone_image_as(image, volume, virtual_bytes, DiskKind::Qcow2)
+            .await
+    }
+
+    /// The same as a disk of a kind: what cannot be a linked clone is a copy, which takes the time of one.
+    ///
+    /// # Errors
+    /// Those of [`Pool::clone_image`]; [`Error::BadDisk`] when the image's content cannot be read here.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not end it: the volume is made or not, never half.
+    pub async fn clone_image_as(
+        &self,
+        image: Digest,
+        volume: VolumeId,
+        virtual_bytes: u64,
+        kind: DiskKind,
+    ) -> Result<PathBuf> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.clone_image(image, volume, virtual_bytes)).await
+        blocking(move || match kind {
+            DiskKind::Qcow2 => inner.clone_image(image, volume, virtual_bytes),
+            DiskKind::Vdi => inner.copy_image(image, volume, virtual_bytes),
+        })
+        .await
     }
 
     /// The file of a volume, if it is there.
     pub fn path(&self, volume: VolumeId) -> Option<PathBuf> {
-        Some(self.inner.path(volume)).filter(|path| path.is_file())
+        self.inner.find(volume)
     }
 
     /// Removes a volume, with its snapshots and the memory kept beside it, and lets go of its image. Removing what is not there is no error.
@@ -136,7 +160,38 @@ impl Pool {
 
 impl Inner {
     fn path(&self, volume: VolumeId) -> PathBuf {
-        self.dir.join(format!("{volume}.qcow2"))
+        self.path_as(volume, DiskKind::Qcow2)
+    }
+
+    fn path_as(&self, volume: VolumeId, kind: DiskKind) -> PathBuf {
+        self.dir.join(format!("{volume}.{}", kind.extension()))
+    }
+
+    fn find(&self, volume: VolumeId) -> Option<PathBuf> {
+        let kinds = [DiskKind::Qcow2, DiskKind::Vdi];
+        kinds
+            .map(|kind| self.path_as(volume, kind))
+            .into_iter()
+            .find(|path| path.is_file())
+    }
+
+    /// A VDI that holds what the image holds. It does not need the image after that.
+    fn copy_image(&self, image: Digest, volume: VolumeId, virtual_bytes: u64) -> Result<PathBuf> {
+        if self.find(volume).is_some() {
+            return Err(Error::VolumeExists(volume));
+        }
+        let path = self.path_as(volume, DiskKind::Vdi);
+        let (base, format, base_bytes) = self.images.disk(image)?;
+        if virtual_bytes < base_bytes {
+            return Err(too_small(volume, virtual_bytes, base_bytes));
+        }
+        let mut content = Content::open(&base, format)?;
+        self.place(&path, volume, |file| {
+            vdi::write(file, &path, volume, image, virtual_bytes, |at, into| {
+                content.read(at, into)
+            })
+        })?;
+        Ok(path)
     }
 
     /// The word that notes in the image store that a volume of this pool needs an image.
@@ -146,7 +201,7 @@ impl Inner {
 
     fn clone_image(&self, image: Digest, volume: VolumeId, virtual_bytes: u64) -> Result<PathBuf> {
         let path = self.path(volume);
-        if path.exists() {
+        if self.find(volume).is_some() {
             return Err(Error::VolumeExists(volume));
         }
         let invalid = |why: String| {
@@ -161,9 +216,7 @@ impl Inner {
         let made = (|| {
             let (base, format, base_bytes) = self.images.disk(image)?;
             if virtual_bytes < base_bytes {
-                return Err(invalid(format!(
-                    "{virtual_bytes} bytes are less than the {base_bytes} of its image"
-                )));
+                return Err(too_small(volume, virtual_bytes, base_bytes));
             }
             let base = base
                 .to_str()
@@ -184,15 +237,24 @@ impl Inner {
     }
 
     fn write(&self, path: &Path, volume: VolumeId, overlay: &qcow2::Overlay) -> Result<()> {
+        self.place(path, volume, |file| {
+            let failed = |source| Error::io("write", path)(source);
+            file.set_len(overlay.file_bytes).map_err(failed)?;
+            overlay
+                .parts
+                .iter()
+                .try_for_each(|(at, bytes)| file.write_all_at(bytes, *at).map_err(failed))
+        })
+    }
+
+    /// Writes a volume's file whole or not at all.
+    fn place(&self, path: &Path, volume: VolumeId, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
         let mut temp = Temp::create(&self.dir)?;
         let failed = |source| Error::io("write", path)(source);
         temp.file
             .set_permissions(fs::Permissions::from_mode(0o600))
             .map_err(failed)?;
-        temp.file.set_len(overlay.file_bytes).map_err(failed)?;
-        for (at, bytes) in &overlay.parts {
-            temp.file.write_all_at(bytes, *at).map_err(failed)?;
-        }
+        write(&temp.file)?;
         temp.file.sync_data().map_err(failed)?;
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(rustix::fs::CWD, &temp.path, rustix::fs::CWD, path, flags) {
@@ -206,7 +268,7 @@ impl Inner {
     }
 
     fn remove(&self, volume: VolumeId) -> Result<()> {
-        let path = self.path(volume);
+        let path = self.find(volume).unwrap_or_else(|| self.path(volume));
         let image = read_volume(&path).ok().map(|(image, _)| image);
         let memory = super::memory_dir(&path);
         match fs::remove_dir_all(&memory) {
@@ -236,8 +298,7 @@ impl Inner {
         let mut list = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))? {
             let path = entry.map_err(Error::io("list", &self.dir))?.path();
-            let id = path.file_name().and_then(|name| name.to_str());
-            let Some(id) = id.and_then(|name| name.strip_suffix(".qcow2")?.parse::<VolumeId>().ok()) else {
+            let Some(id) = volume_of(&path) else {
                 continue;
             };
             match (read_volume(&path), fs::metadata(&path)) {
@@ -269,7 +330,8 @@ impl Inner {
             .into_iter()
             .filter(|(_, holder)| holder.starts_with(&self.prefix))
             .collect();
-        for volume in self.list()? {
+        let linked = |volume: &VolumeFile| volume.path.extension().is_some_and(|e| e == "qcow2");
+        for volume in self.list()?.into_iter().filter(linked) {
             let note = (volume.image, self.holder(volume.id));
             if !stale.remove(&note) {
                 match self.images.hold_now(volume.image, &note.1) {
@@ -293,9 +355,28 @@ impl Inner {
     }
 }
 
+/// Which volume a file is, by its name.
+fn volume_of(path: &Path) -> Option<VolumeId> {
+    let (name, extension) = (path.file_stem()?.to_str()?, path.extension()?.to_str()?);
+    let known = [DiskKind::Qcow2, DiskKind::Vdi].map(DiskKind::extension);
+    known.contains(&extension).then(|| name.parse().ok()).flatten()
+}
+
+fn too_small(volume: VolumeId, virtual_bytes: u64, base_bytes: u64) -> Error {
+    Error::invalid(
+        format!("volume {volume} cannot be made"),
+        format!("{virtual_bytes} bytes are less than the {base_bytes} of its image"),
+        "choose a size that fits the image",
+    )
+}
+
 /// The image and the virtual size of a volume's file.
 fn read_volume(path: &Path) -> Result<(Digest, u64), String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
+    if path.extension().is_some_and(|e| e == "vdi") {
+        let header = vdi::read_header(&file)?;
+        return Ok((header.image.ok_or("it names no image")?, header.virtual_bytes));
+    }
     let file_bytes = file.metadata().map_err(|e| e.to_string())?.len();
     let mut head = [0; qcow2::HEADER_BYTES];
     file.read_exact_at(&mut head, 0).map_err(|e| e.to_string())?;

@@ -44,6 +44,19 @@ pub struct Header {
     extended_l2: bool,
 }
 
+/// Where the content of a cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It reads as zeros.
+    Nowhere,
+    At(u64),
+    /// Compressed: so many sectors beyond the one that it begins in.
+    Packed {
+        at: u64,
+        sectors: u64,
+    },
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..at + 4)
@@ -132,6 +145,48 @@ impl Header {
             return Err("its table of references lies outside the file: it was cut short or damaged".into());
         }
         Ok(())
+    }
+
+    /// Refuses what this crate cannot read the content of itself.
+    ///
+    /// # Errors
+    /// Why not, in words for people.
+    pub(super) fn check_is_plain(&self, head: &[u8]) -> Result<(), String> {
+        const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
+        if self.extended_l2 {
+            return Err("its tables are of the extended kind, which is not read here".into());
+        }
+        if self.version == 3 && u64_at(head, 72) & INCOMPATIBLE_COMPRESSION != 0 {
+            return Err("it is compressed in another way than zlib's, which is not read here".into());
+        }
+        Ok(())
+    }
+
+    /// Where the first table stands and how long it is, in bytes.
+    pub(super) const fn first_table(&self) -> (u64, usize) {
+        (self.l1_offset, self.l1_entries as usize * 8)
+    }
+
+    /// Where the second table stands that an entry of the first one names; 0: there is none.
+    pub(super) const fn table_at(&self, entry: u64) -> u64 {
+        entry & OFFSET_MASK
+    }
+
+    /// What an entry of a second table says.
+    pub(super) const fn place(&self, entry: u64) -> Place {
+        const ZERO: u64 = 1;
+        if entry & COMPRESSED != 0 {
+            let bits = 62 - (self.cluster_bits - 8);
+            return Place::Packed {
+                at: self.data_offset(entry),
+                sectors: (entry >> bits) & ((1 << (self.cluster_bits - 8)) - 1),
+            };
+        }
+        match entry & OFFSET_MASK {
+            0 => Place::Nowhere,
+            _ if self.version >= 3 && entry & ZERO != 0 => Place::Nowhere,
+            at => Place::At(at),
+        }
     }
 
     fn l2_entries(&self) -> u64 {

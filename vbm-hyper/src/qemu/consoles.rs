@@ -33,9 +33,9 @@ impl Consoles for QemuDriver {
             Entry::Live(machine) => machine.serial.past().await.unwrap_or_default(),
             Entry::Resting(_) | Entry::Reserved => bytes::Bytes::new(),
         };
-        let dir = VmDir::new(&self.shared.root, id);
+        let line = VmDir::new(&self.shared.root, id).serial_line();
         let max_bytes = max_bytes.min(SCROLLBACK_MAX_BYTES);
-        let read = tokio::task::spawn_blocking(move || serial::scrollback(&dir, &heard, max_bytes));
+        let read = tokio::task::spawn_blocking(move || serial::scrollback(&line, &heard, max_bytes));
         read.await.map_err(|_| Error::ShutDown("the runtime"))?
     }
 

@@ -70,7 +70,7 @@ impl Errand {
 
     /// It is over.
     pub(super) fn forget(dir: &VmDir) {
-        if let Err(error) = super::record::remove_if_there(&dir.file(FILE)) {
+        if let Err(error) = crate::files::remove_if_there(&dir.file(FILE)) {
             tracing::warn!(%error, "a note of what was done with a VM stays behind");
         }
     }

@@ -197,7 +197,7 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         process: Arc::clone(&process),
         view,
         monitor,
-        serial: Hub::start(dir.clone(), end.clone(), &shared.scope.tasks),
+        serial: Hub::start(dir.serial_line(), end.clone(), &shared.scope.tasks),
         has_display: begin.has_display,
         qemu_version: begin.qemu_version,
         errand: Arc::default(),
@@ -411,7 +411,7 @@ impl Keeper {
             }
         }
         if let Ok(Some(heard)) = timeout(LAST_WORDS_DEADLINE, self.serial.past()).await
-            && let Err(error) = serial::complete_log(&self.dir, &heard)
+            && let Err(error) = serial::complete_log(&self.dir.serial_line(), &heard)
         {
             tracing::debug!(id = %self.id, %error, "the serial log may lack its last bytes");
         }

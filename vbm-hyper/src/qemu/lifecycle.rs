@@ -68,12 +68,7 @@ impl RunState {
     }
 }
 
-/// How a process ended; both `None` when somebody else was its parent and nobody can tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Exit {
-    pub(super) code: Option<i32>,
-    pub(super) signal: Option<i32>,
-}
+pub(super) use crate::process::Exit;
 
 /// One run of a VM.
 #[derive(Debug)]

@@ -146,7 +146,7 @@ impl MemoryDir {
     pub(super) fn remove(&self, of: Option<SnapshotId>) -> Result<()> {
         // First what says that it is there.
         for path in [self.file(of, "json"), self.file(of, "mem"), self.unfinished(of)] {
-            super::record::remove_if_there(&path)?;
+            crate::files::remove_if_there(&path)?;
         }
         Ok(())
     }
@@ -201,7 +201,7 @@ impl SavedRecord {
     /// From now on it is not saved any more, whatever happens to the host.
     pub(super) fn use_up(&self) -> Result<()> {
         if self.exists() {
-            super::record::remove_if_there(&self.dir.file(SAVED))?;
+            crate::files::remove_if_there(&self.dir.file(SAVED))?;
             disk::sync_dir(self.dir.path())?;
         }
         Ok(())

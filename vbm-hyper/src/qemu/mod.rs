@@ -12,9 +12,9 @@
 //! |---|---|
 //! | `argv`, `lifecycle` | decide, purely: the command line; what reports mean for the power state |
 //! | `qmp` | the monitor's protocol |
-//! | `record`, `process` | run directory; pidfd |
+//! | `record` | run directory |
 //! | `probe` | what this host can do |
-//! | `start`, `keeper`, `adopt`, `serial` | act |
+//! | `start`, `keeper`, `adopt` | act |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
 //! | `snapshots`, `saved`, `migration` | the facets made of these |
 
@@ -28,22 +28,21 @@ mod lifecycle;
 mod memory;
 mod migration;
 mod probe;
-mod process;
 mod qmp;
 mod record;
 mod saved;
-mod scope;
-mod serial;
 mod snapshots;
 mod start;
 mod transfer;
 
 pub use probe::AcceleratorChoice;
+pub(crate) use probe::DEBIAN_PACKAGE;
 
 use crate::{
     Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, Result, SavedState, Seen,
-    Snapshots, SystemClock, VmDefinition, disk,
+    Snapshots, SystemClock, VmDefinition, disk, files,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
+    process, scope, serial,
 };
 use async_trait::async_trait;
 use keeper::Machine;
@@ -289,7 +288,7 @@ impl QemuDriver {
         std::fs::create_dir_all(&state).map_err(Error::io("create", &state))?;
         let vms = adopt::known(&root, &state)?;
         let shared = Shared {
-            boot_id: record::boot_id()?,
+            boot_id: files::boot_id()?,
             clock: Arc::clone(&config.clock),
             vms: Mutex::new(vms),
             events: broadcast::channel(limits::EVENTS_MAX).0,

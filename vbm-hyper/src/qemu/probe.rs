@@ -24,7 +24,7 @@ use vbm_core::Accelerator;
 /// The program, as Debian names it.
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// The Debian package that has it.
-pub(super) const DEBIAN_PACKAGE: &str = "qemu-system-x86";
+pub(crate) const DEBIAN_PACKAGE: &str = "qemu-system-x86";
 const KVM_DEVICE: &str = "/dev/kvm";
 
 /// CPU models by preference: the newest that the accelerator offers whole. Named and versioned, so that a guest keeps its CPU.

@@ -21,13 +21,14 @@
 use super::process::Proc;
 use crate::{
     Error, Result, VmDefinition,
-    limits::{LOG_TAIL_BYTES, MANIFEST_MAX_BYTES, SOCKET_PATH_MAX_BYTES},
+    files::{self, remove_if_there},
+    limits::{LOG_TAIL_BYTES, SOCKET_PATH_MAX_BYTES},
+    serial::{Line, LogWriter, tail},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Read, Seek, SeekFrom, Write},
+    fs, io,
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
@@ -126,8 +127,8 @@ impl VmDir {
     pub(super) fn serial_log(&self) -> PathBuf {
         self.file("serial.log")
     }
-    pub(super) fn serial_log_before(&self) -> PathBuf {
-        self.file("serial.log.1")
+    pub(super) fn serial_line(&self) -> Line {
+        Line::new(self.serial(), self.path.clone(), LogWriter::Hypervisor)
     }
     pub(super) fn qemu_log(&self) -> PathBuf {
         self.file("qemu.log")
@@ -183,36 +184,12 @@ impl VmDir {
 
     /// Replaces a file.
     pub(super) fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
-        let (path, temp) = (self.file(name), self.file(&format!(".{name}.new")));
-        let write = || {
-            let mut file = File::create(&temp)?;
-            file.write_all(&serde_json::to_vec_pretty(value)?)?;
-            fs::rename(&temp, &path)
-        };
-        write().map_err(|error| {
-            drop(fs::remove_file(&temp));
-            Error::io("write", &path)(error)
-        })
+        files::write(&self.path, name, value)
     }
 
     /// Reads a file; `None` when it is not there.
     pub(super) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let path = self.file(name);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("open", &path)(error)),
-        };
-        let mut text = Vec::new();
-        file.take(MANIFEST_MAX_BYTES)
-            .read_to_end(&mut text)
-            .map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| Error::Corrupt {
-                path,
-                why: error.to_string(),
-            })
+        files::read(&self.path, name)
     }
 
     pub(super) fn manifest(&self) -> Result<Option<Manifest>> {
@@ -233,28 +210,11 @@ impl VmDir {
     }
 }
 
-/// The last `max` bytes of a file.
-pub(super) fn tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(max)))?;
-    let mut bytes = Vec::new();
-    file.take(max).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// QEMU's messages as one line, without its program name.
 pub(super) fn one_line(text: &str) -> String {
     let lines: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let last = lines.len().saturating_sub(4);
     lines[last..].join("; ")
-}
-
-pub(super) fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
-    }
 }
 
 /// Checks that sockets below `root` have paths that the kernel takes.
@@ -281,13 +241,6 @@ pub(super) fn check_root(root: &Path) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// The id of this boot of the host.
-pub(super) fn boot_id() -> Result<String> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    Ok(text.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -25,10 +25,11 @@ impl Agent {
         let boot = self.boot(&want.boot).await?;
         tell("making the disk");
         let volumes = &self.inner.volumes;
+        let kind = self.machines(want.driver)?.driver().disk_kind();
         let root_disk = match volumes.path(want.root.volume) {
             Some(path) => path,
             None => volumes
-                .clone_image(want.root.image, want.root.volume, want.root.virtual_bytes)
+                .clone_image_as(want.root.image, want.root.volume, want.root.virtual_bytes, kind)
                 .await
                 .map_err(Error::from)?,
         };

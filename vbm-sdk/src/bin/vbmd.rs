@@ -47,9 +47,9 @@ struct Args {
     /// Where this node stands, such as zone/cluster/node.
     #[arg(long, global = true, env = "VBM_NODE", default_value = "local")]
     node: NodePath,
-    /// Which hypervisor the node drives.
+    /// Which hypervisor the node drives; may be given several times.
     #[arg(long, global = true, value_enum, default_value = "qemu")]
-    driver: DriverArg,
+    driver: Vec<DriverArg>,
     /// Where the node makes networks.
     #[arg(long, global = true, value_enum, default_value = "host")]
     network: NetworkArg,
@@ -89,6 +89,9 @@ enum StoreArg {
 enum DriverArg {
     /// QEMU, with KVM where it works.
     Qemu,
+    /// VirtualBox, by VBoxManage.
+    #[value(name = "virtualbox", alias = "virtual-box")]
+    VirtualBox,
     /// Simulated VMs.
     Sim,
 }
@@ -99,6 +102,16 @@ enum NetworkArg {
     Host,
     /// Simulated networks.
     Sim,
+}
+
+impl DriverArg {
+    const fn choice(self) -> DriverChoice {
+        match self {
+            Self::Qemu => DriverChoice::Qemu,
+            Self::VirtualBox => DriverChoice::VirtualBox,
+            Self::Sim => DriverChoice::Sim,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -147,10 +160,7 @@ async fn run(args: Args) -> Result<()> {
         .role(role)
         .node(args.node)
         .ephemeral(args.ephemeral)
-        .driver(match args.driver {
-            DriverArg::Qemu => DriverChoice::Qemu,
-            DriverArg::Sim => DriverChoice::Sim,
-        })
+        .drivers(args.driver.into_iter().map(DriverArg::choice).collect())
         .network(match args.network {
             NetworkArg::Host => NetworkChoice::Host,
             NetworkArg::Sim => NetworkChoice::Sim,

@@ -33,12 +33,14 @@ pub enum Role {
     Agent,
 }
 
-/// Which hypervisors an agent drives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A hypervisor that an agent drives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DriverChoice {
     /// QEMU.
     #[default]
     Qemu,
+    /// VirtualBox.
+    VirtualBox,
     /// Simulated VMs: nothing runs.
     Sim,
 }
@@ -76,7 +78,7 @@ pub struct Builder {
     store: Option<StoreChoice>,
     name: Option<String>,
     node: NodePath,
-    pub(super) driver: DriverChoice,
+    pub(super) drivers: Vec<DriverChoice>,
     pub(super) network: NetworkChoice,
     ephemeral: bool,
     underlay: Option<Ipv4Addr>,
@@ -108,7 +110,7 @@ impl Builder {
             store: None,
             name: None,
             node: LOCAL_NODE.parse().unwrap_or_default(),
-            driver: DriverChoice::Qemu,
+            drivers: vec![DriverChoice::Qemu],
             network: NetworkChoice::Host,
             ephemeral: false,
             underlay: None,
@@ -176,9 +178,17 @@ impl Builder {
         self
     }
 
-    /// Which hypervisors the agent drives.
-    pub const fn driver(mut self, driver: DriverChoice) -> Self {
-        self.driver = driver;
+    /// Which hypervisor the agent drives.
+    pub fn driver(self, driver: DriverChoice) -> Self {
+        self.drivers(vec![driver])
+    }
+
+    /// Which hypervisors the agent drives, each once. The processor's own means of virtualisation belong to one of them at a
+    /// time; what that means on this host is told by the probe of each.
+    pub fn drivers(mut self, mut drivers: Vec<DriverChoice>) -> Self {
+        drivers.sort_unstable();
+        drivers.dedup();
+        self.drivers = drivers;
         self
     }
 

@@ -7,7 +7,9 @@ use super::{
 use crate::store::{RedbStore, RedisStore, Store};
 use std::{io, path::Path, sync::Arc};
 use vbm_core::{Error, ErrorKind, Result};
-use vbm_hyper::{Driver, ImageStore, Pool, QemuConfig, QemuDriver, SimDriver};
+use vbm_hyper::{
+    Driver, ImageStore, Pool, QemuConfig, QemuDriver, SimDriver, VirtualBoxConfig, VirtualBoxDriver,
+};
 use vbm_net::{HostConfig, HostNetwork, NetworkBackend, SimNetwork};
 use vbm_rpc::Transport;
 
@@ -96,16 +98,23 @@ pub(super) async fn drivers(builder: &Builder, record: &InstanceRecord) -> Resul
     if let Some(drivers) = &builder.own_drivers {
         return Ok(drivers.clone());
     }
-    Ok(match builder.driver {
-        DriverChoice::Sim => vec![Arc::new(SimDriver::new())],
-        DriverChoice::Qemu => vec![Arc::new(
-            QemuDriver::open(
-                QemuConfig::new(record.run_dir.join("vm")).with_state(record.data_dir.join("vm")),
-            )
-            .await
-            .map_err(Error::from)?,
-        )],
-    })
+    let mut drivers: Vec<Arc<dyn Driver>> = Vec::new();
+    for choice in &builder.drivers {
+        drivers.push(match choice {
+            DriverChoice::Sim => Arc::new(SimDriver::new()),
+            DriverChoice::Qemu => {
+                let config =
+                    QemuConfig::new(record.run_dir.join("vm")).with_state(record.data_dir.join("vm"));
+                Arc::new(QemuDriver::open(config).await.map_err(Error::from)?)
+            }
+            DriverChoice::VirtualBox => {
+                let (root, run) = (record.data_dir.join("virtualbox"), record.run_dir.join("vb"));
+                let opened = VirtualBoxDriver::open(VirtualBoxConfig::new(root, run)).await;
+                Arc::new(opened.map_err(Error::from)?)
+            }
+        });
+    }
+    Ok(drivers)
 }
 
 pub(super) async fn networks(builder: &Builder, record: &InstanceRecord) -> Result<Arc<dyn NetworkBackend>> {

@@ -4,7 +4,7 @@ use super::codec::{self, Greeting, Incoming, Lines, QmpEvent};
 use crate::{
     Error, Result,
     limits::{COMMAND_DEADLINE, QMP_EVENTS_MAX, QMP_PENDING_MAX, QMP_REQUESTS_MAX},
-    qemu::scope::Scope,
+    scope::Scope,
 };
 use bytes::{Buf, Bytes};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};

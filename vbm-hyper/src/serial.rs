@@ -1,11 +1,12 @@
-//! The hub of one serial line: the one connection to QEMU's chardev, shared by any number of readers.
+//! The hub of one serial line: the one connection to the hypervisor's end, shared by any number of readers.
 //!
-//! The hub always reads, so the guest never waits for a reader. QEMU writes all output to the serial log as well, also while no
-//! daemon runs; the hub keeps that log within its cap by making it the old one. Two gaps are known: between the copy and
-//! the truncation a burst of output may be missed in the log (not by readers), and QEMU loses the few bytes that it
-//! says in the moment in which the daemon is killed. While no daemon runs nothing caps the log.
+//! The hub always reads, so the guest never waits for a reader. Who writes the serial log depends on the hypervisor:
+//!
+//! - QEMU does, also while no daemon runs; the hub keeps that log within its cap by making it the old one. Two gaps are known:
+//!   between the copy and the truncation a burst of output may be missed in the log (not by readers), and QEMU loses the
+//!   few bytes that it says in the moment in which the daemon is killed. While no daemon runs nothing caps the log.
+//! - VirtualBox writes none, so the hub does; what the guest says while no daemon runs is lost.
 
-use super::record::{VmDir, tail};
 use crate::{
     Error, Result, SerialStream,
     console::SerialReader,
@@ -15,7 +16,12 @@ use crate::{
     },
 };
 use bytes::{Bytes, BytesMut};
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -32,6 +38,45 @@ const LOG_CHECK_BYTES: u64 = 256 * 1024;
 /// Readers that wait to be let in.
 const ASKS_MAX: usize = 16;
 
+/// The pause between two attempts to reach a line whose output is lost while nobody is connected.
+const RECONNECT_SOON: Duration = Duration::from_millis(50);
+
+/// Who writes down what a serial line says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogWriter {
+    Hypervisor,
+    Hub,
+}
+
+/// Where a serial line is, and where it is written down.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    socket: PathBuf,
+    dir: PathBuf,
+    writer: LogWriter,
+}
+
+impl Line {
+    pub(crate) const fn new(socket: PathBuf, dir: PathBuf, writer: LogWriter) -> Self {
+        Self { socket, dir, writer }
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("serial.log")
+    }
+
+    pub(crate) fn log_before(&self) -> PathBuf {
+        self.dir.join("serial.log.1")
+    }
+
+    const fn reconnect_pause(&self) -> Duration {
+        match self.writer {
+            LogWriter::Hypervisor => MONITOR_RETRY,
+            LogWriter::Hub => RECONNECT_SOON,
+        }
+    }
+}
+
 /// What a hub is asked for.
 #[derive(Debug)]
 enum Ask {
@@ -43,18 +88,18 @@ enum Ask {
 
 /// The handle of a hub.
 #[derive(Clone, Debug)]
-pub(super) struct Hub {
+pub(crate) struct Hub {
     asks: mpsc::Sender<Ask>,
 }
 
 impl Hub {
     /// Starts a hub. It ends when `end` is cancelled: with the run of the VM, or with the daemon.
-    pub(super) fn start(dir: VmDir, end: CancellationToken, tasks: &TaskTracker) -> Self {
+    pub(crate) fn start(line: Line, end: CancellationToken, tasks: &TaskTracker) -> Self {
         let (asks, queue) = mpsc::channel(ASKS_MAX);
         let (input, typed) = mpsc::channel(SERIAL_INPUT_MAX_CHUNKS);
         let task = Task {
-            past: past(&dir),
-            dir,
+            past: past(&line),
+            line,
             asks: queue,
             input,
             typed,
@@ -72,7 +117,7 @@ impl Hub {
     }
 
     /// A new reader: what was said lately, then what is said.
-    pub(super) async fn join(&self) -> Result<SerialStream> {
+    pub(crate) async fn join(&self) -> Result<SerialStream> {
         const GONE: Error = Error::ShutDown("the serial line");
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Join(reply)).await.map_err(|_| GONE)?;
@@ -80,7 +125,7 @@ impl Hub {
     }
 
     /// What was said lately; `None` when the line has ended.
-    pub(super) async fn past(&self) -> Option<Bytes> {
+    pub(crate) async fn past(&self) -> Option<Bytes> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Past(reply)).await.ok()?;
         answer.await.ok()
@@ -88,13 +133,13 @@ impl Hub {
 }
 
 /// What the log remembers of this run: of a VM that was found again.
-fn past(dir: &VmDir) -> BytesMut {
-    let log = tail(&dir.serial_log(), SERIAL_SCROLLBACK_BYTES as u64).unwrap_or_default();
+fn past(line: &Line) -> BytesMut {
+    let log = tail(&line.log(), SERIAL_SCROLLBACK_BYTES as u64).unwrap_or_default();
     BytesMut::from(log.as_slice())
 }
 
 struct Task {
-    dir: VmDir,
+    line: Line,
     asks: mpsc::Receiver<Ask>,
     input: mpsc::Sender<Bytes>,
     typed: mpsc::Receiver<Bytes>,
@@ -106,7 +151,7 @@ struct Task {
 impl Task {
     async fn run(mut self) {
         loop {
-            match UnixStream::connect(self.dir.serial()).await {
+            match UnixStream::connect(&self.line.socket).await {
                 Ok(stream) => {
                     let (from_guest, to_guest) = stream.into_split();
                     self.serve(from_guest, to_guest).await;
@@ -119,7 +164,7 @@ impl Task {
 
     /// A pause without a connection, in which the past can still be asked for.
     async fn idle(&mut self) {
-        let until = Instant::now() + MONITOR_RETRY;
+        let until = Instant::now() + self.line.reconnect_pause();
         // Cancel safe: `recv` takes nothing until it returns.
         while let Ok(Some(ask)) = timeout_at(until, self.asks.recv()).await {
             self.answer(ask);
@@ -196,40 +241,66 @@ impl Task {
         }
         self.readers.retain(|reader| reader.send(&chunk));
         self.unchecked_bytes += chunk.len() as u64;
-        if self.unchecked_bytes >= LOG_CHECK_BYTES {
+        let check = self.unchecked_bytes >= LOG_CHECK_BYTES;
+        if check {
             self.unchecked_bytes = 0;
-            let dir = self.dir.clone();
-            match tokio::task::spawn_blocking(move || cap_log(&dir)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "a serial log cannot be kept within its cap"),
-                Err(_) => {}
+        }
+        if !check && self.line.writer == LogWriter::Hypervisor {
+            return;
+        }
+        let line = self.line.clone();
+        let keep = move || {
+            if line.writer == LogWriter::Hub {
+                append(&line, &chunk)?;
             }
+            if check { cap_log(&line) } else { Ok(()) }
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(keep).await {
+            tracing::warn!(%error, "a serial log cannot be kept");
         }
     }
 }
 
+fn append(line: &Line, chunk: &[u8]) -> io::Result<()> {
+    let mut log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(line.log())?;
+    io::Write::write_all(&mut log, chunk)
+}
+
+/// The last `max` bytes of a file.
+pub(crate) fn tail(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(max)))?;
+    let mut bytes = Vec::new();
+    file.take(max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// QEMU holds the log open and appends, so it is copied and cut rather than renamed.
-fn cap_log(dir: &VmDir) -> io::Result<()> {
-    let log = dir.serial_log();
+fn cap_log(line: &Line) -> io::Result<()> {
+    let log = line.log();
     if fs::metadata(&log)?.len() < SERIAL_LOG_MAX_BYTES {
         return Ok(());
     }
     let kept = tail(&log, SERIAL_LOG_MAX_BYTES)?;
-    let temp = dir.file(".serial.log.new");
+    let temp = line.dir.join(".serial.log.new");
     fs::write(&temp, kept)?;
-    fs::rename(&temp, dir.serial_log_before())?;
+    fs::rename(&temp, line.log_before())?;
     fs::OpenOptions::new().write(true).open(&log)?.set_len(0)
 }
 
 /// The last bytes of this run from the logs, and what the hub has heard beyond them: QEMU writes the log a moment
 /// after the line. Blocks on the disk.
-pub(super) fn scrollback(dir: &VmDir, heard: &[u8], max_bytes: usize) -> Result<Vec<u8>> {
+pub(crate) fn scrollback(line: &Line, heard: &[u8], max_bytes: usize) -> Result<Vec<u8>> {
     let read = |path: std::path::PathBuf, max: usize| match tail(&path, max as u64) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("read", path)(error)),
         other => Ok(other.unwrap_or_default()),
     };
-    let now = read(dir.serial_log(), max_bytes)?;
-    let mut bytes = read(dir.serial_log_before(), max_bytes - now.len().min(max_bytes))?;
+    let now = read(line.log(), max_bytes)?;
+    let mut bytes = read(line.log_before(), max_bytes - now.len().min(max_bytes))?;
     bytes.extend(now);
     let missing = beyond(&bytes, heard);
     bytes.extend(missing);
@@ -244,13 +315,13 @@ fn beyond<'a>(log: &[u8], heard: &'a [u8]) -> &'a [u8] {
 }
 
 /// Completes the log of a run that has ended: a killed QEMU may have said a byte that it did not write down.
-pub(super) fn complete_log(dir: &VmDir, heard: &[u8]) -> io::Result<()> {
-    let log = tail(&dir.serial_log(), 2 * SERIAL_SCROLLBACK_BYTES as u64)?;
+pub(crate) fn complete_log(line: &Line, heard: &[u8]) -> io::Result<()> {
+    let log = tail(&line.log(), 2 * SERIAL_SCROLLBACK_BYTES as u64)?;
     let missing = beyond(&log, heard);
     if missing.is_empty() {
         return Ok(());
     }
-    let mut file = fs::OpenOptions::new().append(true).open(dir.serial_log())?;
+    let mut file = fs::OpenOptions::new().append(true).open(line.log())?;
     io::Write::write_all(&mut file, missing)
 }
 
@@ -258,22 +329,20 @@ pub(super) fn complete_log(dir: &VmDir, heard: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use tokio::net::UnixListener;
-    use vbm_core::VmId;
 
-    fn dir() -> (tempfile::TempDir, VmDir) {
+    fn line(writer: LogWriter) -> (tempfile::TempDir, Line) {
         let root = tempfile::tempdir().unwrap();
-        let dir = VmDir::new(root.path(), VmId::from_uuid(uuid::Uuid::from_u128(9)));
-        dir.create().unwrap();
-        (root, dir)
+        let line = Line::new(root.path().join("tty"), root.path().to_owned(), writer);
+        (root, line)
     }
 
     #[tokio::test]
     async fn all_readers_see_the_same_and_what_they_type_reaches_the_guest() {
-        let (_root, dir) = dir();
-        fs::write(dir.serial_log(), b"before ").unwrap();
-        let listener = UnixListener::bind(dir.serial()).unwrap();
+        let (_root, line) = line(LogWriter::Hypervisor);
+        fs::write(line.log(), b"before ").unwrap();
+        let listener = UnixListener::bind(&line.socket).unwrap();
         let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let hub = Hub::start(dir, end.clone(), &tasks);
+        let hub = Hub::start(line.clone(), end.clone(), &tasks);
         let (mut guest, _) = listener.accept().await.unwrap();
         let mut first = hub.join().await.unwrap();
         guest.write_all(b"hello").await.unwrap();
@@ -301,11 +370,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_does_not_read_is_cut_off_and_the_guest_never_waits() {
-        let (_root, dir) = dir();
-        let listener = UnixListener::bind(dir.serial()).unwrap();
-        fs::write(dir.serial_log(), b"").unwrap();
+        let (_root, line) = line(LogWriter::Hypervisor);
+        let listener = UnixListener::bind(&line.socket).unwrap();
+        fs::write(line.log(), b"").unwrap();
         let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let hub = Hub::start(dir, end.clone(), &tasks);
+        let hub = Hub::start(line.clone(), end.clone(), &tasks);
         let (mut guest, _) = listener.accept().await.unwrap();
         let mut lazy = hub.join().await.unwrap();
         let flood = vec![b'x'; 2 * SERIAL_READER_MAX_CHUNKS * SERIAL_CHUNK_BYTES];
@@ -326,8 +395,8 @@ mod tests {
 
     #[test]
     fn what_was_heard_and_is_not_yet_in_the_log_is_in_the_scrollback_once() {
-        let (_root, dir) = dir();
-        fs::write(dir.serial_log(), b"one two ").unwrap();
+        let (_root, line) = line(LogWriter::Hypervisor);
+        fs::write(line.log(), b"one two ").unwrap();
         for (heard, all) in [
             (&b"two three"[..], &b"one two three"[..]),
             (b"one two ", b"one two "),
@@ -335,21 +404,46 @@ mod tests {
             (b"", b"one two "),
             (b"other", b"one two other"),
         ] {
-            assert_eq!(scrollback(&dir, heard, 100).unwrap(), all);
+            assert_eq!(scrollback(&line, heard, 100).unwrap(), all);
         }
-        assert_eq!(scrollback(&dir, b"two three", 5).unwrap(), b"three");
+        assert_eq!(scrollback(&line, b"two three", 5).unwrap(), b"three");
     }
 
     #[test]
     fn a_full_log_becomes_the_old_one_and_scrollback_reads_across() {
-        let (_root, dir) = dir();
+        let (_root, line) = line(LogWriter::Hypervisor);
         let len = usize::try_from(SERIAL_LOG_MAX_BYTES).unwrap();
-        fs::write(dir.serial_log(), vec![b'a'; len]).unwrap();
-        cap_log(&dir).unwrap();
-        assert_eq!(fs::metadata(dir.serial_log()).unwrap().len(), 0);
-        fs::write(dir.serial_log(), b"bb").unwrap();
-        assert_eq!(scrollback(&dir, b"", 4).unwrap(), b"aabb");
-        assert_eq!(scrollback(&dir, b"", 1).unwrap(), b"b");
-        assert_eq!(scrollback(&dir, b"", usize::MAX / 2).unwrap().len(), len + 2);
+        fs::write(line.log(), vec![b'a'; len]).unwrap();
+        cap_log(&line).unwrap();
+        assert_eq!(fs::metadata(line.log()).unwrap().len(), 0);
+        fs::write(line.log(), b"bb").unwrap();
+        assert_eq!(scrollback(&line, b"", 4).unwrap(), b"aabb");
+        assert_eq!(scrollback(&line, b"", 1).unwrap(), b"b");
+        assert_eq!(scrollback(&line, b"", usize::MAX / 2).unwrap().len(), len + 2);
+    }
+
+    #[tokio::test]
+    async fn a_hub_that_writes_the_log_itself_keeps_all_that_was_said() {
+        let (_root, line) = line(LogWriter::Hub);
+        let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let hub = Hub::start(line.clone(), end.clone(), &tasks);
+        // The hypervisor binds the socket later than the hub looks for it.
+        let listener = UnixListener::bind(&line.socket).unwrap();
+        let (mut guest, _) = listener.accept().await.unwrap();
+        let mut reader = hub.join().await.unwrap();
+        guest.write_all(b"one ").await.unwrap();
+        let mut said = [0; 4];
+        reader.read_exact(&mut said).await.unwrap();
+        drop(guest);
+        let (mut guest, _) = listener.accept().await.unwrap();
+        guest.write_all(b"two").await.unwrap();
+        let mut said = [0; 3];
+        reader.read_exact(&mut said).await.unwrap();
+        // Answered after the piece before it was written down.
+        assert_eq!(hub.past().await.unwrap(), "one two");
+        assert_eq!(fs::read(line.log()).unwrap(), b"one two");
+        end.cancel();
+        tasks.close();
+        tasks.wait().await;
     }
 }

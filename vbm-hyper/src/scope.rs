@@ -4,18 +4,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Where a driver's tasks are tracked, and what ends them. Clones are the same scope.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Scope {
-    pub(super) tasks: TaskTracker,
-    pub(super) end: CancellationToken,
+pub(crate) struct Scope {
+    pub(crate) tasks: TaskTracker,
+    pub(crate) end: CancellationToken,
 }
 
 impl Scope {
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.end.is_cancelled()
     }
 
     /// Ends all tasks; does not wait for them.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.end.cancel();
         self.tasks.close();
     }

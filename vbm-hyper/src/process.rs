@@ -1,6 +1,5 @@
 //! Processes, held by pidfd: no signal can reach a stranger that got the same pid.
 
-use super::lifecycle::Exit;
 use crate::{Error, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use std::{
@@ -16,9 +15,16 @@ use std::{
 use tokio::io::{Interest, unix::AsyncFd};
 use vbm_core::VmId;
 
+/// How a process ended; both `None` when somebody else was its parent and nobody can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exit {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+}
+
 /// A process that cannot be mistaken for another.
 #[derive(Debug)]
-pub(super) struct Proc {
+pub(crate) struct Proc {
     pid: u32,
     start_ticks: u64,
     fd: AsyncFd<OwnedFd>,
@@ -26,7 +32,7 @@ pub(super) struct Proc {
 
 impl Proc {
     /// Holds on to a process. The start time is read after the pidfd pins the pid.
-    pub(super) fn open(pid: u32) -> io::Result<Self> {
+    pub(crate) fn open(pid: u32) -> io::Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let fd = rustix::process::pidfd_open(raw.ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
         let start_ticks =
@@ -35,15 +41,15 @@ impl Proc {
         Ok(Self { pid, start_ticks, fd })
     }
 
-    pub(super) const fn pid(&self) -> u32 {
+    pub(crate) const fn pid(&self) -> u32 {
         self.pid
     }
-    pub(super) const fn start_ticks(&self) -> u64 {
+    pub(crate) const fn start_ticks(&self) -> u64 {
         self.start_ticks
     }
 
     /// Ends it now. A process that has ended already is no error.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         match rustix::process::pidfd_send_signal(self.fd.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(errno) => tracing::error!(pid = self.pid, %errno, "a process cannot be killed"),
@@ -54,14 +60,14 @@ impl Proc {
     ///
     /// # Cancel safety
     /// Safe: the status is only taken on return.
-    pub(super) async fn exited(&self) -> Exit {
+    pub(crate) async fn exited(&self) -> Exit {
         // An error would mean that the runtime is going away; then nobody needs the status.
         drop(self.fd.readable().await);
         self.reap()
     }
 
     /// Whether it has ended.
-    pub(super) fn has_exited(&self) -> bool {
+    pub(crate) fn has_exited(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let now = Timespec {
             tv_sec: 0,
@@ -83,8 +89,8 @@ impl Proc {
         }
     }
 
-    /// Whether this is the QEMU that was started for `id`: its command line says so.
-    pub(super) fn runs(&self, id: VmId) -> bool {
+    /// Whether this is the hypervisor's process that was started for `id`: its command line says so.
+    pub(crate) fn runs(&self, id: VmId) -> bool {
         cmdline(self.pid).is_ok_and(|args| names_vm(&args, id)) && !self.has_exited()
     }
 }
@@ -112,32 +118,46 @@ fn cmdline(pid: u32) -> io::Result<Vec<Vec<u8>>> {
     Ok(bytes.split(|b| *b == 0).map(<[u8]>::to_vec).collect())
 }
 
+/// `-uuid` is QEMU's argument, `--startvm` that of VirtualBox's front ends.
 fn names_vm(args: &[Vec<u8>], id: VmId) -> bool {
     let id = id.to_string();
     args.windows(2)
-        .any(|pair| pair[0] == b"-uuid" && pair[1] == id.as_bytes())
+        .any(|pair| matches!(pair[0].as_slice(), b"-uuid" | b"--startvm") && pair[1] == id.as_bytes())
 }
 
-/// Finds processes that were started for a VM below a run directory, but are in no manifest.
-pub(super) fn find_strays(id: VmId, dir: &Path) -> Vec<Proc> {
+/// Finds the process of a VM on this host by its command line.
+pub(crate) fn find(id: VmId) -> Option<Proc> {
+    candidates(|args| names_vm(args, id))
+        .into_iter()
+        .find(|found| found.runs(id))
+}
+
+fn candidates(wanted: impl Fn(&[Vec<u8>]) -> bool) -> Vec<Proc> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let log = format!("logfile={}/", dir.display().to_string().replace(',', ",,"));
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            cmdline(*pid).is_ok_and(|args| {
-                names_vm(&args, id) && args.iter().any(|a| String::from_utf8_lossy(a).contains(&log))
-            })
-        })
-        .filter_map(|pid| Proc::open(pid).ok().filter(|found| found.runs(id)))
+        .filter(|pid| cmdline(*pid).is_ok_and(|args| wanted(&args)))
+        .filter_map(|pid| Proc::open(pid).ok())
+        .collect()
+}
+
+/// Finds processes that were started for a VM below a run directory, but are in no manifest.
+pub(crate) fn find_strays(id: VmId, dir: &Path) -> Vec<Proc> {
+    let log = format!("logfile={}/", dir.display().to_string().replace(',', ",,"));
+    let ours = |args: &[Vec<u8>]| {
+        names_vm(args, id) && args.iter().any(|a| String::from_utf8_lossy(a).contains(&log))
+    };
+    candidates(ours)
+        .into_iter()
+        .filter(|found| found.runs(id))
         .collect()
 }
 
 /// What becomes of a process when ours ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bond {
+pub(crate) enum Bond {
     /// It runs on.
     Outlives,
     /// The kernel ends it with the thread that started it (`PR_SET_PDEATHSIG`, prctl(2)), also when we are killed.
@@ -145,7 +165,7 @@ pub(super) enum Bond {
 }
 
 /// Runs a program in a session of its own, with `inherit` open under the numbers they have here. Its words go to `log`.
-pub(super) fn spawn(
+pub(crate) fn spawn(
     program: &Path,
     args: &[String],
     inherit: &[OwnedFd],
@@ -170,7 +190,7 @@ pub(super) fn spawn(
     let child = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::MissingProgram {
             program: program.display().to_string(),
-            package: super::probe::DEBIAN_PACKAGE,
+            package: crate::qemu::DEBIAN_PACKAGE,
         },
         _ => Error::io("run", program)(error),
     })?;
