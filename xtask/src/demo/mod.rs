@@ -13,20 +13,20 @@
 //! Every command that is shown is the one that is run. Runs at the same time do not meet. When the demo is killed,
 //! the kernel ends `vbmd`, the command in hand and the outside world; `vbm doctor --fix` removes VM and network.
 
-mod build;
+pub(crate) mod build;
 mod claim;
 mod daemon;
-mod facts;
+pub(crate) mod facts;
 mod interrupt;
 mod stage;
 mod story;
-mod typed;
+pub(crate) mod typed;
 mod world;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use interrupt::{Interrupts, Watch};
+pub(crate) use interrupt::{Interrupts, Watch};
 use stage::Stage;
 use story::{Chapter, STORY};
 
