@@ -59,7 +59,7 @@ pub async fn find_all() -> Result<Vec<Found>, NetError> {
         });
     };
     for record in &records {
-        let name = record.namespace.clone();
+        let name = record.namespace();
         note(&record.owner, Some(record.network), format!("record {name}"));
         if NetNs::named(&name).exists() {
             note(&record.owner, Some(record.network), format!("namespace {name}"));
@@ -76,7 +76,7 @@ pub async fn find_all() -> Result<Vec<Found>, NetError> {
     }
     for name in netns::list(names::NAMESPACE_PREFIX)? {
         // A namespace whose record is gone still says in its bridge's alias whose it is.
-        if records.iter().any(|r| r.namespace == name) {
+        if records.iter().any(|r| r.namespace() == name) {
             continue;
         }
         if let Some((owner, network)) = tag_inside(&name).await {
@@ -154,7 +154,7 @@ async fn remove_owner(owner: &str) -> Torn {
         .note(netns::list(names::NAMESPACE_PREFIX))
         .unwrap_or_default()
     {
-        if all.iter().any(|r| r.namespace == name) {
+        if all.iter().any(|r| r.namespace() == name) {
             continue;
         }
         if let Some((tagged, network)) = tag_inside(&name).await
@@ -166,7 +166,7 @@ async fn remove_owner(owner: &str) -> Torn {
                 network,
                 host_namespace,
                 transit: None,
-                namespace: name,
+                namespace: Some(name),
             };
             torn.absorb(teardown::network(&record).await);
         }

@@ -1,4 +1,5 @@
-//! A network on a host is one namespace: bridge, taps, DHCP, NAT, port forwards, security groups, anti-spoofing.
+//! A network on a host is one namespace: bridge, NICs, DHCP, NAT, port forwards, security groups, anti-spoofing, and a way to
+//! the same network on other hosts.
 //!
 //! ```text
 //!   host namespace                      namespace vbm-<net>
@@ -7,8 +8,9 @@
 //!    |  MASQUERADE, chains VBM-<owner>    |
 //!   vbu<net> ==== veth, a /31 ==== up0 --- SNAT/DNAT --- br0 (gateway)
 //!                                                         |        |
-//!                                                    tap<port>   DHCP server
+//!   vbp<port> ==== veth, for some VMs ============= tap<port>   DHCP server
 //!                                                    fd -> VM    (raw replies)
+//!   underlay address, UDP 4789 ............ vx0 --- br0
 //! ```
 //!
 //! What is wanted of a network is one value, [`DesiredNetwork`], given complete to [`NetworkBackend::ensure`], which
@@ -31,6 +33,14 @@
 //! transit link gets `route_localnet`, so that a forward is reached from the host's loopback. Rules stand in chains of our
 //! own, hooked in first. A VM reaches the world by NAT, but none of the host's own addresses and no other network, unless
 //! a forward leads there.
+//!
+//! # Networks that span hosts
+//!
+//! The same network, with the same gateway address and MAC, is on each host, and a VXLAN joins them. Nothing is learned from the
+//! wire: [`DesiredOverlay`] names every port of the other hosts, and frames go to the right host or nowhere. ARP is answered
+//! where it is asked, DHCP where the VM is; the world is reached through the VM's own host. Groups are applied where the
+//! packet arrives. VXLAN neither encrypts nor proves who speaks: the network among the hosts must be trusted, and their
+//! firewalls must let UDP 4789 through. Established TCP flows of a VM that moves end: no host knows flows that it did not see begin.
 //!
 //! # Alone
 //!

@@ -47,7 +47,8 @@ pub struct DesiredOverlay {
     pub vni: u32,
     /// This host's address among the hosts: the source of what it sends to them.
     pub local: Ipv4Addr,
-    /// All ports of the network that are on other hosts.
+    /// All ports of the network that are on other hosts. One that is a port of this host too, with MAC and address, is on
+    /// its way here: it is ready here, and reached where it was until it sends its first frame here.
     pub remotes: Vec<RemotePort>,
 }
 
@@ -189,8 +190,8 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
 fn check_overlay(
     desired: &DesiredNetwork,
     overlay: &DesiredOverlay,
-    mut macs: BTreeSet<Mac>,
-    mut addresses: BTreeSet<Ipv4Addr>,
+    macs: BTreeSet<Mac>,
+    addresses: BTreeSet<Ipv4Addr>,
 ) -> Result<(), Error> {
     let known = desired.spec.vni.is_none_or(|vni| vni == overlay.vni);
     if !(VNI_FIRST..=VNI_LAST).contains(&overlay.vni) || !known {
@@ -201,6 +202,8 @@ fn check_overlay(
         ));
     }
     check_host(overlay.local)?;
+    let here: BTreeSet<_> = desired.ports.iter().map(|p| (p.mac, p.address)).collect();
+    let (mut their_macs, mut their_addresses) = (BTreeSet::new(), BTreeSet::new());
     for remote in &overlay.remotes {
         check_host(remote.host)?;
         if remote.host == overlay.local {
@@ -223,7 +226,10 @@ fn check_overlay(
                 "make the port again",
             ));
         }
-        if !macs.insert(remote.mac) || !addresses.insert(remote.address) {
+        let foreign = macs.contains(&remote.mac) || addresses.contains(&remote.address);
+        let arriving = here.contains(&(remote.mac, remote.address));
+        let twice = !their_macs.insert(remote.mac) || !their_addresses.insert(remote.address);
+        if twice || (foreign && !arriving) {
             return Err(bad(
                 format!("{} or {} is used twice", remote.mac, remote.address),
                 format!(

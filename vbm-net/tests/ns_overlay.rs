@@ -6,7 +6,7 @@
 mod common;
 
 use common::{
-    HOST_OUTSIDE, OUTSIDE, forward,
+    Guest, HOST_OUTSIDE, OUTSIDE, forward,
     packet::marked,
     site::{Site, Span, at},
 };
@@ -15,7 +15,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
 };
 use vbm_core::{ErrorKind, NetworkMode};
-use vbm_net::NetworkBackend;
+use vbm_net::{NetworkBackend, NicKind};
 
 const WEB: u16 = 80;
 
@@ -172,6 +172,41 @@ async fn a_vm_that_moves_is_reached_again_after_one_ensure_on_each_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_on_its_way_is_reached_where_it_was_until_it_speaks_where_it_goes() {
+    needs_namespaces!();
+    let site = Site::new(2).await;
+    let mut span = Span::new(NetworkMode::Nat, &[0, 1, 0]).open(2, &["icmp"]);
+    site.ensure(&span).await;
+    let b = site.up(&span, 1).await;
+    let leaving = site.up(&span, 2).await;
+    let before = span.on(1);
+    span.place[2] = 1;
+    let mut arriving = span.on(1);
+    arriving.overlay = before.overlay;
+    let seen = site.labs[1].ensure(&arriving).await;
+    assert!(seen.ready && seen.ports.len() == 2);
+    // Its NIC stands here, as a hypervisor that waits for the VM's memory has it; it is silent.
+    let nic = site.labs[1]
+        .net
+        .open_nic(span.base.id, span.base.ports[2].id, NicKind::Tap)
+        .await
+        .unwrap();
+    assert!(b.ns.pings(span.address(2)), "it is where it was");
+    assert_eq!(site.labs[1].ensure(&arriving).await.changed, Vec::<String>::new());
+    drop(leaving);
+    let arrived = Guest::new(nic, span.base.ports[2].mac);
+    arrived.address(&span.base, 2);
+    assert!(arrived.ns.pings(span.base.spec.gateway), "it speaks");
+    assert!(b.ns.pings(span.address(2)), "it is here now");
+    site.ensure(&span).await;
+    assert!(b.ns.pings(span.address(2)));
+    for host in 0..2 {
+        let again = site.labs[host].ensure(&span.on(host)).await;
+        assert_eq!(again.changed, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flows_go_on_while_ports_come_and_go_on_other_hosts_and_end_with_their_own() {
     needs_namespaces!();
     let site = Site::new(2).await;
@@ -263,6 +298,44 @@ async fn what_somebody_broke_is_whole_after_the_next_ensure() {
         let again = site.labs[0].ensure(&span.on(0)).await;
         assert_eq!(again.changed, Vec::<String>::new(), "{harm}");
         assert!(a.ns.pings(span.address(1)), "{harm}");
+    }
+}
+
+/// With `--nocapture` it tells how long that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_more_remote_port_changes_three_entries_and_the_guard_however_many_ports_there_are() {
+    needs_namespaces!();
+    let site = Site::new(1).await;
+    for ports in [100u32, 1_000] {
+        let mut span = Span::new(NetworkMode::Nat, &[0, 1, 1]);
+        span.base.spec = vbm_core::NetworkSpec::new(
+            NetworkMode::Nat,
+            vbm_core::network::parse_cidr("10.9.0.0/16").unwrap(),
+        )
+        .unwrap();
+        for number in 3..ports {
+            let mut port = common::network(NetworkMode::Nat, 1).ports.remove(0);
+            port.mac = vbm_core::Mac::local(0x0a_00_00 + number);
+            port.address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 9, 1, 0)) + number);
+            span.base.ports.push(port);
+            span.place.push(0);
+        }
+        let two = span.on(0);
+        let mut one = two.clone();
+        one.overlay.iter_mut().for_each(|o| o.remotes.truncate(1));
+        site.labs[0].ensure(&one).await;
+        let began = tokio::time::Instant::now();
+        let seen = site.labs[0].ensure(&two).await;
+        let with = began.elapsed();
+        assert_eq!(seen.changed.len(), 4, "{:?}", seen.changed);
+        let began = tokio::time::Instant::now();
+        site.labs[0].ensure(&two).await;
+        println!(
+            "{ports} ports: from 1 to 2 remote ports {} ms; nothing to do {} ms",
+            with.as_millis(),
+            began.elapsed().as_millis()
+        );
+        site.labs[0].net.remove(two.id).await.unwrap();
     }
 }
 

@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
             }),
             None => {
                 let owner = self.shared.owner.clone();
-                let record = Record { owner, network: id, host_namespace, transit: None, namespace };
+                let record = Record { owner, network: id, host_namespace, transit: None, namespace: Some(namespace) };
                 record.store()?;
                 self.changed.push("record".into());
                 Ok(record)

@@ -8,7 +8,7 @@
 //!   <state dir>/transit-<net>.json  the pair a network had, so that it has it again after a reboot
 //! ```
 
-use crate::{NetError, plan::Transit};
+use crate::{NetError, names, plan::Transit};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -36,11 +36,19 @@ pub(crate) struct Record {
     pub(crate) host_namespace: PathBuf,
     #[serde(default)]
     pub(crate) transit: Option<Ipv4Net>,
-    /// The name of the namespace.
-    pub(crate) namespace: String,
+    /// The name of the namespace; without it, the plain one.
+    #[serde(default)]
+    pub(crate) namespace: Option<String>,
 }
 
 impl Record {
+    /// The name of its namespace.
+    pub(crate) fn namespace(&self) -> String {
+        self.namespace
+            .clone()
+            .unwrap_or_else(|| names::namespace(self.network))
+    }
+
     pub(crate) fn transit(&self) -> Option<Transit> {
         self.transit.and_then(Transit::new)
     }
@@ -55,11 +63,11 @@ impl Record {
     }
 
     pub(crate) fn store(&self) -> Result<(), NetError> {
-        write_json(&Self::path(&self.namespace), self)
+        write_json(&Self::path(&self.namespace()), self)
     }
 
     pub(crate) fn remove(&self) -> Result<(), NetError> {
-        remove(&Self::path(&self.namespace))
+        remove(&Self::path(&self.namespace()))
     }
 
     /// All of this machine. Those that cannot be read come as errors beside the others.
@@ -213,4 +221,16 @@ pub(crate) async fn transit_lock() -> Result<File, NetError> {
         limit: LOCK_MAX,
     };
     tokio::time::timeout(LOCK_MAX, wait).await.map_err(timed_out)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Record;
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_of_the_plain_namespace() {
+        let text = r#"{"owner":"o","network":"0190b6f2-4c1e-7cc3-a7a4-0d1f0000beef","host_namespace":"/proc/self/ns/net"}"#;
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert_eq!(record.namespace(), "vbm-0000beef");
+    }
 }

@@ -25,7 +25,7 @@ impl Torn {
 /// Removes all of one network. The caller serialises calls for one owner's host rules.
 pub(crate) async fn network(record: &Record) -> Torn {
     let mut torn = Torn::default();
-    let name = record.namespace.clone();
+    let name = record.namespace();
     let ns = NetNs::named(&name);
     let host = NetNs::at(&record.host_namespace);
     // Before the namespace: a process that holds a tap keeps the namespace alive, unseen, with all its links.

@@ -87,7 +87,10 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
         return !inside(flow.from) || flow.from == net.spec.gateway || who.ports.contains_key(&flow.from);
     }
     // To a VM of another host: its groups decide there. Nothing but this host's VMs goes that way.
-    if who.remotes.contains(&flow.answerer) {
+    // One that is on its way here is both.
+    if who.remotes.contains(&flow.answerer)
+        && (who.ports.contains_key(&flow.from) || !who.ports.contains_key(&flow.answerer))
+    {
         return who.ports.contains_key(&flow.from);
     }
     let Some(port) = who.ports.get(&flow.answerer) else {

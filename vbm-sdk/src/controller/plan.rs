@@ -70,6 +70,12 @@ impl World {
             .values()
             .filter(|p| p.spec.network == id)
             .partition(|p| vms.contains(&p.spec.vm));
+        // Those that are on their way here are both: ready here, and reached where they are.
+        let coming = ports.iter().filter(|p| {
+            let vm = self.vms.get(&p.spec.vm);
+            vm.is_some_and(|vm| vm.spec.node.as_ref() != Some(node))
+        });
+        let others: Vec<&Port> = others.into_iter().chain(coming.copied()).collect();
         let forwards = self
             .forwards
             .iter()
