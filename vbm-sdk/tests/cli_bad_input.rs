@@ -318,6 +318,48 @@ fn images_that_are_none_are_refused() {
     );
 }
 
+#[test]
+fn snapshots_that_make_no_sense_are_refused() {
+    let daemon = Daemon::start();
+    daemon.furnish();
+    for vm in ["web1", "db1"] {
+        daemon.ok(&["launch", "tiny", vm]);
+    }
+    daemon.ok(&["launch", "tiny", "off1", "--stopped"]);
+    daemon.ok(&["snapshot", "create", "web1", "base"]);
+    let before = daemon.json(&["snapshot", "list", "web1"]);
+    let id = before[0]["id"].as_str().unwrap();
+    let long = "a".repeat(64);
+    refuse_all(
+        &daemon,
+        &[
+            (&["snapshot", "create"], 2, "VM"),
+            (&["snapshot", "create", "nope"], 3, "'nope'"),
+            (&["snapshot", "create", "web1", "base"], 4, "'base'"),
+            (&["snapshot", "create", "web1", "<script>"], 2, "<script>"),
+            (&["snapshot", "create", "web1", "it's"], 2, "it's"),
+            (&["snapshot", "create", "web1", "a\"b"], 2, "a\"b"),
+            (&["snapshot", "create", "web1", "快照"], 2, "快照"),
+            (&["snapshot", "create", "web1", "../base"], 2, "../base"),
+            (&["snapshot", "create", "web1", &long], 2, "63"),
+            (&["snapshot", "create", "web1", "x", "--label", "y"], 2, "'y'"),
+            (&["snapshot", "list", "nope"], 3, "'nope'"),
+            (&["snapshot", "info", "web1", ""], 2, "snapshot"),
+            (&["snapshot", "revert", "web1", "nope"], 3, "'nope'"),
+            (&["snapshot", "revert", "web1", "../base"], 3, "'../base'"),
+            (&["snapshot", "revert", "db1", "base"], 3, "'base'"),
+            (&["snapshot", "revert", "db1", id], 3, "db1"),
+            (&["snapshot", "delete", "db1", "base"], 3, "'base'"),
+            (&["snapshot", "delete", "web1"], 2, "SNAPSHOT"),
+            (&["save", "nope"], 3, "'nope'"),
+            (&["save", "off1"], 4, "off1"),
+            (&["discard", "web1"], 4, "web1"),
+            (&["discard", "off1"], 4, "off1"),
+        ],
+    );
+    assert_eq!(daemon.json(&["snapshot", "list", "web1"]), before);
+}
+
 /// The same where files are sent first, of which a line tells.
 fn refuse_all_quietly(daemon: &Daemon, cases: &[(&[&str], i32, &str)]) {
     let quiet: Vec<Vec<&str>> = cases

@@ -98,6 +98,63 @@ fn a_group_is_opened_and_closed_and_moved_while_a_vm_runs() {
 }
 
 #[test]
+fn a_vm_is_kept_and_brought_back() {
+    let daemon = Daemon::start();
+    daemon.furnish();
+    daemon.ok(&["launch", "tiny", "web1", "--network", "lan"]);
+    let empty = daemon.vbm(&["snapshot", "list", "web1"]);
+    assert_eq!((empty.code, empty.out.as_str()), (0, ""));
+    assert!(empty.err.contains("vbm snapshot create web1"), "{}", empty.err);
+    let typed = |line: &str, answer: &str| {
+        let said = daemon.vbm_typed(&["console", "web1", "--until", answer, "--timeout", "20"], line);
+        assert_eq!(said.code, 0, "{said:?}");
+    };
+    typed("write before\n", "written=before");
+    let taken = daemon.ok(&["snapshot", "create", "web1", "base", "--label", "why=upgrade"]);
+    assert!(
+        taken.starts_with("web1/base was taken: disk and memory"),
+        "{taken}"
+    );
+    typed("write after\n", "written=after");
+    daemon.ok(&["snapshot", "create", "web1"]);
+    let list = daemon.ok(&["snapshot", "list", "web1"]);
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(lines[0].starts_with("NAME      STATE  HOLDS"), "{list}");
+    assert!(lines[1].starts_with("base      ready  disk and memory"), "{list}");
+    assert!(
+        lines[2].starts_with("└─ snap0  ready") && lines[2].ends_with("yes"),
+        "{list}"
+    );
+    assert_eq!(
+        daemon.ok(&["snapshot", "ls", "web1", "-o", "name"]),
+        "base\nsnap0\n"
+    );
+    let info = daemon.ok(&["snapshot", "info", "web1", "base"]);
+    assert!(info.contains("why=upgrade") && info.contains("Holds:"), "{info}");
+
+    let back = daemon.ok(&["snapshot", "revert", "web1", "base"]);
+    assert_eq!(back, "web1 is as it was at base, and running\n");
+    typed("read one\n", "disk=before#one");
+    let gone = daemon.ok(&["snapshot", "delete", "web1", "base", "snap0"]);
+    assert_eq!(gone, "web1/base is gone\nweb1/snap0 is gone\n");
+    assert_eq!(daemon.json(&["snapshot", "list", "web1"]), serde_json::json!([]));
+
+    assert_eq!(daemon.ok(&["save", "web1"]), "web1 is saved\n");
+    assert!(daemon.ok(&["list"]).contains("saved"));
+    assert_eq!(daemon.ok(&["start", "web1"]), "web1 is running\n");
+    assert_eq!(daemon.ok(&["save", "web1"]), "web1 is saved\n");
+    assert_eq!(
+        daemon.ok(&["discard", "web1"]),
+        "web1 is off, its memory is gone\n"
+    );
+    let operation = daemon.json(&["snapshot", "create", "web1", "off", "--async"]);
+    daemon.ok(&["operation", "wait", operation["id"].as_str().unwrap()]);
+    let back = daemon.ok(&["snapshot", "revert", "web1", "off"]);
+    assert_eq!(back, "web1 is as it was at off, and off\n");
+    assert_eq!(daemon.ok(&["delete", "web1"]), "web1 is gone\n");
+}
+
+#[test]
 fn a_console_serves_scripts() {
     let daemon = Daemon::start();
     daemon.furnish();

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 use vbm_core::{Name, Operation, Result};
-use vbm_hyper::{SimDriver, SimWorld};
+use vbm_hyper::{Driver, SimDriver, SimWorld};
 use vbm_net::SimNetwork;
 use vbm_sdk::{
     api::{Accepted, CreateGroup, CreateImage, CreateNetwork, LaunchRequest, NicRequest, VmView},
@@ -63,11 +63,16 @@ impl House {
     /// A daemon of this host in the making.
     pub(crate) fn builder(&self) -> Builder {
         let driver = SimDriver::open(self.world.clone()).unwrap();
+        self.serve_with(Arc::new(driver)).await
+    }
+
+    /// The same with this driver.
+    pub(crate) async fn serve_with(&self, driver: Arc<dyn Driver>) -> Server {
         Server::builder(self.dir.path().join("data"))
             .run_dir(self.dir.path().join("run"))
             .ephemeral(true)
             .with_store(Arc::new(self.store.clone()) as Arc<dyn Store>)
-            .with_drivers(vec![Arc::new(driver)])
+            .with_drivers(vec![driver])
             .with_networks(Arc::new(self.networks.clone()))
     }
 
