@@ -106,14 +106,14 @@ pub(super) fn replug(id: VmId, nics: &[(usize, &String)]) -> Vec<String> {
     args
 }
 
-/// A VM that runs goes on while its memory is written.
-pub(super) fn take(id: VmId, snapshot: SnapshotId, content: SnapshotContent) -> Vec<String> {
+/// A VM that runs goes on while its memory is written (`live`); VirtualBox does not have that of a paused one.
+pub(super) fn take(id: VmId, snapshot: SnapshotId, content: SnapshotContent, live: bool) -> Vec<String> {
     let mut args = words(&format!(
         "snapshot {id} take {} --description",
         snapshot_name(snapshot)
     ));
     args.push(description(content));
-    if content == SnapshotContent::DiskAndMemory {
+    if live {
         args.push("--live".into());
     }
     args

@@ -46,9 +46,9 @@ impl Snapshots for VirtualBoxDriver {
                 Duration::ZERO,
             ));
         }
-        let paused = matches!(machine.power(), PowerState::Paused(_));
+        let live = machine.power() == PowerState::Running;
         let begun = Instant::now();
-        let call = Call::new(argv::take(id, snapshot, content))
+        let call = Call::new(argv::take(id, snapshot, content, live))
             .within(VBOX_BULK_DEADLINE)
             .on_registry();
         if let Err(fault) = shared.runner.run(&call).await {
@@ -69,7 +69,7 @@ impl Snapshots for VirtualBoxDriver {
             return Err(fault.into());
         }
         let halted = match content {
-            SnapshotContent::DiskAndMemory if !paused => {
+            SnapshotContent::DiskAndMemory if live => {
                 halted(shared, id).await.unwrap_or_else(|| begun.elapsed())
             }
             _ => Duration::ZERO,

@@ -283,10 +283,18 @@ fn snapshot(world: &World, id: &str, words: &[&str]) -> Answer {
             Ok(vm.tree())
         }
         ["take", name, rest @ ..] => {
-            let online = {
+            let (online, running) = {
                 let _lock = world.lock();
-                world.find(id)?.is_live()
+                let vm = world.find(id)?;
+                (vm.is_live(), vm.state == "running")
             };
+            if rest.contains(&"--live") && !running {
+                // Recorded.
+                return Err(Refusal(
+                    "Cannot take a live snapshot of a virtual machine unless it is running.".into(),
+                    BAD_STATE,
+                ));
+            }
             if online && world.knob("snapshot-fails").is_some() {
                 return Err(Refusal("Could not create the snapshot: no room".into(), Some(("VBOX_E_FILE_ERROR", 0x80bb_0004))));
             }
