@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything a developer types. See `cargo xtask help`.
 //!
 //! ```text
-//!  main -> demo | test | bench | guest | setup | ci | tidy        one module a command
+//!  main -> demo | test | lab | bench | guest | setup | ci | tidy  one module a command
 //!           \_______ run, place, say, fault                     programs, paths, terminal, errors
 //! ```
 #![allow(
@@ -14,6 +14,7 @@ mod ci;
 mod demo;
 mod fault;
 mod guest;
+mod lab;
 mod place;
 mod run;
 mod say;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::fault::Done;
+use crate::lab::Unable;
 
 /// What a developer of VBM types.
 #[derive(Parser)]
@@ -65,26 +66,45 @@ enum Command {
         #[arg(last = true, value_name = "NAME")]
         filters: Vec<String>,
     },
+    /// Real VirtualBox, in a machine that is emulated: made when it is not there, and tried.
+    Lab {
+        /// Which lab.
+        #[arg(value_enum)]
+        which: lab::Which,
+        /// Stop after this step.
+        #[arg(long, value_enum)]
+        until: Option<lab::Step>,
+        /// Make all of it anew, whatever is there.
+        #[arg(long)]
+        fresh: bool,
+    },
     /// What the gate runs: tests, format, clippy, rustdoc, cargo-deny, tidy.
     Ci,
     /// Check the direction of dependencies, file lengths and paths.
     Tidy,
 }
 
+/// The exit code of a lab that the package archive does not provide: neither passed nor failed.
+const EXIT_NOT_RUN: u8 = 3;
+
 fn main() -> ExitCode {
     match run(Args::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
+        Err(Unable::Failed(fault)) => {
             say::fault(&fault);
             ExitCode::FAILURE
+        }
+        Err(Unable::NotProvided(fault)) => {
+            say::not_run(&fault);
+            ExitCode::from(EXIT_NOT_RUN)
         }
     }
 }
 
-fn run(command: Command) -> Done {
+fn run(command: Command) -> Result<(), Unable> {
     match command {
-        Command::Demo => demo::command(),
-        Command::Bench { area, quick, json } => bench::command(&area, quick, json.as_deref()),
+        Command::Demo => demo::command()?,
+        Command::Bench { area, quick, json } => bench::command(&area, quick, json.as_deref())?,
         Command::Guest { out } => {
             let guest = guest::ensure(out.as_deref())?;
             let how = if guest.made { "made" } else { "up to date" };
@@ -93,11 +113,15 @@ fn run(command: Command) -> Done {
                 guest.dir.display(),
                 guest.manifest.key.get(..12).unwrap_or("?")
             ));
-            Ok(())
         }
-        Command::Setup => setup::ensure(&setup::Need::ALL).map(|()| say::line("everything is there")),
-        Command::Test { filters } => test::command(&filters),
-        Command::Ci => ci::command(),
-        Command::Tidy => tidy::command(),
+        Command::Setup => {
+            setup::ensure(&setup::Need::ALL)?;
+            say::line("everything is there");
+        }
+        Command::Test { filters } => test::command(&filters)?,
+        Command::Lab { which, until, fresh } => lab::command(which, until, fresh)?,
+        Command::Ci => ci::command()?,
+        Command::Tidy => tidy::command()?,
     }
+    Ok(())
 }

@@ -32,6 +32,11 @@ pub(crate) fn fault(fault: &Fault) {
     eprintln!("{fault}");
 }
 
+/// What could not be run is neither passed nor failed, and must not be overlooked.
+pub(crate) fn not_run(fault: &Fault) {
+    eprintln!("*** NOT RUN ***\n{fault}");
+}
+
 /// A spinner for work without a known length. It hides itself where stderr is no terminal.
 pub(crate) fn spinner(text: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(text.to_owned());

@@ -25,7 +25,7 @@ const EXIT_INTERRUPTED: i32 = 130;
 
 /// Whether somebody wants the demo to end. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Interrupts(Arc<Mutex<State>>);
+pub(crate) struct Interrupts(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -34,12 +34,12 @@ struct State {
 }
 
 impl Interrupts {
-    pub(super) fn came(&self) -> bool {
+    pub(crate) fn came(&self) -> bool {
         self.state().came
     }
 
     /// Sends [`Event::Interrupted`] when a signal comes; at once when one came before.
-    pub(super) fn subscribe(&self, tell: Sender<Event>) {
+    pub(crate) fn subscribe(&self, tell: Sender<Event>) {
         let mut state = self.state();
         if state.came {
             // A receiver that is gone wants no news.
@@ -49,11 +49,11 @@ impl Interrupts {
         }
     }
 
-    pub(super) fn unsubscribe(&self) {
+    pub(crate) fn unsubscribe(&self) {
         self.state().tell = None;
     }
 
-    pub(super) fn trip(&self) {
+    pub(crate) fn trip(&self) {
         let mut state = self.state();
         state.came = true;
         if let Some(tell) = state.tell.take() {
@@ -67,13 +67,13 @@ impl Interrupts {
 }
 
 /// Signals are ours while this lives; afterwards they do nothing, as the program is about to end.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     handle: Handle,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    pub(super) fn new(interrupts: &Interrupts) -> Done<Self> {
+    pub(crate) fn new(interrupts: &Interrupts) -> Done<Self> {
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| {
             Fault::new(
                 "cannot listen for signals",

@@ -20,13 +20,13 @@ mod facts;
 mod interrupt;
 mod stage;
 mod story;
-mod typed;
+pub(crate) mod typed;
 mod world;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use interrupt::{Interrupts, Watch};
+pub(crate) use interrupt::{Interrupts, Watch};
 use stage::Stage;
 use story::{Chapter, STORY};
 

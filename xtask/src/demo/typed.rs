@@ -24,17 +24,17 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// What a line came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// `None` when a signal ended it.
-    pub(super) code: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// What [`Output`] was wanted.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// All that was heard.
-    pub(super) all: String,
+    pub(crate) all: String,
 }
 
 /// What happens while a line runs.
-pub(super) enum Event {
+pub(crate) enum Event {
     Out(Vec<u8>),
     Err(Vec<u8>),
     Closed,
@@ -43,7 +43,7 @@ pub(super) enum Event {
 
 /// Which outputs of a line are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Output {
+pub(crate) enum Output {
     /// Both, through one pipe, so that they stand in the order in which they came.
     Both,
     /// stdout, for reading; stderr is kept for the fault.
@@ -51,7 +51,7 @@ pub(super) enum Output {
 }
 
 /// Runs a command to its end. `interrupts: None` is for clearing up, which nothing interrupts.
-pub(super) fn run(
+pub(crate) fn run(
     command: &mut Command,
     line: &str,
     output: Output,
@@ -114,7 +114,7 @@ pub(super) fn run(
 
 /// A command that the kernel kills when the demo is killed. Bound to the thread that starts it: start it from the
 /// main one.
-pub(super) fn bound(command: Command) -> Command {
+pub(crate) fn bound(command: Command) -> Command {
     let Some(setpriv) = crate::run::which("setpriv") else {
         return command;
     };
@@ -128,7 +128,7 @@ pub(super) fn bound(command: Command) -> Command {
 
 /// A line for the shell to become, rather than to wait for, where it is one plain command: so that what ends the
 /// shell ends the command.
-pub(super) fn direct(line: &str) -> String {
+pub(crate) fn direct(line: &str) -> String {
     if line.contains(['|', '&', ';']) {
         line.to_owned()
     } else {
@@ -137,7 +137,7 @@ pub(super) fn direct(line: &str) -> String {
 }
 
 /// The fault of a story that a signal ended.
-pub(super) fn interrupted() -> Fault {
+pub(crate) fn interrupted() -> Fault {
     Fault::new(
         "the demo was interrupted",
         "a signal came",
@@ -146,7 +146,7 @@ pub(super) fn interrupted() -> Fault {
 }
 
 /// Output as the reason of a fault.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let text = text.trim();
     if text.is_empty() {
         "it printed nothing".to_owned()
@@ -169,7 +169,7 @@ fn signal_group(child: &Child, signal: &str) {
 }
 
 /// Reads a pipe to its end; the thread ends with the pipe.
-fn follow(mut pipe: impl Read + Send + 'static, event: fn(Vec<u8>) -> Event, tell: Sender<Event>) {
+pub(crate) fn follow(mut pipe: impl Read + Send + 'static, event: fn(Vec<u8>) -> Event, tell: Sender<Event>) {
     std::thread::spawn(move || {
         let mut chunk = [0; CHUNK_BYTES];
         while let Ok(length @ 1..) = pipe.read(&mut chunk) {

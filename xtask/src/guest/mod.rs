@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, create_dir_all, remove_dir_all, rename};
 use std::path::{Path, PathBuf};
 
+pub(crate) use cpio::Archive;
 pub(crate) use manifest::Manifest;
 use packages::Packages;
 

@@ -224,10 +224,7 @@ fn lists_age() -> Option<Duration> {
 /// Adds a backports entry made from the machine's own mirror, unless one is there. Says whether it did.
 fn add_backports() -> Done<bool> {
     let codename = codename();
-    let mut sources = parse(Path::new("/etc/apt/sources.list"));
-    for path in files(Path::new(SOURCES_DIR)) {
-        sources.extend(parse(&path));
-    }
+    let sources = all_sources();
     if sources::has_backports(&sources, &codename) {
         return Ok(false);
     }
@@ -244,6 +241,35 @@ fn add_backports() -> Done<bool> {
         "   added {BACKPORTS_FILE}: QEMU here comes from backports"
     ));
     Ok(true)
+}
+
+/// Debian's archive as this machine's apt names it.
+pub(crate) struct Mirror {
+    pub(crate) uri: String,
+    /// The key ring, where the sources name one as a file.
+    pub(crate) keyring: Option<PathBuf>,
+}
+
+/// The mirror of this release's component main; `None` when apt's sources name none.
+pub(crate) fn mirror() -> Option<Mirror> {
+    let sources = all_sources();
+    let source = sources::main_of(&sources, &codename())?;
+    Some(Mirror {
+        uri: source.uris.first()?.clone(),
+        keyring: source
+            .signed_by
+            .as_deref()
+            .filter(|key| key.starts_with('/'))
+            .map(PathBuf::from),
+    })
+}
+
+fn all_sources() -> Vec<sources::Source> {
+    let mut sources = parse(Path::new("/etc/apt/sources.list"));
+    for path in files(Path::new(SOURCES_DIR)) {
+        sources.extend(parse(&path));
+    }
+    sources
 }
 
 fn parse(path: &Path) -> Vec<sources::Source> {

@@ -15,6 +15,8 @@ pub(crate) enum Need {
     Ip,
     Ping,
     Curl,
+    Debootstrap,
+    Mkfs,
 }
 
 /// Where a need is met: `program` (or `busybox_applet` of a busybox that is there), else by installing `package`.
@@ -27,7 +29,7 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Qemu,
         Self::QemuImg,
         Self::Redis,
@@ -40,6 +42,8 @@ impl Need {
         Self::Ip,
         Self::Ping,
         Self::Curl,
+        Self::Debootstrap,
+        Self::Mkfs,
     ];
 
     pub(super) fn entry(self) -> Entry {
@@ -95,6 +99,16 @@ impl Need {
                 &["curl"],
                 "curl",
                 "shows the guest's web page through the forward",
+            ),
+            Self::Debootstrap => plain(
+                &["debootstrap"],
+                "debootstrap",
+                "unpacks the Debian that VirtualBox runs in, in a folder",
+            ),
+            Self::Mkfs => plain(
+                &["mkfs.ext4"],
+                "e2fsprogs",
+                "makes the disk of the VirtualBox lab's machine",
             ),
         }
     }

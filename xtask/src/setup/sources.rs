@@ -85,13 +85,17 @@ pub(super) fn has_backports(sources: &[Source], codename: &str) -> bool {
     sources.iter().any(|source| source.suites.contains(&suite))
 }
 
-/// A deb822 file that offers backports from the mirror of the release's main component.
-pub(super) fn backports_file(sources: &[Source], codename: &str) -> Option<String> {
-    let is_main = |source: &&Source| {
+/// The entry that has the release's component main.
+pub(super) fn main_of<'a>(sources: &'a [Source], codename: &str) -> Option<&'a Source> {
+    sources.iter().find(|source| {
         source.suites.iter().any(|suite| suite == codename)
             && source.components.iter().any(|part| part == "main")
-    };
-    let source = sources.iter().find(is_main)?;
+    })
+}
+
+/// A deb822 file that offers backports from the mirror of the release's main component.
+pub(super) fn backports_file(sources: &[Source], codename: &str) -> Option<String> {
+    let source = main_of(sources, codename)?;
     let mut text = format!(
         "# Made by `cargo xtask setup`: QEMU here comes from backports. Remove at will.\n\
          Types: deb\nURIs: {}\nSuites: {codename}-backports\nComponents: main\n",

@@ -1,0 +1,170 @@
+//! `cargo xtask lab virtualbox`: real VirtualBox on a machine that can neither load its driver nor virtualise.
+//!
+//! ```text
+//!  root     debootstrap sid + virtualbox, kernel, headers, dkms    target/lab/virtualbox/root      (root.rs)
+//!     |         \-- vboxmanage: a wrapper that runs it from there; everything but running VMs      (manage.rs)
+//!  image    ext4 made from that folder without a mount, kernel, initramfs    .../image             (image.rs)
+//!     |
+//!  machine  QEMU without KVM, whose processor has AMD-V; VirtualBox's modules; a channel           (machine.rs)
+//! ```
+//!
+//! Root and image are kept, each with a stamp that is written last (stamp.rs): what was half made, damaged or made by
+//! another recipe is made again. A machine never changes them: its disk is an overlay that goes when it ends.
+//!
+//! Where Debian's archive cannot provide what is needed, nothing has failed and nothing has passed: [`Unable`].
+
+mod archive;
+mod image;
+mod inside;
+mod machine;
+mod manage;
+mod prove;
+mod root;
+mod space;
+mod stamp;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use crate::demo::{Interrupts, Watch};
+use crate::fault::{Done, Fault};
+use crate::setup::{self, Need};
+use crate::{place, say};
+
+/// What the lab can be asked for; each needs those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Step {
+    /// Debian with VirtualBox in a folder, and the wrapper that runs VBoxManage from it.
+    Root,
+    /// The disk, kernel and initramfs of the machine.
+    Image,
+    /// The machine boots, VirtualBox works in it, and it ends.
+    Machine,
+}
+
+/// Which lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Which {
+    /// VirtualBox 7.2 inside an emulated machine.
+    Virtualbox,
+}
+
+/// Why the lab has no result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unable {
+    /// The package archive does not give what is needed: not run, which is neither passed nor failed.
+    NotProvided(Fault),
+    /// It was provided, and something is wrong.
+    Failed(Fault),
+}
+
+impl From<Fault> for Unable {
+    fn from(fault: Fault) -> Self {
+        Self::Failed(fault)
+    }
+}
+
+/// The result of what needs the archive.
+pub(crate) type Provided<T = ()> = Result<T, Unable>;
+
+/// What the lab uses of this machine.
+const NEEDS: [Need; 6] = [
+    Need::Debootstrap,
+    Need::Mkfs,
+    Need::Qemu,
+    Need::QemuImg,
+    Need::Redis,
+    Need::Curl,
+];
+
+/// Where the lab is kept.
+pub(crate) fn dir() -> PathBuf {
+    place::target().join("lab/virtualbox")
+}
+
+/// What was done, and how long it took; printed as a table at the end, whatever the end is.
+#[derive(Default)]
+pub(crate) struct Times(Vec<(String, String, Duration)>);
+
+impl Times {
+    fn note(&mut self, step: &str, proof: impl Into<String>, since: Instant) {
+        let (proof, took) = (proof.into(), since.elapsed());
+        say::line(&format!("   ok: {proof} ({:.1} s)", took.as_secs_f64()));
+        self.0.push((step.to_owned(), proof, took));
+    }
+
+    fn print(&self) {
+        let rows: Vec<Vec<String>> = self
+            .0
+            .iter()
+            .map(|(step, proof, took)| {
+                vec![
+                    format!("{step:<24}  {proof}"),
+                    format!("{:.1}", took.as_secs_f64()),
+                ]
+            })
+            .collect();
+        say::title("the lab: what was done");
+        say::table(&["step", "seconds"], &rows);
+    }
+}
+
+/// Runs the lab up to `until`; all of it when nobody says.
+pub(crate) fn command(which: Which, until: Option<Step>, fresh: bool) -> Provided {
+    let Which::Virtualbox = which;
+    needs_root()?;
+    setup::ensure(&NEEDS)?;
+    let dir = dir();
+    if fresh {
+        forget(&dir)?;
+    }
+    let mut times = Times::default();
+    let done = run(&dir, until.unwrap_or(Step::Machine), &mut times);
+    times.print();
+    done
+}
+
+fn run(dir: &Path, until: Step, times: &mut Times) -> Provided {
+    let interrupts = Interrupts::default();
+    let _watch = Watch::new(&interrupts)?;
+    let _lock = lock(dir)?;
+    let root = root::ensure(dir, &interrupts, times)?;
+    if until == Step::Root {
+        return Ok(());
+    }
+    let image = image::ensure(dir, &root, &interrupts, times)?;
+    if until == Step::Image {
+        return Ok(());
+    }
+    prove::prove(dir, &image, &interrupts, times)?;
+    Ok(())
+}
+
+fn needs_root() -> Done {
+    if setup::is_root() {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "the lab needs root",
+        "it unpacks a Debian system in a folder and enters it",
+        "run `sudo env \"PATH=$PATH\" cargo xtask lab virtualbox`",
+    ))
+}
+
+/// One run at a time; the second waits, and then finds what the first has made.
+fn lock(dir: &Path) -> Done<std::fs::File> {
+    std::fs::create_dir_all(dir).map_err(|error| Fault::file("create", dir, &error))?;
+    let path = dir.join("lock");
+    let locked = std::fs::File::create(&path).and_then(|file| file.lock().map(|()| file));
+    locked.map_err(|error| Fault::file("lock", &path, &error))
+}
+
+/// The stamps go, so that everything is made anew.
+fn forget(dir: &Path) -> Done {
+    for stamp in [root::STAMP, image::STAMP] {
+        stamp::remove(&dir.join(stamp))?;
+    }
+    Ok(())
+}
