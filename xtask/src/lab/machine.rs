@@ -39,6 +39,7 @@ const ANSWER_SLACK: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const SERIAL_LINES: usize = 15;
+const QEMU_LOG: &str = "qemu.log";
 /// No answer of the channel is larger; logs are asked for by their end.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const SPACE_BYTES: u64 = 2 * space::GIB;
@@ -95,6 +96,9 @@ impl Machine {
             .map_err(|error| Fault::file("listen on", &socket, &error))?;
         let logs = dir.join("log");
         let serial = logs.join("serial.log");
+        std::fs::create_dir_all(&logs)
+            .and_then(|()| File::create(&serial).map(drop))
+            .map_err(|error| Fault::file("create", &serial, &error))?;
         let child = start(&run_dir, image, plan, &socket, &serial)?;
         let (tell, events) = channel();
         let mut machine = Self {
@@ -109,7 +113,7 @@ impl Machine {
             next_id: 0,
             interrupts: interrupts.clone(),
         };
-        machine.connect(&listener, &logs.join("qemu.log"))?;
+        machine.connect(&listener, &logs.join(QEMU_LOG))?;
         machine.wait_ready()?;
         Ok(machine)
     }
@@ -230,21 +234,19 @@ impl Machine {
         found
     }
 
-    /// A fault with the end of the machine's serial line.
+    /// A fault with what QEMU said, and the end of the machine's serial line.
     fn fault(&self, what: &str, why: &str) -> Fault {
-        let said = std::fs::read(&self.serial).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said).replace('\r', "");
-        let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
-        let last = lines
-            .get(lines.len().saturating_sub(SERIAL_LINES)..)
-            .unwrap_or_default();
+        let qemu = lines_of(&self.serial.with_file_name(QEMU_LOG));
+        let serial = lines_of(&self.serial);
+        let from = serial.len().saturating_sub(SERIAL_LINES);
+        let mut why = why.to_owned();
+        for line in qemu.iter().chain(serial.iter().skip(from)) {
+            why.push_str(&format!("\n       | {line}"));
+        }
         Fault::new(
             what,
-            format!(
-                "{why}\n       its serial line ends with:\n       | {}",
-                last.join("\n       | ")
-            ),
-            format!("all of it is in {}", self.serial.display()),
+            why,
+            format!("its serial line is in {}", self.serial.display()),
         )
     }
 
@@ -279,6 +281,14 @@ impl Drop for Machine {
             crate::say::fault(&fault);
         }
     }
+}
+
+/// The lines of a log that say something.
+fn lines_of(log: &Path) -> Vec<String> {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+    let lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());
+    lines.map(str::to_owned).collect()
 }
 
 /// Waits without being deaf to ^C.
@@ -361,9 +371,7 @@ fn executable(path: &Path) -> Done {
 }
 
 fn start(run_dir: &Path, image: &Image, plan: &Plan, socket: &Path, serial: &Path) -> Done<Child> {
-    let log = serial.with_file_name("qemu.log");
-    std::fs::create_dir_all(serial.parent().unwrap_or(run_dir))
-        .map_err(|error| Fault::file("create", serial, &error))?;
+    let log = serial.with_file_name(QEMU_LOG);
     let words = File::create(&log).map_err(|error| Fault::file("create", &log, &error))?;
     let mut command = run::command("qemu-system-x86_64");
     command.args(arguments(run_dir, image, plan, socket, serial));
@@ -381,7 +389,7 @@ fn start(run_dir: &Path, image: &Image, plan: &Plan, socket: &Path, serial: &Pat
 fn arguments(run_dir: &Path, image: &Image, plan: &Plan, socket: &Path, serial: &Path) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
     let mut put = |words: &[&str]| args.extend(words.iter().map(|word| (*word).to_owned()));
-    put(&["-machine", "q35,accel=tcg", "-accel", "tcg,thread=multi"]);
+    put(&["-machine", "q35", "-accel", "tcg,thread=multi"]);
     put(&["-cpu", "EPYC,+svm,+npt", "-smp", CPUS, "-m", MEMORY_MIB]);
     put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     put(&["-kernel", &image.kernel.display().to_string()]);
