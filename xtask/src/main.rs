@@ -67,17 +67,7 @@ enum Command {
         filters: Vec<String>,
     },
     /// Real VirtualBox, in a machine that is emulated: made when it is not there, and tried.
-    Lab {
-        /// Which lab.
-        #[arg(value_enum)]
-        which: lab::Which,
-        /// Stop after this step.
-        #[arg(long, value_enum)]
-        until: Option<lab::Step>,
-        /// Make all of it anew, whatever is there.
-        #[arg(long)]
-        fresh: bool,
-    },
+    Lab(lab::Args),
     /// What the gate runs: tests, format, clippy, rustdoc, cargo-deny, tidy.
     Ci,
     /// Check the direction of dependencies, file lengths and paths.
@@ -119,7 +109,7 @@ fn run(command: Command) -> Result<(), Unable> {
             say::line("everything is there");
         }
         Command::Test { filters } => test::command(&filters)?,
-        Command::Lab { which, until, fresh } => lab::command(which, until, fresh)?,
+        Command::Lab(args) => lab::command(&args)?,
         Command::Ci => ci::command()?,
         Command::Tidy => tidy::command()?,
     }

@@ -20,6 +20,7 @@ mod machine;
 mod manage;
 mod prove;
 mod root;
+mod script;
 mod space;
 mod stamp;
 
@@ -111,22 +112,43 @@ impl Times {
     }
 }
 
-/// Runs the lab up to `until`; all of it when nobody says.
-pub(crate) fn command(which: Which, until: Option<Step>, fresh: bool) -> Provided {
-    let Which::Virtualbox = which;
+/// What somebody asks of the lab.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which lab.
+    #[arg(value_enum)]
+    which: Which,
+    /// Stop after this step.
+    #[arg(long, value_enum)]
+    until: Option<Step>,
+    /// Make all of it anew, whatever is there.
+    #[arg(long)]
+    fresh: bool,
+    /// Instead of the story: run each line of this file in the machine, and show what it says.
+    #[arg(long, value_name = "FILE", conflicts_with = "until")]
+    script: Option<PathBuf>,
+    /// A file to bring into the machine for the script, into /lab/brought.
+    #[arg(long, value_name = "FILE", requires = "script")]
+    bring: Vec<PathBuf>,
+}
+
+/// Runs what is asked for; all of it when nobody says.
+pub(crate) fn command(args: &Args) -> Provided {
+    let Which::Virtualbox = args.which;
     needs_root()?;
     setup::ensure(&NEEDS)?;
     let dir = dir();
-    if fresh {
+    if args.fresh {
         forget(&dir)?;
     }
     let mut times = Times::default();
-    let done = run(&dir, until.unwrap_or(Step::Machine), &mut times);
+    let done = run(&dir, args, &mut times);
     times.print();
     done
 }
 
-fn run(dir: &Path, until: Step, times: &mut Times) -> Provided {
+fn run(dir: &Path, args: &Args, times: &mut Times) -> Provided {
+    let until = args.until.unwrap_or(Step::Machine);
     let interrupts = Interrupts::default();
     let _watch = Watch::new(&interrupts)?;
     let _lock = lock(dir)?;
@@ -136,6 +158,10 @@ fn run(dir: &Path, until: Step, times: &mut Times) -> Provided {
     }
     let image = image::ensure(dir, &root, &interrupts, times)?;
     if until == Step::Image {
+        return Ok(());
+    }
+    if let Some(script) = &args.script {
+        script::play(dir, &image, script, &args.bring, &interrupts, times)?;
         return Ok(());
     }
     prove::prove(dir, &image, &interrupts, times)?;
