@@ -21,7 +21,7 @@ const ARGS: [&str; 6] = [
 const PROGRAMS: [&str; 2] = ["vbmd", "vbm"];
 
 /// Builds them, cargo's own progress on stderr; gives the directory that they are in.
-pub(super) fn programs() -> Done<PathBuf> {
+pub(crate) fn programs() -> Done<PathBuf> {
     let mut command = place::cargo();
     command
         .args(ARGS)

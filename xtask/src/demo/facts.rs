@@ -11,17 +11,17 @@ const COLUMNS_MAX: usize = 108;
 
 /// What the demo compares about its VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Vm {
-    pub(super) address: Ipv4Addr,
+pub(crate) struct Vm {
+    pub(crate) address: Ipv4Addr,
     /// The network that its NIC is on; the namespace bears its last eight digits.
-    pub(super) network: String,
-    pub(super) power: String,
-    pub(super) pid: Option<u32>,
-    pub(super) accelerator: Option<String>,
+    pub(crate) network: String,
+    pub(crate) power: String,
+    pub(crate) pid: Option<u32>,
+    pub(crate) accelerator: Option<String>,
 }
 
 /// Reads `vbm info VM -o json`.
-pub(super) fn vm(text: &str) -> Done<Vm> {
+pub(crate) fn vm(text: &str) -> Done<Vm> {
     let json = json(text)?;
     let string = |pointer: &str| json.pointer(pointer).and_then(Value::as_str);
     let missing = |what: &str| {
@@ -81,7 +81,7 @@ pub(super) fn problems(text: &str) -> Done<Vec<String>> {
 }
 
 /// The last eight digits of an id: what names on the host are made of.
-pub(super) fn short(id: &str) -> String {
+pub(crate) fn short(id: &str) -> String {
     let digits: Vec<char> = id.chars().filter(char::is_ascii_hexdigit).collect();
     digits
         .get(digits.len().saturating_sub(8)..)
@@ -100,13 +100,13 @@ pub(super) fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
 
 /// Which end of a long output says more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
+pub(crate) enum Keep {
     First,
     Last,
 }
 
 /// At most `max` lines that fit a screen, with a word about the others.
-pub(super) fn trimmed(text: &str, max: usize, keep: Keep) -> Vec<String> {
+pub(crate) fn trimmed(text: &str, max: usize, keep: Keep) -> Vec<String> {
     let text = plain(text);
     let lines: Vec<&str> = text
         .lines()

@@ -13,10 +13,10 @@
 //! Every command that is shown is the one that is run. Runs at the same time do not meet. When the demo is killed,
 //! the kernel ends `vbmd`, the command in hand and the outside world; `vbm doctor --fix` removes VM and network.
 
-mod build;
+pub(crate) mod build;
 mod claim;
 mod daemon;
-mod facts;
+pub(crate) mod facts;
 mod interrupt;
 mod stage;
 mod story;

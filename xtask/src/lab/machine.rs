@@ -284,7 +284,7 @@ impl Drop for Machine {
 }
 
 /// The lines of a log that say something.
-fn lines_of(log: &Path) -> Vec<String> {
+pub(super) fn lines_of(log: &Path) -> Vec<String> {
     let bytes = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes).replace('\r', "");
     let lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());
@@ -292,7 +292,7 @@ fn lines_of(log: &Path) -> Vec<String> {
 }
 
 /// Waits without being deaf to ^C.
-fn pause(interrupts: &Interrupts, time: Duration) -> Done {
+pub(super) fn pause(interrupts: &Interrupts, time: Duration) -> Done {
     let (tell, events) = channel();
     interrupts.subscribe(tell);
     let came = events.recv_timeout(time).is_ok();

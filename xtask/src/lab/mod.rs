@@ -18,11 +18,15 @@ mod image;
 mod inside;
 mod machine;
 mod manage;
+mod picture;
 mod prove;
 mod root;
 mod script;
+mod servant;
 mod space;
+mod stage;
 mod stamp;
+mod story;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -43,6 +47,8 @@ pub(crate) enum Step {
     Image,
     /// The machine boots, VirtualBox works in it, and it ends.
     Machine,
+    /// Our agent in it runs a VM for a controller outside of it.
+    Story,
 }
 
 /// Which lab.
@@ -148,7 +154,7 @@ pub(crate) fn command(args: &Args) -> Provided {
 }
 
 fn run(dir: &Path, args: &Args, times: &mut Times) -> Provided {
-    let until = args.until.unwrap_or(Step::Machine);
+    let until = args.until.unwrap_or(Step::Story);
     let interrupts = Interrupts::default();
     let _watch = Watch::new(&interrupts)?;
     let _lock = lock(dir)?;
@@ -164,7 +170,11 @@ fn run(dir: &Path, args: &Args, times: &mut Times) -> Provided {
         script::play(dir, &image, script, &args.bring, &interrupts, times)?;
         return Ok(());
     }
-    prove::prove(dir, &image, &interrupts, times)?;
+    if until == Step::Machine {
+        prove::prove(dir, &image, &interrupts, times)?;
+        return Ok(());
+    }
+    story::tell(dir, &image, &interrupts, times)?;
     Ok(())
 }
 
