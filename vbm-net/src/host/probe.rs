@@ -8,7 +8,7 @@ use super::{
 use crate::NetError;
 use std::path::Path;
 
-/// Checks rights, programs, kernel facilities and the firewall's backend. Changes nothing, but for loading `br_netfilter`.
+/// Checks rights, programs, kernel facilities and the firewall's backend. Changes nothing, but for loading `br_netfilter` and `nf_conntrack`.
 pub(crate) async fn probe(host: &NetNs) -> Result<(), NetError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(NetError::NotRoot {
@@ -25,7 +25,7 @@ pub(crate) async fn probe(host: &NetNs) -> Result<(), NetError> {
         });
     }
     backend(host).await?;
-    bridge_filter(host).await
+    kernel_modules(host).await
 }
 
 /// One backend, and it is nft: rules in two backends act on the same packets without seeing each other.
@@ -88,37 +88,33 @@ fn has_rules(save: &str) -> bool {
         .any(|c| !c.rules.is_empty() || c.policy.as_deref() != Some("ACCEPT"))
 }
 
-/// Bridged packets must pass iptables; the module is not loaded by itself.
-async fn bridge_filter(host: &NetNs) -> Result<(), NetError> {
-    const SETTINGS: &str = "/proc/sys/net/bridge";
-    let there = || Path::new(SETTINGS).exists();
-    if !host.run(there).await? {
-        // It answers in its own time; whether it helped shows below.
-        let modprobe = tokio::process::Command::new("modprobe")
-            .arg("br_netfilter")
-            .kill_on_drop(true)
-            .output();
-        drop(tokio::time::timeout(exec::EXEC_MAX, modprobe).await);
+/// Modules that nothing loads by itself on a host that was just booted, and what shows that they are there.
+const MODULES: [(&str, &str); 2] = [
+    ("br_netfilter", "/proc/sys/net/bridge"),
+    ("nf_conntrack", "/proc/sys/net/netfilter/nf_conntrack_tcp_loose"),
+];
+
+/// Bridged packets must pass iptables, and rules must know flows.
+async fn kernel_modules(host: &NetNs) -> Result<(), NetError> {
+    for (module, shows) in MODULES {
+        if !host.run(move || Path::new(shows).exists()).await? {
+            // It answers in its own time; whether it helped shows below.
+            let modprobe = tokio::process::Command::new("modprobe")
+                .arg(module)
+                .kill_on_drop(true)
+                .output();
+            drop(tokio::time::timeout(exec::EXEC_MAX, modprobe).await);
+        }
     }
-    let needed: Vec<String> = sysctl::groups()
-        .into_iter()
-        .filter(|s| !s.optional)
-        .map(|s| s.path)
-        .collect();
     let missing = host
-        .run(move || {
-            needed
+        .run(|| {
+            sysctl::groups()
                 .into_iter()
-                .find(|p| !Path::new("/proc/sys/net").join(p).exists())
+                .filter(|setting| !setting.optional)
+                .find(|setting| !Path::new("/proc/sys/net").join(&setting.path).exists())
         })
         .await?;
-    match missing {
-        None => Ok(()),
-        Some(path) => Err(NetError::MissingFacility {
-            facility: "br_netfilter (bridged packets through iptables)",
-            why: format!("/proc/sys/net/{path} does not exist"),
-        }),
-    }
+    missing.map_or(Ok(()), |setting| Err(sysctl::missing(&setting)))
 }
 
 #[cfg(test)]

@@ -102,7 +102,8 @@ pub(crate) async fn check(ns: &NetNs, settings: Vec<Setting>) -> Result<Option<S
     .await
 }
 
-fn missing(setting: &Setting) -> NetError {
+/// The error of a setting that this kernel does not have.
+pub(super) fn missing(setting: &Setting) -> NetError {
     let facility = match setting.path.split('/').next() {
         Some("bridge") => "br_netfilter (bridged packets through iptables)",
         Some("netfilter") => "nf_conntrack (stateful rules)",

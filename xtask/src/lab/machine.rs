@@ -152,7 +152,7 @@ impl Machine {
 
     fn wait_ready(&mut self) -> Done {
         let deadline = Instant::now() + READY_WITHIN;
-        let line = self.hear(deadline, "the machine did not come up", |heard| take_line(heard))?;
+        let line = self.hear(deadline, "the machine did not come up", take_line)?;
         if line == "ready" {
             return Ok(());
         }
@@ -236,7 +236,9 @@ impl Machine {
 
     /// A fault with what QEMU said, and the end of the machine's serial line.
     fn fault(&self, what: &str, why: &str) -> Fault {
-        let qemu = lines_of(&self.serial.with_file_name(QEMU_LOG));
+        let mut qemu = lines_of(&self.serial.with_file_name(QEMU_LOG));
+        // What the emulated processor lacks is nobody's news.
+        qemu.retain(|line| !line.contains(": warning: "));
         let serial = lines_of(&self.serial);
         let from = serial.len().saturating_sub(SERIAL_LINES);
         let mut why = why.to_owned();

@@ -7,6 +7,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::fault::{Done, Fault};
 use crate::run;
@@ -67,9 +68,40 @@ pub(super) fn version(dir: &Path) -> Done<String> {
     })
 }
 
+/// Ends the VBoxSVC that tests may have left: those whose settings are in our work directory, by their pid.
+pub(super) fn end_servers(dir: &Path) {
+    let ours = format!("VBOX_USER_HOME={}/", work(dir).display());
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        if is_ours(&environment, &ours) {
+            // It may have ended by itself in between.
+            drop(run::capture(
+                Command::new("kill").args(["-TERM", &pid.to_string()]),
+            ));
+        }
+    }
+}
+
+fn is_ours(environment: &[u8], ours: &str) -> bool {
+    environment
+        .split(|byte| *byte == 0)
+        .any(|variable| variable.starts_with(ours.as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_servers_of_our_work_directory_are_ended() {
+        let ours = "VBOX_USER_HOME=/t/work/";
+        assert!(is_ours(b"A=1\0VBOX_USER_HOME=/t/work/home\0B=2", ours));
+        assert!(!is_ours(b"VBOX_USER_HOME=/t/work2/home\0", ours));
+        assert!(!is_ours(b"X=VBOX_USER_HOME=/t/work/home\0", ours));
+    }
 
     #[test]
     fn the_wrapper_is_a_script_with_its_paths_filled_in() {

@@ -52,9 +52,10 @@ pub(crate) enum Step {
 }
 
 /// Which lab.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Which {
     /// VirtualBox 7.2 inside an emulated machine.
+    #[default]
     Virtualbox,
 }
 
@@ -102,6 +103,10 @@ impl Times {
         self.0.push((step.to_owned(), proof, took));
     }
 
+    fn count(&self) -> u64 {
+        self.0.len() as u64
+    }
+
     fn print(&self) {
         let rows: Vec<Vec<String>> = self
             .0
@@ -119,7 +124,7 @@ impl Times {
 }
 
 /// What somebody asks of the lab.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Which lab.
     #[arg(value_enum)]
@@ -163,19 +168,62 @@ fn run(dir: &Path, args: &Args, times: &mut Times) -> Provided {
         return Ok(());
     }
     let image = image::ensure(dir, &root, &interrupts, times)?;
-    if until == Step::Image {
-        return Ok(());
+    match (&args.script, until) {
+        (Some(script), _) => script::play(dir, &image, script, &args.bring, &interrupts, times)?,
+        (None, Step::Root | Step::Image) => {}
+        (None, Step::Machine) => prove::prove(dir, &image, &interrupts, times)?,
+        (None, Step::Story) => story::tell(dir, &image, &interrupts, times)?,
     }
-    if let Some(script) = &args.script {
-        script::play(dir, &image, script, &args.bring, &interrupts, times)?;
-        return Ok(());
-    }
-    if until == Step::Machine {
-        prove::prove(dir, &image, &interrupts, times)?;
-        return Ok(());
-    }
-    story::tell(dir, &image, &interrupts, times)?;
     Ok(())
+}
+
+/// What the tests of the driver need to drive the real VBoxManage on VMs that do not run.
+pub(crate) struct ForTests {
+    dir: PathBuf,
+}
+
+impl ForTests {
+    /// Makes the folder where it is missing.
+    pub(crate) fn ensure() -> Provided<Self> {
+        setup::ensure(&NEEDS)?;
+        let dir = dir();
+        let _lock = lock(&dir)?;
+        root::ensure(&dir, &Interrupts::default(), &mut Times::default())?;
+        Ok(Self { dir })
+    }
+
+    /// Variables by which the tests find it.
+    pub(crate) fn variables(&self) -> [(&'static str, PathBuf); 2] {
+        [
+            ("VBM_VBOXMANAGE", manage::wrapper(&self.dir)),
+            ("VBM_VBOX_WORK", manage::work(&self.dir)),
+        ]
+    }
+}
+
+impl Drop for ForTests {
+    fn drop(&mut self) {
+        manage::end_servers(&self.dir);
+    }
+}
+
+/// The lab as a level of the tests: how many claims were found true and how many not, with the table of times.
+///
+/// # Errors
+/// What [`command`] gives before the story begins; a claim that is not true is a count.
+pub(crate) fn as_level() -> Provided<(u64, u64)> {
+    setup::ensure(&NEEDS)?;
+    let mut times = Times::default();
+    let done = run(&dir(), &Args::default(), &mut times);
+    times.print();
+    match done {
+        Ok(()) => Ok((times.count(), 0)),
+        Err(Unable::Failed(fault)) => {
+            say::fault(&fault);
+            Ok((times.count(), 1))
+        }
+        Err(not_provided) => Err(not_provided),
+    }
 }
 
 fn needs_root() -> Done {

@@ -24,7 +24,7 @@ pub(super) fn play(
 ) -> Done {
     let text = std::fs::read_to_string(script).map_err(|error| Fault::file("read", script, &error))?;
     let plan = Plan {
-        files: bring.iter().filter_map(brought).collect(),
+        files: bring.iter().filter_map(|path| brought(path)).collect(),
         ..Plan::default()
     };
     let since = Instant::now();
@@ -44,9 +44,9 @@ pub(super) fn play(
     machine.end()
 }
 
-fn brought(path: &PathBuf) -> Option<(String, PathBuf)> {
+fn brought(path: &Path) -> Option<(String, PathBuf)> {
     let name = path.file_name()?.to_str()?;
-    Some((format!("brought/{name}"), path.clone()))
+    Some((format!("brought/{name}"), path.to_owned()))
 }
 
 /// Empty lines and comments say nothing to the machine.
@@ -63,6 +63,6 @@ mod tests {
     #[test]
     fn comments_and_empty_lines_are_not_sent() {
         assert_eq!(lines("# a\n\n  b c \n").collect::<Vec<_>>(), ["b c"]);
-        assert_eq!(brought(&PathBuf::from("/x/y.vdi")).unwrap().0, "brought/y.vdi");
+        assert_eq!(brought(Path::new("/x/y.vdi")).unwrap().0, "brought/y.vdi");
     }
 }

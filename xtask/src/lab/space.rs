@@ -24,16 +24,13 @@ fn judge(free: u64, bytes: u64, place: &str, what_for: &str) -> Done {
     if free >= bytes {
         return Ok(());
     }
-    let gib = |bytes: u64| bytes.div_ceil(GIB / 10);
+    let gib = |bytes: u64| {
+        let tenths = bytes / (GIB / 10);
+        format!("{}.{} GiB", tenths / 10, tenths % 10)
+    };
     Err(Fault::new(
         format!("{place} has not enough space for {what_for}"),
-        format!(
-            "{}.{} GiB are needed, {}.{} GiB are free",
-            gib(bytes) / 10,
-            gib(bytes) % 10,
-            free / (GIB / 10) / 10,
-            free / (GIB / 10) % 10
-        ),
+        format!("{} are needed, {} are free", gib(bytes), gib(free)),
         "make room, or set CARGO_TARGET_DIR to a directory on a larger disk",
     ))
 }

@@ -16,6 +16,15 @@ pub(crate) struct Counts {
     pub(crate) skipped: u64,
     /// What the caller chose not to run.
     pub(crate) left_out: Vec<String>,
+    /// What could not be run, and why: neither passed nor failed.
+    pub(crate) not_run: Vec<NotRun>,
+}
+
+/// A part of the tests that is impossible here, though nobody left it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NotRun {
+    pub(crate) part: &'static str,
+    pub(crate) why: String,
 }
 
 impl Counts {
@@ -31,6 +40,7 @@ impl Counts {
         }
         self.skipped += other.skipped;
         self.left_out.extend_from_slice(&other.left_out);
+        self.not_run.extend_from_slice(&other.not_run);
     }
 
     pub(crate) fn passed(&self) -> u64 {

@@ -8,7 +8,7 @@ use crate::setup::{self, Need};
 
 /// The variable that names what to leave out.
 pub(super) const LEAVE_OUT: &str = "VBM_LEAVE_OUT";
-const PARTS: [&str; 4] = ["root", "redis", "qemu", "namespaces"];
+const PARTS: [&str; 5] = ["root", "redis", "qemu", "namespaces", "virtualbox"];
 
 /// What the caller wants left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +44,20 @@ impl LeaveOut {
         !self.has("root") && !self.has("namespaces")
     }
 
+    /// Whether VirtualBox is tried, in its folder and in its lab; both need root, and the lab needs QEMU and Redis.
+    pub(super) fn virtualbox(&self) -> bool {
+        !["root", "redis", "qemu", "virtualbox"]
+            .iter()
+            .any(|part| self.has(part))
+    }
+
+    /// The same, and one part more that turned out to be impossible.
+    pub(super) fn and(&self, part: &str) -> String {
+        let mut parts = self.0.clone();
+        parts.push(part.to_owned());
+        parts.join(",")
+    }
+
     pub(super) fn list(&self) -> &[String] {
         &self.0
     }
@@ -54,6 +68,7 @@ impl LeaveOut {
             Need::Qemu | Need::QemuImg => !self.has("qemu"),
             Need::Redis => !self.has("redis"),
             Need::Curl => true,
+            Need::Debootstrap | Need::Mkfs => self.virtualbox(),
             _ => self.namespaces(),
         };
         Need::ALL.into_iter().filter(wanted).collect()
@@ -126,5 +141,17 @@ mod tests {
         assert_eq!(all, Need::ALL);
         let few = LeaveOut::parse("root, qemu").unwrap().needs();
         assert_eq!(few, [Need::Redis, Need::Curl]);
+        let mut rest = Need::ALL.to_vec();
+        rest.retain(|need| !matches!(need, Need::Debootstrap | Need::Mkfs));
+        assert_eq!(LeaveOut::parse("virtualbox").unwrap().needs(), rest);
+    }
+
+    #[test]
+    fn what_is_impossible_joins_what_is_left_out() {
+        assert_eq!(LeaveOut::default().and("virtualbox"), "virtualbox");
+        assert_eq!(
+            LeaveOut::parse("qemu").unwrap().and("virtualbox"),
+            "qemu,virtualbox"
+        );
     }
 }

@@ -10,11 +10,14 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 pub(crate) use count::Counts;
-use count::{Event, Libtest};
+use count::{Event, Libtest, NotRun};
 use machine::LeaveOut;
 
 use crate::fault::{Done, Fault};
-use crate::{guest, place, run, say, setup};
+use crate::{guest, lab, place, run, say, setup};
+
+/// The part that the package archive may fail to provide.
+const VIRTUALBOX: &str = "virtualbox";
 
 /// Runs all tests, or those that `filters` name; prints the table and the closing line.
 pub(crate) fn command(filters: &[String]) -> Done {
@@ -45,11 +48,16 @@ pub(crate) fn all(filters: &[String]) -> Done<Counts> {
         say::line(&format!("guest: {}", guest.dir.display()));
         guest_dir = Some(guest.dir);
     }
+    let (virtualbox, not_run) = virtualbox(&leave_out)?;
     let cargo = || {
         let mut command = place::cargo();
         if let Some(dir) = &guest_dir {
             command.env("VBM_GUEST_DIR", dir);
         }
+        match &virtualbox {
+            Some(lab) => command.envs(lab.variables()),
+            None => command.env(machine::LEAVE_OUT, leave_out.and(VIRTUALBOX)),
+        };
         command
     };
     say::title("build");
@@ -59,9 +67,42 @@ pub(crate) fn all(filters: &[String]) -> Done<Counts> {
     if filters.is_empty() {
         say::title("doc tests");
         counts.merge(&doc_tests(&mut cargo())?);
+        if virtualbox.is_some() {
+            say::title("lab");
+            match lab::as_level() {
+                Ok((passed, failed)) => counts.add("lab", passed, failed),
+                Err(unable) => counts.not_run.push(excuse(unable)?),
+            }
+        }
     }
+    counts.not_run.extend(not_run);
     counts.left_out = leave_out.list().to_vec();
     Ok(counts)
+}
+
+/// The real VBoxManage for the tests of its driver; or why there is none, which is not their failure.
+fn virtualbox(leave_out: &LeaveOut) -> Done<(Option<lab::ForTests>, Option<NotRun>)> {
+    if !leave_out.virtualbox() {
+        return Ok((None, None));
+    }
+    match lab::ForTests::ensure() {
+        Ok(lab) => Ok((Some(lab), None)),
+        Err(unable) => Ok((None, Some(excuse(unable)?))),
+    }
+}
+
+/// What the archive does not provide is told and counted as not run; anything else is a fault.
+fn excuse(unable: lab::Unable) -> Done<NotRun> {
+    match unable {
+        lab::Unable::NotProvided(fault) => {
+            say::not_run(&fault);
+            Ok(NotRun {
+                part: VIRTUALBOX,
+                why: format!("{}: {}", fault.what, fault.why),
+            })
+        }
+        lab::Unable::Failed(fault) => Err(fault),
+    }
 }
 
 /// The table by level, and the closing line that other programs read.
@@ -79,6 +120,9 @@ pub(crate) fn summary(counts: &Counts) {
             "LEFT OUT by {}: tests that need {part}",
             machine::LEAVE_OUT
         ));
+    }
+    for NotRun { part, why } in &counts.not_run {
+        say::line(&format!("*** NOT RUN: tests that need {part}: {why} ***"));
     }
     say::line(&format!("{} passed, {} failed", counts.passed(), counts.failed()));
 }
