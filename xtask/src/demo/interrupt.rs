@@ -78,7 +78,7 @@ impl Watch {
             Fault::new(
                 "cannot listen for signals",
                 error,
-                "run the demo outside of what limits it",
+                "run it outside of what limits it",
             )
         })?;
         let handle = signals.handle();

@@ -139,9 +139,9 @@ pub(crate) fn direct(line: &str) -> String {
 /// The fault of a story that a signal ended.
 pub(crate) fn interrupted() -> Fault {
     Fault::new(
-        "the demo was interrupted",
+        "it was interrupted",
         "a signal came",
-        "run `cargo xtask demo` again when you like",
+        "run the command again when you like",
     )
 }
 

@@ -435,9 +435,14 @@ pub(super) fn free_port() -> Done<u16> {
         .map_err(|error| Fault::new("no port of 127.0.0.1 is free", error, "end what holds them"))
 }
 
-/// Removes what runs that were killed have left.
+/// Removes what runs that were killed have left: disks, the channel, and the stage's scratch directory.
 fn sweep(dir: &Path) {
-    for (parent, prefix) in [(dir, "run-"), (Path::new("/tmp"), "vbmlab-")] {
+    let places = [
+        (dir, "run-"),
+        (Path::new("/tmp"), "vbmlab-"),
+        (Path::new("/tmp"), "vbmlabout-"),
+    ];
+    for (parent, prefix) in places {
         for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let pid = name.strip_prefix(prefix).and_then(|pid| pid.parse::<u32>().ok());

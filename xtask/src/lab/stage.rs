@@ -22,6 +22,8 @@ use crate::{run, say};
 pub(super) const DOOR: u16 = 8080;
 /// The node that the agent is.
 pub(super) const NODE: &str = "lab/vbox";
+/// What the directory of a run is called, before its pid.
+const SCRATCH: &str = "/tmp/vbmlabout-";
 const REDIS_WITHIN: Duration = Duration::from_secs(20);
 const CONTROLLER_WITHIN: Duration = Duration::from_secs(60);
 /// The agent probes VirtualBox on an emulated processor.
@@ -46,8 +48,27 @@ pub(super) struct Stage {
     redis: Servant,
     programs: PathBuf,
     socket: PathBuf,
-    scratch: PathBuf,
+    scratch: Scratch,
     interrupts: Interrupts,
+}
+
+/// A short directory for what is outside of the machine; gone when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make() -> Done<Self> {
+        let scratch = Self(PathBuf::from(format!("{SCRATCH}{}", std::process::id())));
+        std::fs::create_dir_all(&scratch.0).map_err(|error| Fault::file("create", &scratch.0, &error))?;
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(fault) = super::inside::remove(&self.0) {
+            say::fault(&fault);
+        }
+    }
 }
 
 /// What earlier chapters found.
@@ -70,14 +91,12 @@ impl Stage {
         interrupts: &Interrupts,
     ) -> Done<Self> {
         let (redis_port, port) = (free_port()?, free_port()?);
-        let scratch = PathBuf::from(format!("/tmp/vbmlab-{}-out", std::process::id()));
+        let scratch = Scratch::make()?;
         let logs = dir.join("log");
-        for path in [&scratch, &logs] {
-            std::fs::create_dir_all(path).map_err(|error| Fault::file("create", path, &error))?;
-        }
-        let redis = start_redis(redis_port, &scratch, &logs, interrupts)?;
-        let socket = scratch.join("sock");
-        let controller = start_controller(programs, redis_port, &scratch, &socket, &logs, interrupts)?;
+        std::fs::create_dir_all(&logs).map_err(|error| Fault::file("create", &logs, &error))?;
+        let redis = start_redis(redis_port, &scratch.0, &logs, interrupts)?;
+        let socket = scratch.0.join("sock");
+        let controller = start_controller(programs, redis_port, &scratch.0, &socket, &logs, interrupts)?;
         let plan = Plan {
             files: vec![("bin/vbmd".to_owned(), programs.join("vbmd"))],
             forwards: vec![(port, DOOR)],
@@ -261,7 +280,8 @@ impl Stage {
         machine.end()?;
         controller.end()?;
         redis.end()?;
-        super::inside::remove(&scratch)
+        drop(scratch);
+        Ok(())
     }
 
     fn command(&self, line: &str) -> Command {

@@ -3,6 +3,7 @@
 #
 # It sees Debian sid from ROOT (read-only), this machine's devices and processes, and one directory of this machine
 # at the same path: VBM_VBOX_WORK. Settings are in VBOX_USER_HOME, which must be below it (default: WORK/home);
+# VirtualBox looks for nothing in HOME: it asks for the home of root, which is that directory in there as well. So
 # each such directory has a VirtualBox of its own, with a VBoxSVC of its own, which ends 5 s after its last caller.
 set -eu
 root=@ROOT@
@@ -20,6 +21,7 @@ exec unshare --mount --propagation private -- sh -ec '
     for place in dev proc sys; do mount --rbind "/$place" "$root/$place"; done
     mount -t tmpfs -o mode=755 run "$root/run"
     mount --bind "$home/tmp" "$root/tmp"
+    mount --bind "$home" "$root/root"
     mount --bind "$work" "$root$work"
     mount -o remount,bind,ro "$root"
     cd "$root"
