@@ -6,6 +6,8 @@
 //!  image    ext4 made from that folder without a mount, kernel, initramfs    .../image             (image.rs)
 //!     |
 //!  machine  QEMU without KVM, whose processor has AMD-V; VirtualBox's modules; a channel           (machine.rs)
+//!     |\-- suite   the driver's conformance suite, on VMs that run                                (suite.rs)
+//!      \-- story   our agent in it, a controller outside: one VM's life                           (story.rs)
 //! ```
 //!
 //! Root and image are kept, each with a stamp that is written last (stamp.rs): what was half made, damaged or made by
@@ -27,6 +29,7 @@ mod space;
 mod stage;
 mod stamp;
 mod story;
+mod suite;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,8 +41,8 @@ use crate::fault::{Done, Fault};
 use crate::setup::{self, Need};
 use crate::{place, say};
 
-/// What the lab can be asked for; each needs those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+/// What the lab can be asked for; root and image are always seen to first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Step {
     /// Debian with VirtualBox in a folder, and the wrapper that runs VBoxManage from it.
     Root,
@@ -47,7 +50,9 @@ pub(crate) enum Step {
     Image,
     /// The machine boots, VirtualBox works in it, and it ends.
     Machine,
-    /// Our agent in it runs a VM for a controller outside of it.
+    /// The conformance suite of the driver, in the machine.
+    Suite,
+    /// Our agent in the machine runs a VM for a controller outside of it.
     Story,
 }
 
@@ -92,34 +97,67 @@ pub(crate) fn dir() -> PathBuf {
     place::target().join("lab/virtualbox")
 }
 
-/// What was done, and how long it took; printed as a table at the end, whatever the end is.
+/// What was done, whether it was well, and how long it took; printed as a table at the end, whatever the end is.
 #[derive(Default)]
-pub(crate) struct Times(Vec<(String, String, Duration)>);
+pub(crate) struct Times(Vec<Row>);
+
+struct Row {
+    step: String,
+    proof: String,
+    took: Duration,
+    well: bool,
+}
 
 impl Times {
     fn note(&mut self, step: &str, proof: impl Into<String>, since: Instant) {
-        let (proof, took) = (proof.into(), since.elapsed());
-        say::line(&format!("   ok: {proof} ({:.1} s)", took.as_secs_f64()));
-        self.0.push((step.to_owned(), proof, took));
+        self.add(step, proof.into(), since, true);
     }
 
-    fn count(&self) -> u64 {
-        self.0.len() as u64
+    fn failed(&mut self, step: &str, why: &str, since: Instant) {
+        self.add(step, format!("FAILED: {why}"), since, false);
+    }
+
+    fn add(&mut self, step: &str, proof: String, since: Instant, well: bool) {
+        let took = since.elapsed();
+        let how = if well { "ok: " } else { "" };
+        say::line(&format!(
+            "   {how}{}: {proof} ({:.1} s)",
+            step.trim(),
+            took.as_secs_f64()
+        ));
+        self.0.push(Row {
+            step: step.to_owned(),
+            proof,
+            took,
+            well,
+        });
+    }
+
+    /// How much was well, and how much was not.
+    fn count(&self) -> (u64, u64) {
+        let well = self.0.iter().filter(|row| row.well).count() as u64;
+        (well, self.0.len() as u64 - well)
     }
 
     fn print(&self) {
+        let width = self
+            .0
+            .iter()
+            .map(|row| row.step.chars().count())
+            .max()
+            .unwrap_or(0);
         let rows: Vec<Vec<String>> = self
             .0
             .iter()
-            .map(|(step, proof, took)| {
-                vec![
-                    format!("{step:<24}  {proof}"),
-                    format!("{:.1}", took.as_secs_f64()),
-                ]
+            .map(|row| {
+                let what = format!("{:<width$}  {}", row.step, row.proof);
+                vec![what, format!("{:.1}", row.took.as_secs_f64())]
             })
             .collect();
         say::title("the lab: what was done");
         say::table(&["step", "seconds"], &rows);
+        let total: Duration = self.0.iter().map(|row| row.took).sum();
+        say::line(&format!("{:.0} s in all", total.as_secs_f64()));
     }
 }
 
@@ -129,14 +167,14 @@ pub(crate) struct Args {
     /// Which lab.
     #[arg(value_enum)]
     which: Which,
-    /// Stop after this step.
-    #[arg(long, value_enum)]
-    until: Option<Step>,
+    /// Only this, instead of suite and story.
+    #[arg(long, value_enum, value_name = "STEP")]
+    only: Option<Step>,
     /// Make all of it anew, whatever is there.
     #[arg(long)]
     fresh: bool,
-    /// Instead of the story: run each line of this file in the machine, and show what it says.
-    #[arg(long, value_name = "FILE", conflicts_with = "until")]
+    /// Instead of all that: run each line of this file in the machine, and show what it says.
+    #[arg(long, value_name = "FILE", conflicts_with = "only")]
     script: Option<PathBuf>,
     /// A file to bring into the machine for the script, into /lab/brought.
     #[arg(long, value_name = "FILE", requires = "script")]
@@ -159,22 +197,38 @@ pub(crate) fn command(args: &Args) -> Provided {
 }
 
 fn run(dir: &Path, args: &Args, times: &mut Times) -> Provided {
-    let until = args.until.unwrap_or(Step::Story);
     let interrupts = Interrupts::default();
     let _watch = Watch::new(&interrupts)?;
     let _lock = lock(dir)?;
     let root = root::ensure(dir, &interrupts, times)?;
-    if until == Step::Root {
+    if args.only == Some(Step::Root) {
         return Ok(());
     }
     let image = image::ensure(dir, &root, &interrupts, times)?;
-    match (&args.script, until) {
+    match (&args.script, args.only) {
         (Some(script), _) => script::play(dir, &image, script, &args.bring, &interrupts, times)?,
-        (None, Step::Root | Step::Image) => {}
-        (None, Step::Machine) => prove::prove(dir, &image, &interrupts, times)?,
-        (None, Step::Story) => story::tell(dir, &image, &interrupts, times)?,
+        (None, Some(Step::Root | Step::Image)) => {}
+        (None, Some(Step::Machine)) => prove::prove(dir, &image, &interrupts, times)?,
+        (None, Some(Step::Suite)) => suite::run(dir, &image, &interrupts, times)?,
+        (None, Some(Step::Story)) => story::tell(dir, &image, &interrupts, times)?,
+        (None, None) => {
+            // Whatever the one says of the driver, the other says more.
+            let suite = suite::run(dir, &image, &interrupts, times);
+            let story = match &suite {
+                Err(fault) if interrupts.came() => Err(fault.clone()),
+                _ => story::tell(dir, &image, &interrupts, times),
+            };
+            suite.and(story)?;
+        }
     }
-    Ok(())
+    match times.count() {
+        (_, 0) => Ok(()),
+        (well, failed) => Err(Unable::Failed(Fault::new(
+            format!("{failed} of {} steps of the lab failed", well + failed),
+            "the table above names them",
+            "look for the step in the output above, and in log/ of target/lab/virtualbox",
+        ))),
+    }
 }
 
 /// What the tests of the driver need to drive the real VBoxManage on VMs that do not run.
@@ -216,11 +270,12 @@ pub(crate) fn as_level() -> Provided<(u64, u64)> {
     let mut times = Times::default();
     let done = run(&dir(), &Args::default(), &mut times);
     times.print();
+    let (well, failed) = times.count();
     match done {
-        Ok(()) => Ok((times.count(), 0)),
+        Ok(()) => Ok((well, failed)),
         Err(Unable::Failed(fault)) => {
             say::fault(&fault);
-            Ok((times.count(), 1))
+            Ok((well, failed.max(1)))
         }
         Err(not_provided) => Err(not_provided),
     }
