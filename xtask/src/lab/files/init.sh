@@ -16,7 +16,8 @@ chmod 1777 /tmp /dev/shm
 echo vbm-lab >/proc/sys/kernel/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 vbm-lab\n' >/etc/hosts
 ip link set lo up
-modprobe virtio_net
+# No udev here: it would have made /dev/net/tun, which loads its module when opened.
+modprobe -a virtio_net tun
 ip address add 10.0.2.15/24 dev eth0 && ip link set eth0 up && ip route add default via 10.0.2.2 ||
     say "no network card"
 # Both at once would fight for the processor's virtualisation.
