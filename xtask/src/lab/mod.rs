@@ -83,12 +83,13 @@ impl From<Fault> for Unable {
 pub(crate) type Provided<T = ()> = Result<T, Unable>;
 
 /// What the lab uses of this machine.
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 7] = [
     Need::Debootstrap,
     Need::Mkfs,
     Need::Qemu,
     Need::QemuImg,
     Need::Redis,
+    Need::Busybox,
     Need::Curl,
 ];
 
