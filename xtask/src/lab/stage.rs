@@ -174,17 +174,29 @@ impl Stage {
         &self,
         path: &str,
         limit: Duration,
-        wanted: impl Fn(Option<&str>) -> bool,
+        wanted: impl Fn(&str) -> bool,
     ) -> Done<String> {
         let line = format!("curl -sSf --max-time 5 http://127.0.0.1:{}{path}", self.port);
+        self.repeat(&line, path, limit, |answer| {
+            answer.is_some_and(|text| wanted(text.trim()))
+        })
+    }
+
+    fn repeat(
+        &self,
+        line: &str,
+        path: &str,
+        limit: Duration,
+        wanted: impl Fn(Option<&str>) -> bool,
+    ) -> Done<String> {
         say::line(&format!("   $ {line}"));
         let deadline = Instant::now() + limit;
         loop {
-            let answer = self.silent(&line)?;
+            let answer = self.silent(line)?;
             if wanted(answer.as_deref()) {
-                let text = answer.unwrap_or_else(|| "no such page".to_owned());
-                say::line(&format!("     {}", text.trim()));
-                return Ok(text.trim().to_owned());
+                let text = answer.unwrap_or_default().trim().to_owned();
+                say::line(&format!("     {text}"));
+                return Ok(text);
             }
             if Instant::now() > deadline {
                 return Err(Fault::new(
@@ -195,6 +207,17 @@ impl Stage {
             }
             pause(&self.interrupts, LOOK_EVERY)?;
         }
+    }
+
+    /// Asks until the guest's server itself says that it has no such page.
+    pub(super) fn absent(&self, path: &str, limit: Duration) -> Done {
+        const NOT_FOUND: &str = "404";
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
+        let line = format!("curl -sS --max-time 5 -o /dev/null -w '%{{http_code}}' {url}");
+        self.repeat(&line, path, limit, |answer| {
+            answer.map(str::trim) == Some(NOT_FOUND)
+        })
+        .map(drop)
     }
 
     /// Starts the agent in the machine, as a daemon of its own, and waits until the controller sees it.

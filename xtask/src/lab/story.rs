@@ -17,8 +17,6 @@ const CIDR: &str = "10.77.0.0/24";
 const LEASE_SECONDS: u32 = 180;
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const CONSOLE_SECONDS: u32 = 60;
-/// What a page that nobody made gives: nothing, as curl fails.
-const ABSENT: Option<&str> = None;
 
 /// One step of the story; gives what was seen to be true.
 struct Chapter {
@@ -139,8 +137,8 @@ fn lease(stage: &mut Stage) -> Done<String> {
 fn answers(stage: &mut Stage) -> Done<String> {
     stage.must(&format!("vbm forward create web {DOOR}:80"))?;
     let page = format!("vbm-guest web {}", stage.look()?.address);
-    let seen = stage.ask_until("/", ANSWER_WITHIN, |answer| answer.map(str::trim) == Some(&page))?;
-    stage.learnt.boot_id = stage.ask_until("/boot-id", ANSWER_WITHIN, |answer| answer.is_some())?;
+    let seen = stage.ask_until("/", ANSWER_WITHIN, |answer| answer == page)?;
+    stage.learnt.boot_id = stage.ask_until("/boot-id", ANSWER_WITHIN, |answer| !answer.is_empty())?;
     Ok(format!("`{seen}`"))
 }
 
@@ -166,7 +164,7 @@ fn revert(stage: &mut Stage) -> Done<String> {
     stage.must("vbm snapshot revert web before")?;
     stage.must(&format!("vbm wait web --for running --timeout {LEASE_SECONDS}"))?;
     still_the_same_boot(stage)?;
-    stage.ask_until("/mark", ANSWER_WITHIN, |answer| answer == ABSENT)?;
+    stage.absent("/mark", ANSWER_WITHIN)?;
     Ok("that page is gone, and it is still the same boot".to_owned())
 }
 
@@ -188,7 +186,7 @@ fn restore(stage: &mut Stage) -> Done<String> {
     stage.must("vbm start web")?;
     stage.must(&format!("vbm wait web --for running --timeout {LEASE_SECONDS}"))?;
     still_the_same_boot(stage)?;
-    stage.ask_until("/mark", ANSWER_WITHIN, |answer| answer.is_some())?;
+    stage.ask_until("/mark", ANSWER_WITHIN, |answer| !answer.is_empty())?;
     stage.learnt.vm_pid = stage.look()?.pid;
     Ok("the same boot, and what was made before it was saved is there".to_owned())
 }
@@ -265,16 +263,14 @@ fn mark(stage: &mut Stage) -> Done {
         "echo 'echo marked >/www/mark; echo made=$?' | vbm console web --until made=0 --timeout {CONSOLE_SECONDS}"
     ))?;
     stage
-        .ask_until("/mark", ANSWER_WITHIN, |answer| {
-            answer.map(str::trim) == Some("marked")
-        })
+        .ask_until("/mark", ANSWER_WITHIN, |answer| answer == "marked")
         .map(drop)
 }
 
 /// The guest's own word that it did not boot anew.
 fn still_the_same_boot(stage: &Stage) -> Done {
     let before = stage.learnt.boot_id.clone();
-    let now = stage.ask_until("/boot-id", ANSWER_WITHIN, |answer| answer.is_some())?;
+    let now = stage.ask_until("/boot-id", ANSWER_WITHIN, |answer| !answer.is_empty())?;
     claim(
         now == before,
         "the guest did not boot anew",

@@ -295,44 +295,6 @@ async fn a_write_in_the_name_of_a_past_leadership_is_refused() {
     b.end().await;
 }
 
-/// A node that has obeyed this epoch reports itself.
-async fn a_node_knows(store: &MemoryStore, epoch: Epoch) {
-    let node = Node {
-        path: "lab/n1".parse().unwrap(),
-        spec: vbm_core::NodeSpec::default(),
-        status: vbm_core::NodeStatus {
-            epoch,
-            ..vbm_core::NodeStatus::default()
-        },
-    };
-    let write = Write::Put("node/lab/n1".into(), serde_json::to_vec(&node).unwrap().into());
-    let txn = Txn {
-        compare: vec![],
-        write: vec![write],
-    };
-    assert!(matches!(store.txn(txn).await.unwrap(), TxnOutcome::Done(_)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_epoch_that_a_node_has_obeyed_is_exceeded_although_the_store_has_forgotten_it() {
-    for rivals in [Rivals::None, Rivals::Possible] {
-        let (store, bus) = (MemoryStore::new(), MemoryBus::new());
-        let a = one_with(&store, &bus, "a", rivals).await;
-        a.until_it_leads().await;
-        assert_eq!(a.controller.epoch(), Epoch(1));
-        a_node_knows(&store, Epoch(50)).await;
-        let mut presiding = a.controller.inner.presiding.subscribe();
-        let exceeded = presiding.wait_for(|p| p.mine && p.epoch == Epoch(51));
-        timeout(LEASE, exceeded).await.unwrap().unwrap();
-        // Nonsense is not believed.
-        a_node_knows(&store, Epoch(u64::MAX)).await;
-        sleep(10 * LEASE).await;
-        assert_eq!(a.controller.epoch(), Epoch(51));
-        assert!(a.controller.leads());
-        a.end().await;
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_standby_that_has_not_heard_of_the_newest_leadership_reads_it_and_speaks_again() {
     use crate::methods::VmReset;
