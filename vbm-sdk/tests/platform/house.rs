@@ -63,17 +63,21 @@ impl House {
     /// A daemon of this host in the making.
     pub(crate) fn builder(&self) -> Builder {
         let driver = SimDriver::open(self.world.clone()).unwrap();
-        self.serve_with(Arc::new(driver)).await
+        self.builder_with(Arc::new(driver))
     }
 
-    /// The same with this driver.
-    pub(crate) async fn serve_with(&self, driver: Arc<dyn Driver>) -> Server {
+    fn builder_with(&self, driver: Arc<dyn Driver>) -> Builder {
         Server::builder(self.dir.path().join("data"))
             .run_dir(self.dir.path().join("run"))
             .ephemeral(true)
             .with_store(Arc::new(self.store.clone()) as Arc<dyn Store>)
             .with_drivers(vec![driver])
             .with_networks(Arc::new(self.networks.clone()))
+    }
+
+    /// A daemon of this host with this driver.
+    pub(crate) async fn serve_with(&self, driver: Arc<dyn Driver>) -> Server {
+        self.builder_with(driver).start().await.unwrap()
     }
 
     /// A daemon with an image `tiny` and a network `lan`.
