@@ -281,6 +281,77 @@ async fn when_the_daemon_of_the_source_goes_at_any_moment_exactly_one_copy_runs(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_that_left_while_its_daemon_was_gone_is_ended_here_and_not_let_go_on() {
+    if left_out("qemu") {
+        return;
+    }
+    let bench = QemuBench::make().await;
+    let (driver, other) = (Arc::new(here(&bench).await), beside(&bench).await);
+    let definition = bench.direct();
+    let id = definition.id;
+    booted(&driver, &definition).await;
+    remember(&driver, id, "alpha").await;
+    let to = receive(&other, &definition).await;
+    let pid = driver.inspect(id).await.unwrap().pid.unwrap();
+    // Nothing is read at first, so that the daemon goes in the middle of it.
+    let door = tokio::net::TcpListener::bind((HERE, 0)).await.unwrap();
+    let sending = send(&driver, id, door.local_addr().unwrap());
+    let (mut came, _) = door.accept().await.unwrap();
+    driver.shutdown().await;
+    drop(driver);
+    sending.await.unwrap().unwrap_err();
+    let mut onward = tokio::net::TcpStream::connect(to).await.unwrap();
+    let forwarding = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut came, &mut onward).await });
+    until(&other, id, |power| power == PowerState::Running).await;
+    let driver = here(&bench).await;
+    assert_eq!(power(&driver, id).await, PowerState::Unknown);
+    driver.adopt().await.unwrap();
+    assert_eq!(
+        until(&driver, id, |power| power != PowerState::Unknown).await,
+        PowerState::Off
+    );
+    assert!(
+        !Path::new(&format!("/proc/{pid}/exe")).exists(),
+        "its process here is ended"
+    );
+    remembers(&other, id, "alpha").await;
+    assert_eq!(power(&other, id).await, PowerState::Running);
+    forwarding.abort();
+    other.kill(id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_never_hears_that_the_vm_has_arrived_does_not_let_a_second_copy_run() {
+    if left_out("qemu") {
+        return;
+    }
+    let bench = QemuBench::make().await;
+    let (driver, other) = (Arc::new(here(&bench).await), beside(&bench).await);
+    let definition = bench.direct();
+    let id = definition.id;
+    booted(&driver, &definition).await;
+    remember(&driver, id, "alpha").await;
+    let to = receive(&other, &definition).await;
+    let door = tokio::net::TcpListener::bind((HERE, 0)).await.unwrap();
+    let sending = send(&driver, id, door.local_addr().unwrap());
+    let (came, _) = door.accept().await.unwrap();
+    let onward = tokio::net::TcpStream::connect(to).await.unwrap();
+    let ((mut from_source, back), (answers, mut to_destination)) = (came.into_split(), onward.into_split());
+    let forwarding =
+        tokio::spawn(async move { tokio::io::copy(&mut from_source, &mut to_destination).await });
+    until(&other, id, |power| power == PowerState::Running).await;
+    assert_eq!(power(&driver, id).await, PowerState::MigratingOut);
+    // The way back ends, with the word on it never said.
+    drop((back, answers));
+    forwarding.abort();
+    drop(forwarding.await);
+    println!("{:?}", sending.await.unwrap());
+    assert_eq!(power(&driver, id).await, PowerState::Off);
+    remembers(&other, id, "alpha").await;
+    other.kill(id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vm_arrives_although_the_daemon_of_the_destination_is_gone() {
     if left_out("qemu") {
         return;

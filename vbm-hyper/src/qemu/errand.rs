@@ -114,10 +114,15 @@ pub(super) async fn settle(qmp: &Qmp, dir: &VmDir, disk: &Path, errand: Errand) 
             MemoryDir::beside(disk).remove(None)?;
             Settled::GoesOn
         }
-        Errand::Send { was_running } => match transfer::call_off(qmp).await?.phase {
-            Phase::Completed => return Ok(Settled::Away),
-            _ => go_on_if(qmp, was_running).await?,
-        },
+        Errand::Send { was_running } => {
+            if transfer::call_off(qmp).await?.phase == Phase::Completed {
+                return Ok(Settled::Away);
+            }
+            if was_running && !transfer::stays(qmp).await? {
+                return Ok(Settled::Away);
+            }
+            Settled::GoesOn
+        }
         Errand::Save { was_running } => {
             transfer::call_off(qmp).await?;
             let settled = go_on_if(qmp, was_running).await?;

@@ -352,12 +352,12 @@ impl Keeper {
                         let watch = super::migration::watch_arrival(Arc::clone(&self.shared), self.id);
                         self.shared.scope.tasks.spawn(watch);
                     }
-                    Some(Settled::Away) => self.end_now(),
+                    Some(Settled::Away) => return self.end_now(),
                     // The daemon died between manifest and first instruction; nobody was told that it started.
                     _ if self.life.power == PowerState::Unknown
                         && matches!(found.state, RunState::Prelaunch | RunState::InMigrate) =>
                     {
-                        self.end_now();
+                        return self.end_now();
                     }
                     _ => {}
                 }

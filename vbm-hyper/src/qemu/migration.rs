@@ -8,8 +8,9 @@
 //!     disk's lock taken, runs, announces itself
 //! ```
 //!
-//! - The source lets go only when the destination has confirmed; the lock that QEMU takes on the disk (qcow2 on a file
-//!   system with locks) keeps a second copy from running when the confirmation is lost.
+//! - The source lets go only when the destination has confirmed. When the confirmation is lost, the lock that QEMU takes on
+//!   the disk decides (on a file system with locks): a source that cannot take it back has been left. QEMU itself lets
+//!   such a source go on, without its disk, until we halt it: for up to some ten milliseconds two copies may then run.
 //! - The destination's processors go on by themselves, so that a daemon that dies there costs nothing. QEMU announces
 //!   the guest's addresses on its NICs then, so that switches learn where it is.
 //! - What does not come is given up after [`ARRIVAL_DEADLINE`]; QEMU itself ends when the source vanishes.
@@ -155,9 +156,12 @@ async fn send(
     }
     let calling_off = async {
         let qmp = machine.qmp("migrate_cancel")?;
-        let report = transfer::call_off(&qmp).await?;
+        let mut report = transfer::call_off(&qmp).await?;
         if report.phase != Phase::Completed && was_running {
-            transfer::go_on(&qmp).await?;
+            // It is not asked again whether it has arrived: the lock tells.
+            if !transfer::stays(&qmp).await? {
+                report.phase = Phase::Completed;
+            }
         }
         Ok::<_, Error>(report)
     };

@@ -238,6 +238,17 @@ pub(super) async fn call_off(qmp: &Qmp) -> Result<Report> {
     }
 }
 
+/// Lets a guest go on whose migration failed, unless it has arrived: then the destination holds the lock of its disk. So
+/// it is halted, and goes on only with that lock; QEMU 10.0 lets it go on without.
+pub(super) async fn stays(qmp: &Qmp) -> Result<bool> {
+    qmp.execute("stop", Value::Null).await?;
+    match go_on(qmp).await {
+        Ok(()) => Ok(true),
+        Err(Error::Hypervisor { why, .. }) if why.contains("lock") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Lets the guest go on if it was halted for a transfer that failed or is done.
 pub(super) async fn go_on(qmp: &Qmp) -> Result<()> {
     let until = Instant::now() + COMMAND_DEADLINE;
