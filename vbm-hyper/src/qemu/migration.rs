@@ -129,6 +129,7 @@ async fn send(
     to: SocketAddr,
     called_off: CancellationToken,
 ) -> Result<Migrated> {
+    let begun = Instant::now();
     let was_running = machine.seen().power == PowerState::Running;
     let dir = VmDir::new(&shared.root, machine.id);
     Errand::Send { was_running }.note(&dir)?;
@@ -148,7 +149,7 @@ async fn send(
         }),
     };
     let failed = match sent {
-        Ok(report) => return left(machine, &report).await,
+        Ok(report) => return left(machine, &report, begun.elapsed()).await,
         Err(error) => error,
     };
     if machine.process.has_exited() {
@@ -167,7 +168,9 @@ async fn send(
     };
     let went_on = match calling_off.await {
         // It was too late for that.
-        Ok(report) if report.phase == Phase::Completed => return left(machine, &report).await,
+        Ok(report) if report.phase == Phase::Completed => {
+            return left(machine, &report, begun.elapsed()).await;
+        }
         Ok(_) => true,
         Err(error) => {
             tracing::warn!(id = %machine.id, %error, "a VM that could not be sent away does not go on");
@@ -180,7 +183,8 @@ async fn send(
 }
 
 /// It runs elsewhere: its process here is ended.
-async fn left(machine: &Machine, report: &Report) -> Result<Migrated> {
+/// Where its word was lost, QEMU tells neither downtime nor bytes.
+async fn left(machine: &Machine, report: &Report, took: Duration) -> Result<Migrated> {
     machine.tell(Input::SentAway).await;
     machine.process.kill();
     let over = timeout(KILL_DEADLINE, machine.wait_for(|_| false)).await;
@@ -188,7 +192,11 @@ async fn left(machine: &Machine, report: &Report) -> Result<Migrated> {
         command: "the end of the process".into(),
         after: KILL_DEADLINE,
     })?;
-    Ok(Migrated::new(report.took, report.downtime, report.bytes))
+    Ok(Migrated::new(
+        took.max(report.took),
+        report.downtime,
+        report.bytes,
+    ))
 }
 
 /// Waits until a VM has arrived, or gives it up.
