@@ -130,6 +130,27 @@ fn a_controller_without_a_bus_is_refused() {
 }
 
 #[test]
+fn a_store_on_redis_without_redis_and_a_name_that_is_none_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, error) = refused(vbmd(dir.path()).args(["--store", "redis"]));
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("--redis redis://HOST:PORT"), "{error}");
+    for name in ["", "two\nlines", &"x".repeat(200)] {
+        let (code, error) = refused(vbmd(dir.path()).args(["--name", name]));
+        assert_eq!(code, 2, "{error}");
+    }
+}
+
+#[test]
+fn a_daemon_alone_leads_from_the_start_and_says_so() {
+    let daemon = Daemon::start();
+    let version = &daemon.json(&["version"])["vbmd"];
+    assert_eq!(version["leader"]["name"], version["controller"], "{version}");
+    assert_eq!(version["leader"]["epoch"], 1, "{version}");
+    assert!(daemon.ok(&["version"]).contains("this one, in epoch 1"));
+}
+
+#[test]
 fn networks_on_the_host_need_root_and_say_so() {
     if std::env::var("VBM_LEAVE_OUT").is_ok_and(|v| v.split(',').any(|w| w == "root")) {
         return;

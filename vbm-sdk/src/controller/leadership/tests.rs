@@ -295,6 +295,33 @@ async fn a_write_in_the_name_of_a_past_leadership_is_refused() {
     b.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_standby_that_has_not_heard_of_the_newest_leadership_reads_it_and_speaks_again() {
+    use crate::methods::VmReset;
+    let (store, bus) = (MemoryStore::new(), MemoryBus::new());
+    let a = one(&store, &bus, "a").await;
+    a.until_it_leads().await;
+    let b = one(&store, &bus, "b").await;
+    let router = Router::new()
+        .with_epoch_gate(Arc::new(vbm_rpc::MemoryEpochGate::new(Epoch(1))))
+        .method::<VmReset, _, _>(|_, _| async { Ok(()) });
+    let path: vbm_core::NodePath = "lab/n1".parse().unwrap();
+    let node = Bus::attach(bus.clone(), Member::new(path.clone(), "boot"), router)
+        .await
+        .unwrap();
+    let vm = vbm_core::VmId::from_uuid(uuid::Uuid::from_u128(1));
+    b.controller.preside(false, None, Epoch(0));
+    b.controller.ask_node::<VmReset>(&path, &vm).await.unwrap();
+    assert_eq!(b.controller.epoch(), Epoch(1));
+    // Who acts as a leader of the past is refused, and does not speak in the name of another.
+    let past = Mandate::new(Epoch(0), Revision(0), &b.controller.inner.stop);
+    let refused = b.controller.acting(&past).ask_node::<VmReset>(&path, &vm).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Stale);
+    node.shutdown().await;
+    a.end().await;
+    b.end().await;
+}
+
 /// A node that has obeyed this epoch reports itself.
 async fn a_node_knows(store: &MemoryStore, epoch: Epoch) {
     let node = Node {
