@@ -66,9 +66,10 @@ enum Outcome {
 
 type Check = fn() -> Done<Outcome>;
 
-fn checks() -> [(&'static str, Check); 6] {
+fn checks() -> [(&'static str, Check); 7] {
     [
-        ("demo", || demo::command().map(|()| Outcome::Passed)),
+        ("demo", || demo::command(1).map(|()| Outcome::Passed)),
+        ("demo of two nodes", || demo::command(2).map(|()| Outcome::Passed)),
         ("format", || cargo(&["fmt", "--all", "--check"], None)),
         ("clippy", || {
             cargo(

@@ -40,7 +40,11 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Show all of it on this machine: installs what is missing, builds, and tells the story with real commands.
-    Demo,
+    Demo {
+        /// More than one: a cluster of so many nodes on this machine, and what it outlives.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+        nodes: u8,
+    },
     /// Measure an area against its peers, side by side.
     Bench {
         /// Which: `cargo xtask bench help` lists them.
@@ -93,7 +97,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Unable> {
     match command {
-        Command::Demo => demo::command()?,
+        Command::Demo { nodes } => demo::command(nodes)?,
         Command::Bench { area, quick, json } => bench::command(&area, quick, json.as_deref())?,
         Command::Guest { out } => {
             let guest = guest::ensure(out.as_deref())?;

@@ -18,6 +18,7 @@ mod claim;
 mod daemon;
 pub(crate) mod facts;
 mod interrupt;
+mod nodes;
 mod stage;
 mod story;
 pub(crate) mod typed;
@@ -50,7 +51,7 @@ const NEEDS: [Need; 10] = [
 const LOG_LINES: usize = 20;
 
 /// Prepares, tells the story, clears up.
-pub(crate) fn command() -> Done {
+pub(crate) fn command(nodes: u8) -> Done {
     if !setup::is_root() {
         return Err(Fault::new(
             "the demo needs root",
@@ -69,6 +70,9 @@ pub(crate) fn command() -> Done {
     say::title("prepare");
     let since = Instant::now();
     setup::ensure(&NEEDS)?;
+    if nodes > 1 {
+        setup::ensure(&[Need::Redis])?;
+    }
     prepared(
         "find or install programs",
         "qemu, iptables, nft, ...".to_owned(),
@@ -87,6 +91,18 @@ pub(crate) fn command() -> Done {
     };
     prepared("make the guest", how.to_owned(), since);
 
+    if nodes > 1 {
+        let took = nodes::tell(&programs, guest.dir, nodes, &mut rows)?;
+        say::title("what was done");
+        table(&rows);
+        say::line(&format!("\neach step checked, in {:.1} s", took.as_secs_f64()));
+        say::title("what to type next, as root");
+        say::line(&format!("   export PATH={}:$PATH", programs.display()));
+        say::line(
+            "   vbm dev up --nodes 3      # your own cluster; `vbm dev --help` shows what can be done to it",
+        );
+        return Ok(());
+    }
     let told = tell(&programs, guest.dir, &mut rows)?;
     say::title("what was done");
     table(&rows);

@@ -283,7 +283,7 @@ impl Drop for Stage {
     }
 }
 
-fn successful(line: &str, answer: Answer) -> Done<Answer> {
+pub(super) fn successful(line: &str, answer: Answer) -> Done<Answer> {
     if answer.code == Some(0) {
         return Ok(answer);
     }
@@ -324,7 +324,7 @@ fn stand_ins(dir: &Path) -> Done<PathBuf> {
 }
 
 /// Our programs first, the host's next, then administration programs and stand-ins.
-fn search_path(programs: &Path, stand_ins: &Path) -> Done<OsString> {
+pub(super) fn search_path(programs: &Path, stand_ins: &Path) -> Done<OsString> {
     let host = std::env::var_os("PATH").unwrap_or_default();
     let first = std::iter::once(programs.to_path_buf());
     let last = run::ADMIN_DIRS
