@@ -13,10 +13,15 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// What the guest says once it hears.
 const READY: &str = "vbm-guest ready";
+/// Moments of a way back at which the daemon is killed. Whatever was done by then, the end is the same.
+const MOMENTS_MILLIS: &[u64] = &[0, 30, 80, 150, 300, 600];
 /// How long a guest may take on a loaded host without KVM, in seconds.
 const PATIENCE: &str = "150";
 
@@ -160,14 +165,18 @@ fn a_guest_goes_back_to_its_disk_and_its_memory_however_often_its_daemon_is_kill
     host.keep("after");
     assert_eq!(host.holds(), "after/after");
 
-    let asked = host
-        .daemon
-        .json(&["snapshot", "revert", "web1", "base", "--async"]);
-    host.crash();
-    let id = asked["id"].as_str().unwrap();
-    host.daemon.ok(&["operation", "wait", id, "--timeout", PATIENCE]);
-    assert_eq!(host.state(), "running");
-    assert_eq!(host.holds(), "before/before");
+    for moment in MOMENTS_MILLIS {
+        let asked = host
+            .daemon
+            .json(&["snapshot", "revert", "web1", "base", "--async"]);
+        std::thread::park_timeout(Duration::from_millis(*moment));
+        host.crash();
+        let id = asked["id"].as_str().unwrap();
+        host.daemon.ok(&["operation", "wait", id, "--timeout", PATIENCE]);
+        assert_eq!(host.state(), "running", "killed after {moment} ms");
+        assert_eq!(host.holds(), "before/before", "killed after {moment} ms");
+        host.keep("after");
+    }
 
     // It is there: another crash does not take it back once more.
     host.keep("later");

@@ -1,6 +1,10 @@
 //! What a server is made of, and how it is started.
 
-use super::{Server, instance::Instance, parts};
+use super::{
+    Server,
+    instance::{Instance, InstanceRecord},
+    parts,
+};
 use crate::{
     agent::{Agent, AgentConfig},
     api::API_VERSION,
@@ -14,12 +18,18 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Clock, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
 use vbm_hyper::{Driver, ImageStore};
 use vbm_net::NetworkBackend;
 use vbm_rpc::{Bus, Member, Router, Service, Transport};
+
+/// How long a data directory may still be locked after its daemon was killed, before that counts as another daemon.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is tried meanwhile.
+const CLAIM_RETRY: Duration = Duration::from_millis(50);
 
 /// What a server is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -249,18 +259,28 @@ impl Builder {
         self
     }
 
+    /// Claims the data directory, or says who has it. A child that a killed daemon had just forked holds the locks of its
+    /// parent until it has become another program.
+    async fn claim(&self) -> Result<(Instance, InstanceRecord)> {
+        let until = tokio::time::Instant::now() + CLAIM_PATIENCE;
+        loop {
+            let (run_dir, socket) = (self.run_dir.clone(), self.socket.clone());
+            match Instance::claim(&self.data_dir, run_dir, socket, self.ephemeral) {
+                Err(e) if e.kind() == ErrorKind::Conflict && tokio::time::Instant::now() < until => {
+                    tokio::time::sleep(CLAIM_RETRY).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// Starts the server. When it fails, nothing of it is left running.
     ///
     /// # Errors
     /// The data is in use or cannot be read, the socket or Redis cannot be used, or the host lacks something.
     pub async fn start(self) -> Result<Server> {
         self.check_web()?;
-        let (instance, record) = Instance::claim(
-            &self.data_dir,
-            self.run_dir.clone(),
-            self.socket.clone(),
-            self.ephemeral,
-        )?;
+        let (instance, record) = self.claim().await?;
         let mut server = Server {
             instance,
             controller: None,
