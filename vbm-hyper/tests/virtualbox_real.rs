@@ -240,7 +240,7 @@ async fn a_vdi_of_ours_is_read_by_virtualbox_and_holds_the_image() {
 }
 
 #[tokio::test]
-async fn the_inventory_of_many_is_one_process_and_ten_times_faster_than_asking_for_each() {
+async fn a_look_at_many_is_one_process_and_ten_times_faster_than_asking_for_each() {
     let Some(real) = real().await else { return };
     let mut vms = Vec::new();
     let folder = real.dir.path().join("many").display().to_string();
@@ -249,19 +249,25 @@ async fn the_inventory_of_many_is_one_process_and_ten_times_faster_than_asking_f
         real.by_hand(&["createvm", "--name", &name, "--basefolder", &folder, "--register"]);
         vms.push(name);
     }
-    // Both find VBoxSVC running.
-    real.driver.registered().await.unwrap();
+    // All find VBoxSVC running.
+    assert_eq!(real.driver.registered().await.unwrap().len(), MANY);
+    let begun = Instant::now();
+    let running = real.driver.running().await.unwrap();
+    let look = begun.elapsed();
+    assert_eq!(running, [], "none can be started here");
     let begun = Instant::now();
     let all = real.driver.registered().await.unwrap();
-    let at_once = begun.elapsed();
+    let states = begun.elapsed();
     assert_eq!(all.len(), MANY);
     let begun = Instant::now();
     for name in &vms {
         real.by_hand(&["showvminfo", name, "--machinereadable"]);
     }
     let each = begun.elapsed();
-    println!("inventory of {MANY} VMs: {at_once:?} in one process, {each:?} by {MANY} times showvminfo");
-    let factor = each.as_secs_f64() / at_once.as_secs_f64();
-    println!("factor: {factor:.1}");
-    assert!(factor > 2.0, "one list is faster by far, not {factor:.1} times");
+    let factor = each.as_secs_f64() / look.as_secs_f64();
+    println!(
+        "{MANY} VMs: look {look:?}, states {states:?}, each by one process; {each:?} by {MANY} times showvminfo; factor {factor:.1}"
+    );
+    // Ten times when the host is quiet; half of that is asked of one that is not.
+    assert!(factor > 5.0, "one list is faster by far, not {factor:.1} times");
 }
