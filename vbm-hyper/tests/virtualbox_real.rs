@@ -28,6 +28,13 @@ const DISK_BYTES: u64 = 64 << 20;
 /// How many VMs are counted.
 const MANY: usize = 20;
 
+/// The size of the image that the disks are made from, in bytes; and what stands in it.
+const IMAGE_BYTES: usize = 3 << 20;
+
+fn byte_at(at: usize) -> u8 {
+    u8::try_from(at / 4096 % 251).unwrap()
+}
+
 struct Real {
     dir: tempfile::TempDir,
     run: tempfile::TempDir,
@@ -56,7 +63,7 @@ async fn real() -> Option<Real> {
     let dir = tempfile::Builder::new().prefix("real-").tempdir_in(work).unwrap();
     let run = tempfile::tempdir().unwrap();
     let images = ImageStore::open(dir.path().join("images")).await.unwrap();
-    let content: Vec<u8> = (0..3_u32 << 20).map(|at| (at / 4096) as u8).collect();
+    let content: Vec<u8> = (0..IMAGE_BYTES).map(byte_at).collect();
     let kind = ContentKind::Disk(DiskFormat::Raw);
     let image = images.import(&content[..], None, kind).await.unwrap().digest;
     let pool = Pool::open(dir.path().join("pool"), images).await.unwrap();
@@ -231,10 +238,10 @@ async fn a_vdi_of_ours_is_read_by_virtualbox_and_holds_the_image() {
     ]);
     let copied = fs::read(&raw).unwrap();
     assert_eq!(copied.len() as u64, DISK_BYTES);
-    let differs = (0..3_usize << 20).find(|at| copied[*at] != ((at / 4096) & 0xff) as u8);
+    let differs = (0..IMAGE_BYTES).find(|at| copied[*at] != byte_at(*at));
     assert_eq!(differs, None, "the image stands at its beginning");
     assert!(
-        copied[3 << 20..].iter().all(|byte| *byte == 0),
+        copied[IMAGE_BYTES..].iter().all(|byte| *byte == 0),
         "and zeros after it"
     );
 }
