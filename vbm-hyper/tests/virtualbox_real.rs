@@ -28,6 +28,13 @@ const DISK_BYTES: u64 = 64 << 20;
 /// How many VMs are counted.
 const MANY: usize = 20;
 
+/// The size of the image that the disks are made from, in bytes; and what stands in it.
+const IMAGE_BYTES: usize = 3 << 20;
+
+fn byte_at(at: usize) -> u8 {
+    u8::try_from(at / 4096 % 251).unwrap()
+}
+
 struct Real {
     dir: tempfile::TempDir,
     run: tempfile::TempDir,
@@ -56,7 +63,7 @@ async fn real() -> Option<Real> {
     let dir = tempfile::Builder::new().prefix("real-").tempdir_in(work).unwrap();
     let run = tempfile::tempdir().unwrap();
     let images = ImageStore::open(dir.path().join("images")).await.unwrap();
-    let content: Vec<u8> = (0..3_u32 << 20).map(|at| (at / 4096) as u8).collect();
+    let content: Vec<u8> = (0..IMAGE_BYTES).map(byte_at).collect();
     let kind = ContentKind::Disk(DiskFormat::Raw);
     let image = images.import(&content[..], None, kind).await.unwrap().digest;
     let pool = Pool::open(dir.path().join("pool"), images).await.unwrap();
@@ -231,16 +238,16 @@ async fn a_vdi_of_ours_is_read_by_virtualbox_and_holds_the_image() {
     ]);
     let copied = fs::read(&raw).unwrap();
     assert_eq!(copied.len() as u64, DISK_BYTES);
-    let differs = (0..3_usize << 20).find(|at| copied[*at] != ((at / 4096) & 0xff) as u8);
+    let differs = (0..IMAGE_BYTES).find(|at| copied[*at] != byte_at(*at));
     assert_eq!(differs, None, "the image stands at its beginning");
     assert!(
-        copied[3 << 20..].iter().all(|byte| *byte == 0),
+        copied[IMAGE_BYTES..].iter().all(|byte| *byte == 0),
         "and zeros after it"
     );
 }
 
 #[tokio::test]
-async fn the_inventory_of_many_is_one_process_and_ten_times_faster_than_asking_for_each() {
+async fn a_look_at_many_is_one_process_and_ten_times_faster_than_asking_for_each() {
     let Some(real) = real().await else { return };
     let mut vms = Vec::new();
     let folder = real.dir.path().join("many").display().to_string();
@@ -249,19 +256,25 @@ async fn the_inventory_of_many_is_one_process_and_ten_times_faster_than_asking_f
         real.by_hand(&["createvm", "--name", &name, "--basefolder", &folder, "--register"]);
         vms.push(name);
     }
-    // Both find VBoxSVC running.
-    real.driver.registered().await.unwrap();
+    // All find VBoxSVC running.
+    assert_eq!(real.driver.registered().await.unwrap().len(), MANY);
+    let begun = Instant::now();
+    let running = real.driver.running().await.unwrap();
+    let look = begun.elapsed();
+    assert_eq!(running, [], "none can be started here");
     let begun = Instant::now();
     let all = real.driver.registered().await.unwrap();
-    let at_once = begun.elapsed();
+    let states = begun.elapsed();
     assert_eq!(all.len(), MANY);
     let begun = Instant::now();
     for name in &vms {
         real.by_hand(&["showvminfo", name, "--machinereadable"]);
     }
     let each = begun.elapsed();
-    println!("inventory of {MANY} VMs: {at_once:?} in one process, {each:?} by {MANY} times showvminfo");
-    let factor = each.as_secs_f64() / at_once.as_secs_f64();
-    println!("factor: {factor:.1}");
-    assert!(factor > 2.0, "one list is faster by far, not {factor:.1} times");
+    let factor = each.as_secs_f64() / look.as_secs_f64();
+    println!(
+        "{MANY} VMs: look {look:?}, states {states:?}, each by one process; {each:?} by {MANY} times showvminfo; factor {factor:.1}"
+    );
+    // Ten times when the host is quiet; half of that is asked of one that is not.
+    assert!(factor > 5.0, "one list is faster by far, not {factor:.1} times");
 }

@@ -233,3 +233,20 @@ fn a_daemon_with_a_page_prints_a_login_link_and_gives_more_on_demand() {
     assert_eq!(said.code, 7, "{}", said.err);
     assert!(said.err.contains("vbmd --web"), "{}", said.err);
 }
+
+#[test]
+fn of_two_drivers_one_may_lack_its_program_and_a_launch_on_it_says_what_to_install() {
+    let mut daemon = Daemon::without_start();
+    let nothing = daemon.path("no-programs");
+    std::fs::create_dir(&nothing).unwrap();
+    daemon.go_with(&["--driver", "sim", "--driver", "virtualbox"], Some(&nothing));
+    daemon.furnish();
+    let said = daemon.vbm(&["launch", "tiny", "vb-1", "--driver", "virtualbox"]);
+    assert_eq!(said.code, 7, "{}", said.err);
+    assert!(
+        said.err.contains("VBoxManage") && said.err.contains("install"),
+        "{}",
+        said.err
+    );
+    daemon.ok(&["launch", "tiny", "sim-1", "--driver", "sim"]);
+}

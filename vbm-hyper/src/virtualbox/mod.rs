@@ -3,7 +3,7 @@
 //! ```text
 //!   VirtualBoxDriver --command--> runner: VBoxManage --> VBoxSVC --> VBoxHeadless, one per VM; both outlive us
 //!      |                            ^                                  | pidfd     | serial socket  | VNC
-//!      |  `-- Machine of VM <-------+------- watch: one list a second -'           '--> hub (one task)
+//!      |  `-- Machine of VM <-------+------- watch: a list a second -----'           '--> hub (one task)
 //!      `-- root: registry of our own, settings, what is written down                     see `record`
 //! ```
 //!
@@ -281,6 +281,12 @@ impl Shared {
         }
     }
 
+    /// The VMs that run or are paused, by one process, which is many times cheaper than [`Shared::list`].
+    async fn running(&self) -> Result<Vec<VmId>> {
+        let call = Call::new(["list", "runningvms"]).within(VBOX_LIST_DEADLINE);
+        Ok(parse::list_short(&self.runner.run(&call).await?.said))
+    }
+
     /// Whether a registered VM is one of ours.
     fn is_ours(&self, listed: &parse::Listed) -> bool {
         listed.groups == argv::GROUP && locked(&self.vms).contains_key(&listed.id)
@@ -357,6 +363,16 @@ impl VirtualBoxDriver {
                 name: vm.name,
             })
             .collect())
+    }
+
+    /// The VMs of the driver's registry that run or are paused, whoever made them, by one VBoxManage process. This is how the
+    /// driver looks at its VMs every second.
+    ///
+    /// # Errors
+    /// Those of [`VirtualBoxDriver::registered`].
+    pub async fn running(&self) -> Result<Vec<VmId>> {
+        self.shared.open()?;
+        self.shared.running().await
     }
 
     /// Runs a command on a VM that the power table allows `event` for, then lets it happen.

@@ -104,6 +104,12 @@ fn listed(fields: &BTreeMap<&str, &str>) -> Option<Listed> {
     })
 }
 
+/// `list vms`, `list runningvms`: `"name" {uuid}`. Names may hold quotes, braces and more.
+pub(super) fn list_short(text: &str) -> Vec<VmId> {
+    let id = |line: &str| line.strip_suffix('}')?.rsplit_once("\" {")?.1.parse().ok();
+    text.lines().filter_map(|line| id(line.trim_end())).collect()
+}
+
 /// `--machinereadable`: `key=value`, `key="value"`, `"key"="value"`. Values may hold quotes.
 pub(super) fn machine_readable(text: &str) -> BTreeMap<String, String> {
     let unquote = |word: &str| {
@@ -232,6 +238,13 @@ mod tests {
     }
 
     #[test]
+    fn a_short_list_is_read_by_its_ends() {
+        let text = "\"vm1\" {0198f000-0000-7000-8000-000000000001}\n\"<inaccessible>\" {0198f000-0000-7000-8000-000000000002}\n\
+            \"hand \" {x} 中\" {0198f000-0000-7000-8000-000000000003}\nno line of a VM\n\"half {0198f000\n";
+        assert_eq!(list_short(text), [id(1), id(2), id(3)]);
+    }
+
+    #[test]
     fn recorded_settings_are_read() {
         let info = machine_readable(INFO);
         for (key, value) in [
@@ -303,6 +316,7 @@ mod tests {
         fn garbage_is_read_without_a_panic(text in any::<String>(), bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             for text in [text, String::from_utf8_lossy(&bytes).into_owned()] {
                 list_long(&text);
+                list_short(&text);
                 machine_readable(&text);
                 snapshots(&text);
                 usable_extpacks(&text);

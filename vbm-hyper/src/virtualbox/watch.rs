@@ -1,4 +1,7 @@
-//! Looks at all VMs by one list, once a second while any of them lives; and finds them again after a restart of the daemon.
+//! Looks at all VMs while any of them lives, and finds them again after a restart of the daemon.
+//!
+//! Once a second one list says which VMs run; those that surprise by it are asked. Now and then, and when a VM is unknown, one
+//! list says the states of all: it finds what the shorter one cannot, and costs VirtualBox many times as much.
 
 use super::{
     Shared, locked,
@@ -8,7 +11,7 @@ use super::{
 };
 use crate::{
     Adopted, Result,
-    limits::{VBOX_WATCH_FAILURES_MAX, VBOX_WATCH_PERIOD, VBOX_WATCH_SOON},
+    limits::{VBOX_WATCH_FAILURES_MAX, VBOX_WATCH_PERIOD, VBOX_WATCH_SOON, VBOX_WATCH_WHOLE_PERIOD},
     process,
 };
 use std::sync::{Arc, atomic::Ordering};
@@ -50,7 +53,7 @@ pub(super) const fn power_of(told: Told) -> PowerState {
 
 /// The watcher: one task for all VMs. Ends with the driver.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let (mut next, mut failures) = (Instant::now() + VBOX_WATCH_PERIOD, 0);
+    let (mut next, mut whole, mut failures) = (Instant::now() + VBOX_WATCH_PERIOD, Instant::now(), 0);
     loop {
         let soon = (*locked(&shared.soon)).is_some_and(|until| Instant::now() < until);
         let due = if soon {
@@ -58,7 +61,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         } else {
             next
         };
-        let look = async {
+        let wait = async {
             if watched(&shared) {
                 sleep_until(due).await;
             } else {
@@ -69,19 +72,17 @@ pub(super) async fn run(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.scope.end.cancelled() => return,
             () = shared.wake.notified() => continue,
-            () = look => {}
+            () = wait => {}
         }
         let begun = Instant::now();
-        // Cancel safe: what was listed is thrown away.
-        let listed = tokio::select! {
+        let all = begun >= whole || has_unknown(&shared);
+        // Cancel safe: what was found is thrown away.
+        let looked = tokio::select! {
             () = shared.scope.end.cancelled() => return,
-            listed = shared.list() => listed,
+            looked = look(&shared, all, begun) => looked,
         };
-        match listed {
-            Ok(list) => {
-                failures = 0;
-                apply(&shared, &list, begun);
-            }
+        match looked {
+            Ok(()) => failures = 0,
             Err(error) => {
                 failures += 1;
                 tracing::warn!(%error, failures, "the VMs of VirtualBox cannot be looked at");
@@ -90,8 +91,55 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 }
             }
         }
-        next = Instant::now() + VBOX_WATCH_PERIOD;
+        let now = Instant::now();
+        next = now + VBOX_WATCH_PERIOD;
+        if all {
+            whole = now + VBOX_WATCH_WHOLE_PERIOD;
+        }
     }
+}
+
+/// Looks at all VMs by one list; or which of them run, and at those that should not or should.
+async fn look(shared: &Arc<Shared>, all: bool, begun: Instant) -> Result<()> {
+    if all {
+        apply(shared, &shared.list().await?, begun);
+        return Ok(());
+    }
+    let running = shared.running().await?;
+    let mut found = Vec::new();
+    for machine in shared.machines() {
+        if machine.believes(begun, false) && surprises(machine.power(), running.contains(&machine.id)) {
+            let asked = Instant::now();
+            found.push((Arc::clone(&machine), shared.ask(machine.id).await?, asked));
+        }
+    }
+    let mut crashed = 0;
+    for (machine, told, asked) in found {
+        if machine.believes(asked, false) {
+            crashed += usize::from(take(shared, &machine, told));
+        }
+    }
+    tell_crashes(crashed);
+    Ok(())
+}
+
+/// Whether a VM has to be asked, given what is shown of it and whether it runs: pure.
+const fn surprises(shown: PowerState, runs: bool) -> bool {
+    match shown {
+        PowerState::Running | PowerState::Stopping | PowerState::Paused(_) => !runs,
+        PowerState::Off | PowerState::Saved | PowerState::Crashed(_) => runs,
+        // On its way, or not seen for a while.
+        _ => true,
+    }
+}
+
+/// Whether a VM waits to be adopted.
+fn has_unknown(shared: &Shared) -> bool {
+    shared.adopted.load(Ordering::Acquire)
+        && shared
+            .machines()
+            .iter()
+            .any(|vm| vm.power() == PowerState::Unknown)
 }
 
 /// Whether there is anything to look at.
@@ -126,11 +174,20 @@ fn apply(shared: &Arc<Shared>, list: &[Listed], begun: Instant) {
         if machine.power() == PowerState::Unknown {
             settle(shared, &machine, told);
         } else {
-            let events = machine.told(shared, told);
-            crashed += usize::from(events.iter().any(|event| matches!(event, PowerEvent::Crash(_))));
-            hold(shared, &machine);
+            crashed += usize::from(take(shared, &machine, told));
         }
     }
+    tell_crashes(crashed);
+}
+
+/// Believes what is told of a VM; `true` when it has crashed.
+fn take(shared: &Arc<Shared>, machine: &Arc<Machine>, told: Told) -> bool {
+    let events = machine.told(shared, told);
+    hold(shared, machine);
+    events.iter().any(|event| matches!(event, PowerEvent::Crash(_)))
+}
+
+fn tell_crashes(crashed: usize) {
     if crashed > 1 {
         tracing::error!(
             crashed,
@@ -240,6 +297,29 @@ fn settle(shared: &Arc<Shared>, machine: &Arc<Machine>, told: Told) {
         None => {
             machine.told(shared, told);
             hold(shared, machine);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_vm_that_surprises_is_asked() {
+        let paused = PowerState::Paused(PauseReason::Requested);
+        for (shown, runs, asked) in [
+            (PowerState::Running, true, false),
+            (paused, true, false),
+            (PowerState::Running, false, true),
+            (PowerState::Stopping, false, true),
+            (PowerState::Off, false, false),
+            (PowerState::Saved, false, false),
+            (PowerState::Off, true, true),
+            (PowerState::Unresponsive, true, true),
+            (PowerState::Starting, false, true),
+        ] {
+            assert_eq!(surprises(shown, runs), asked, "{shown} {runs}");
         }
     }
 }

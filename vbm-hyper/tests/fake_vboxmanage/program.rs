@@ -77,6 +77,18 @@ fn command(world: &World, words: &[&str]) -> Answer {
             let _lock = world.lock();
             Ok(world.all().iter().map(|vm| vm.long()).collect())
         }
+        ["list", "runningvms"] => {
+            if world.knob("list-fails").is_some() {
+                return Err(Refusal(
+                    "Failed to create the VirtualBox object!".into(),
+                    FAILURE,
+                ));
+            }
+            let _lock = world.lock();
+            let all = world.all();
+            let runs = all.iter().filter(|vm| matches!(vm.state.as_str(), "running" | "paused"));
+            Ok(runs.map(|vm| format!("\"{}\" {{{}}}\n", vm.name, vm.uuid)).collect())
+        }
         ["showvminfo", id, "--machinereadable"] => {
             let _lock = world.lock();
             Ok(world.find(id)?.machine_readable())

@@ -264,6 +264,10 @@ impl World {
         let mut vm: Vm = serde_json::from_slice(&fs::read(path).ok()?).unwrap();
         let gone = !PathBuf::from(format!("/proc/{}", vm.pid)).exists()
             || fs::read_to_string(format!("/proc/{}/stat", vm.pid)).is_ok_and(|stat| stat.contains(") Z "));
+        if let Some(word) = self.knob("state-word").filter(|_| vm.state == "running" && !gone) {
+            vm.state = word;
+            return Some(vm);
+        }
         if vm.is_live() && gone {
             // As VBoxSVC finds out: the process of the session died.
             vm.end(if vm.from_saved && vm.state == "restoring" {
@@ -284,11 +288,6 @@ impl World {
             .filter_map(|path| self.load(path))
             .collect();
         all.sort_by(|a, b| a.uuid.cmp(&b.uuid));
-        if let Some(word) = self.knob("state-word") {
-            for vm in all.iter_mut().filter(|vm| vm.state == "running") {
-                vm.state.clone_from(&word);
-            }
-        }
         all
     }
 
