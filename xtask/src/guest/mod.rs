@@ -33,7 +33,7 @@ use crate::setup::{self, Need};
 use crate::{place, say};
 
 /// Raised when the recipe changes in a way that scripts and package versions do not show.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 /// Tuned for an emulated CPU: no calibration loops, no mitigations, no self tests, no relocation, little console.
 const CMDLINE: &str = "console=tty0 console=ttyS0 quiet loglevel=3 edd=off no_timer_check tsc=reliable \
                        random.trust_cpu=on mitigations=off nokaslr cryptomgr.notests";

@@ -13,8 +13,8 @@ use crate::fault::{Done, Fault};
 
 /// Needed before the network comes up.
 pub(super) const EARLY: [&str; 2] = ["virtio_pci", "virtio_net"];
-/// Loaded after the DHCP client started: power button, its input device, data disks.
-pub(super) const LATE: [&str; 3] = ["button", "evdev", "virtio_blk"];
+/// Loaded after the DHCP client started: power button, its input device, data disks of QEMU and of VirtualBox.
+pub(super) const LATE: [&str; 5] = ["button", "evdev", "virtio_blk", "virtio_scsi", "sd_mod"];
 
 /// The modules of one kernel package.
 pub(super) struct Modules {
