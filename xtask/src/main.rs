@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything a developer types. See `cargo xtask help`.
 //!
 //! ```text
-//!  main -> demo | test | lab | bench | guest | setup | ci | tidy  one module a command
+//!  main -> demo | test | lab | bench | guest | setup | web | ci | tidy   one module a command
 //!           \_______ run, place, say, fault                     programs, paths, terminal, errors
 //! ```
 #![allow(
@@ -21,6 +21,7 @@ mod say;
 mod setup;
 mod test;
 mod tidy;
+mod web;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,6 +75,12 @@ enum Command {
     Lab(lab::Args),
     /// What the gate runs: tests, format, clippy, rustdoc, cargo-deny, tidy.
     Ci,
+    /// Build the page of the web console into `vbm-sdk/web/dist`.
+    Web {
+        /// Also run its tests, in Chromium against a real guest.
+        #[arg(long)]
+        test: bool,
+    },
     /// Check the direction of dependencies, file lengths and paths.
     Tidy,
 }
@@ -115,6 +122,7 @@ fn run(command: Command) -> Result<(), Unable> {
         Command::Test { filters } => test::command(&filters)?,
         Command::Lab(args) => lab::command(&args)?,
         Command::Ci => ci::command()?,
+        Command::Web { test } => web::command(test)?,
         Command::Tidy => tidy::command()?,
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The two programs that the story is told with.
+//! The two programs that the story is told with; the page of the web console is inside.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -10,11 +10,13 @@ use crate::{place, run};
 
 /// The development profile: a newcomer waits for the build and for the story, and the story waits for a guest to
 /// boot, not for us; an optimised build would cost minutes more than it could save.
-const ARGS: [&str; 6] = [
+const ARGS: [&str; 8] = [
     "build",
     "--package",
     "vbm-sdk",
     "--bins",
+    "--features",
+    "web",
     "--message-format",
     "json-render-diagnostics",
 ];

@@ -42,6 +42,8 @@ impl Recipe {
             "--socket".to_owned(),
             self.socket.display().to_string(),
             "--ephemeral".to_owned(),
+            "--web".to_owned(),
+            "127.0.0.1:0".to_owned(),
         ]
     }
 

@@ -33,10 +33,10 @@ use story::{Chapter, STORY};
 
 use crate::fault::{Done, Fault};
 use crate::setup::{self, Need};
-use crate::{guest, place, say};
+use crate::{guest, place, say, web};
 
 /// What the story uses; the bus is in memory, so Redis is not among it.
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 13] = [
     Need::Qemu,
     Need::QemuImg,
     Need::Iptables,
@@ -47,6 +47,9 @@ const NEEDS: [Need; 10] = [
     Need::Ping,
     Need::Busybox,
     Need::Curl,
+    Need::Node,
+    Need::Npm,
+    Need::Chromium,
 ];
 const LOG_LINES: usize = 20;
 
@@ -79,6 +82,14 @@ pub(crate) fn command(nodes: u8) -> Done {
         since,
     );
     let since = Instant::now();
+    say::line("   building the page of the web console");
+    let how = if web::ensure_built()? {
+        "from its sources"
+    } else {
+        "was there"
+    };
+    prepared("build the page", how.to_owned(), since);
+    let since = Instant::now();
     say::line("   building vbmd and vbm (profile dev: sooner built than an optimised one)");
     let programs = build::programs()?;
     prepared("build vbmd and vbm", "profile dev".to_owned(), since);
@@ -107,10 +118,11 @@ pub(crate) fn command(nodes: u8) -> Done {
     say::title("what was done");
     table(&rows);
     say::line(&format!(
-        "\n{} chapters, each checked, in {:.1} s. The VM's screen: {}",
+        "\n{} chapters, each checked, in {:.1} s. The VM's screen: {}\nThe page in a browser: {}",
         STORY.len(),
         told.took.as_secs_f64(),
-        told.picture.display()
+        told.picture.display(),
+        told.page.display()
     ));
     next(&programs);
     Ok(())
@@ -119,6 +131,7 @@ pub(crate) fn command(nodes: u8) -> Done {
 struct Told {
     took: Duration,
     picture: PathBuf,
+    page: PathBuf,
 }
 
 /// Sets the stage, plays, clears.
@@ -166,6 +179,7 @@ fn tell(programs: &Path, guest: PathBuf, rows: &mut Vec<Row>) -> Done<Told> {
         None => Ok(Told {
             took: since.elapsed(),
             picture: stage.keep.join("web.png"),
+            page: stage.keep.join(story::PAGE),
         }),
     }
 }
@@ -239,6 +253,8 @@ fn next(programs: &Path) {
         "vbm launch tiny web --network lan              # vbm launch --help: CPUs, memory, addresses"
             .to_owned(),
         "vbm console web                                # Ctrl-] leaves it".to_owned(),
+        "vbm web login                                  # the same in a browser, where vbmd was started with --web 127.0.0.1:8480"
+            .to_owned(),
         "vbm delete web --force && vbm network delete lan".to_owned(),
     ] {
         say::line(&format!("   {line}"));

@@ -9,7 +9,7 @@ use super::facts;
 use super::stage::{Stage, claim};
 use super::world::World;
 use crate::fault::{Done, Fault};
-use crate::run;
+use crate::{run, web};
 
 /// One step of the story.
 pub(super) struct Chapter<S> {
@@ -38,6 +38,8 @@ const CURL_TIMED_OUT: i32 = 28;
 const LEASE_SECONDS: u8 = 60;
 const CONSOLE_SECONDS: u8 = 30;
 const PICTURE_MIN: (u32, u32) = (320, 200);
+/// The page in a browser, beside the picture of the screen.
+pub(super) const PAGE: &str = "page.png";
 /// What the events must tell at the end of the story.
 const EVENTS: [&str; 5] = [
     "VmStarted",
@@ -48,7 +50,7 @@ const EVENTS: [&str; 5] = [
 ];
 
 /// All of it, in order.
-pub(super) const STORY: [Chapter<Stage>; 18] = [
+pub(super) const STORY: [Chapter<Stage>; 19] = [
     chapter(
         "start vbmd",
         "one process: API, store, controller and agent",
@@ -96,6 +98,11 @@ pub(super) const STORY: [Chapter<Stage>; 18] = [
     ),
     chapter("read its console", "what it said so far", console),
     chapter("take a picture", "of its screen", screenshot),
+    chapter(
+        "see it in a browser",
+        "its desktop, on the page of the web console",
+        page,
+    ),
     chapter(
         "kill -9 vbmd",
         "the VM does not notice; the next vbmd finds it again",
@@ -302,6 +309,23 @@ fn screenshot(stage: &mut Stage) -> Done<String> {
     )?;
     let (width, height) = size.unwrap_or_default();
     Ok(format!("{width}x{height}, {} KiB", bytes.len().div_ceil(1024)))
+}
+
+/// The page in Chromium: logs in by a link, opens the desktop, waits for the guest's pixels.
+fn page(stage: &mut Stage) -> Done<String> {
+    let said = stage.silent("vbm web login")?;
+    let link = said.split_whitespace().find(|word| word.starts_with("http://"));
+    claim(link.is_some(), "vbmd gives a login link", &said)?;
+    let file = stage.keep.join(PAGE);
+    web::picture(link.unwrap_or_default(), "web", &file)?;
+    let bytes = std::fs::read(&file).map_err(|error| Fault::file("read", &file, &error))?;
+    let size = facts::png_size(&bytes);
+    claim(
+        size.is_some_and(|(width, height)| width >= PICTURE_MIN.0 && height >= PICTURE_MIN.1),
+        "the picture is a PNG of a page",
+        &format!("{} bytes, size {size:?}", bytes.len()),
+    )?;
+    Ok(file.display().to_string())
 }
 
 fn crash(stage: &mut Stage) -> Done<String> {

@@ -17,6 +17,9 @@ pub(crate) enum Need {
     Curl,
     Debootstrap,
     Mkfs,
+    Node,
+    Npm,
+    Chromium,
 }
 
 /// Where a need is met: `program` (or `busybox_applet` of a busybox that is there), else by installing `package`.
@@ -29,7 +32,7 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Qemu,
         Self::QemuImg,
         Self::Redis,
@@ -44,6 +47,9 @@ impl Need {
         Self::Curl,
         Self::Debootstrap,
         Self::Mkfs,
+        Self::Node,
+        Self::Npm,
+        Self::Chromium,
     ];
 
     pub(super) fn entry(self) -> Entry {
@@ -109,6 +115,13 @@ impl Need {
                 &["mkfs.ext4"],
                 "e2fsprogs",
                 "makes the disk of the VirtualBox lab's machine",
+            ),
+            Self::Node => plain(&["node"], "nodejs", "builds the page of the web console"),
+            Self::Npm => plain(&["npm", "npx"], "npm", "installs what that page is made of"),
+            Self::Chromium => plain(
+                &["chromium"],
+                "chromium",
+                "the browser that the page is tested in",
             ),
         }
     }

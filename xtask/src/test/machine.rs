@@ -8,7 +8,7 @@ use crate::setup::{self, Need};
 
 /// The variable that names what to leave out.
 pub(super) const LEAVE_OUT: &str = "VBM_LEAVE_OUT";
-const PARTS: [&str; 5] = ["root", "redis", "qemu", "namespaces", "virtualbox"];
+const PARTS: [&str; 6] = ["root", "redis", "qemu", "namespaces", "virtualbox", "browser"];
 
 /// What the caller wants left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +58,11 @@ impl LeaveOut {
         parts.join(",")
     }
 
+    /// Whether the page is tested in a browser, which shows real guests.
+    pub(super) fn browser(&self) -> bool {
+        self.namespaces() && !self.has("qemu") && !self.has("browser")
+    }
+
     pub(super) fn list(&self) -> &[String] {
         &self.0
     }
@@ -67,8 +72,9 @@ impl LeaveOut {
         let wanted = |need: &Need| match need {
             Need::Qemu | Need::QemuImg => !self.has("qemu"),
             Need::Redis => !self.has("redis"),
-            Need::Curl => true,
+            Need::Curl | Need::Node | Need::Npm => true,
             Need::Debootstrap | Need::Mkfs => self.virtualbox(),
+            Need::Chromium => self.browser(),
             _ => self.namespaces(),
         };
         Need::ALL.into_iter().filter(wanted).collect()
@@ -140,7 +146,7 @@ mod tests {
         let all = LeaveOut::default().needs();
         assert_eq!(all, Need::ALL);
         let few = LeaveOut::parse("root, qemu").unwrap().needs();
-        assert_eq!(few, [Need::Redis, Need::Curl]);
+        assert_eq!(few, [Need::Redis, Need::Curl, Need::Node, Need::Npm]);
         let mut rest = Need::ALL.to_vec();
         rest.retain(|need| !matches!(need, Need::Debootstrap | Need::Mkfs));
         assert_eq!(LeaveOut::parse("virtualbox").unwrap().needs(), rest);

@@ -6,6 +6,7 @@ mod count;
 mod machine;
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use count::{Event, Libtest, NotRun};
 use machine::LeaveOut;
 
 use crate::fault::{Done, Fault};
-use crate::{guest, lab, place, run, say, setup};
+use crate::{guest, lab, place, run, say, setup, web};
 
 /// The part that the package archive may fail to provide.
 const VIRTUALBOX: &str = "virtualbox";
@@ -61,12 +62,14 @@ pub(crate) fn all(filters: &[String]) -> Done<Counts> {
         command
     };
     say::title("build");
+    web::ensure_built()?;
     run::stream(cargo().args(["build", "--workspace", "--all-features", "--bins", "--examples"]))?;
     say::title("tests");
     let mut counts = watched(&mut cargo(), filters)?;
     if filters.is_empty() {
         say::title("doc tests");
         counts.merge(&doc_tests(&mut cargo())?);
+        counts.merge(&page_tests(&leave_out, guest_dir.as_deref())?);
         if virtualbox.is_some() {
             say::title("lab");
             match lab::as_level() {
@@ -103,6 +106,16 @@ fn excuse(unable: lab::Unable) -> Done<NotRun> {
         }
         lab::Unable::Failed(fault) => Err(fault),
     }
+}
+
+/// The page of the web console: its own functions, and all of it in a browser.
+fn page_tests(leave_out: &LeaveOut, guest: Option<&Path>) -> Done<Counts> {
+    say::title("the page");
+    let mut counts = web::unit_tests()?;
+    if let Some(guest) = guest.filter(|_| leave_out.browser()) {
+        counts.merge(&web::browser_tests(&place::target().join("debug"), guest)?);
+    }
+    Ok(counts)
 }
 
 /// The table by level, and the closing line that other programs read.
