@@ -111,15 +111,19 @@ struct Row {
 
 impl Times {
     fn note(&mut self, step: &str, proof: impl Into<String>, since: Instant) {
-        self.add(step, proof.into(), since, true);
+        self.add(step, proof.into(), since.elapsed(), true);
     }
 
-    fn failed(&mut self, step: &str, why: &str, since: Instant) {
-        self.add(step, format!("FAILED: {why}"), since, false);
+    /// The same, of something that timed itself.
+    fn took(&mut self, step: &str, proof: &str, took: Duration) {
+        self.add(step, proof.to_owned(), took, true);
     }
 
-    fn add(&mut self, step: &str, proof: String, since: Instant, well: bool) {
-        let took = since.elapsed();
+    fn failed(&mut self, step: &str, why: &str, took: Duration) {
+        self.add(step, format!("FAILED: {why}"), took, false);
+    }
+
+    fn add(&mut self, step: &str, proof: String, took: Duration, well: bool) {
         let how = if well { "ok: " } else { "" };
         say::line(&format!(
             "   {how}{}: {proof} ({:.1} s)",
@@ -157,8 +161,6 @@ impl Times {
             .collect();
         say::title("the lab: what was done");
         say::table(&["step", "seconds"], &rows);
-        let total: Duration = self.0.iter().map(|row| row.took).sum();
-        say::line(&format!("{:.0} s in all", total.as_secs_f64()));
     }
 }
 
