@@ -100,8 +100,9 @@ fn follow(
             )?;
             let step = format!("  {}", end.test);
             match judge(end.status, &said) {
-                Ok(()) => times.took(&step, "passed", end.took),
-                Err(why) => {
+                Verdict::Passed => times.took(&step, "passed", end.took),
+                Verdict::LeftOut(why) => times.left_out(&step, &why, end.took),
+                Verdict::Failed(why) => {
                     times.failed(&step, &why, end.took);
                     for shown in last(&said) {
                         say::note(&format!("| {shown}"));
@@ -142,20 +143,30 @@ fn ends(text: &str) -> Vec<End> {
     text.lines().filter_map(end).collect()
 }
 
-/// A test counts as passed when its program says that it ran one and that it is well: one that left itself out did not.
-fn judge(status: i32, said: &str) -> Result<(), String> {
+/// What a test came to.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    /// The driver declares that it lacks what the test is about, with its reason: neither passed nor failed.
+    LeftOut(String),
+    Failed(String),
+}
+
+/// A test counts as passed when its program says that it ran one, that it is well, and that it left nothing out.
+fn judge(status: i32, said: &str) -> Verdict {
     /// `timeout`'s own exit status for a line that it ended.
     const LATE: i32 = 124;
+    const LEFT_OUT: &str = "LEFT OUT: ";
     if status == LATE {
-        return Err(format!("had no end within {} s", TEST_WITHIN.as_secs()));
+        return Verdict::Failed(format!("had no end within {} s", TEST_WITHIN.as_secs()));
     }
-    if let Some(line) = said.lines().find(|line| line.contains("LEFT OUT")) {
-        return Err(format!("did not run: {line}"));
+    if status != 0 || !said.contains("1 passed; 0 failed") {
+        return Verdict::Failed(format!("exit status {status}"));
     }
-    if status == 0 && said.contains("1 passed; 0 failed") {
-        return Ok(());
+    match said.lines().find_map(|line| line.split_once(LEFT_OUT)) {
+        Some((_, why)) => Verdict::LeftOut(why.split_once(": ").map_or(why, |(_, why)| why).to_owned()),
+        None => Verdict::Passed,
     }
-    Err(format!("failed, exit status {status}"))
 }
 
 fn names(list: &str) -> BTreeSet<String> {
@@ -232,15 +243,15 @@ mod tests {
     #[test]
     fn only_a_test_that_ran_and_is_well_counts() {
         let good = "running 1 test\ntest a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored";
-        assert_eq!(judge(0, good), Ok(()));
-        assert!(judge(0, "test result: ok. 0 passed; 0 failed; 1 ignored").is_err());
-        assert!(
-            judge(0, &format!("LEFT OUT: no lab\n{good}"))
-                .unwrap_err()
-                .contains("did not run")
+        assert_eq!(judge(0, good), Verdict::Passed);
+        let failed = |verdict| matches!(verdict, Verdict::Failed(_));
+        assert!(failed(judge(0, "test result: ok. 0 passed; 0 failed; 1 ignored")));
+        assert!(failed(judge(101, good)));
+        assert!(failed(judge(124, good)));
+        assert_eq!(
+            judge(0, &format!("LEFT OUT: a_test: it cannot move\n{good}")),
+            Verdict::LeftOut("it cannot move".to_owned())
         );
-        assert!(judge(101, good).is_err());
-        assert!(judge(124, good).unwrap_err().contains("no end"));
     }
 
     #[test]
