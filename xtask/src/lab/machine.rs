@@ -26,7 +26,11 @@ use crate::run;
 
 /// Where the machine finds Redis; see the module's header.
 pub(super) const REDIS_URL: &str = "redis://10.0.2.100:6379";
-const INIT: &str = include_str!("files/init.sh");
+/// Scripts of ours that every run brings, into `/lab`.
+const SCRIPTS: [(&str, &str); 2] = [
+    ("init", include_str!("files/init.sh")),
+    ("suite", include_str!("files/suite.sh")),
+];
 const CPUS: &str = "2";
 const MEMORY_MIB: &str = "4096";
 /// Emulated, so there is nobody to protect from whom.
@@ -344,9 +348,11 @@ fn prepare_disks(run_dir: &Path, image: &Image, plan: &Plan, interrupts: &Interr
     run::capture(&mut overlay)?;
     let files = run_dir.join("files");
     std::fs::create_dir_all(&files).map_err(|error| Fault::file("create", &files, &error))?;
-    let init = files.join("init");
-    std::fs::write(&init, INIT).map_err(|error| Fault::file("write", &init, &error))?;
-    executable(&init)?;
+    for (name, text) in SCRIPTS {
+        let path = files.join(name);
+        std::fs::write(&path, text).map_err(|error| Fault::file("write", &path, &error))?;
+        executable(&path)?;
+    }
     let mut bytes = FILES_SLACK_BYTES;
     for (name, from) in &plan.files {
         let to = files.join(name);

@@ -106,23 +106,39 @@ struct Row {
     step: String,
     proof: String,
     took: Duration,
-    well: bool,
+    how: How,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Well,
+    LeftOut,
+    Failed,
 }
 
 impl Times {
     fn note(&mut self, step: &str, proof: impl Into<String>, since: Instant) {
-        self.add(step, proof.into(), since, true);
+        self.add(step, proof.into(), since.elapsed(), How::Well);
     }
 
-    fn failed(&mut self, step: &str, why: &str, since: Instant) {
-        self.add(step, format!("FAILED: {why}"), since, false);
+    /// The same, of something that timed itself.
+    fn took(&mut self, step: &str, proof: &str, took: Duration) {
+        self.add(step, proof.to_owned(), took, How::Well);
     }
 
-    fn add(&mut self, step: &str, proof: String, since: Instant, well: bool) {
-        let took = since.elapsed();
-        let how = if well { "ok: " } else { "" };
+    fn failed(&mut self, step: &str, why: &str, took: Duration) {
+        self.add(step, format!("FAILED: {why}"), took, How::Failed);
+    }
+
+    /// Neither well nor failed, for a reason that was declared.
+    fn left_out(&mut self, step: &str, why: &str, took: Duration) {
+        self.add(step, format!("LEFT OUT: {why}"), took, How::LeftOut);
+    }
+
+    fn add(&mut self, step: &str, proof: String, took: Duration, how: How) {
+        let mark = if how == How::Well { "ok: " } else { "" };
         say::line(&format!(
-            "   {how}{}: {proof} ({:.1} s)",
+            "   {mark}{}: {proof} ({:.1} s)",
             step.trim(),
             took.as_secs_f64()
         ));
@@ -130,14 +146,14 @@ impl Times {
             step: step.to_owned(),
             proof,
             took,
-            well,
+            how,
         });
     }
 
     /// How much was well, and how much was not.
     fn count(&self) -> (u64, u64) {
-        let well = self.0.iter().filter(|row| row.well).count() as u64;
-        (well, self.0.len() as u64 - well)
+        let of = |how| self.0.iter().filter(|row| row.how == how).count() as u64;
+        (of(How::Well), of(How::Failed))
     }
 
     fn print(&self) {
@@ -157,8 +173,6 @@ impl Times {
             .collect();
         say::title("the lab: what was done");
         say::table(&["step", "seconds"], &rows);
-        let total: Duration = self.0.iter().map(|row| row.took).sum();
-        say::line(&format!("{:.0} s in all", total.as_secs_f64()));
     }
 }
 

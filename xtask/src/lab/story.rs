@@ -62,7 +62,7 @@ pub(super) fn tell(dir: &Path, image: &Image, interrupts: &Interrupts, times: &m
         match (chapter.act)(&mut stage) {
             Ok(proof) => times.note(&format!("  {}", chapter.title), proof, since),
             Err(fault) => {
-                times.failed(&format!("  {}", chapter.title), &fault.what, since);
+                times.failed(&format!("  {}", chapter.title), &fault.what, since.elapsed());
                 stage.keep_logs();
                 say::note("the end of the agent's log:");
                 say::note(&stage.agent_log());

@@ -2,6 +2,7 @@
 //!
 //! Each test is a process of its own, so that one that fails or hangs says nothing about the next.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,17 +11,25 @@ use serde::Deserialize;
 
 use super::Times;
 use super::image::Image;
-use super::machine::{Machine, Plan};
+use super::machine::{Machine, Plan, pause};
 use crate::demo::Interrupts;
 use crate::fault::{Done, Fault};
 use crate::{guest, place, say};
 
-const PACKAGE: &str = "vbm-hyper";
 const PROGRAM: &str = "virtualbox_lab";
 const INSIDE: &str = "/lab/bin/virtualbox_lab";
 /// What the test program reads: that it is in the lab, and where the tiny guest is.
 const VARIABLES: &str = "VBM_VBOX_LAB=1 VBM_GUEST_DIR=/lab/guest RUST_BACKTRACE=0";
 const LIST_WITHIN: Duration = Duration::from_secs(60);
+/// All of it; some ten minutes when the host does nothing else.
+const SUITE_WITHIN: Duration = Duration::from_secs(25 * 60);
+/// At a time: the machine has two processors, and a test mostly waits for a guest that uses one.
+const JOBS: u32 = 2;
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Lists the tests that have ended.
+const ENDED: &str =
+    "cd /run/suite && for f in *.done; do [ -e \"$f\" ] && echo \"${f%.done} $(cat \"$f\")\"; done; true";
+const SAID_BYTES: u32 = 20_000;
 /// A test boots a guest or two, each 20 s when the host is idle.
 const TEST_WITHIN: Duration = Duration::from_secs(300);
 const SHOWN_LINES: usize = 25;
@@ -60,41 +69,107 @@ pub(super) fn run(dir: &Path, image: &Image, interrupts: &Interrupts, times: &mu
             format!("see vbm-hyper/tests/{PROGRAM}.rs"),
         ));
     }
-    for test in tests {
-        let since = Instant::now();
-        let line = format!("{VARIABLES} {INSIDE} --exact '{test}' --nocapture");
-        let reply = machine.run(&line, TEST_WITHIN)?;
-        let told = judge(reply.status, &reply.text);
-        match told {
-            Ok(()) => times.note(&format!("  {test}"), "ok", since),
-            Err(why) => {
-                times.failed(&format!("  {test}"), &why, since);
-                for shown in last(&reply.text) {
-                    say::note(&format!("| {shown}"));
+    let begin = format!(
+        "mkdir -p /run/suite; {VARIABLES} {INSIDE} --list --format terse | sed -n 's/: test$//p' >/run/suite.list; \
+         {VARIABLES} setsid /lab/suite {INSIDE} {} {JOBS} </run/suite.list >/run/suite.log 2>&1 &",
+        TEST_WITHIN.as_secs()
+    );
+    machine.must(&begin, LIST_WITHIN)?;
+    follow(&mut machine, tests, interrupts, times)?;
+    machine.end()
+}
+
+/// Tells of each test when it has ended, until all have or the time is over.
+fn follow(
+    machine: &mut Machine,
+    mut waiting: BTreeSet<String>,
+    interrupts: &Interrupts,
+    times: &mut Times,
+) -> Done {
+    let since = Instant::now();
+    let deadline = since + SUITE_WITHIN;
+    while !waiting.is_empty() && Instant::now() < deadline {
+        pause(interrupts, LOOK_EVERY)?;
+        for end in ends(&machine.must(ENDED, LIST_WITHIN)?) {
+            if !waiting.remove(&end.test) {
+                continue;
+            }
+            let said = machine.must(
+                &format!("tail -c {SAID_BYTES} '/run/suite/{}.said'", end.test),
+                LIST_WITHIN,
+            )?;
+            let step = format!("  {}", end.test);
+            match judge(end.status, &said) {
+                Verdict::Passed => times.took(&step, "passed", end.took),
+                Verdict::LeftOut(why) => times.left_out(&step, &why, end.took),
+                Verdict::Failed(why) => {
+                    times.failed(&step, &why, end.took);
+                    for shown in last(&said) {
+                        say::note(&format!("| {shown}"));
+                    }
                 }
             }
         }
     }
-    machine.end()
+    for test in &waiting {
+        let why = format!(
+            "had no end when the suite's {} s were over",
+            SUITE_WITHIN.as_secs()
+        );
+        times.failed(&format!("  {test}"), &why, Duration::ZERO);
+    }
+    times.note("suite", format!("{JOBS} tests at a time"), since);
+    Ok(())
 }
 
-/// A test counts as passed when its program says that it ran one and that it is well: one that left itself out did not.
-fn judge(status: i32, said: &str) -> Result<(), String> {
+/// How a test ended.
+#[derive(Debug, PartialEq, Eq)]
+struct End {
+    test: String,
+    status: i32,
+    took: Duration,
+}
+
+/// Reads what [`ENDED`] prints: `NAME STATUS MILLISECONDS` a line.
+fn ends(text: &str) -> Vec<End> {
+    let end = |line: &str| {
+        let mut words = line.split(' ');
+        Some(End {
+            test: words.next()?.to_owned(),
+            status: words.next()?.parse().ok()?,
+            took: Duration::from_millis(words.next()?.parse().ok()?),
+        })
+    };
+    text.lines().filter_map(end).collect()
+}
+
+/// What a test came to.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    /// The driver declares that it lacks what the test is about, with its reason: neither passed nor failed.
+    LeftOut(String),
+    Failed(String),
+}
+
+/// A test counts as passed when its program says that it ran one, that it is well, and that it left nothing out.
+fn judge(status: i32, said: &str) -> Verdict {
     /// `timeout`'s own exit status for a line that it ended.
     const LATE: i32 = 124;
+    const LEFT_OUT: &str = "LEFT OUT: ";
     if status == LATE {
-        return Err(format!("had no end within {} s", TEST_WITHIN.as_secs()));
+        return Verdict::Failed(format!("had no end within {} s", TEST_WITHIN.as_secs()));
     }
-    if let Some(line) = said.lines().find(|line| line.contains("LEFT OUT")) {
-        return Err(format!("did not run: {line}"));
+    if status != 0 || !said.contains("1 passed; 0 failed") {
+        return Verdict::Failed(format!("exit status {status}"));
     }
-    if status == 0 && said.contains("1 passed; 0 failed") {
-        return Ok(());
+    match said.lines().find_map(|line| line.split_once(LEFT_OUT)) {
+        Some((_, why)) => Verdict::LeftOut(why.split_once(": ").map_or(why, |(_, why)| why).to_owned()),
+        None => Verdict::Passed,
     }
-    Err(format!("failed, exit status {status}"))
 }
 
-fn names(list: &str) -> Vec<String> {
+fn names(list: &str) -> BTreeSet<String> {
     list.lines()
         .filter_map(|line| line.strip_suffix(": test"))
         .map(str::to_owned)
@@ -118,13 +193,13 @@ struct Target {
     name: String,
 }
 
+/// With the features of the whole workspace, as the tests are built: what they have built is not built again.
 fn build() -> Done<PathBuf> {
     let mut command = place::cargo();
     command
         .args([
             "test",
-            "--package",
-            PACKAGE,
+            "--workspace",
             "--all-features",
             "--test",
             PROGRAM,
@@ -168,20 +243,24 @@ mod tests {
     #[test]
     fn only_a_test_that_ran_and_is_well_counts() {
         let good = "running 1 test\ntest a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored";
-        assert_eq!(judge(0, good), Ok(()));
-        assert!(judge(0, "test result: ok. 0 passed; 0 failed; 1 ignored").is_err());
-        assert!(
-            judge(0, &format!("LEFT OUT: no lab\n{good}"))
-                .unwrap_err()
-                .contains("did not run")
+        assert_eq!(judge(0, good), Verdict::Passed);
+        let failed = |verdict| matches!(verdict, Verdict::Failed(_));
+        assert!(failed(judge(0, "test result: ok. 0 passed; 0 failed; 1 ignored")));
+        assert!(failed(judge(101, good)));
+        assert!(failed(judge(124, good)));
+        assert_eq!(
+            judge(0, &format!("LEFT OUT: a_test: it cannot move\n{good}")),
+            Verdict::LeftOut("it cannot move".to_owned())
         );
-        assert!(judge(101, good).is_err());
-        assert!(judge(124, good).unwrap_err().contains("no end"));
     }
 
     #[test]
     fn tests_are_listed_and_the_program_is_found() {
-        assert_eq!(names("a::b: test\nx: benchmark\nc: test\n"), ["a::b", "c"]);
+        let listed = names("a::b: test\nx: benchmark\nc: test\n");
+        assert_eq!(listed.into_iter().collect::<Vec<_>>(), ["a::b", "c"]);
+        let ended = ends("a::b 101 2500\nhalf 1\n");
+        assert_eq!(ended.len(), 1);
+        assert_eq!((ended[0].test.as_str(), ended[0].status), ("a::b", 101));
         let messages = "{\"reason\":\"x\"}\n{\"target\":{\"name\":\"other\"},\"executable\":\"/o\"}\n\
                         {\"target\":{\"name\":\"virtualbox_lab\"},\"executable\":\"/t/virtualbox_lab-1\"}\n";
         assert_eq!(executable(messages), Some(PathBuf::from("/t/virtualbox_lab-1")));
