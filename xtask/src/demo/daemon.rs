@@ -289,6 +289,10 @@ mod tests {
     #[test]
     fn the_line_to_type_names_what_is_special_about_it() {
         let fake = Fake::new("line", "");
-        assert!(fake.recipe().line().ends_with("/sock --ephemeral &"));
+        assert!(
+            fake.recipe()
+                .line()
+                .ends_with("/sock --ephemeral --web 127.0.0.1:0 &")
+        );
     }
 }
