@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <root>/lock                   one owner at a time
-//!         /home/                  VirtualBox's registry (VBOX_USER_HOME), ours alone
+//!         /home                   VirtualBox's registry (VBOX_USER_HOME), ours alone
 //!         /machines/vbm/<name>/   VirtualBox's settings, logs and differencing disks of a VM
 //!         /vms/<vm id>/applied    what its settings were last made from
 //!                     /run        it was started and not seen to end

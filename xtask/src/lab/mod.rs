@@ -188,6 +188,9 @@ pub(crate) struct Args {
     /// Make all of it anew, whatever is there.
     #[arg(long)]
     fresh: bool,
+    /// Of the suite, only the core that `cargo xtask test` runs.
+    #[arg(long)]
+    core: bool,
     /// Instead of all that: run each line of this file in the machine, and show what it says.
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     script: Option<PathBuf>,
@@ -224,11 +227,11 @@ fn run(dir: &Path, args: &Args, times: &mut Times) -> Provided {
         (Some(script), _) => script::play(dir, &image, script, &args.bring, &interrupts, times)?,
         (None, Some(Step::Root | Step::Image)) => {}
         (None, Some(Step::Machine)) => prove::prove(dir, &image, &interrupts, times)?,
-        (None, Some(Step::Suite)) => suite::run(dir, &image, &interrupts, times)?,
+        (None, Some(Step::Suite)) => suite::run(dir, &image, args.core, &interrupts, times)?,
         (None, Some(Step::Story)) => story::tell(dir, &image, &interrupts, times)?,
         (None, None) => {
             // Whatever the one says of the driver, the other says more.
-            let suite = suite::run(dir, &image, &interrupts, times);
+            let suite = suite::run(dir, &image, args.core, &interrupts, times);
             let story = match &suite {
                 Err(fault) if interrupts.came() => Err(fault.clone()),
                 _ => story::tell(dir, &image, &interrupts, times),
@@ -283,7 +286,11 @@ impl Drop for ForTests {
 pub(crate) fn as_level() -> Provided<(u64, u64)> {
     setup::ensure(&NEEDS)?;
     let mut times = Times::default();
-    let done = run(&dir(), &Args::default(), &mut times);
+    let args = Args {
+        core: !suite::all_wanted(),
+        ..Args::default()
+    };
+    let done = run(&dir(), &args, &mut times);
     times.print();
     let (well, failed) = times.count();
     match done {
