@@ -487,14 +487,6 @@ impl Edit {
         })
     }
 
-    /// Sets or replaces a record whatever was there.
-    pub(crate) fn put<T: Record>(self, value: &T) -> Self {
-        self.with(|txn| {
-            txn.write.push(Write::Put(value.key(), encode(value)?));
-            Ok(())
-        })
-    }
-
     /// Takes a key that can be taken only once.
     pub(crate) fn claim(self, key: String, owner: impl Display) -> Self {
         self.with(|txn| {

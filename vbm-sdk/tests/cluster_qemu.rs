@@ -13,8 +13,9 @@ use serde_json::Value;
 use std::{
     io::{Read, Write},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 use wait_timeout::ChildExt;
 
 /// How long a guest may take on a loaded host without KVM, in seconds.

@@ -37,6 +37,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{
     Capability, Clock, DriverKind, Error, ErrorKind, FacetKind, MissingFacet, NodePath, Result, VmId,
@@ -93,6 +94,8 @@ struct Inner {
     shared_storage: Option<String>,
     moves: moving::Moves,
     bus: OnceLock<Bus>,
+    /// Whether the path is known to be this machine's.
+    admitted: watch::Sender<bool>,
     keepers: Mutex<HashMap<VmId, VmKeeper>>,
     consoles: OpenConsoles,
     reporter: Reporter,
@@ -141,6 +144,7 @@ impl Agent {
             shared_storage: config.shared_storage,
             moves: moving::Moves::default(),
             bus: OnceLock::new(),
+            admitted: watch::Sender::new(false),
             keepers: Mutex::default(),
             consoles: OpenConsoles::default(),
             reporter: Reporter::default(),
@@ -217,7 +221,7 @@ impl Agent {
             .ok_or_else(|| Error::internal("the agent has no bus", "it was not started"))
     }
 
-    /// What this agent answers on the bus. Commands of an epoch that is not the highest one seen are refused.
+    /// What this agent answers on the bus, once it is [taken in](Self::knock). Commands of an epoch that is not the highest one seen are refused.
     pub fn router(&self) -> Router {
         macro_rules! answer {
             ($router:expr, $($method:ident => $handler:ident),* $(,)?) => {{
@@ -225,7 +229,10 @@ impl Agent {
                 $(let this = self.clone();
                 let router = router.method::<$method, _, _>(move |_, request| {
                     let this = this.clone();
-                    async move { this.$handler(request).await }
+                    async move {
+                        this.when_admitted().await?;
+                        this.$handler(request).await
+                    }
                 });)*
                 router
             }};

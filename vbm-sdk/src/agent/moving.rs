@@ -44,10 +44,13 @@ impl Agent {
         })?;
         let machine = self.machines(wanted.driver)?.vm(wanted.id);
         let power = machine.watch().borrow().power();
-        if power == PowerState::MigratingIn
-            && let Some(at) = with(&moves.receiving, |r| r.get(&wanted.id).copied())
-        {
-            return Ok(Receiving { at });
+        if power == PowerState::MigratingIn {
+            if let Some(at) = with(&moves.receiving, |r| r.get(&wanted.id).copied()) {
+                return Ok(Receiving { at });
+            }
+            // The agent before this one waited for it, and nobody knows where: nothing can have come yet, or nobody
+            // would ask.
+            machine.abandon().await.map_err(Error::from)?;
         }
         if self.inner.volumes.path(wanted.root.volume).is_none() {
             return Err(Error::new(

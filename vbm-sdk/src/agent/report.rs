@@ -16,10 +16,14 @@ use std::{
 use tokio::sync::{Notify, broadcast::error::RecvError};
 use vbm_core::{Error, ErrorKind, NodePath, Result, VmId};
 use vbm_net::NetEvent;
-use vbm_rpc::{CallOptions, Fate, Method, Route, Service};
+use vbm_rpc::{Bus, CallOptions, Fate, Method, Route, Service};
 
 /// The longest that a controller may take to answer a report.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+/// The longest that a start waits for the word of a controller.
+const KNOCK_MAX: Duration = Duration::from_secs(3);
+/// The longest that a command waits until this machine is taken in.
+const ADMISSION_MAX: Duration = Duration::from_secs(5);
 /// After a report that was not heard.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// The most VMs of one report.
@@ -58,25 +62,74 @@ impl Reporter {
 }
 
 impl Agent {
-    /// Tells any controller; when that one cannot write it down (it is cut off from the store), each of the others.
     async fn tell_controller<M: Method>(&self, request: &M::Request) -> Result<M::Reply> {
-        let (bus, root, service) = (self.bus()?, NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
-        let options = CallOptions::default().deadline(REPORT_DEADLINE);
-        let any = Route::any(root.clone(), service.clone());
-        let failure = match bus.call::<M>(&any, request, options.clone()).await {
-            Err(Fate::Refused(e)) if e.kind() == ErrorKind::Unavailable => e,
-            done => return done.map_err(Error::from),
-        };
-        for member in bus.members(&root).await? {
-            if member.serves(&root, &service)
-                && let Ok(reply) = bus
-                    .call::<M>(&Route::node(member.path), request, options.clone())
-                    .await
-            {
-                return Ok(reply);
-            }
+        tell_over::<M>(self.bus()?, request).await
+    }
+}
+
+/// Tells any controller; when that one cannot write it down (it is cut off from the store), each of the others.
+async fn tell_over<M: Method>(bus: &Bus, request: &M::Request) -> Result<M::Reply> {
+    let (root, service) = (NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
+    let options = CallOptions::default().deadline(REPORT_DEADLINE);
+    let any = Route::any(root.clone(), service.clone());
+    let failure = match bus.call::<M>(&any, request, options.clone()).await {
+        Err(Fate::Refused(e)) if e.kind() == ErrorKind::Unavailable => e,
+        done => return done.map_err(Error::from),
+    };
+    for member in bus.members(&root).await? {
+        if member.serves(&root, &service)
+            && let Ok(reply) = bus
+                .call::<M>(&Route::node(member.path), request, options.clone())
+                .await
+        {
+            return Ok(reply);
         }
-        Err(failure)
+    }
+    Err(failure)
+}
+
+impl Agent {
+    /// Asks, over a bus that it has under another path, whether this machine may be its node: who attaches to the bus
+    /// under a path takes it from whoever has it. No answer is no refusal: then it is told by the first report.
+    ///
+    /// # Errors
+    /// The path is another machine's.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the node shown as ready until it counts as lost.
+    pub async fn knock(&self, bus: &Bus) -> Result<()> {
+        let report = self.own_report().await?;
+        match tokio::time::timeout(KNOCK_MAX, tell_over::<NodeReport>(bus, &report)).await {
+            Ok(Err(e)) if e.kind() == ErrorKind::AlreadyExists => Err(e),
+            Ok(Ok(_)) => {
+                self.admitted();
+                Ok(())
+            }
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
+    }
+
+    /// From now on commands are obeyed: the path is known to be this machine's.
+    pub fn admitted(&self) {
+        self.inner.admitted.send_replace(true);
+    }
+
+    /// Returns when a controller has taken this machine in. Who has the path of another would run its VMs a second time.
+    ///
+    /// # Errors
+    /// None has for a while.
+    pub(super) async fn when_admitted(&self) -> Result<()> {
+        let mut admitted = self.inner.admitted.subscribe();
+        let waited = tokio::time::timeout(ADMISSION_MAX, admitted.wait_for(|yes| *yes)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("this machine does nothing as node {}", self.inner.path),
+                "no controller has taken it in since its agent was started",
+                "see `vbm node list` and the agent's log: another machine may have its path",
+            )),
+        }
     }
 
     /// Tells of the node, now and then, until shutdown.
@@ -96,7 +149,7 @@ impl Agent {
         }
     }
 
-    async fn report_self_once(&self) -> Result<()> {
+    async fn own_report(&self) -> Result<NodeReportRequest> {
         let (memory_mib, memory_free_mib) = memory_mib();
         let networks = self.inner.networks.inventory().await.map_err(Error::from)?;
         let live = self
@@ -106,7 +159,7 @@ impl Agent {
             .flat_map(|m| m.list())
             .filter(|(_, vm)| vm.power().is_live());
         let vms = live.map(|(id, _)| id).collect();
-        let report = NodeReportRequest {
+        Ok(NodeReportRequest {
             path: self.inner.path.clone(),
             boot_id: self.inner.boot_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -124,8 +177,19 @@ impl Agent {
             epoch: self.inner.epoch.highest(),
             vms,
             networks: networks.iter().map(|n| n.id).collect(),
+        })
+    }
+
+    async fn report_self_once(&self) -> Result<()> {
+        let report = self.own_report().await?;
+        let reply = match self.tell_controller::<NodeReport>(&report).await {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                self.inner.admitted.send_replace(false);
+                return Err(e);
+            }
+            told => told?,
         };
-        let reply = self.tell_controller::<NodeReport>(&report).await?;
+        self.admitted();
         for id in reply.surplus_networks {
             tracing::info!(network = %id, "removing a network that no record knows");
             if let Err(e) = self.inner.networks.remove(id).await {

@@ -2,7 +2,10 @@
 //!
 //! A node is known by its path, its machine by the identity that its agent's data directory keeps. Two machines under
 //! one path would each be told to run the other's VMs, so the second is refused, for as long as the first answers or may
-//! still run VMs. No decision rests on a node's clock; one that is off is shown, because its events and leases mislead people.
+//! still run VMs. Who attaches to the bus under a path takes it from whoever has it: so an agent knocks from a place of its
+//! own first, and obeys nobody before it was taken in.
+//!
+//! No decision rests on a node's clock; one that is off is shown, because its events and leases mislead people.
 
 use crate::methods::{NodeReportRequest, PROTOCOL_VERSION};
 use std::time::Duration;

@@ -8,7 +8,7 @@ use crate::methods::{
     GoneVm, ImageRead, NodeReport, NodeReportReply, NodeReportRequest, PortReport, PortReportRequest,
     VmReport, VmReportRequest,
 };
-use crate::records::Edit;
+use crate::records::{Edit, Held, until_uncrossed};
 use vbm_core::{
     Error, EventKind, Kind, Network, Node, NodePath, NodeSpec, NodeState, NodeStatus, ObjectRef, Port,
     PowerState, Result, Rival, Timestamp, Vm, VmId, VmStatus, WantedPower,
@@ -39,25 +39,11 @@ impl Controller {
     }
 
     async fn node_report(&self, report: NodeReportRequest) -> Result<NodeReportReply> {
-        let now = self.inner.clock.now();
-        let known = self.records().get::<Node>(&report.path).await?.map(|n| n.value);
         let vms = self.records().all::<Vm>().await?;
         let has_vms = vms
             .iter()
             .any(|v| v.value.spec.node.as_ref() == Some(&report.path));
-        match admission::judge(&report, known.as_ref(), has_vms, now) {
-            Admission::Accepted(warnings) => {
-                self.node_accepted(&report, known, warnings, now).await?;
-            }
-            Admission::Incompatible(problem) => {
-                self.node_refused(&report, known, &problem, now).await?;
-                return Err(problem);
-            }
-            Admission::Rival(problem) => {
-                self.note_rival(&report, now).await?;
-                return Err(problem);
-            }
-        }
+        until_uncrossed(|| self.admit(&report, has_vms)).await?;
         let mut reply = NodeReportReply {
             epoch: self.epoch(),
             surplus_networks: Vec::new(),
@@ -81,14 +67,31 @@ impl Controller {
         Ok(reply)
     }
 
+    /// Judges a report, and writes down what came of it where nobody crosses.
+    async fn admit(&self, report: &NodeReportRequest, has_vms: bool) -> Result<()> {
+        let now = self.inner.clock.now();
+        let known = self.records().get::<Node>(&report.path).await?;
+        match admission::judge(report, known.as_ref().map(|n| &n.value), has_vms, now) {
+            Admission::Accepted(warnings) => self.node_accepted(report, known, warnings, now).await,
+            Admission::Incompatible(problem) => {
+                self.node_refused(report, known, &problem, now).await?;
+                Err(problem)
+            }
+            Admission::Rival(problem) => {
+                self.note_rival(report, now).await?;
+                Err(problem)
+            }
+        }
+    }
+
     async fn node_accepted(
         &self,
         report: &NodeReportRequest,
-        known: Option<Node>,
+        known: Option<Held<Node>>,
         warnings: Vec<Error>,
         now: Timestamp,
     ) -> Result<()> {
-        let before = known.as_ref().map(|n| n.status.clone()).unwrap_or_default();
+        let before = known.as_ref().map(|n| n.value.status.clone()).unwrap_or_default();
         let mut status = status_of(report, now);
         status.state = NodeState::Ready;
         status.rival = before
@@ -97,10 +100,10 @@ impl Controller {
         status.warnings = warnings;
         let node = Node {
             path: report.path.clone(),
-            spec: known.map_or_else(NodeSpec::default, |n| n.spec),
+            spec: spec_of(known.as_ref()),
             status,
         };
-        let mut edit = Edit::default().put(&node);
+        let mut edit = written(known.as_ref(), &node);
         if before.state != NodeState::Ready {
             let message = format!("version {}", node.status.version);
             edit = edit.event(&self.event(EventKind::NodeReady, ObjectRef::node(&node.path), message));
@@ -112,20 +115,22 @@ impl Controller {
     async fn node_refused(
         &self,
         report: &NodeReportRequest,
-        known: Option<Node>,
+        known: Option<Held<Node>>,
         problem: &Error,
         now: Timestamp,
     ) -> Result<()> {
-        let before = known.as_ref().map_or(NodeState::Unknown, |n| n.status.state);
+        let before = known
+            .as_ref()
+            .map_or(NodeState::Unknown, |n| n.value.status.state);
         let mut status = status_of(report, now);
         status.state = NodeState::Refused;
         status.reason = Some(problem.clone());
         let node = Node {
             path: report.path.clone(),
-            spec: known.map_or_else(NodeSpec::default, |n| n.spec),
+            spec: spec_of(known.as_ref()),
             status,
         };
-        let mut edit = Edit::default().put(&node);
+        let mut edit = written(known.as_ref(), &node);
         if before != NodeState::Refused {
             let event = self.event(
                 EventKind::NodeRefused,
@@ -285,6 +290,18 @@ impl Controller {
                 .await?;
         }
         Ok(())
+    }
+}
+
+fn spec_of(known: Option<&Held<Node>>) -> NodeSpec {
+    known.map(|n| n.value.spec.clone()).unwrap_or_default()
+}
+
+/// What others wrote into the record meanwhile is not written over.
+fn written(known: Option<&Held<Node>>, node: &Node) -> Edit {
+    match known {
+        Some(held) => Edit::default().update(held, node),
+        None => Edit::default().create(node),
     }
 }
 

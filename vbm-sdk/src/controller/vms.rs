@@ -74,6 +74,10 @@ impl Controller {
 
     async fn restart(&self, id: VmId) -> Result<Accepted<VmView>> {
         let vm = self.records().must::<Vm>(id).await?.value;
+        if vm.meta.deleting {
+            return Err(being_deleted(&vm.meta.name));
+        }
+        refuse_moving(&vm)?;
         vm.status.power.after(vbm_core::PowerEvent::Reset)?;
         let node = vm.spec.node.as_ref().ok_or_else(|| not_placed(&vm.meta.name))?;
         self.ask_node::<VmReset>(node, &id).await?;

@@ -102,6 +102,8 @@ pub struct Builder {
 
 /// What the bus inside the process is known by.
 const CONTROLLER_PATH: &str = "control";
+/// Where an agent stands on the bus before it has its path.
+const DOOR_PATH: &str = "door";
 /// The longest name of a controller.
 const NAME_MAX_BYTES: usize = 128;
 /// The node of a server that is one machine.
@@ -360,6 +362,10 @@ impl Builder {
             };
             let agent = Agent::open(config, self.ids.next().to_string()).await?;
             server.agent = Some(agent.clone());
+            match self.role {
+                Role::Agent => knock(&transport, &agent, &record.tag).await?,
+                _ => agent.admitted(),
+            }
             let bus = attach(
                 &transport,
                 self.node.clone(),
@@ -446,6 +452,15 @@ impl Builder {
             )),
         }
     }
+}
+
+/// Asks whether this machine may have its path, from a place of its own on the bus.
+async fn knock(transport: &Arc<dyn Transport>, agent: &Agent, tag: &str) -> Result<()> {
+    let member = Member::new(format!("{DOOR_PATH}/a{tag}").parse()?, agent.boot_id());
+    let bus = Bus::attach(Arc::clone(transport), member, Router::new()).await?;
+    let word = agent.knock(&bus).await;
+    bus.shutdown().await;
+    word
 }
 
 async fn attach(

@@ -7,8 +7,11 @@ mod faults;
 mod house;
 mod life;
 mod limits;
+mod moves;
+mod nodes;
 mod redis;
 #[path = "../common/redis.rs"]
 mod redis_server;
 mod restart;
+mod site;
 mod snapshots;

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Whatever died in between, the next look finds the row. What runs decides, not what was sent: a destination runs a VM
-//! only after the last of its memory came, and from then on it is the right copy.
+//! only after the last of its memory came, and from then on it is the right copy. While nobody knows whether it came, the
+//! move is not given up, however long that takes: a source that got the VM back would start it a second time.
 
 use crate::methods::{LookedAt, Sent};
 use std::{net::SocketAddr, time::Duration};
@@ -39,6 +40,22 @@ pub(super) struct Sides {
     pub(super) silent: Duration,
 }
 
+impl Sides {
+    /// Whether it is certain that the source has it, and is not just sending it away.
+    pub(super) fn stays(&self) -> bool {
+        let has = |source: &LookedAt| {
+            matches!(source.power, PowerState::Running | PowerState::Paused(_))
+                && source.sent != Some(Sent::UnderWay)
+        };
+        !self.live || self.source.as_ref().is_ok_and(has)
+    }
+
+    /// Whether the source has seen it end.
+    pub(super) fn ended(&self) -> bool {
+        self.source.as_ref().is_ok_and(|source| is_over(source.power))
+    }
+}
+
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Next {
@@ -64,8 +81,15 @@ pub(super) fn next(sides: &Sides) -> Next {
     } else {
         next_cold(sides)
     };
+    // Whether it runs at a destination that says nothing, nobody knows: it is not left to its source to start it again.
+    if sides.destination.is_err() && !sides.stays() {
+        return next;
+    }
     match next {
-        Next::Wait if sides.waited >= MOVE_MAX => Next::GiveUp(given_up("it took longer than ten minutes")),
+        // Also what is asked again and again, and never done.
+        Next::Wait | Next::Receive | Next::Send(_) if sides.waited >= MOVE_MAX => {
+            Next::GiveUp(given_up("it took longer than ten minutes"))
+        }
         Next::Wait if sides.silent >= SILENCE_MAX => {
             let why = sides.source.as_ref().err().or(sides.destination.as_ref().err());
             Next::GiveUp(given_up(
@@ -113,7 +137,10 @@ fn next_live(sides: &Sides) -> Next {
         return failed;
     }
     match (source.power, destination.receiving, &source.sent) {
-        (_, _, Some(Sent::UnderWay | Sent::Done { .. })) if destination.receiving.is_some() => Next::Wait,
+        // An agent that was restarted meanwhile does not know where it waits; its hypervisor waits on.
+        (_, _, Some(Sent::UnderWay | Sent::Done { .. })) if destination.power == PowerState::MigratingIn => {
+            Next::Wait
+        }
         (PowerState::Running | PowerState::Paused(_), Some(at), None) => Next::Send(at),
         (PowerState::Running | PowerState::Paused(_), None, None) if sides.prepared => Next::Receive,
         (power, ..) if is_over(power) => Next::GiveUp(given_up("it ended while it moved")),
@@ -234,6 +261,18 @@ mod tests {
     }
 
     #[test]
+    fn a_destination_whose_agent_was_restarted_is_waited_for_while_its_hypervisor_waits() {
+        let sending = LookedAt {
+            sent: Some(Sent::UnderWay),
+            ..look(PowerState::MigratingOut)
+        };
+        let (forgot, gone) = (look(PowerState::MigratingIn), look(PowerState::Off));
+        assert_eq!(next(&sides(sending.clone(), forgot.clone())), Next::Wait);
+        assert!(matches!(next(&sides(sending, gone)), Next::GiveUp(_)));
+        assert_eq!(next(&sides(look(PowerState::Running), forgot)), Next::Receive);
+    }
+
+    #[test]
     fn what_runs_at_the_destination_has_arrived_even_when_the_source_is_silent() {
         let cut = Sides {
             source: silent(),
@@ -260,6 +299,31 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_that_may_have_arrived_is_not_given_back_to_its_source() {
+        let (off, running) = (look(PowerState::Off), look(PowerState::Running));
+        let cut = |source| Sides {
+            source,
+            destination: silent(),
+            waited: MOVE_MAX,
+            silent: MOVE_MAX,
+            ..sides(off.clone(), off.clone())
+        };
+        let under_way = |power| LookedAt {
+            sent: Some(Sent::UnderWay),
+            ..look(power)
+        };
+        for source in [
+            Ok(off.clone()),
+            silent(),
+            Ok(look(PowerState::MigratingOut)),
+            Ok(under_way(PowerState::Running)),
+        ] {
+            assert_eq!(next(&cut(source)), Next::Wait);
+        }
+        assert!(matches!(next(&cut(Ok(running))), Next::GiveUp(_)));
+    }
+
+    #[test]
     fn a_guest_that_ends_on_the_way_stays_where_it_was() {
         for power in [PowerState::Off, PowerState::Crashed(CrashCause::Guest)] {
             assert!(matches!(next(&sides(look(power), waits())), Next::GiveUp(_)));
@@ -283,6 +347,11 @@ mod tests {
             ..sides(look(PowerState::MigratingOut), waits())
         };
         assert!(matches!(next(&slow), Next::GiveUp(_)));
+        let never_ready = Sides {
+            waited: MOVE_MAX,
+            ..sides(look(PowerState::Running), look(PowerState::Off))
+        };
+        assert!(matches!(next(&never_ready), Next::GiveUp(_)));
         let cut = Sides {
             source: silent(),
             silent: SILENCE_MAX,

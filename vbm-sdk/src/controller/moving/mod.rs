@@ -11,18 +11,14 @@
 //! a VM moves, its nodes hold it as it is: nothing is started or stopped but by its mover.
 
 mod decide;
+mod possible;
 
-use super::{
-    Controller,
-    keeper::Reached,
-    plan::World,
-    schedule::Candidate,
-    vms::{being_deleted, not_placed},
-};
+use super::{Controller, keeper::Reached, plan::World};
 use crate::api::{Accepted, List, MigrateRequest, Placement, VmView};
 use crate::methods::{LookAt, LookedAt, SendVm, VmAbandon, VmLook, VmReceive, VmRemove, VmSend};
 use crate::records::{Edit, until_uncrossed};
 use decide::{Next, Sides, next};
+use possible::check;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -31,8 +27,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{
-    Error, ErrorKind, EventKind, Kind, Node, NodePath, NodeState, ObjectRef, Operation, PowerState, Result,
-    Vm, VmId, VmMove, WantedPower,
+    Error, ErrorKind, EventKind, Kind, NodePath, ObjectRef, Operation, Result, Vm, VmId, VmMove, WantedPower,
 };
 
 /// How often both sides are looked at.
@@ -104,119 +99,6 @@ impl Controller {
             )
             .await?;
         Ok(operation)
-    }
-}
-
-/// From where, to where, and whether it runs meanwhile; or why it cannot be.
-fn check(world: &World, vm: &Vm, request: &MigrateRequest) -> Result<(NodePath, NodePath, bool)> {
-    let headline = || format!("cannot move {}", vm.meta.name);
-    let conflict = |why: String, fix: &str| Err(Error::new(ErrorKind::Conflict, headline(), why, fix));
-    if vm.meta.deleting {
-        return Err(being_deleted(&vm.meta.name));
-    }
-    if let Some(moving) = &vm.spec.moving {
-        return conflict(
-            format!("it is on its way from {} to {}", moving.from, moving.to),
-            "wait for that; `vbm operation list` shows it",
-        );
-    }
-    if vm.spec.reverting.is_some() {
-        return conflict(
-            "it is going back to a snapshot".into(),
-            "wait for that; `vbm operation list` shows it",
-        );
-    }
-    if world.has_snapshot_under_way(vm.meta.id) {
-        return conflict(
-            "a snapshot of it is being taken or deleted".into(),
-            "wait for that; `vbm operation list` shows it",
-        );
-    }
-    let from = vm.spec.node.clone().ok_or_else(|| not_placed(&vm.meta.name))?;
-    let source = world
-        .nodes
-        .get(&from)
-        .ok_or_else(|| Error::not_found("node", &from))?;
-    if source.status.state != NodeState::Ready {
-        return conflict(
-            format!(
-                "its node {from} is {}: nobody can tell whether it still runs there, and started elsewhere it could run twice",
-                source.status.state
-            ),
-            "bring the node back; recovery of VMs from a dead node needs fencing, which there is not yet",
-        );
-    }
-    let live = match vm.status.power {
-        PowerState::Running | PowerState::Paused(_) => true,
-        PowerState::Off | PowerState::Crashed(_) => false,
-        other => {
-            return conflict(
-                format!("it is {other}"),
-                "wait until it runs or is off, and try again",
-            );
-        }
-    };
-    if request.live == Some(true) && !live {
-        return conflict(format!("it is {}", vm.status.power), "leave --live out");
-    }
-    if request.live == Some(false) && live {
-        return conflict(
-            format!("it is {}", vm.status.power),
-            "stop it first with `vbm stop`, or let it move while it runs",
-        );
-    }
-    let to = match &request.to {
-        Some(to) => to.clone(),
-        None => best_other(world, vm, &from)?,
-    };
-    let destination = world
-        .nodes
-        .get(&to)
-        .ok_or_else(|| Error::not_found("node", &to))?;
-    if to == from {
-        return conflict(format!("it is on {to} already"), "choose another node");
-    }
-    let reasons = reasons(world, vm, source, destination, live);
-    if !reasons.is_empty() {
-        return conflict(
-            format!("{to}: {}", reasons.join(", ")),
-            "choose another node; `vbm placement` shows what each could do",
-        );
-    }
-    Ok((from, to, live))
-}
-
-/// What stands in the way of a move to a node.
-fn reasons(world: &World, vm: &Vm, source: &Node, destination: &Node, live: bool) -> Vec<String> {
-    let Candidate { mut reasons, .. } = world.candidate(vm, destination);
-    let (here, there) = (&source.status.shared_storage, &destination.status.shared_storage);
-    if here.is_none() || here != there {
-        reasons.push(format!(
-            "it does not share its disks with {} (vbmd --shared-storage)",
-            source.path
-        ));
-    }
-    if live && destination.status.underlay.is_none() {
-        reasons.push("it has no address to take in a running VM (vbmd --underlay)".into());
-    }
-    reasons
-}
-
-fn best_other(world: &World, vm: &Vm, from: &NodePath) -> Result<NodePath> {
-    let mut others: Vec<Candidate> = world.candidates(vm);
-    others.retain(|c| c.node != *from);
-    match others.iter().find(|c| c.fits()) {
-        Some(best) => Ok(best.node.clone()),
-        None => Err(Error::new(
-            ErrorKind::Unavailable,
-            format!("cannot move {}: no other node can take it", vm.meta.name),
-            others
-                .iter()
-                .map(|c| format!("{}: {}", c.node, c.reasons.join(", ")))
-                .collect::<Vec<_>>()
-                .join("; "),
-            "see `vbm node list`",
-        )),
     }
 }
 
@@ -333,7 +215,7 @@ impl Mover {
                 if let Err(e) = received
                     && !e.is_retryable()
                 {
-                    return self.give_up(&moving, e, seen).await;
+                    return self.give_up(&moving, e, &sides, seen).await;
                 }
             }
             Next::Send(to) => {
@@ -348,7 +230,7 @@ impl Mover {
                 self.tell("leaving the source").await?;
                 return self.leave(&moving, seen).await;
             }
-            Next::GiveUp(why) => return self.give_up(&moving, why, seen).await,
+            Next::GiveUp(why) => return self.give_up(&moving, why, &sides, seen).await,
         }
         Ok(false)
     }
@@ -454,22 +336,40 @@ impl Mover {
         Ok(true)
     }
 
-    async fn give_up(&self, moving: &VmMove, why: Error, seen: &Seen) -> Result<bool> {
+    async fn give_up(&self, moving: &VmMove, why: Error, sides: &Sides, seen: &Seen) -> Result<bool> {
         if let Some(vm) = seen.world.vms.get(&self.id) {
             let gone = seen.world.gone_vm(vm, true);
             match self.controller.ask_node::<VmAbandon>(&moving.to, &gone).await {
                 // It has arrived after all: the next look sees it.
                 Err(e) if e.kind() == ErrorKind::Conflict => return Ok(false),
+                // What it is sent may still arrive.
+                Err(e) if !sides.stays() => return Err(e),
                 Err(e) => {
                     tracing::warn!(vm = %self.id, error = %e.inline(), "the destination was not told; it gives up by itself");
                 }
                 Ok(()) => {}
             }
         }
+        if sides.ended() {
+            self.stays_off(moving).await?;
+        }
         let message = why.inline();
         self.end(moving, EventKind::VmMigrationFailed, message, Some(why))
             .await?;
         Ok(true)
+    }
+
+    /// What ended on its way is not started again without being asked for: what is wanted would be a new request else.
+    async fn stays_off(&self, moving: &VmMove) -> Result<()> {
+        let off = |vm: &mut Vm| {
+            let due = vm.spec.moving.as_ref() == Some(moving);
+            if due {
+                vm.spec.power = WantedPower::Off;
+            }
+            Ok(due)
+        };
+        self.controller.records().update::<Vm>(self.id, off).await?;
+        Ok(())
     }
 
     async fn end(

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::controller::plan::tests::{add_vm, path, spanning};
-use vbm_core::VmStatus;
+use vbm_core::{NodeState, PowerState, VmStatus};
 
 fn moved(
     world: &World,
