@@ -7,16 +7,15 @@
 )]
 
 mod cli;
+#[path = "common/guest.rs"]
+mod guest;
 
 use cli::Daemon;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
 /// What the guest says once it hears.
 const READY: &str = "vbm-guest ready";
@@ -24,28 +23,6 @@ const READY: &str = "vbm-guest ready";
 const MOMENTS_MILLIS: &[u64] = &[0, 30, 80, 150, 300, 600];
 /// How long a guest may take on a loaded host without KVM, in seconds.
 const PATIENCE: &str = "150";
-
-fn left_out() -> bool {
-    let named = std::env::var("VBM_LEAVE_OUT").unwrap_or_default();
-    let out = named.split(',').any(|n| n.trim() == "qemu");
-    if out {
-        println!("LEFT OUT: VBM_LEAVE_OUT names qemu");
-    }
-    out
-}
-
-fn guest_dir() -> PathBuf {
-    let dir = std::env::var_os("VBM_GUEST_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest"),
-        PathBuf::from,
-    );
-    assert!(
-        dir.join("guest.json").is_file(),
-        "the tiny guest is not in {}: make it with `cargo xtask guest`, or name it by VBM_GUEST_DIR, or leave these tests out with VBM_LEAVE_OUT=qemu",
-        dir.display()
-    );
-    dir
-}
 
 /// A host with a guest that has booted. Its processes end with it.
 struct Host {
@@ -58,7 +35,7 @@ impl Host {
             daemon: Daemon::without_start(),
         };
         host.go();
-        let guest = guest_dir();
+        let guest = guest::guest_dir();
         host.daemon
             .ok(&["image", "import", "tiny", "--guest", guest.to_str().unwrap()]);
         host.daemon
@@ -145,7 +122,7 @@ impl Drop for Host {
 
 #[test]
 fn a_guest_goes_back_to_its_disk_and_its_memory_however_often_its_daemon_is_killed() {
-    if left_out() {
+    if guest::left_out(&["qemu"]) {
         return;
     }
     let mut host = Host::with_guest();
@@ -192,7 +169,7 @@ fn a_guest_goes_back_to_its_disk_and_its_memory_however_often_its_daemon_is_kill
 
 #[test]
 fn a_guest_is_saved_and_goes_on_under_another_daemon() {
-    if left_out() {
+    if guest::left_out(&["qemu"]) {
         return;
     }
     let mut host = Host::with_guest();

@@ -27,6 +27,7 @@ mod world;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use indicatif::ProgressBar;
 pub(crate) use interrupt::{Interrupts, Watch};
 use stage::Stage;
 use story::{Chapter, STORY};
@@ -145,24 +146,7 @@ fn tell(programs: &Path, guest: PathBuf, rows: &mut Vec<Row>) -> Done<Told> {
     let bar = say::bar(STORY.len() as u64, "");
     let since = Instant::now();
     let mut stage = Stage::set(programs, guest, keep, interrupts.clone(), bar.clone())?;
-    let played = play(&STORY, &mut stage, |news| match news {
-        News::Begins(n, chapter) => {
-            bar.set_message(chapter.title);
-            bar.suspend(|| {
-                say::title(&format!(
-                    "{n}/{} {}: {}",
-                    STORY.len(),
-                    chapter.title,
-                    chapter.about
-                ));
-            });
-        }
-        News::Done(row) => {
-            bar.inc(1);
-            bar.suspend(|| say::line(&format!("   ok: {} ({:.1} s)", row.proof, row.took.as_secs_f64())));
-            rows.push(row);
-        }
-    });
+    let played = play(&STORY, &mut stage, |news| show(news, &bar, STORY.len(), rows));
     bar.finish_and_clear();
     if played.is_err() && !interrupts.came() {
         blame(&stage.recipe.log);
@@ -187,6 +171,21 @@ fn tell(programs: &Path, guest: PathBuf, rows: &mut Vec<Row>) -> Done<Told> {
 enum News<'a, S> {
     Begins(usize, &'a Chapter<S>),
     Done(Row),
+}
+
+/// Tells of a chapter that begins, and of one that is done.
+fn show<S>(news: News<'_, S>, bar: &ProgressBar, chapters: usize, rows: &mut Vec<Row>) {
+    match news {
+        News::Begins(n, chapter) => {
+            bar.set_message(chapter.title);
+            bar.suspend(|| say::title(&format!("{n}/{chapters} {}: {}", chapter.title, chapter.about)));
+        }
+        News::Done(row) => {
+            bar.inc(1);
+            bar.suspend(|| say::line(&format!("   ok: {} ({:.1} s)", row.proof, row.took.as_secs_f64())));
+            rows.push(row);
+        }
+    }
 }
 
 /// Plays chapters in order until one fails.

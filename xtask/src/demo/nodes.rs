@@ -20,7 +20,7 @@ use super::interrupt::{Interrupts, Watch};
 use super::stage::{claim, search_path, successful};
 use super::story::Chapter;
 use super::typed::{self, Answer, Output};
-use super::{News, Row, play};
+use super::{Row, play, show};
 use crate::fault::{Done, Fault};
 use crate::{place, say};
 
@@ -114,24 +114,7 @@ pub(super) fn tell(programs: &Path, guest: PathBuf, nodes: u8, rows: &mut Vec<Ro
         bar: bar.clone(),
         made: false,
     };
-    let played = play(&STORY, &mut cluster, |news| match news {
-        News::Begins(n, chapter) => {
-            bar.set_message(chapter.title);
-            bar.suspend(|| {
-                say::title(&format!(
-                    "{n}/{} {}: {}",
-                    STORY.len(),
-                    chapter.title,
-                    chapter.about
-                ));
-            });
-        }
-        News::Done(row) => {
-            bar.inc(1);
-            bar.suspend(|| say::line(&format!("   ok: {} ({:.1} s)", row.proof, row.took.as_secs_f64())));
-            rows.push(row);
-        }
-    });
+    let played = play(&STORY, &mut cluster, |news| show(news, &bar, STORY.len(), rows));
     bar.finish_and_clear();
     if played.is_err() {
         cluster.blame();
