@@ -21,7 +21,7 @@ describe("values for people", () => {
       "2 h",
       "2 d",
     ]);
-    expect([took(412), took(125_000)]).toEqual(["0.4 s", "2 min 5 s"]);
+    expect([took(0), took(0.2), took(41.4), took(412), took(125_000)]).toEqual(["0.0 s", "1 ms", "41 ms", "0.4 s", "2 min 5 s"]);
   });
 
   it("shows no age of a time that was never written", () => {

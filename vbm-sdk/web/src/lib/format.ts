@@ -37,8 +37,9 @@ export function age(at: string | null | undefined, now: number): string {
   return Number.isNaN(then) || then <= 0 ? "" : span(now - then);
 }
 
-/** How long something took, to a tenth of a second: `0.4 s`, `12.0 s`, `2 min 5 s`. */
+/** How long something took: `41 ms`, then to a tenth of a second: `0.4 s`, `12.0 s`, `2 min 5 s`. */
 export function took(milliseconds: number): string {
+  if (milliseconds > 0 && milliseconds < 100) return `${Math.max(1, Math.round(milliseconds))} ms`;
   const seconds = Math.max(0, milliseconds) / 1000;
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
