@@ -7,9 +7,14 @@ use super::{
     runner::Call,
     start::{self, after_fault, begin, check, guarded, ready},
 };
-use crate::{Error, NicBackend, Result, SavedState, Seen, VmDefinition, limits::VBOX_BULK_DEADLINE};
+use crate::{
+    Error, NicBackend, Result, SavedState, Seen, VmDefinition,
+    limits::{KILL_DEADLINE, VBOX_BULK_DEADLINE},
+    process,
+};
 use async_trait::async_trait;
 use std::sync::Arc;
+use tokio::time::timeout;
 use vbm_core::{PowerEvent, PowerState, VmId};
 
 #[async_trait]
@@ -23,6 +28,10 @@ impl SavedState for VirtualBoxDriver {
         let call = Call::new(["controlvm".to_owned(), id.to_string(), "savestate".to_owned()]);
         match shared.runner.run(&call.within(VBOX_BULK_DEADLINE)).await {
             Ok(_) => {
+                // The command returns a moment before the process has ended; to kill it then could spoil what it saved.
+                if let Some(process) = process::find(id) {
+                    drop(timeout(KILL_DEADLINE, process.exited()).await);
+                }
                 machine.happened(shared, PowerEvent::SaveDone);
                 Ok(machine.seen(shared))
             }

@@ -15,7 +15,7 @@
 //! records are the only memory.
 //!
 //! Any number of controllers may be on one store: all answer requests and take reports, one of them oversees (see
-//! [`leadership`]).
+//! `leadership`).
 
 mod admission;
 mod consoles;
