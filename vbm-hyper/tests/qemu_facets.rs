@@ -69,16 +69,18 @@ async fn power(driver: &QemuDriver, id: VmId) -> PowerState {
 /// Waits until the power is as wanted.
 async fn until(driver: &QemuDriver, id: VmId, wanted: impl Fn(PowerState) -> bool) -> PowerState {
     let mut events = driver.events();
+    let mut last = PowerState::Unknown;
     let wait = async {
         loop {
-            let now = power(driver, id).await;
-            if wanted(now) {
-                return now;
+            last = power(driver, id).await;
+            if wanted(last) {
+                return last;
             }
             drop(timeout(Duration::from_millis(200), events.recv()).await);
         }
     };
-    timeout(PATIENCE, wait).await.expect("it comes to that")
+    let come = timeout(PATIENCE, wait).await;
+    come.unwrap_or_else(|_| panic!("it stays {last}"))
 }
 
 async fn receive(driver: &QemuDriver, definition: &VmDefinition) -> SocketAddr {

@@ -68,6 +68,14 @@ impl Errand {
         }
     }
 
+    /// It is over, as far as this driver can tell. One that ends has lost its monitors: what looks like a failure then is
+    /// none, and stays for the next one to settle.
+    pub(super) fn over(shared: &Shared, dir: &VmDir) {
+        if !shared.scope.end.is_cancelled() {
+            Self::forget(dir);
+        }
+    }
+
     /// It is over.
     pub(super) fn forget(dir: &VmDir) {
         if let Err(error) = crate::files::remove_if_there(&dir.file(FILE)) {
@@ -86,8 +94,10 @@ pub(super) async fn run<T: Send + 'static>(
     shared.open()?;
     let end = shared.scope.end.clone();
     let task = shared.scope.tasks.spawn(async move {
-        // Cancel safe: what is dropped here is settled by the next driver.
+        // Cancel safe: what is dropped here is settled by the next driver. The end comes first, so that work does not take
+        // the loss of its monitor for a failure.
         tokio::select! {
+            biased;
             () = end.cancelled() => Err(GONE),
             result = work => result,
         }

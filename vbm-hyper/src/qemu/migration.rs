@@ -178,7 +178,7 @@ async fn send(
         }
     };
     machine.tell(Input::SendFailed(!was_running || !went_on)).await;
-    Errand::forget(&dir);
+    Errand::over(shared, &dir);
     Err(failed)
 }
 
@@ -209,14 +209,10 @@ pub(super) async fn watch_arrival(shared: Arc<Shared>, id: VmId) {
         () = shared.scope.end.cancelled() => return,
         () = arrival(&machine) => {}
     }
-    // The keeper of a driver that shuts down ends too, and with it the wait: that is no arrival.
-    if shared.scope.end.is_cancelled() {
-        return;
-    }
     let dir = VmDir::new(&shared.root, id);
     // What has arrived may be on its next errand already.
     if Errand::noted(&dir) == Some(Errand::Receive) {
-        Errand::forget(&dir);
+        Errand::over(&shared, &dir);
     }
 }
 

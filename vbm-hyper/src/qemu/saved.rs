@@ -19,7 +19,7 @@ use super::{
     transfer::{self, Channel, Way},
 };
 use crate::{
-    DriverEvent, Error, NicBackend, Result, SavedState, Seen, VmDefinition, disk, driver::not_for,
+    DriverEvent, Error, NicBackend, Result, SavedState, Seen, VmDefinition, driver::not_for,
     limits::MEMORY_DEADLINE,
 };
 use async_trait::async_trait;
@@ -90,7 +90,10 @@ async fn save(shared: &Arc<Shared>, machine: &Arc<Machine>) -> Result<Seen> {
     let written = match write(machine, &path).await {
         Ok(()) => {
             let (memory, record) = (memory.clone(), shared.saved(id));
-            disk::blocking(move || record.write(&memory.publish(None, kept)?)).await
+            shared
+                .scope
+                .blocking(move || record.write(&memory.publish(None, kept)?))
+                .await
         }
         Err(error) => Err(error),
     };
@@ -107,7 +110,7 @@ async fn save(shared: &Arc<Shared>, machine: &Arc<Machine>) -> Result<Seen> {
         }
         Err(error) => {
             undo(shared, machine, &memory, was_running).await;
-            Errand::forget(&dir);
+            Errand::over(shared, &dir);
             Err(error)
         }
     }

@@ -264,7 +264,9 @@ async fn take_live(
     let published = match captured {
         Ok(paused) => {
             let memory = memory.clone();
-            disk::blocking(move || memory.publish(Some(snapshot), kept))
+            shared
+                .scope
+                .blocking(move || memory.publish(Some(snapshot), kept))
                 .await
                 .map(|_| paused)
         }
@@ -273,7 +275,7 @@ async fn take_live(
     if published.is_err() {
         undo(machine, disk, &memory, snapshot, was_running).await;
     }
-    Errand::forget(&dir);
+    Errand::over(shared, &dir);
     published.map(|paused| SnapshotTaken::new(SnapshotContent::DiskAndMemory, paused))
 }
 
