@@ -97,10 +97,10 @@ mod tests {
 
     #[test]
     fn only_servers_of_our_work_directory_are_ended() {
-        let ours = "VBOX_USER_HOME=/t/work/";
-        assert!(is_ours(b"A=1\0VBOX_USER_HOME=/t/work/home\0B=2", ours));
+        let ours = "VBOX_USER_HOME=/t/vbox/";
+        assert!(is_ours(b"A=1\0VBOX_USER_HOME=/t/vbox/home\0B=2", ours));
         assert!(!is_ours(b"VBOX_USER_HOME=/t/work2/home\0", ours));
-        assert!(!is_ours(b"X=VBOX_USER_HOME=/t/work/home\0", ours));
+        assert!(!is_ours(b"X=VBOX_USER_HOME=/t/vbox/home\0", ours));
     }
 
     #[test]
