@@ -274,6 +274,13 @@ impl Stage {
             .map_or_else(|fault| fault.to_string(), |reply| reply.text)
     }
 
+    /// What VirtualBox wrote when it gave up on a VM by itself, if it did and the machine still answers.
+    pub(super) fn guru(&mut self) -> Option<String> {
+        let line = "grep -rhoE --include='VBox.log*' 'Guru Meditation [0-9]+ .[A-Z0-9_]+.' /var/lib/vbm | head -n 1";
+        let reply = self.machine.run(line, INSIDE_WITHIN).ok()?;
+        Some(reply.text.trim().to_owned()).filter(|said| !said.is_empty())
+    }
+
     /// All logs that are in the machine, kept on this host for whoever looks for a cause.
     pub(super) fn keep_logs(&mut self) {
         let logs = self.keep.join("log");

@@ -1,6 +1,7 @@
 //! The driver's conformance suite on VMs that run: its test program, brought into the machine and run there.
 //!
-//! Each test is a process of its own, so that one that fails or hangs says nothing about the next.
+//! Each test is a process of its own, so that one that fails or hangs says nothing about the next. VirtualBox gives up on a VM now
+//! and then in the emulated machine (a "guru meditation": see docs/lab.md); a test that failed by that is tried again, and said so.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ const EXTENT: &str = "VBM_LAB_SUITE";
 const SUITE_WITHIN: Duration = Duration::from_secs(25 * 60);
 /// At a time. With two, VMs were seen to crash and guests to be silent for two minutes in a machine on a busy host.
 const JOBS: u32 = 1;
+/// How often a test may be tried: only again when VirtualBox itself gave up on its VM.
+const TRIES: u32 = 3;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Lists the tests that have ended.
 const ENDED: &str =
@@ -102,7 +105,7 @@ pub(super) fn run(dir: &Path, image: &Image, core: bool, interrupts: &Interrupts
         ));
     }
     let begin = format!(
-        "mkdir -p /run/suite; printf '%s\\n' {} >/run/suite.list; {VARIABLES} setsid /lab/suite {INSIDE} {} {JOBS} </run/suite.list >/run/suite.log 2>&1 &",
+        "mkdir -p /run/suite; printf '%s\\n' {} >/run/suite.list; {VARIABLES} setsid /lab/suite {INSIDE} {} {JOBS} {TRIES} </run/suite.list >/run/suite.log 2>&1 &",
         tests.iter().cloned().collect::<Vec<_>>().join(" "),
         TEST_WITHIN.as_secs()
     );
@@ -131,6 +134,15 @@ fn follow(
                 LIST_WITHIN,
             )?;
             let step = format!("  {}", end.test);
+            if end.tries > 1 {
+                let guru = machine.must(&format!("cat '/run/suite/{}.guru'", end.test), LIST_WITHIN)?;
+                say::note(&format!(
+                    "{}: VirtualBox itself gave up on its VM ({}); tried {} times",
+                    end.test,
+                    guru.trim(),
+                    end.tries
+                ));
+            }
             match judge(end.status, &said) {
                 Verdict::Passed => times.took(&step, "passed", end.took),
                 Verdict::LeftOut(why) => times.left_out(&step, &why, end.took),
@@ -160,9 +172,10 @@ struct End {
     test: String,
     status: i32,
     took: Duration,
+    tries: u32,
 }
 
-/// Reads what [`ENDED`] prints: `NAME STATUS MILLISECONDS` a line.
+/// Reads what [`ENDED`] prints: `NAME STATUS MILLISECONDS TRIES` a line.
 fn ends(text: &str) -> Vec<End> {
     let end = |line: &str| {
         let mut words = line.split(' ');
@@ -170,6 +183,7 @@ fn ends(text: &str) -> Vec<End> {
             test: words.next()?.to_owned(),
             status: words.next()?.parse().ok()?,
             took: Duration::from_millis(words.next()?.parse().ok()?),
+            tries: words.next()?.parse().ok()?,
         })
     };
     text.lines().filter_map(end).collect()
@@ -290,9 +304,12 @@ mod tests {
     fn tests_are_listed_and_the_program_is_found() {
         let listed = names("a::b: test\nx: benchmark\nc: test\n");
         assert_eq!(listed.into_iter().collect::<Vec<_>>(), ["a::b", "c"]);
-        let ended = ends("a::b 101 2500\nhalf 1\n");
+        let ended = ends("a::b 101 2500 2\nhalf 1\n");
         assert_eq!(ended.len(), 1);
-        assert_eq!((ended[0].test.as_str(), ended[0].status), ("a::b", 101));
+        assert_eq!(
+            (ended[0].test.as_str(), ended[0].status, ended[0].tries),
+            ("a::b", 101, 2)
+        );
         let messages = "{\"reason\":\"x\"}\n{\"target\":{\"name\":\"other\"},\"executable\":\"/o\"}\n\
                         {\"target\":{\"name\":\"virtualbox_lab\"},\"executable\":\"/t/virtualbox_lab-1\"}\n";
         assert_eq!(executable(messages), Some(PathBuf::from("/t/virtualbox_lab-1")));
