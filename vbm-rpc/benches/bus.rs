@@ -17,6 +17,9 @@ use tokio::time::{Instant, sleep};
 use vbm_rpc::{Bus, CallOptions, Member, Method, Route, Router, memory::MemoryBus};
 
 const PAYLOAD_BYTES: usize = 128;
+const KINDS: [&str; 3] = ["redis", "blpop", "memory"];
+/// How many calls are in flight.
+const FLIGHTS: [&str; 3] = ["1", "64", "512"];
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -183,9 +186,9 @@ async fn blocking(server: &RedisServer) -> redis::aio::MultiplexedConnection {
         .expect("a connection")
 }
 
-fn median(mut rows: Vec<Row>) -> Row {
+fn median(mut rows: Vec<Row>) -> Option<Row> {
     rows.sort_by(|a, b| a.calls_per_second.total_cmp(&b.calls_per_second));
-    rows.swap_remove(rows.len() / 2)
+    (!rows.is_empty()).then(|| rows.swap_remove(rows.len() / 2))
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -195,24 +198,44 @@ async fn main() {
         "{:<10} {:>9} {:>12} {:>10} {:>10} {:>12} {:>9}",
         "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "ratio"
     );
-    for flights in [1, 64, 512] {
-        let (mut ours, mut naive, mut memory) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let server = RedisServer::start().await;
-            ours.push(bus_round(server.transport().await.into(), Some(&server), flights).await);
-            let server = RedisServer::start().await;
-            naive.push(naive_round(&server, flights).await);
-            memory.push(bus_round(MemoryBus::new().into(), None, flights).await);
+    // `cargo bench -p vbm-rpc --bench bus -- redis 512`: only these, for a look with a profiler.
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let chosen = |all: &[&str], word: &str| {
+        words.iter().any(|given| given == word) || !words.iter().any(|given| all.contains(&given.as_str()))
+    };
+    for flights in FLIGHTS {
+        if !chosen(&FLIGHTS, flights) {
+            continue;
         }
-        let (ours, naive, memory) = (median(ours), median(naive), median(memory));
-        for (name, row) in [("redis", &ours), ("blpop", &naive), ("memory", &memory)] {
+        let many: usize = flights.parse().expect("a number");
+        let mut rows: Vec<Vec<Row>> = KINDS.map(|_| Vec::new()).into();
+        for _ in 0..ROUNDS {
+            for (kind, rows) in KINDS.into_iter().zip(&mut rows) {
+                if !chosen(&KINDS, kind) {
+                    continue;
+                }
+                let server = RedisServer::start().await;
+                rows.push(match kind {
+                    "redis" => bus_round(server.transport().await.into(), Some(&server), many).await,
+                    "blpop" => naive_round(&server, many).await,
+                    _ => bus_round(MemoryBus::new().into(), None, many).await,
+                });
+            }
+        }
+        let rows: Vec<Option<Row>> = rows.into_iter().map(median).collect();
+        let naive = rows[1].as_ref().map_or(f64::NAN, |row| row.calls_per_second);
+        for (name, row) in KINDS.into_iter().zip(&rows) {
+            let Some(row) = row else { continue };
             println!(
                 "{name:<10} {flights:>9} {:>12.0} {:>10} {:>10.2} {:>12.2} {:>9.2}",
                 row.calls_per_second,
                 row.p50.as_micros(),
                 row.commands_per_call,
                 row.broker_micros_per_call,
-                row.calls_per_second / naive.calls_per_second,
+                row.calls_per_second / naive,
             );
         }
     }
