@@ -35,6 +35,17 @@ struct Row {
     p50: Duration,
     commands_per_call: f64,
     broker_micros_per_call: f64,
+    /// CPU time of this process: callers, workers and load. It bears a busy machine better than calls a second.
+    own_micros_per_call: f64,
+}
+
+/// CPU seconds of this process so far.
+fn own_cpu() -> f64 {
+    // Ticks are a hundredth of a second on every Linux (`getconf CLK_TCK`); user and system are fields 14 and 15.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// Runs `one` in `flights` loops for a round.
@@ -44,7 +55,7 @@ where
     Fut: Future<Output = ()> + Send,
 {
     let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let before = info(server).await;
+    let (before, own_before) = (info(server).await, own_cpu());
     let begin = Instant::now();
     let loops: Vec<_> = (0..flights)
         .map(|lane| {
@@ -68,7 +79,7 @@ where
         times.extend(one.await.expect("no panic"));
     }
     let elapsed = begin.elapsed().as_secs_f64();
-    let after = info(server).await;
+    let (after, own_after) = (info(server).await, own_cpu());
     times.sort_unstable();
     let calls = times.len().max(1) as f64;
     Row {
@@ -76,6 +87,7 @@ where
         p50: times.get(times.len() / 2).copied().unwrap_or_default(),
         commands_per_call: (after.0 - before.0) / calls,
         broker_micros_per_call: (after.1 - before.1) * 1e6 / calls,
+        own_micros_per_call: (own_after - own_before) * 1e6 / calls,
     }
 }
 
@@ -195,8 +207,8 @@ fn median(mut rows: Vec<Row>) -> Option<Row> {
 async fn main() {
     println!("{ROUNDS} rounds of {ROUND:?} each, interleaved, medians; {PAYLOAD_BYTES}-byte payloads\n");
     println!(
-        "{:<10} {:>9} {:>12} {:>10} {:>10} {:>12} {:>9}",
-        "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "ratio"
+        "{:<10} {:>9} {:>12} {:>10} {:>10} {:>12} {:>9} {:>9}",
+        "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "own us", "ratio"
     );
     // `cargo bench -p vbm-rpc --bench bus -- redis 512`: only these, for a look with a profiler.
     let words: Vec<String> = std::env::args()
@@ -230,11 +242,12 @@ async fn main() {
         for (name, row) in KINDS.into_iter().zip(&rows) {
             let Some(row) = row else { continue };
             println!(
-                "{name:<10} {flights:>9} {:>12.0} {:>10} {:>10.2} {:>12.2} {:>9.2}",
+                "{name:<10} {flights:>9} {:>12.0} {:>10} {:>10.2} {:>12.2} {:>9.2} {:>9.2}",
                 row.calls_per_second,
                 row.p50.as_micros(),
                 row.commands_per_call,
                 row.broker_micros_per_call,
+                row.own_micros_per_call,
                 row.calls_per_second / naive,
             );
         }
