@@ -19,7 +19,7 @@ use futures::{FutureExt, poll};
 use std::{
     future::poll_fn,
     hash::{DefaultHasher, Hash, Hasher},
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
@@ -242,12 +242,28 @@ impl Server {
             cancelled: token.clone(),
             deadline: job.deadline,
         };
-        let handler = async { entry.handler.handle(context, request.codec, &request.body).await };
-        let mut handler = std::pin::pin!(AssertUnwindSafe(handler).catch_unwind());
+        let begin = || entry.handler.handle(context, request.codec, &request.body);
+        let Ok(handler) = catch_unwind(AssertUnwindSafe(begin)) else {
+            return Err(panicked(&request.method));
+        };
+        let mut handler = AssertUnwindSafe(handler).catch_unwind();
         // Most end at once: for them there are no timers, and no cancel could find them.
-        if let Poll::Ready(result) = poll!(handler.as_mut()) {
-            return result.unwrap_or_else(|_| Err(panicked(&request.method)));
-        }
+        let ended = match poll!(&mut handler) {
+            Poll::Ready(ended) => ended,
+            // In a box of its own: the many that end at once need not have room for it.
+            Poll::Pending => Box::pin(self.attend(handler, job, token)).await,
+        };
+        ended.unwrap_or_else(|_| Err(panicked(&request.method)))
+    }
+
+    /// Waits for a handler; says that it has begun, and tells it when nobody waits any more.
+    async fn attend<T>(
+        &self,
+        mut handler: impl Future<Output = T> + Unpin,
+        job: &Job,
+        token: CancellationToken,
+    ) -> T {
+        let request = &job.request;
         if !self.running.begin(request.id, token.clone()) {
             token.cancel();
         }
@@ -263,15 +279,10 @@ impl Server {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
                 biased;
-                result = &mut handler => return result.unwrap_or_else(|_| Err(panicked(&request.method))),
+                ended = &mut handler => return ended,
                 () = &mut accept, if !accepted => {
                     accepted = true;
-                    if let Some(inbox) = inbox(request) {
-                        let frame = self.frame(Kind::Accepted, request.codec, request.id, Bytes::new());
-                        if !self.link.try_post(inbox, frame, limits::DEFAULT_DEADLINE) {
-                            tracing::debug!(id = %request.id, "no room to say that a request was begun");
-                        }
-                    }
+                    self.say_begun(request);
                 }
                 () = &mut expire, if !expired => {
                     expired = true;
@@ -283,6 +294,14 @@ impl Server {
                     token.cancel();
                 }
             }
+        }
+    }
+
+    fn say_begun(&self, request: &Envelope) {
+        let Some(inbox) = inbox(request) else { return };
+        let frame = self.frame(Kind::Accepted, request.codec, request.id, Bytes::new());
+        if !self.link.try_post(inbox, frame, limits::DEFAULT_DEADLINE) {
+            tracing::debug!(id = %request.id, "no room to say that a request was begun");
         }
     }
 
