@@ -1,11 +1,13 @@
 //! Names that people give: one DNS label, because a VM's name becomes its host name.
 
 use crate::{Error, error::invalid, limits::NAME_MAX_CHARS};
-use std::{borrow::Borrow, fmt, str::FromStr};
+use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 /// A name: 1 to 63 of `a-z`, `0-9` and `-`, beginning with a letter, not ending with `-` (RFC 1035 section 2.3.1).
+///
+/// Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// The name as text.
@@ -36,7 +38,7 @@ impl FromStr for Name {
             {
                 refuse("it holds a character other than a-z, 0-9 and '-'")
             }
-            _ => Ok(Self(text.to_owned())),
+            _ => Ok(Self(text.into())),
         }
     }
 }

@@ -17,6 +17,9 @@ use tokio::time::{Instant, sleep};
 use vbm_rpc::{Bus, CallOptions, Member, Method, Route, Router, memory::MemoryBus};
 
 const PAYLOAD_BYTES: usize = 128;
+const KINDS: [&str; 3] = ["redis", "blpop", "memory"];
+/// How many calls are in flight.
+const FLIGHTS: [&str; 3] = ["1", "64", "512"];
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -32,6 +35,17 @@ struct Row {
     p50: Duration,
     commands_per_call: f64,
     broker_micros_per_call: f64,
+    /// CPU time of this process: callers, workers and load. It bears a busy machine better than calls a second.
+    own_micros_per_call: f64,
+}
+
+/// CPU seconds of this process so far.
+fn own_cpu() -> f64 {
+    // Ticks are a hundredth of a second on every Linux (`getconf CLK_TCK`); user and system are fields 14 and 15.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// Runs `one` in `flights` loops for a round.
@@ -41,7 +55,7 @@ where
     Fut: Future<Output = ()> + Send,
 {
     let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let before = info(server).await;
+    let (before, own_before) = (info(server).await, own_cpu());
     let begin = Instant::now();
     let loops: Vec<_> = (0..flights)
         .map(|lane| {
@@ -65,7 +79,7 @@ where
         times.extend(one.await.expect("no panic"));
     }
     let elapsed = begin.elapsed().as_secs_f64();
-    let after = info(server).await;
+    let (after, own_after) = (info(server).await, own_cpu());
     times.sort_unstable();
     let calls = times.len().max(1) as f64;
     Row {
@@ -73,6 +87,7 @@ where
         p50: times.get(times.len() / 2).copied().unwrap_or_default(),
         commands_per_call: (after.0 - before.0) / calls,
         broker_micros_per_call: (after.1 - before.1) * 1e6 / calls,
+        own_micros_per_call: (own_after - own_before) * 1e6 / calls,
     }
 }
 
@@ -183,36 +198,57 @@ async fn blocking(server: &RedisServer) -> redis::aio::MultiplexedConnection {
         .expect("a connection")
 }
 
-fn median(mut rows: Vec<Row>) -> Row {
+fn median(mut rows: Vec<Row>) -> Option<Row> {
     rows.sort_by(|a, b| a.calls_per_second.total_cmp(&b.calls_per_second));
-    rows.swap_remove(rows.len() / 2)
+    (!rows.is_empty()).then(|| rows.swap_remove(rows.len() / 2))
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     println!("{ROUNDS} rounds of {ROUND:?} each, interleaved, medians; {PAYLOAD_BYTES}-byte payloads\n");
     println!(
-        "{:<10} {:>9} {:>12} {:>10} {:>10} {:>12} {:>9}",
-        "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "ratio"
+        "{:<10} {:>9} {:>12} {:>10} {:>10} {:>12} {:>9} {:>9}",
+        "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "own us", "ratio"
     );
-    for flights in [1, 64, 512] {
-        let (mut ours, mut naive, mut memory) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let server = RedisServer::start().await;
-            ours.push(bus_round(server.transport().await.into(), Some(&server), flights).await);
-            let server = RedisServer::start().await;
-            naive.push(naive_round(&server, flights).await);
-            memory.push(bus_round(MemoryBus::new().into(), None, flights).await);
+    // `cargo bench -p vbm-rpc --bench bus -- redis 512`: only these, for a look with a profiler.
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let chosen = |all: &[&str], word: &str| {
+        words.iter().any(|given| given == word) || !words.iter().any(|given| all.contains(&given.as_str()))
+    };
+    for flights in FLIGHTS {
+        if !chosen(&FLIGHTS, flights) {
+            continue;
         }
-        let (ours, naive, memory) = (median(ours), median(naive), median(memory));
-        for (name, row) in [("redis", &ours), ("blpop", &naive), ("memory", &memory)] {
+        let many: usize = flights.parse().expect("a number");
+        let mut rows: Vec<Vec<Row>> = KINDS.map(|_| Vec::new()).into();
+        for _ in 0..ROUNDS {
+            for (kind, rows) in KINDS.into_iter().zip(&mut rows) {
+                if !chosen(&KINDS, kind) {
+                    continue;
+                }
+                let server = RedisServer::start().await;
+                rows.push(match kind {
+                    "redis" => bus_round(server.transport().await.into(), Some(&server), many).await,
+                    "blpop" => naive_round(&server, many).await,
+                    _ => bus_round(MemoryBus::new().into(), None, many).await,
+                });
+            }
+        }
+        let rows: Vec<Option<Row>> = rows.into_iter().map(median).collect();
+        let naive = rows[1].as_ref().map_or(f64::NAN, |row| row.calls_per_second);
+        for (name, row) in KINDS.into_iter().zip(&rows) {
+            let Some(row) = row else { continue };
             println!(
-                "{name:<10} {flights:>9} {:>12.0} {:>10} {:>10.2} {:>12.2} {:>9.2}",
+                "{name:<10} {flights:>9} {:>12.0} {:>10} {:>10.2} {:>12.2} {:>9.2} {:>9.2}",
                 row.calls_per_second,
                 row.p50.as_micros(),
                 row.commands_per_call,
                 row.broker_micros_per_call,
-                row.calls_per_second / naive.calls_per_second,
+                row.own_micros_per_call,
+                row.calls_per_second / naive,
             );
         }
     }

@@ -15,6 +15,7 @@
 
 use crate::{codec::Codec, limits};
 use bytes::{BufMut, Bytes, BytesMut};
+use std::cell::RefCell;
 use uuid::Uuid;
 use vbm_core::{Epoch, NodePath};
 
@@ -27,6 +28,8 @@ const TTL_AT: usize = 24;
 /// The largest frame: the largest body, and room for everything before it.
 pub const FRAME_MAX_BYTES: usize = limits::PAYLOAD_MAX_BYTES + 4096;
 
+/// Tag and length of a TLV.
+const TLV_HEADER_BYTES: usize = 3;
 const TAG_TRACEPARENT: u8 = 1;
 const TAG_IDEMPOTENCY_KEY: u8 = 2;
 const TAG_BOOT_ID: u8 = 3;
@@ -133,24 +136,22 @@ pub struct DecodeError(&'static str);
 impl Envelope {
     /// Writes the frame. Parts that are too long for their length field are cut off by the checks of the caller.
     pub fn encode(&self) -> Bytes {
-        let caller = self.caller.to_string();
-        let mut tlvs = Vec::with_capacity(64);
-        let mut tlv = |tag: u8, value: &str| {
-            if let Ok(length) = u16::try_from(value.len()) {
-                tlvs.put_u8(tag);
-                tlvs.put_u16(length);
-                tlvs.put_slice(value.as_bytes());
-            }
+        let caller = self.caller.as_str();
+        let tlvs = [
+            (TAG_BOOT_ID, Some(self.boot_id.as_str())),
+            (TAG_IDEMPOTENCY_KEY, self.idempotency_key.as_deref()),
+            (TAG_TRACEPARENT, self.traceparent.as_deref()),
+        ];
+        let tlvs = || {
+            tlvs.iter().filter_map(|&(tag, value)| {
+                let value = value?;
+                Some((tag, u16::try_from(value.len()).ok()?, value.as_bytes()))
+            })
         };
-        tlv(TAG_BOOT_ID, &self.boot_id);
-        if let Some(key) = &self.idempotency_key {
-            tlv(TAG_IDEMPOTENCY_KEY, key);
-        }
-        if let Some(trace) = &self.traceparent {
-            tlv(TAG_TRACEPARENT, trace);
-        }
-        let length = HEADER_BYTES + self.method.len() + caller.len() + tlvs.len() + self.body.len();
-        let mut out = BytesMut::with_capacity(length);
+        let tlv_len: usize = tlvs().map(|(.., value)| TLV_HEADER_BYTES + value.len()).sum();
+        let length = HEADER_BYTES + self.method.len() + caller.len() + tlv_len + self.body.len();
+        // Of exactly this size: nothing grows, and the buffer becomes the frame as it is.
+        let mut out = Vec::with_capacity(length);
         out.put_slice(&MAGIC);
         out.put_u8(VERSION);
         out.put_u8(self.kind as u8);
@@ -162,13 +163,17 @@ impl Envelope {
         out.put_u64(self.epoch.0);
         out.put_u8(u8::try_from(self.method.len()).unwrap_or(u8::MAX));
         out.put_u16(u16::try_from(caller.len()).unwrap_or(u16::MAX));
-        out.put_u16(u16::try_from(tlvs.len()).unwrap_or(u16::MAX));
+        out.put_u16(u16::try_from(tlv_len).unwrap_or(u16::MAX));
         out.put_u32(u32::try_from(self.body.len()).unwrap_or(u32::MAX));
         out.put_slice(self.method.as_bytes());
         out.put_slice(caller.as_bytes());
-        out.put_slice(&tlvs);
+        for (tag, length, value) in tlvs() {
+            out.put_u8(tag);
+            out.put_u16(length);
+            out.put_slice(value);
+        }
         out.put_slice(&self.body);
-        out.freeze()
+        out.into()
     }
 
     /// Reads a frame; the body shares its memory.
@@ -198,10 +203,7 @@ impl Envelope {
         let tlv_len = usize::from(reader.u16()?);
         let body_len = reader.u32()?;
         let method = reader.text(method_len)?.to_owned();
-        let caller = reader
-            .text(caller_len)?
-            .parse()
-            .map_err(|_| DecodeError("its caller is no node path"))?;
+        let caller = known_path(reader.text(caller_len)?)?;
         let tlvs = Tlvs::read(reader.take(tlv_len)?)?;
         if usize::try_from(body_len).ok() != Some(frame.len() - reader.at) {
             return Err(DecodeError("its body has another length"));
@@ -221,6 +223,34 @@ impl Envelope {
             body: frame.slice(reader.at..),
         })
     }
+}
+
+/// How many paths a thread remembers; their slot is chosen by their text.
+const KNOWN_PATHS: usize = 256;
+
+thread_local! {
+    /// The paths read last: a process hears from few others, again and again.
+    static KNOWN: RefCell<Vec<NodePath>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The path with this text, mostly without making it.
+fn known_path(text: &str) -> Result<NodePath, DecodeError> {
+    // FNV-1a: a bad slot costs a second look, no more.
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let at = usize::try_from(hash >> 32).unwrap_or(0) % KNOWN_PATHS;
+    KNOWN.with_borrow_mut(|known| {
+        if let Some(path) = known.get(at).filter(|path| path.as_str() == text) {
+            return Ok(path.clone());
+        }
+        let path: NodePath = text
+            .parse()
+            .map_err(|_| DecodeError("its caller is no node path"))?;
+        known.resize(KNOWN_PATHS, NodePath::root());
+        known[at] = path.clone();
+        Ok(path)
+    })
 }
 
 /// Whether the frame is a cancel, without decoding it.
@@ -324,6 +354,17 @@ mod tests {
     fn a_frame_survives_the_wire() {
         let envelope = sample();
         assert_eq!(Envelope::decode(&envelope.encode()).unwrap(), envelope);
+    }
+
+    #[test]
+    fn many_callers_are_told_apart() {
+        for turn in 0..2 {
+            for node in 0..2 * KNOWN_PATHS {
+                let caller: NodePath = format!("eu/r{turn}/n{node}").parse().unwrap();
+                let envelope = Envelope { caller, ..sample() };
+                assert_eq!(Envelope::decode(&envelope.encode()).unwrap(), envelope);
+            }
+        }
     }
 
     #[test]

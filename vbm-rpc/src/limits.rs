@@ -29,6 +29,14 @@ pub const REQUEST_QUEUE_MAX: usize = 1_024;
 /// The most replies of a broadcast that wait to be looked at.
 pub const BROADCAST_QUEUE_MAX: usize = 4_096;
 
+/// A handler that is at work for longer than this before it first waits, or ends, gets a task of its own: the
+/// dispatcher, in which quick ones begin, does not stand still for it a second time.
+pub const INLINE_MAX: Duration = Duration::from_micros(100);
+/// How many calls of a method get tasks after one was slower than [`INLINE_MAX`].
+pub const INLINE_AGAIN_CALLS: u32 = 1_024;
+/// The most requests that the dispatcher takes at once.
+pub const DISPATCH_MAX: usize = 32;
+
 /// A handler that takes longer than this tells its caller that it has begun.
 pub const ACCEPT_AFTER: Duration = Duration::from_millis(20);
 

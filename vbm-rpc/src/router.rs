@@ -9,7 +9,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -121,6 +121,44 @@ pub(crate) struct Entry {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) fenced: bool,
     pub(crate) kept: bool,
+    pub(crate) pace: Arc<Pace>,
+}
+
+/// Whether the handler of a method is quick up to where it first waits. Such a one begins in the dispatcher: most end
+/// there, and a task of their own would cost more than they do. One that was slow gets tasks for a while.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// So many calls get a task before the next begins in the dispatcher.
+    tasks_left: AtomicU32,
+}
+
+impl Default for Pace {
+    /// Nobody knows: a call is timed in a task first.
+    fn default() -> Self {
+        Self {
+            tasks_left: AtomicU32::new(1),
+        }
+    }
+}
+
+impl Pace {
+    /// Whether the next call may begin in the dispatcher.
+    pub(crate) fn is_quick(&self) -> bool {
+        let left = self.tasks_left.load(Ordering::Relaxed);
+        if left > 0 {
+            // Lost updates do no harm: it is a hint.
+            self.tasks_left.store(left - 1, Ordering::Relaxed);
+        }
+        left == 0
+    }
+
+    /// A call was at work for `time` until it first waited or ended.
+    pub(crate) fn saw(&self, time: Duration) {
+        if time > limits::INLINE_MAX {
+            self.tasks_left
+                .store(limits::INLINE_AGAIN_CALLS, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Router {
@@ -148,6 +186,7 @@ impl Router {
                 handler: Arc::new(typed),
                 fenced: M::FENCED,
                 kept: M::KEPT,
+                pace: Arc::default(),
             },
         );
         self
@@ -279,6 +318,17 @@ mod tests {
         const NAME: &'static str = "b";
         type Request = u32;
         type Reply = u32;
+    }
+
+    #[test]
+    fn a_method_is_timed_in_a_task_first_and_a_slow_one_gets_tasks_for_a_while() {
+        let pace = Pace::default();
+        assert!(!pace.is_quick() && pace.is_quick());
+        pace.saw(limits::INLINE_MAX);
+        assert!(pace.is_quick());
+        pace.saw(limits::INLINE_MAX * 2);
+        let in_tasks = (0..10_000).take_while(|_| !pace.is_quick()).count();
+        assert_eq!(in_tasks, limits::INLINE_AGAIN_CALLS as usize);
     }
 
     #[test]

@@ -3,46 +3,61 @@
 use crate::{limits, transport::Destination};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-#[derive(Clone, Default)]
-pub(crate) struct InFlight(Arc<Mutex<HashMap<Destination, usize>>>);
+/// Above so many destinations those without messages in flight are forgotten.
+const SWEEP_ABOVE: usize = 1_024;
+
+#[derive(Default)]
+pub(crate) struct InFlight(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    by_destination: HashMap<Destination, Arc<AtomicUsize>>,
+    /// How many destinations the last sweep left.
+    left: usize,
+}
 
 /// One message in flight; dropping it makes room.
-pub(crate) struct Slot {
-    counts: InFlight,
-    to: Destination,
-}
+pub(crate) struct Slot(Arc<AtomicUsize>);
 
 impl InFlight {
     /// A place for one more, or `None` at the limit.
     pub(crate) fn enter(&self, to: &Destination) -> Option<Slot> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match counts.get_mut(to) {
-            Some(count) if *count >= limits::INFLIGHT_MAX_PER_DESTINATION => return None,
-            Some(count) => *count += 1,
-            None => {
-                counts.insert(to.clone(), 1);
+        if let Some(count) = counts.by_destination.get(to) {
+            // Only this side of the lock adds.
+            if count.load(Ordering::Relaxed) >= limits::INFLIGHT_MAX_PER_DESTINATION {
+                return None;
             }
+            count.fetch_add(1, Ordering::Relaxed);
+            return Some(Slot(count.clone()));
         }
-        drop(counts);
-        Some(Slot {
-            counts: self.clone(),
-            to: to.clone(),
-        })
+        counts.sweep();
+        let count = Arc::new(AtomicUsize::new(1));
+        counts.by_destination.insert(to.clone(), count.clone());
+        Some(Slot(count))
+    }
+}
+
+impl Counts {
+    /// Forgets idle destinations once there are twice as many as the last time: a constant cost for each new one.
+    fn sweep(&mut self) {
+        if self.by_destination.len() >= SWEEP_ABOVE.max(2 * self.left) {
+            self.by_destination
+                .retain(|_, count| count.load(Ordering::Relaxed) > 0);
+            self.left = self.by_destination.len();
+        }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.to) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.to);
-            }
-        }
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -67,6 +82,19 @@ mod tests {
         slots.pop();
         assert!(flights.enter(&root).is_some());
         drop(slots);
-        assert!(flights.0.lock().unwrap().is_empty());
+        assert!(flights.enter(&root).is_some());
+    }
+
+    #[test]
+    fn destinations_without_messages_are_forgotten() {
+        let flights = InFlight::default();
+        let to = |n: usize| Destination::Route(Route::node(format!("n{n}").parse().unwrap()));
+        let busy = flights.enter(&to(0));
+        for n in 1..10 * SWEEP_ABOVE {
+            drop(flights.enter(&to(n)));
+        }
+        let counts = flights.0.lock().unwrap();
+        assert!(counts.by_destination.len() <= SWEEP_ABOVE);
+        assert!(busy.is_some() && counts.by_destination.contains_key(&to(0)));
     }
 }

@@ -24,11 +24,11 @@ use crate::{
     envelope::{EndCode, Envelope, Kind},
     limits,
     router::too_large,
-    transport::{Destination, Inbound, Link, SendError, Transport},
+    transport::{Destination, Inbound, Link, SendError, SendWatch, Transport},
 };
 use bytes::Bytes;
 use inflight::{InFlight, Slot};
-use pending::{Answer, End, Pending};
+use pending::{Answer, End, Pending, Sending};
 use running::Running;
 use server::Server;
 use std::{
@@ -170,32 +170,42 @@ impl Bus {
         };
         async move {
             let mut flight = flight?;
-            let answer = flight.pending().one(
+            let (answer, sending) = flight.pending().one(
                 flight.id,
                 flight.to.clone(),
                 flight.frame.clone(),
                 flight.deadline,
             );
             let mut answer = std::pin::pin!(answer);
-            // The answer may be here before the transport has said that it took the request.
-            let early = tokio::select! {
-                biased;
-                answer = &mut answer => Some(answer),
-                sent = flight.send() => sent.map(|_members| None)?,
+            let early = if flight.try_send(&sending) {
+                None
+            } else {
+                // The answer may be here before the transport has said that it took the request.
+                tokio::select! {
+                    biased;
+                    answer = &mut answer => Some(answer),
+                    sent = flight.send() => {
+                        sent?;
+                        sending.kept();
+                        None
+                    }
+                }
             };
             let answered = match early {
                 Some(answer) => Ok(answer),
                 None => timeout_at(flight.deadline, answer).await,
             };
-            let worker = flight.pending().worker(flight.id);
-            flight.over();
             match answered {
-                Ok(Ok(answer)) => read::<M>(answer),
-                Ok(Err(_closed)) => Err(flight.lost(worker, "this side's bus was shut down".into())),
-                Err(_late) => {
-                    let why = format!("no reply within {} ms", options.deadline.as_millis());
-                    Err(flight.lost(worker, why))
+                Ok(Ok(answer)) => {
+                    // Whoever answers takes it off the table.
+                    flight.state = FlightState::Over;
+                    match answer.end {
+                        End::Unsent(error) => Err(flight.unsent(error)),
+                        _ => read::<M>(answer),
+                    }
                 }
+                Ok(Err(_closed)) => Err(flight.closed(&sending)),
+                Err(_late) => Err(flight.late(&sending, options.deadline)),
             }
         }
     }
@@ -448,7 +458,7 @@ struct Flight {
 }
 
 impl Flight {
-    fn pending(&self) -> &Pending {
+    fn pending(&self) -> &Arc<Pending> {
         &self.shared.pending
     }
 
@@ -461,21 +471,64 @@ impl Flight {
             self.shared.link.send(&self.to, self.frame.clone(), ttl),
         )
         .await;
-        let to = self.to.to_string();
         let fate = match sent {
-            Ok(Ok(sent)) => {
-                self.pending().sent(self.id);
-                return Ok(sent.members);
-            }
-            Ok(Err(SendError::NoRoute(why))) => Fate::NoRoute { to, why },
-            Ok(Err(SendError::Overloaded(why))) => Fate::Overloaded { at: to, why },
-            Ok(Err(SendError::Expired(at))) => Fate::Expired { at },
-            Ok(Err(SendError::Closed)) => Fate::Cancelled,
-            Ok(Err(SendError::Uncertain(why))) => self.lost(None, why),
+            Ok(Ok(sent)) => return Ok(sent.members),
+            Ok(Err(error)) => self.unsent(error),
             Err(_late) => self.lost(None, "the transport did not take it in time".into()),
         };
         self.over();
         Err(fate)
+    }
+
+    /// The same without waiting, where the transport can do that.
+    fn try_send(&mut self, sending: &Arc<Sending>) -> bool {
+        let watch: Arc<dyn SendWatch> = sending.clone();
+        let sent = self
+            .shared
+            .link
+            .try_send(&self.to, &self.frame, self.deadline, &watch);
+        if sent {
+            self.state = FlightState::Away;
+        }
+        sent
+    }
+
+    fn unsent(&self, error: SendError) -> Fate {
+        let to = self.to.to_string();
+        match error {
+            SendError::NoRoute(why) => Fate::NoRoute { to, why },
+            SendError::Overloaded(why) => Fate::Overloaded { at: to, why },
+            SendError::Expired(at) => Fate::Expired { at },
+            SendError::Closed => Fate::Cancelled,
+            SendError::Uncertain(why) => self.lost(None, why),
+        }
+    }
+
+    /// The fate of a call whose bus was shut down.
+    fn closed(&mut self, sending: &Sending) -> Fate {
+        let fate = match sending.give_up() {
+            true => Fate::Cancelled,
+            false => self.lost(None, "this side's bus was shut down".into()),
+        };
+        self.over();
+        fate
+    }
+
+    /// The fate of a call that was not answered by its deadline.
+    fn late(&mut self, sending: &Sending, deadline: Duration) -> Fate {
+        let worker = self.pending().worker(self.id);
+        let fate = if worker.is_none() && sending.give_up() {
+            Fate::Expired {
+                at: "the queue of this process: its server does not answer".into(),
+            }
+        } else if worker.is_none() && !sending.is_kept() {
+            self.lost(None, "the transport did not say that it has it".into())
+        } else {
+            let why = format!("no reply within {} ms", deadline.as_millis());
+            self.lost(worker, why)
+        };
+        self.over();
+        fate
     }
 
     fn lost(&self, worker: Option<NodePath>, why: String) -> Fate {
@@ -487,6 +540,7 @@ impl Flight {
         }
     }
 
+    /// It is forgotten here.
     fn over(&mut self) {
         self.pending().remove(self.id);
         self.state = FlightState::Over;
@@ -530,6 +584,9 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        if self.state == FlightState::Over {
+            return;
+        }
         if self.state == FlightState::Away {
             self.cancel();
         }
@@ -562,6 +619,7 @@ fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
             at: format!("node {}", answer.from),
         }),
         End::Ended(EndCode::Cancelled, _) => Err(Fate::Cancelled),
+        End::Unsent(_) => Err(Fate::Cancelled),
     }
 }
 

@@ -8,12 +8,16 @@ use crate::{
     codec::Codec,
     envelope::{self, EndCode, Envelope, Kind},
     limits,
-    transport::Destination,
+    transport::{Destination, SendError, SendWatch},
 };
 use bytes::Bytes;
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -34,6 +38,51 @@ pub(crate) enum End {
     Reply(Codec, Bytes),
     Refused(Error),
     Ended(EndCode, String),
+    /// It never left.
+    Unsent(SendError),
+}
+
+/// How far a request has come on its way out: its caller, the table and the transport look at the same.
+pub(crate) struct Sending {
+    pending: Arc<Pending>,
+    id: Uuid,
+    stage: AtomicU8,
+}
+
+/// In the queue of this process.
+const QUEUED: u8 = 0;
+/// Perhaps with the transport.
+const WRITING: u8 = 1;
+/// The transport keeps it.
+const KEPT: u8 = 2;
+/// Its caller gave it up in the queue: it never leaves.
+const GIVEN_UP: u8 = 3;
+
+impl Sending {
+    /// Takes it out of the queue of this process; `false` when it may have left it.
+    pub(crate) fn give_up(&self) -> bool {
+        let change = self
+            .stage
+            .compare_exchange(QUEUED, GIVEN_UP, Ordering::SeqCst, Ordering::SeqCst);
+        matches!(change, Ok(_) | Err(GIVEN_UP))
+    }
+
+    /// The transport said that it keeps it.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.stage.load(Ordering::SeqCst) == KEPT
+    }
+}
+
+impl SendWatch for Sending {
+    fn writing(&self) -> bool {
+        self.stage.fetch_max(WRITING, Ordering::SeqCst) != GIVEN_UP
+    }
+    fn kept(&self) {
+        self.stage.fetch_max(KEPT, Ordering::SeqCst);
+    }
+    fn failed(&self, error: SendError) {
+        self.pending.unsent(self.id, error);
+    }
 }
 
 enum Waiter {
@@ -47,8 +96,7 @@ struct Call {
     frame: Bytes,
     deadline: Instant,
     attempt: u16,
-    /// The transport said that it keeps the frame.
-    sent: bool,
+    sending: Arc<Sending>,
     worker: Option<NodePath>,
 }
 
@@ -59,32 +107,48 @@ pub(crate) struct Again {
     pub(crate) deadline: Instant,
 }
 
+/// The ids are this side's own and mixed already ([`SeededIds`](vbm_core::SeededIds)).
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(last) = bytes.last_chunk() {
+            self.0 ^= u64::from_ne_bytes(*last);
+        }
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Calls = HashMap<Uuid, Call, BuildHasherDefault<IdHasher>>;
+
 #[derive(Default)]
 pub(crate) struct Pending {
-    calls: Mutex<HashMap<Uuid, Call>>,
+    calls: Mutex<Calls>,
 }
 
 impl Pending {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Call>> {
+    fn lock(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A call that wants one answer.
     pub(crate) fn one(
-        &self,
+        self: &Arc<Self>,
         id: Uuid,
         to: Destination,
         frame: Bytes,
         deadline: Instant,
-    ) -> oneshot::Receiver<Answer> {
+    ) -> (oneshot::Receiver<Answer>, Arc<Sending>) {
         let (sender, receiver) = oneshot::channel();
-        self.add(id, Waiter::One(sender), to, frame, deadline);
-        receiver
+        (receiver, self.add(id, Waiter::One(sender), to, frame, deadline))
     }
 
     /// A broadcast.
     pub(crate) fn many(
-        &self,
+        self: &Arc<Self>,
         id: Uuid,
         to: Destination,
         frame: Bytes,
@@ -95,23 +159,48 @@ impl Pending {
         receiver
     }
 
-    fn add(&self, id: Uuid, waiter: Waiter, to: Destination, frame: Bytes, deadline: Instant) {
+    fn add(
+        self: &Arc<Self>,
+        id: Uuid,
+        waiter: Waiter,
+        to: Destination,
+        frame: Bytes,
+        deadline: Instant,
+    ) -> Arc<Sending> {
+        let sending = Arc::new(Sending {
+            pending: self.clone(),
+            id,
+            stage: AtomicU8::new(QUEUED),
+        });
         let call = Call {
             waiter,
             to,
             frame,
             deadline,
             attempt: 1,
-            sent: false,
+            sending: sending.clone(),
             worker: None,
         };
         self.lock().insert(id, call);
+        sending
     }
 
-    /// The transport keeps the frame now.
-    pub(crate) fn sent(&self, id: Uuid) {
-        if let Some(call) = self.lock().get_mut(&id) {
-            call.sent = true;
+    /// The transport did not take it over.
+    fn unsent(&self, id: Uuid, error: SendError) {
+        let call = self.lock().remove(&id);
+        if let Some(Call {
+            waiter: Waiter::One(sender),
+            to,
+            ..
+        }) = call
+        {
+            tracing::trace!(%id, %to, ?error, "not sent");
+            let answer = Answer {
+                from: NodePath::root(),
+                end: End::Unsent(error),
+            };
+            // An error means that the caller has just given up.
+            drop(sender.send(answer));
         }
     }
 
@@ -166,7 +255,7 @@ impl Pending {
     pub(crate) fn again(&self, now: Instant) -> Vec<Again> {
         let mut again = Vec::new();
         for call in self.lock().values_mut() {
-            if !call.sent || call.deadline <= now || matches!(call.waiter, Waiter::Many(_)) {
+            if !call.sending.is_kept() || call.deadline <= now || matches!(call.waiter, Waiter::Many(_)) {
                 continue;
             }
             call.attempt = call.attempt.saturating_add(1);

@@ -16,6 +16,13 @@ struct Table {
     early: VecDeque<Uuid>,
 }
 
+impl Table {
+    fn was_cancelled(&mut self, id: Uuid) -> bool {
+        let at = self.early.iter().position(|early| *early == id);
+        at.and_then(|at| self.early.remove(at)).is_some()
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Running(Mutex<Table>);
 
@@ -24,15 +31,19 @@ impl Running {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request begins; `false` when it was cancelled before.
+    /// Whether a request was cancelled before it began; forgets that.
+    pub(crate) fn was_cancelled(&self, id: Uuid) -> bool {
+        self.lock().was_cancelled(id)
+    }
+
+    /// From now on a cancel finds the request; `false` when one came before.
     pub(crate) fn begin(&self, id: Uuid, token: CancellationToken) -> bool {
         let mut table = self.lock();
-        if let Some(at) = table.early.iter().position(|early| *early == id) {
-            table.early.remove(at);
-            return false;
+        let wanted = !table.was_cancelled(id);
+        if wanted {
+            table.tokens.insert(id, token);
         }
-        table.tokens.insert(id, token);
-        true
+        wanted
     }
 
     /// A request has ended.
@@ -66,6 +77,8 @@ mod tests {
         running.cancel(Uuid::from_u128(1));
         assert!(token.is_cancelled());
         running.cancel(Uuid::from_u128(2));
+        running.cancel(Uuid::from_u128(3));
+        assert!(running.was_cancelled(Uuid::from_u128(3)) && !running.was_cancelled(Uuid::from_u128(3)));
         assert!(!running.begin(Uuid::from_u128(2), CancellationToken::new()));
         assert!(
             running.begin(Uuid::from_u128(2), CancellationToken::new()),

@@ -11,15 +11,18 @@ use crate::{
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{EndCode, Envelope, Kind},
     limits,
-    router::{Context, Entry},
+    router::{Context, Entry, Pace},
     transport::{Completion, Delivery, Destination, Link},
 };
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, poll};
 use std::{
+    future::poll_fn,
     hash::{DefaultHasher, Hash, Hasher},
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
     time::Duration,
 };
 use tokio::{
@@ -55,7 +58,6 @@ struct Job {
     request: Envelope,
     key: Key,
     deadline: Instant,
-    inbox: Option<Destination>,
 }
 
 impl Server {
@@ -87,18 +89,24 @@ impl Server {
 
     /// Takes requests until the bus closes. What is left in the queue then was not begun and stays with the transport.
     pub(super) async fn dispatch(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>) {
+        let mut closing = std::pin::pin!(self.closing.cancelled());
+        let mut taken = Vec::with_capacity(limits::DISPATCH_MAX);
         loop {
-            let Ok(permit) = self.permits.clone().acquire_owned().await else {
-                return;
-            };
-            let delivery = tokio::select! {
+            tokio::select! {
                 biased;
-                () = self.closing.cancelled() => return,
+                () = &mut closing => return,
                 // Cancel safe: nothing is taken when the other arm wins.
-                delivery = requests.recv() => delivery,
-            };
-            let Some(delivery) = delivery else { return };
-            self.accept(delivery, permit).await;
+                count = requests.recv_many(&mut taken, limits::DISPATCH_MAX) => if count == 0 { return },
+            }
+            for delivery in taken.drain(..) {
+                let Ok(permit) = self.permits.clone().acquire_owned().await else {
+                    return;
+                };
+                if self.closing.is_cancelled() {
+                    return;
+                }
+                self.accept(delivery, permit).await;
+            }
         }
     }
 
@@ -115,10 +123,6 @@ impl Server {
             }
         };
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
-        let inbox = (request.kind == Kind::Request).then(|| Destination::Inbox {
-            path: request.caller.clone(),
-            boot_id: request.boot_id.clone(),
-        });
         let key = match &request.idempotency_key {
             Some(key) => Key::Chosen {
                 method: request.method.clone(),
@@ -128,22 +132,20 @@ impl Server {
         };
         let mut asker = Some(Asker {
             id: request.id,
-            inbox: inbox.clone(),
+            inbox: inbox(&request),
             deadline,
             done: delivery.done,
         });
-        let mut digest = DefaultHasher::new();
-        (&request.method, &request.body).hash(&mut digest);
+        let digest = digest(&key, &request);
         let begun = self
             .dedupe()
-            .begin(&key, request.id, digest.finish(), &mut asker, Instant::now());
+            .begin(&key, request.id, digest, &mut asker, Instant::now());
         match (begun, asker) {
             (Begun::New, _) => self.start(
                 Job {
                     request,
                     key,
                     deadline,
-                    inbox,
                 },
                 permit,
             ),
@@ -159,24 +161,44 @@ impl Server {
         }
     }
 
+    /// Begins a request: a quick handler here, and a task takes over when it waits; others in a task.
     fn start(self: &Arc<Self>, job: Job, permit: OwnedSemaphorePermit) {
-        let server = self.clone();
+        let pace = self
+            .router
+            .find(&job.request.method)
+            .map(|entry| entry.pace.clone());
+        let quick = pace.as_ref().is_none_or(|pace| pace.is_quick());
+        let mut work = Box::pin(self.clone().work(job, permit));
+        if quick && timed(pace.as_deref(), || begin(work.as_mut())).is_ready() {
+            return;
+        }
+        let until = self.ended.clone();
         self.tasks.spawn(async move {
-            let until = server.ended.clone();
             let work = async {
-                let (answer, kept) = server.execute(&job).await;
-                drop(permit);
-                let askers = match kept {
-                    true => server.dedupe().finish(&job.key, answer.clone(), Instant::now()),
-                    false => server.dedupe().abandon(&job.key),
-                };
-                for asker in askers {
-                    server.answer(asker, &answer).await;
+                if !quick
+                    && poll_fn(|cx| Poll::Ready(timed(pace.as_deref(), || work.as_mut().poll(cx))))
+                        .await
+                        .is_ready()
+                {
+                    return;
                 }
+                work.await;
             };
             // Dropped at a hard end: the delivery is then not completed, and somebody else gets it.
             until.run_until_cancelled(work).await;
         });
+    }
+
+    async fn work(self: Arc<Self>, job: Job, permit: OwnedSemaphorePermit) {
+        let (answer, kept) = self.execute(&job).await;
+        drop(permit);
+        let askers = match kept {
+            true => self.dedupe().finish(&job.key, answer.clone(), Instant::now()),
+            false => self.dedupe().abandon(&job.key),
+        };
+        for asker in askers {
+            self.answer(asker, &answer).await;
+        }
     }
 
     /// The answer, and whether it is kept: the handler ran, and its answers are for keeping.
@@ -192,15 +214,10 @@ impl Server {
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
             return (refusal(request.codec, &error), false);
         }
-        let token = self.closing.child_token();
-        if !self.running.begin(request.id, token.clone()) {
+        if self.running.was_cancelled(request.id) {
             return (ended(EndCode::Cancelled, ""), false);
         }
-        let _end = EndGuard {
-            running: &self.running,
-            id: request.id,
-        };
-        let answer = match self.run(entry, job, token).await {
+        let answer = match self.run(entry, job).await {
             Ok(body) => Answer {
                 kind: Kind::Reply,
                 codec: request.codec,
@@ -212,8 +229,9 @@ impl Server {
         (answer, entry.kept)
     }
 
-    async fn run(&self, entry: &Entry, job: &Job, token: CancellationToken) -> Result<Bytes, Error> {
+    async fn run(&self, entry: &Entry, job: &Job) -> Result<Bytes, Error> {
         let request = &job.request;
+        let token = CancellationToken::new();
         let context = Context {
             request_id: request.id,
             idempotency_key: request.idempotency_key.clone(),
@@ -224,31 +242,66 @@ impl Server {
             cancelled: token.clone(),
             deadline: job.deadline,
         };
-        let handler = async { entry.handler.handle(context, request.codec, &request.body).await };
-        let mut handler = std::pin::pin!(AssertUnwindSafe(handler).catch_unwind());
+        let begin = || entry.handler.handle(context, request.codec, &request.body);
+        let Ok(handler) = catch_unwind(AssertUnwindSafe(begin)) else {
+            return Err(panicked(&request.method));
+        };
+        let mut handler = AssertUnwindSafe(handler).catch_unwind();
+        // Most end at once: for them there are no timers, and no cancel could find them.
+        let ended = match poll!(&mut handler) {
+            Poll::Ready(ended) => ended,
+            // In a box of its own: the many that end at once need not have room for it.
+            Poll::Pending => Box::pin(self.attend(handler, job, token)).await,
+        };
+        ended.unwrap_or_else(|_| Err(panicked(&request.method)))
+    }
+
+    /// Waits for a handler; says that it has begun, and tells it when nobody waits any more.
+    async fn attend<T>(
+        &self,
+        mut handler: impl Future<Output = T> + Unpin,
+        job: &Job,
+        token: CancellationToken,
+    ) -> T {
+        let request = &job.request;
+        if !self.running.begin(request.id, token.clone()) {
+            token.cancel();
+        }
+        let _end = EndGuard {
+            running: &self.running,
+            id: request.id,
+        };
         let mut accept = std::pin::pin!(sleep(limits::ACCEPT_AFTER));
         let mut expire = std::pin::pin!(sleep_until(job.deadline));
-        let (mut accepted, mut expired) = (job.inbox.is_none(), false);
+        let mut closing = std::pin::pin!(self.closing.cancelled());
+        let (mut accepted, mut expired, mut closed) = (request.kind != Kind::Request, false, false);
         loop {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
                 biased;
-                result = &mut handler => return result.unwrap_or_else(|_| Err(panicked(&request.method))),
+                ended = &mut handler => return ended,
                 () = &mut accept, if !accepted => {
                     accepted = true;
-                    if let Some(inbox) = &job.inbox {
-                        let frame = self.frame(Kind::Accepted, request.codec, request.id, Bytes::new());
-                        if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
-                            tracing::debug!(id = %request.id, "no room to say that a request was begun");
-                        }
-                    }
+                    self.say_begun(request);
                 }
                 () = &mut expire, if !expired => {
                     expired = true;
                     tracing::debug!(method = request.method, id = %request.id, "a handler runs past its deadline");
                     token.cancel();
                 }
+                () = &mut closing, if !closed => {
+                    closed = true;
+                    token.cancel();
+                }
             }
+        }
+    }
+
+    fn say_begun(&self, request: &Envelope) {
+        let Some(inbox) = inbox(request) else { return };
+        let frame = self.frame(Kind::Accepted, request.codec, request.id, Bytes::new());
+        if !self.link.try_post(inbox, frame, limits::DEFAULT_DEADLINE) {
+            tracing::debug!(id = %request.id, "no room to say that a request was begun");
         }
     }
 
@@ -259,7 +312,10 @@ impl Server {
             && !left.is_zero()
         {
             let frame = self.frame(answer.kind, answer.codec, asker.id, answer.body.clone());
-            self.link.post(inbox, frame, left).await;
+            // There is room, but for a server that stands still.
+            if !self.link.try_post(inbox.clone(), frame.clone(), left) {
+                self.link.post(inbox, frame, left).await;
+            }
         }
         asker.done.complete();
     }
@@ -281,6 +337,43 @@ impl Server {
         }
         .encode()
     }
+}
+
+/// Where the answer goes, if one is wanted.
+fn inbox(request: &Envelope) -> Option<Destination> {
+    (request.kind == Kind::Request).then(|| Destination::Inbox {
+        path: request.caller.clone(),
+        boot_id: request.boot_id.clone(),
+    })
+}
+
+/// Tells requests of one chosen key apart. An id stands for one request: its content need not be looked at.
+fn digest(key: &Key, request: &Envelope) -> u64 {
+    match key {
+        Key::Id(_) => 0,
+        Key::Chosen { .. } => {
+            let mut digest = DefaultHasher::new();
+            (&request.method, &request.body).hash(&mut digest);
+            digest.finish()
+        }
+    }
+}
+
+/// Takes the time of a handler's first step.
+fn timed<T>(pace: Option<&Pace>, step: impl FnOnce() -> T) -> T {
+    let begin = Instant::now();
+    let result = step();
+    if let Some(pace) = pace {
+        pace.saw(begin.elapsed());
+    }
+    result
+}
+
+/// The first step of a future whose task takes over from there: that polls it again, so nobody need be woken.
+fn begin(work: Pin<&mut impl Future<Output = ()>>) -> Poll<()> {
+    // What the dispatcher did before must not count for the handler: it would seem to wait.
+    let mut work = tokio::task::unconstrained(work);
+    Pin::new(&mut work).poll(&mut std::task::Context::from_waker(Waker::noop()))
 }
 
 struct EndGuard<'a> {

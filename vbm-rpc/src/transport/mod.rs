@@ -76,6 +76,17 @@ pub enum SendError {
     Closed,
 }
 
+/// Hears how far a frame has come that was handed over by [`Link::try_send`]. Called from the transport's tasks: must
+/// not block.
+pub trait SendWatch: Send + Sync + 'static {
+    /// From now on it may be with the transport; `false` when it is not wanted any more and must not be.
+    fn writing(&self) -> bool;
+    /// The transport keeps it.
+    fn kept(&self);
+    /// It was not taken over; nothing more will be heard.
+    fn failed(&self, error: SendError);
+}
+
 /// A way to attach to the bus.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
@@ -116,6 +127,21 @@ pub trait Link: Send + Sync + 'static {
     /// # Cancel safety
     /// A dropped future may or may not have sent the frame.
     async fn send(&self, to: &Destination, frame: Bytes, ttl: Duration) -> Result<Sent, SendError>;
+
+    /// The same for one member without waiting: `watch` hears the rest, and nothing when the link ends first. Not
+    /// started after `until`. `false`
+    /// when there was no room or this transport has no such way: nothing was done, and [`Link::send`] waits.
+    ///
+    /// The way of a call: its caller is woken by the answer alone.
+    fn try_send(
+        &self,
+        _to: &Destination,
+        _frame: &Bytes,
+        _until: Instant,
+        _watch: &Arc<dyn SendWatch>,
+    ) -> bool {
+        false
+    }
 
     /// Hands a frame over without waiting for the transport to keep it; waits for room in the queue only. In order
     /// with [`Completion::complete`]: a reply posted first is kept before its request is forgotten.

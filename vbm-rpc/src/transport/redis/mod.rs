@@ -41,7 +41,9 @@ mod writer;
 
 pub use config::RedisConfig;
 
-use super::{Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, SendError, Sent, Transport};
+use super::{
+    Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, SendError, SendWatch, Sent, Transport,
+};
 use crate::{BusError, MemberInfo, Route};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -506,6 +508,17 @@ impl Link for RedisLink {
             Ok(target) => self.enqueue(target, frame, until).await.map(|()| Sent::default()),
             Err((scope, service)) => self.send_to_all(&scope, &service, frame, until).await,
         }
+    }
+
+    fn try_send(&self, to: &Destination, frame: &Bytes, until: Instant, watch: &Arc<dyn SendWatch>) -> bool {
+        let Ok(target) = Target::of(to.clone()) else {
+            return false;
+        };
+        let Ok(permit) = self.core.room.clone().try_acquire_many_owned(room_for(frame)) else {
+            return false;
+        };
+        let op = SendOp::new(target, frame.clone(), until, permit).watched(watch.clone());
+        self.core.ops.send(Op::Send(op)).is_ok()
     }
 
     async fn post(&self, to: Destination, frame: Bytes, ttl: Duration) {

@@ -15,7 +15,10 @@ use super::{
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
     presence::{self, Claim},
 };
-use crate::{Service, transport::SendError};
+use crate::{
+    Service,
+    transport::{SendError, SendWatch},
+};
 use bytes::Bytes;
 use redis::Pipeline;
 use std::{
@@ -78,6 +81,15 @@ pub(super) enum Op {
     Flushed(oneshot::Sender<()>),
 }
 
+/// Who is told what becomes of a frame.
+enum Asker {
+    Nobody,
+    /// Waits for the end; the flag is set before the first attempt: from then on the frame may be in Redis.
+    Waiting(oneshot::Sender<Result<(), SendError>>, Arc<AtomicBool>),
+    /// Is not woken when all is well.
+    Watching(Arc<dyn SendWatch>),
+}
+
 /// A frame to be written.
 pub(super) struct SendOp {
     target: Target,
@@ -85,11 +97,9 @@ pub(super) struct SendOp {
     until: Instant,
     /// The destination may be absent for a while.
     patient: bool,
-    /// Set before the first attempt: from then on it may be in Redis.
-    written: Arc<AtomicBool>,
     /// An attempt broke off: it may be in Redis, acknowledged or not.
     uncertain: bool,
-    done: Option<oneshot::Sender<Result<(), SendError>>>,
+    asker: Asker,
     _room: OwnedSemaphorePermit,
 }
 
@@ -100,9 +110,8 @@ impl SendOp {
             frame,
             until,
             patient: false,
-            written: Arc::default(),
             uncertain: false,
-            done: None,
+            asker: Asker::Nobody,
             _room: room,
         }
     }
@@ -112,8 +121,12 @@ impl SendOp {
         done: oneshot::Sender<Result<(), SendError>>,
         written: Arc<AtomicBool>,
     ) -> Self {
-        self.done = Some(done);
-        self.written = written;
+        self.asker = Asker::Waiting(done, written);
+        self
+    }
+
+    pub(super) fn watched(mut self, watch: Arc<dyn SendWatch>) -> Self {
+        self.asker = Asker::Watching(watch);
         self
     }
 
@@ -122,14 +135,27 @@ impl SendOp {
         self
     }
 
+    /// From now on it may be in Redis; `false` when it is not wanted any more.
+    fn writing(&self) -> bool {
+        match &self.asker {
+            Asker::Nobody => true,
+            Asker::Waiting(_, written) => {
+                written.store(true, Ordering::SeqCst);
+                true
+            }
+            Asker::Watching(watch) => watch.writing(),
+        }
+    }
+
     fn settle(self, result: Result<(), SendError>) {
-        match self.done {
+        match (self.asker, result) {
             // An error means that the caller has given up.
-            Some(done) => drop(done.send(result)),
-            None => {
-                if let Err(error) = result {
-                    tracing::debug!(?error, target = ?self.target, "a frame that nobody waits for was not written");
-                }
+            (Asker::Waiting(done, _), result) => drop(done.send(result)),
+            (Asker::Watching(watch), Ok(())) => watch.kept(),
+            (Asker::Watching(watch), Err(error)) => watch.failed(error),
+            (Asker::Nobody, Ok(())) => {}
+            (Asker::Nobody, Err(error)) => {
+                tracing::debug!(?error, target = ?self.target, "a frame that nobody waits for was not written");
             }
         }
     }
@@ -156,7 +182,12 @@ impl Plan {
     fn add(&mut self, index: &mut HashMap<Target, usize>, op: Op) {
         match op {
             Op::Send(op) => {
-                let at = *index.entry(op.target.clone()).or_insert_with(|| {
+                // Mostly the same target as before.
+                if let Some(last) = self.groups.last_mut().filter(|group| group.target == op.target) {
+                    return last.ops.push(op);
+                }
+                let at = index.get(&op.target).copied().unwrap_or_else(|| {
+                    index.insert(op.target.clone(), self.groups.len());
                     self.groups.push(Group {
                         target: op.target.clone(),
                         ops: Vec::new(),
@@ -179,10 +210,9 @@ impl Plan {
     /// Ends what is too late, and cuts the rest into entries. `workers` is the number of consumers last seen alive.
     fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>) {
         for group in &mut self.groups {
-            let (late, ready): (Vec<_>, Vec<_>) = mem::take(&mut group.ops).into_iter().partition(|op| {
-                op.written.store(true, Ordering::SeqCst);
-                op.until <= now
-            });
+            let (late, ready): (Vec<_>, Vec<_>) = mem::take(&mut group.ops)
+                .into_iter()
+                .partition(|op| !op.writing() || op.until <= now);
             for op in late {
                 let error = match op.uncertain {
                     true => SendError::Uncertain("the connection to Redis broke while it was written".into()),
