@@ -114,6 +114,7 @@ impl EpochGate for MemoryEpochGate {
 pub struct Router {
     routes: BTreeMap<&'static str, Entry>,
     gate: Option<Arc<dyn EpochGate>>,
+    record_all: bool,
 }
 
 #[derive(Clone)]
@@ -121,6 +122,7 @@ pub(crate) struct Entry {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) fenced: bool,
     pub(crate) kept: bool,
+    pub(crate) recorded: bool,
 }
 
 impl Router {
@@ -148,6 +150,7 @@ impl Router {
                 handler: Arc::new(typed),
                 fenced: M::FENCED,
                 kept: M::KEPT,
+                recorded: M::RECORDED,
             },
         );
         self
@@ -160,12 +163,20 @@ impl Router {
         self
     }
 
+    /// The answers of all kept methods are recorded as those of [`Method::RECORDED`] are.
+    #[must_use]
+    pub const fn record_all(mut self) -> Self {
+        self.record_all = true;
+        self
+    }
+
     /// This router and what `other` answers; where both answer, `other` does. The gate of `other` is taken when it
     /// has one.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.routes.extend(other.routes);
         self.gate = other.gate.or(self.gate);
+        self.record_all |= other.record_all;
         self
     }
 
@@ -181,6 +192,11 @@ impl Router {
 
     pub(crate) fn find(&self, method: &str) -> Option<&Entry> {
         self.routes.get(method)
+    }
+
+    /// Whether the answer of a request without a key is recorded with the transport.
+    pub(crate) const fn records(&self, entry: &Entry) -> bool {
+        entry.kept && (entry.recorded || self.record_all)
     }
 
     /// Whether the gate, if there is one, lets a command of this method and epoch through.

@@ -1,18 +1,18 @@
 //! The receiving side: from a delivery to an answer.
 //!
-//! Order for each request: recorded answer, deadline, method, epoch, cancel, run, record, reply, complete. A crash
-//! between run and reply runs the request again in the next process: a handler whose effect must happen once writes
-//! the request id together with its effect.
+//! Order for each request: recorded answer (of this process), deadline, method, recorded answer (of the destination,
+//! where it may have run), epoch, cancel, run, record, reply, complete. A crash between run and record runs the request
+//! again in the next process: a handler whose effect must happen once writes the request id together with its effect.
 
-use super::running::Running;
+use super::{recorded::Looked, running::Running, tickets::TicketJob};
 use crate::{
-    MemberInfo, Router,
+    MemberInfo, Route, Router,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{EndCode, Envelope, Kind},
     limits,
     router::{Context, Entry},
-    transport::{Completion, Delivery, Destination, Link},
+    transport::{Completion, Delivery, Destination, Link, ResultStore},
 };
 use bytes::Bytes;
 use futures::FutureExt;
@@ -31,31 +31,39 @@ use uuid::Uuid;
 use vbm_core::{Error, ErrorKind, NodePath, Outcome};
 
 pub(super) struct Server {
-    me: MemberInfo,
-    router: Router,
-    link: Arc<dyn Link>,
+    pub(super) me: MemberInfo,
+    pub(super) router: Router,
+    pub(super) link: Arc<dyn Link>,
+    /// The shared memory of recorded answers and tickets, where the transport has one.
+    pub(super) results: Option<Arc<dyn ResultStore>>,
     running: Arc<Running>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
     closing: CancellationToken,
-    ended: CancellationToken,
-    tasks: TaskTracker,
+    pub(super) ended: CancellationToken,
+    pub(super) tasks: TaskTracker,
 }
 
 /// Who gets an answer, and what is completed with it.
-struct Asker {
-    id: Uuid,
+pub(super) struct Asker {
+    pub(super) id: Uuid,
     inbox: Option<Destination>,
+    ticket: Option<Arc<TicketJob>>,
     deadline: Instant,
-    done: Completion,
+    pub(super) done: Completion,
 }
 
 /// One request that is to run.
-struct Job {
-    request: Envelope,
-    key: Key,
-    deadline: Instant,
+pub(super) struct Job {
+    pub(super) request: Envelope,
+    pub(super) key: Key,
+    pub(super) deadline: Instant,
     inbox: Option<Destination>,
+    ticket: Option<Arc<TicketJob>>,
+    /// The destination whose members share the answer.
+    pub(super) home: Option<Arc<Route>>,
+    /// It may have been delivered before.
+    pub(super) again: bool,
 }
 
 impl Server {
@@ -71,6 +79,7 @@ impl Server {
         Self {
             me,
             router,
+            results: link.results(),
             link,
             running,
             dedupe: Mutex::new(Dedupe::default()),
@@ -105,6 +114,9 @@ impl Server {
     async fn accept(self: &Arc<Self>, delivery: Delivery, permit: OwnedSemaphorePermit) {
         let request = match Envelope::decode(&delivery.frame) {
             Ok(request) if matches!(request.kind, Kind::Request | Kind::Cast) => request,
+            Ok(request) if request.kind == Kind::Submit => {
+                return self.accept_submitted(request, delivery, permit);
+            }
             Ok(other) => {
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
                 return delivery.done.complete();
@@ -114,6 +126,17 @@ impl Server {
                 return delivery.done.complete();
             }
         };
+        self.take(request, None, delivery, permit).await;
+    }
+
+    /// Runs a request, or answers it with what is known of it.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        request: Envelope,
+        ticket: Option<Arc<TicketJob>>,
+        delivery: Delivery,
+        permit: OwnedSemaphorePermit,
+    ) {
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
         let inbox = (request.kind == Kind::Request).then(|| Destination::Inbox {
             path: request.caller.clone(),
@@ -126,9 +149,11 @@ impl Server {
             },
             None => Key::Id(request.id),
         };
+        let (home, again) = (delivery.done.home(), delivery.done.again());
         let mut asker = Some(Asker {
             id: request.id,
             inbox: inbox.clone(),
+            ticket: ticket.clone(),
             deadline,
             done: delivery.done,
         });
@@ -144,6 +169,9 @@ impl Server {
                     key,
                     deadline,
                     inbox,
+                    ticket,
+                    home,
+                    again,
                 },
                 permit,
             ),
@@ -189,6 +217,12 @@ impl Server {
             let why = format!("{} does not know the method '{}'", self.me.path, request.method);
             return (ended(EndCode::NoRoute, &why), false);
         };
+        match self.look_for(entry, job).await {
+            Looked::Fresh => {}
+            Looked::Recorded(answer) => return (answer, true),
+            Looked::Conflict => return (refusal(request.codec, &key_conflict()), false),
+            Looked::Late => return (ended(EndCode::Expired, ""), false),
+        }
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
             return (refusal(request.codec, &error), false);
         }
@@ -209,6 +243,7 @@ impl Server {
             },
             Err(error) => refusal(request.codec, &error),
         };
+        self.record(entry, job, &answer).await;
         (answer, entry.kept)
     }
 
@@ -228,7 +263,7 @@ impl Server {
         let mut handler = std::pin::pin!(AssertUnwindSafe(handler).catch_unwind());
         let mut accept = std::pin::pin!(sleep(limits::ACCEPT_AFTER));
         let mut expire = std::pin::pin!(sleep_until(job.deadline));
-        let (mut accepted, mut expired) = (job.inbox.is_none(), false);
+        let (mut accepted, mut expired) = (job.inbox.is_none() && job.ticket.is_none(), false);
         loop {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
@@ -236,6 +271,9 @@ impl Server {
                 result = &mut handler => return result.unwrap_or_else(|_| Err(panicked(&request.method))),
                 () = &mut accept, if !accepted => {
                     accepted = true;
+                    if let Some(ticket) = &job.ticket {
+                        self.note_begun(ticket);
+                    }
                     if let Some(inbox) = &job.inbox {
                         let frame = self.frame(Kind::Accepted, request.codec, request.id, Bytes::new());
                         if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
@@ -254,6 +292,9 @@ impl Server {
 
     /// Sends the answer to one asker and completes its delivery.
     async fn answer(&self, asker: Asker, answer: &Answer) {
+        if let Some(ticket) = asker.ticket.clone() {
+            return self.end_ticket(&ticket, asker, answer).await;
+        }
         let left = asker.deadline.saturating_duration_since(Instant::now());
         if let Some(inbox) = asker.inbox
             && !left.is_zero()
@@ -264,7 +305,7 @@ impl Server {
         asker.done.complete();
     }
 
-    fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: Bytes) -> Bytes {
+    pub(super) fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: Bytes) -> Bytes {
         Envelope {
             kind,
             codec,
