@@ -115,6 +115,7 @@ pub struct Router {
     routes: BTreeMap<&'static str, Entry>,
     gate: Option<Arc<dyn EpochGate>>,
     record_all: bool,
+    records_any: bool,
 }
 
 #[derive(Clone)]
@@ -144,6 +145,7 @@ impl Router {
             handler,
             method: std::marker::PhantomData,
         };
+        self.records_any |= M::RECORDED;
         self.routes.insert(
             M::NAME,
             Entry {
@@ -177,6 +179,7 @@ impl Router {
         self.routes.extend(other.routes);
         self.gate = other.gate.or(self.gate);
         self.record_all |= other.record_all;
+        self.records_any |= other.records_any;
         self
     }
 
@@ -192,6 +195,11 @@ impl Router {
 
     pub(crate) fn find(&self, method: &str) -> Option<&Entry> {
         self.routes.get(method)
+    }
+
+    /// Whether there is a method whose answers are recorded without a key.
+    pub(crate) const fn records_any(&self) -> bool {
+        self.record_all || self.records_any
     }
 
     /// Whether the answer of a request without a key is recorded with the transport.

@@ -11,7 +11,9 @@
 //! `...;any;<scope>;<service>;<method>`, spans and times in milliseconds of the transport's clock. It holds no secret
 //! and no content. [`judge`] decides purely what a reader sees.
 
-use crate::{CallOptions, Fate, Method, Route, Service, limits, transport::TicketPlace, transport::TicketRecord};
+use crate::{
+    CallOptions, Fate, Method, Route, Service, limits, transport::TicketPlace, transport::TicketRecord,
+};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{fmt, marker::PhantomData, str::FromStr, time::Duration};
@@ -109,7 +111,8 @@ impl<M> Serialize for Ticket<M> {
 impl<'de, M: Method> Deserialize<'de> for Ticket<M> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|error: Error| de::Error::custom(error.inline()))
+        text.parse()
+            .map_err(|error: Error| de::Error::custom(error.inline()))
     }
 }
 
@@ -561,10 +564,7 @@ mod tests {
     #[test]
     fn a_reader_sees_what_the_record_and_the_time_say() {
         let (name, ms) = (name(), Duration::from_millis);
-        assert_eq!(
-            judge(&name, Some(&record()), 1_200),
-            Judged::Pending(ms(200))
-        );
+        assert_eq!(judge(&name, Some(&record()), 1_200), Judged::Pending(ms(200)));
         let begun = Begun {
             by: "eu/r1/n1".parse().unwrap(),
             at_ms: 1_100,

@@ -149,7 +149,9 @@ impl Server {
             },
             None => Key::Id(request.id),
         };
-        let (home, again) = (delivery.done.home(), delivery.done.again());
+        let recordable = request.idempotency_key.is_some() || self.router.records_any();
+        let home = recordable.then(|| delivery.done.home()).flatten();
+        let again = delivery.done.again();
         let mut asker = Some(Asker {
             id: request.id,
             inbox: inbox.clone(),

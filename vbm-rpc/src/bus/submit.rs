@@ -220,8 +220,10 @@ impl<M: Method> TicketHandle<M> {
         }
     }
 
-    /// Gives it up. What nobody has begun ends [`Fate::Cancelled`] for everybody, and is not begun. A handler that
-    /// runs is told, as that of a dropped call is; the ticket ends with what it answers. Gives the state after that.
+    /// Gives it up. What is pending ends [`Fate::Cancelled`] for everybody, and is not begun any more. (It may have
+    /// been begun in the last [`ACCEPT_AFTER`](limits::ACCEPT_AFTER); its answer then comes too late.) A handler that
+    /// runs is told, as that of a dropped call is, and the ticket ends with what it answers. Gives the state after
+    /// that.
     ///
     /// # Errors
     /// When the transport's server does not answer, or the bus is shut down.
@@ -291,11 +293,7 @@ impl<M: Method> TicketHandle<M> {
         let id = self.name.place.id;
         let frame = tickets::cancel_frame(&self.shared.me, id);
         let to = Destination::Route(Route::node(worker));
-        if !self
-            .shared
-            .link
-            .try_post(to, frame, limits::DEFAULT_DEADLINE)
-        {
+        if !self.shared.link.try_post(to, frame, limits::DEFAULT_DEADLINE) {
             tracing::debug!(%id, "no room to send a cancel");
         }
     }

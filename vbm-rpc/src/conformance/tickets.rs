@@ -52,7 +52,9 @@ fn read(ticket: &Ticket<Echo>) -> Ticket<Echo> {
 
 async fn poll(bus: &Bus, ticket: &Ticket<Echo>) -> TicketState<(NodePath, String)> {
     let handle = bus.ticket(&read(ticket)).expect("a store");
-    soon("a look at a ticket", handle.poll()).await.expect("an answer")
+    soon("a look at a ticket", handle.poll())
+        .await
+        .expect("an answer")
 }
 
 async fn wait(bus: &Bus, ticket: &Ticket<Echo>) -> TicketState<(NodePath, String)> {
@@ -198,7 +200,10 @@ pub async fn an_unknown_ticket_is_told_from_an_expired_one(transport: Arc<dyn Tr
     soon("it is forgotten", handle.forget()).await.expect("an answer");
     assert_eq!(poll(&buses[1], &ticket).await, TicketState::Unknown);
     assert!("vt1;garbage".parse::<Ticket<Echo>>().is_err());
-    assert!(ticket.to_string().parse::<Ticket<Count>>().is_err(), "another method");
+    assert!(
+        ticket.to_string().parse::<Ticket<Count>>().is_err(),
+        "another method"
+    );
     end(buses).await;
 }
 
@@ -379,8 +384,7 @@ pub async fn a_callback_is_told_at_least_once(transport: Arc<dyn Transport>) {
     let c2 = listener(&transport, "c2", &list).await;
     let told = |ticket: &Ticket<Echo>| {
         let list = heard(&list);
-        list.iter()
-            .any(|outcome| outcome.ticket == ticket.to_string())
+        list.iter().any(|outcome| outcome.ticket == ticket.to_string())
     };
     until("both are told", || told(&early) && told(&orphan)).await;
     for outcome in heard(&list) {

@@ -128,13 +128,14 @@ struct Kept {
     hub: Arc<Hub>,
     seat: Arc<Seat>,
     serial: u64,
-    home: Option<Arc<Route>>,
     again: bool,
 }
 
 impl Keeper for Kept {
     fn home(&self) -> Option<Arc<Route>> {
-        self.home.clone()
+        let state = self.hub.lock();
+        let entry = state.nodes.get(&self.seat.path)?.kept.get(&self.serial)?;
+        entry.origin.home(&self.seat.path)
     }
 
     fn again(&self) -> bool {
@@ -314,7 +315,6 @@ impl Hub {
                 hub: self.clone(),
                 seat: seat.clone(),
                 serial,
-                home: entry.origin.home(&seat.path),
                 again: std::mem::replace(&mut entry.given, true),
             };
             return Next::Request(Delivery {

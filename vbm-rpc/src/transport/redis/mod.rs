@@ -45,7 +45,8 @@ mod writer;
 pub use config::RedisConfig;
 
 use super::{
-    Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, ResultStore, SendError, Sent, Transport,
+    Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, ResultStore, SendError, Sent,
+    Transport,
 };
 use crate::{BusError, MemberInfo, Route};
 use async_trait::async_trait;
@@ -269,13 +270,7 @@ impl Core {
 
     /// Gives an entry's requests for the bus; nothing when it has them already. Garbage is removed. `again`: somebody
     /// else may have had it before.
-    fn deliveries(
-        self: &Arc<Self>,
-        key: &Arc<str>,
-        entry: Entry,
-        group: bool,
-        again: bool,
-    ) -> Vec<Delivery> {
+    fn deliveries(self: &Arc<Self>, key: &Arc<str>, entry: Entry, group: bool, again: bool) -> Vec<Delivery> {
         if !lock(&self.held).insert((key.clone(), entry.id.clone())) {
             return Vec::new();
         }

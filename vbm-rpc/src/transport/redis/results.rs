@@ -233,7 +233,10 @@ impl Recorded {
             return;
         }
         for why in answers.by_ref().take(layout.plain).filter_map(Result::err) {
-            tracing::warn!(why, "an answer was not recorded: a repeated request may run again");
+            tracing::warn!(
+                why,
+                "an answer was not recorded: a repeated request may run again"
+            );
         }
         self.displaced.clear();
         for (bucket, members) in layout.kept {
