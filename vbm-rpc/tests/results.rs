@@ -101,9 +101,12 @@ async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
     assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
 }
 
+/// An entry of a stream: its id, its fields.
+type RawEntry = (String, Vec<(String, Vec<u8>)>);
+
 /// The packed frames of every entry of a stream, by id.
 async fn entries(server: &RedisServer, key: &str) -> Vec<(String, Vec<u8>)> {
-    let list: Vec<(String, Vec<(String, Vec<u8>)>)> = redis::cmd("XRANGE")
+    let list: Vec<RawEntry> = redis::cmd("XRANGE")
         .arg(key)
         .arg("-")
         .arg("+")

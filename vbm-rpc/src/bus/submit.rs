@@ -85,7 +85,6 @@ impl Bus {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "used in one place, by a pattern")]
     fn prepare<M: Method>(
         &self,
         route: &Route,
