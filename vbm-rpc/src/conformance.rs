@@ -18,11 +18,15 @@
 
 mod calls;
 mod life;
+mod results;
 mod routes;
+mod tickets;
 
 pub use calls::*;
 pub use life::*;
+pub use results::*;
 pub use routes::*;
+pub use tickets::*;
 
 use crate::{Bus, CallOptions, Context, Member, Method, Route, Router, Service, transport::Transport};
 use serde::{Deserialize, Serialize};
@@ -77,6 +81,25 @@ macro_rules! transport_conformance {
             a_shutdown_ends_every_task_and_every_wait
             a_shutdown_lets_running_handlers_answer
             a_bad_member_is_refused
+            a_recorded_answer_outlives_its_worker
+            another_member_gives_the_recorded_answer
+            a_key_recorded_elsewhere_for_another_request_is_a_conflict
+            a_recorded_refusal_that_changed_nothing_may_be_tried_elsewhere
+            an_answer_that_is_not_kept_is_not_recorded
+            a_ticket_shows_who_is_at_it_and_then_its_reply
+            a_ticket_ends_in_the_fate_of_its_call
+            a_ticket_outlives_its_submitter
+            waiting_for_a_ticket_has_a_limit_and_changes_nothing
+            a_ticket_expires
+            an_unknown_ticket_is_told_from_an_expired_one
+            a_submission_that_cannot_be_sent_has_no_ticket
+            a_ticket_of_a_killed_worker_is_done_by_the_next
+            a_ticket_that_nobody_ended_is_lost_for_all_who_look
+            submissions_with_one_key_have_one_effect
+            a_ticket_cancelled_before_it_began_is_not_begun
+            a_running_ticket_is_cancelled_by_telling_its_handler
+            a_callback_is_told_the_end
+            a_callback_is_told_at_least_once
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -54,6 +54,10 @@ pub enum Kind {
     Cancel = 7,
     /// The bus of the receiver ended it: the first byte of the body is an [`EndCode`], text follows.
     End = 8,
+    /// Do this and record the end in a ticket; the body begins with a header (see `docs/rpc/results.md`).
+    Submit = 32,
+    /// The ticket of a submitted request has an end.
+    Settled = 33,
 }
 
 impl Kind {
@@ -67,6 +71,8 @@ impl Kind {
             6 => Self::Progress,
             7 => Self::Cancel,
             8 => Self::End,
+            32 => Self::Submit,
+            33 => Self::Settled,
             _ => return None,
         })
     }
@@ -84,6 +90,8 @@ pub enum EndCode {
     Expired = 3,
     /// Cancelled on request.
     Cancelled = 4,
+    /// In the end of a ticket only: nobody answered by the deadline. JSON follows: `started`, `to`, `worker`, `why`.
+    Lost = 32,
 }
 
 impl EndCode {
@@ -94,6 +102,7 @@ impl EndCode {
             2 => Self::Overloaded,
             3 => Self::Expired,
             4 => Self::Cancelled,
+            32 => Self::Lost,
             _ => return None,
         })
     }

@@ -15,9 +15,12 @@
 //! What callers can rely on:
 //! - Every call ends by its deadline, in its reply or in exactly one [`Fate`]. Nothing hangs.
 //! - Delivery is at least once while the deadline lasts. The effect is once while the receiver's record of the
-//!   idempotency key lives ([`limits::DEDUPE_TTL`], in the memory of its process): a repeated key gets the recorded
-//!   answer. A process that dies between effect and answer runs the request again in its next life; a handler
-//!   that must not, records [`Context::request_id`] with its effect.
+//!   idempotency key lives ([`limits::DEDUPE_TTL`], in the memory of its process and with the transport): a repeated
+//!   key gets the recorded answer, from any process of the destination. A process that dies between effect and
+//!   record runs the request again in its next life; a handler that must not, records [`Context::request_id`] with
+//!   its effect. Requests without a key are recorded with the transport where [`Method::RECORDED`] says so.
+//! - A submitted call ([`Bus::submit`]) has a ticket, a line of text with which any process may poll, await or cancel
+//!   it, also when the submitter is gone. It has exactly one end, the same for every reader.
 //! - A destination without a live member fails in one round trip ([`Fate::NoRoute`]).
 //! - A stale epoch is refused where the router has an [`EpochGate`]; a passed deadline is not started.
 //! - One attachment carries both directions: controllers call agents while agents call controllers.
@@ -89,9 +92,10 @@ mod method;
 mod options;
 mod route;
 mod router;
+mod ticket;
 pub mod transport;
 
-pub use bus::{Bus, Replies};
+pub use bus::{Bus, Replies, TicketHandle};
 pub use codec::Codec;
 pub use error::BusError;
 pub use fate::Fate;
@@ -100,4 +104,5 @@ pub use method::Method;
 pub use options::CallOptions;
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};
+pub use ticket::{SubmitOptions, Ticket, TicketOutcome, TicketState};
 pub use transport::{Transport, memory, redis};

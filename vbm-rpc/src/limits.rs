@@ -56,3 +56,25 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// How long a member counts as alive after its last heartbeat: three may be missed.
 pub const PRESENCE_TTL: Duration = Duration::from_secs(8);
+
+/// How long an ended ticket is kept when its submitter names no time.
+pub const TICKET_KEEP: Duration = Duration::from_secs(3600);
+/// The longest that an ended ticket is kept.
+pub const TICKET_KEEP_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long after its deadline a ticket without an end is ended by who looks at it: the last word of a worker may be
+/// on its way.
+pub const TICKET_GRACE: Duration = Duration::from_secs(2);
+/// How often a waiting process looks at a ticket first; the pauses grow to [`TICKET_POLL_MAX`].
+pub const TICKET_POLL_MIN: Duration = Duration::from_millis(10);
+/// How often a waiting process looks at a ticket at last.
+pub const TICKET_POLL_MAX: Duration = Duration::from_millis(500);
+/// How often the members of a destination look for tickets that nobody ended or called back for.
+pub const TICKET_SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// The most overdue tickets that one sweep takes.
+pub const TICKET_SWEEP_MAX: usize = 256;
+/// The deadline of one callback; until it is handled there are more of them.
+pub const CALLBACK_DEADLINE: Duration = Duration::from_secs(60);
+/// The largest end of a ticket that a callback is told; of a larger one it is told the ticket alone.
+pub const CALLBACK_END_MAX_BYTES: usize = PAYLOAD_MAX_BYTES - 64 * 1024;
+/// The longest header of a submitted request: its ticket and its callback.
+pub const SUBMISSION_MAX_BYTES: usize = 2_048;

@@ -32,6 +32,11 @@ pub trait Method: 'static {
     /// Whether an answer is kept for duplicates of its request. Set it to `false` for answers that are large and many,
     /// so that they do not displace others; its handler must then bear to run twice for one request.
     const KEPT: bool = true;
+    /// Whether the answer of a request without a key is recorded with the transport too, so that another process
+    /// which gets the request again does not run it twice. Costs about a quarter of the rate of calls. Requests with
+    /// a key are always recorded, and those of a method that is not [`KEPT`](Self::KEPT) never are. See also
+    /// [`Router::record_all`](crate::Router::record_all).
+    const RECORDED: bool = false;
     /// What goes.
     type Request: Serialize + DeserializeOwned + Send + 'static;
     /// What comes back.

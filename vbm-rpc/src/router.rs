@@ -114,6 +114,8 @@ impl EpochGate for MemoryEpochGate {
 pub struct Router {
     routes: BTreeMap<&'static str, Entry>,
     gate: Option<Arc<dyn EpochGate>>,
+    record_all: bool,
+    records_any: bool,
 }
 
 #[derive(Clone)]
@@ -121,6 +123,7 @@ pub(crate) struct Entry {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) fenced: bool,
     pub(crate) kept: bool,
+    pub(crate) recorded: bool,
     pub(crate) pace: Arc<Pace>,
 }
 
@@ -180,6 +183,7 @@ impl Router {
             handler,
             method: std::marker::PhantomData,
         };
+        self.records_any |= M::RECORDED;
         self.routes.insert(
             M::NAME,
             Entry {
@@ -187,6 +191,7 @@ impl Router {
                 fenced: M::FENCED,
                 kept: M::KEPT,
                 pace: Arc::default(),
+                recorded: M::RECORDED,
             },
         );
         self
@@ -199,12 +204,21 @@ impl Router {
         self
     }
 
+    /// The answers of all kept methods are recorded as those of [`Method::RECORDED`] are.
+    #[must_use]
+    pub const fn record_all(mut self) -> Self {
+        self.record_all = true;
+        self
+    }
+
     /// This router and what `other` answers; where both answer, `other` does. The gate of `other` is taken when it
     /// has one.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.routes.extend(other.routes);
         self.gate = other.gate.or(self.gate);
+        self.record_all |= other.record_all;
+        self.records_any |= other.records_any;
         self
     }
 
@@ -220,6 +234,16 @@ impl Router {
 
     pub(crate) fn find(&self, method: &str) -> Option<&Entry> {
         self.routes.get(method)
+    }
+
+    /// Whether there is a method whose answers are recorded without a key.
+    pub(crate) const fn records_any(&self) -> bool {
+        self.record_all || self.records_any
+    }
+
+    /// Whether the answer of a request without a key is recorded with the transport.
+    pub(crate) const fn records(&self, entry: &Entry) -> bool {
+        entry.kept && (entry.recorded || self.record_all)
     }
 
     /// Whether the gate, if there is one, lets a command of this method and epoch through.

@@ -8,16 +8,20 @@
 //! ```
 //!
 //! Tasks of an attachment, all ended by [`Bus::shutdown`]: the *dispatcher* takes requests off the queue; one task a
-//! running handler; the *resender* sends unanswered requests again when the transport lost its memory; the *watcher*
+//! running handler; the *sweep* looks after tickets (see [`tickets`]); the *resender* sends unanswered requests again when the transport lost its memory; the *watcher*
 //! ends the bus when its link ends. The transport has tasks of its own.
 
 mod inflight;
 mod pending;
+mod recorded;
 mod replies;
 mod running;
 mod server;
+mod submit;
+mod tickets;
 
 pub use replies::Replies;
+pub use submit::TicketHandle;
 
 use crate::{
     BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
@@ -62,13 +66,15 @@ struct Shared {
     pending: Arc<Pending>,
     inflight: InFlight,
     ids: SeededIds,
+    /// Where calls with a callback were submitted to.
+    homes: Arc<tickets::Homes>,
     /// No new work.
     closing: CancellationToken,
     /// No work at all.
     ended: CancellationToken,
     /// The dispatcher and the handlers.
     handlers: TaskTracker,
-    /// The resender and the watcher.
+    /// The resender, the watcher and the sweep.
     tasks: TaskTracker,
 }
 
@@ -111,6 +117,7 @@ impl Bus {
             pending,
             inflight: InFlight::default(),
             ids: SeededIds::new(seed.finish()),
+            homes: Arc::default(),
             closing,
             ended,
             handlers,
@@ -131,6 +138,12 @@ impl Bus {
             shared.pending.clone(),
             shared.closing.clone(),
             shared.ended.clone(),
+        ));
+        shared.tasks.spawn(tickets::sweep(
+            shared.link.clone(),
+            shared.me.clone(),
+            shared.homes.clone(),
+            shared.closing.clone(),
         ));
         shared.handlers.close();
         shared.tasks.close();
@@ -620,6 +633,7 @@ fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
         }),
         End::Ended(EndCode::Cancelled, _) => Err(Fate::Cancelled),
         End::Unsent(_) => Err(Fate::Cancelled),
+        End::Ended(EndCode::Lost, text) => Err(submit::lost(&text)),
     }
 }
 

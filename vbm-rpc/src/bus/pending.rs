@@ -20,7 +20,7 @@ use std::{
     },
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
 use uuid::Uuid;
@@ -127,11 +127,57 @@ type Calls = HashMap<Uuid, Call, BuildHasherDefault<IdHasher>>;
 #[derive(Default)]
 pub(crate) struct Pending {
     calls: Mutex<Calls>,
+    /// Tickets that are waited for in this process.
+    waits: Mutex<HashMap<Uuid, Wait>>,
+}
+
+/// How many wait for a ticket, and what wakes them.
+#[derive(Default)]
+struct Wait {
+    waiters: usize,
+    settled: Arc<Notify>,
+}
+
+/// Waits for a ticket that was submitted here; a word from its worker wakes it.
+pub(crate) struct Waiting<'a> {
+    pending: &'a Pending,
+    id: Uuid,
+    pub(crate) settled: Arc<Notify>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waits = self.pending.waits();
+        if let Some(wait) = waits.get_mut(&self.id) {
+            wait.waiters -= 1;
+            if wait.waiters == 0 {
+                waits.remove(&self.id);
+            }
+        }
+    }
 }
 
 impl Pending {
     fn lock(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waits(&self) -> MutexGuard<'_, HashMap<Uuid, Wait>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on a word about this ticket is heard.
+    pub(crate) fn wait_for(&self, id: Uuid) -> Waiting<'_> {
+        let mut waits = self.waits();
+        let wait = waits.entry(id).or_default();
+        wait.waiters += 1;
+        let settled = wait.settled.clone();
+        drop(waits);
+        Waiting {
+            pending: self,
+            id,
+            settled,
+        }
     }
 
     /// A call that wants one answer.
@@ -217,6 +263,12 @@ impl Pending {
     /// Something came back for a call. An answer nobody waits for is dropped.
     pub(crate) fn incoming(&self, envelope: Envelope) {
         let id = envelope.id;
+        if envelope.kind == Kind::Settled {
+            if let Some(wait) = self.waits().get(&id) {
+                wait.settled.notify_waiters();
+            }
+            return;
+        }
         if envelope.kind == Kind::Accepted {
             if let Some(call) = self.lock().get_mut(&id) {
                 call.worker = Some(envelope.caller);
@@ -282,7 +334,7 @@ impl Pending {
     }
 }
 
-fn read_answer(envelope: Envelope) -> Option<Answer> {
+pub(crate) fn read_answer(envelope: Envelope) -> Option<Answer> {
     let end = match envelope.kind {
         Kind::Reply => End::Reply(envelope.codec, envelope.body),
         Kind::Refusal => End::Refused(envelope.codec.decode(&envelope.body).unwrap_or_else(|why| {
@@ -296,7 +348,13 @@ fn read_answer(envelope: Envelope) -> Option<Answer> {
                 String::from_utf8_lossy(text).into_owned(),
             )
         }
-        Kind::Request | Kind::Cast | Kind::Accepted | Kind::Progress | Kind::Cancel => return None,
+        Kind::Request
+        | Kind::Cast
+        | Kind::Accepted
+        | Kind::Progress
+        | Kind::Cancel
+        | Kind::Submit
+        | Kind::Settled => return None,
     };
     Some(Answer {
         from: envelope.caller,

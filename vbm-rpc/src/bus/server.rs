@@ -1,18 +1,18 @@
 //! The receiving side: from a delivery to an answer.
 //!
-//! Order for each request: recorded answer, deadline, method, epoch, cancel, run, record, reply, complete. A crash
-//! between run and reply runs the request again in the next process: a handler whose effect must happen once writes
-//! the request id together with its effect.
+//! Order for each request: recorded answer (of this process), deadline, method, recorded answer (of the destination,
+//! where it may have run), epoch, cancel, run, record, reply, complete. A crash between run and record runs the request
+//! again in the next process: a handler whose effect must happen once writes the request id together with its effect.
 
-use super::running::Running;
+use super::{recorded::Looked, running::Running, tickets::TicketJob};
 use crate::{
-    MemberInfo, Router,
+    MemberInfo, Route, Router,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{EndCode, Envelope, Kind},
     limits,
     router::{Context, Entry, Pace},
-    transport::{Completion, Delivery, Destination, Link},
+    transport::{Completion, Delivery, Destination, Link, ResultStore},
 };
 use bytes::Bytes;
 use futures::{FutureExt, poll};
@@ -34,30 +34,38 @@ use uuid::Uuid;
 use vbm_core::{Error, ErrorKind, NodePath, Outcome};
 
 pub(super) struct Server {
-    me: MemberInfo,
-    router: Router,
-    link: Arc<dyn Link>,
+    pub(super) me: MemberInfo,
+    pub(super) router: Router,
+    pub(super) link: Arc<dyn Link>,
+    /// The shared memory of recorded answers and tickets, where the transport has one.
+    pub(super) results: Option<Arc<dyn ResultStore>>,
     running: Arc<Running>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
     closing: CancellationToken,
-    ended: CancellationToken,
-    tasks: TaskTracker,
+    pub(super) ended: CancellationToken,
+    pub(super) tasks: TaskTracker,
 }
 
 /// Who gets an answer, and what is completed with it.
-struct Asker {
-    id: Uuid,
+pub(super) struct Asker {
+    pub(super) id: Uuid,
     inbox: Option<Destination>,
+    ticket: Option<Arc<TicketJob>>,
     deadline: Instant,
-    done: Completion,
+    pub(super) done: Completion,
 }
 
 /// One request that is to run.
-struct Job {
-    request: Envelope,
-    key: Key,
-    deadline: Instant,
+pub(super) struct Job {
+    pub(super) request: Envelope,
+    pub(super) key: Key,
+    pub(super) deadline: Instant,
+    ticket: Option<Arc<TicketJob>>,
+    /// The destination whose members share the answer.
+    pub(super) home: Option<Arc<Route>>,
+    /// It may have been delivered before.
+    pub(super) again: bool,
 }
 
 impl Server {
@@ -73,6 +81,7 @@ impl Server {
         Self {
             me,
             router,
+            results: link.results(),
             link,
             running,
             dedupe: Mutex::new(Dedupe::default()),
@@ -113,6 +122,9 @@ impl Server {
     async fn accept(self: &Arc<Self>, delivery: Delivery, permit: OwnedSemaphorePermit) {
         let request = match Envelope::decode(&delivery.frame) {
             Ok(request) if matches!(request.kind, Kind::Request | Kind::Cast) => request,
+            Ok(request) if request.kind == Kind::Submit => {
+                return self.accept_submitted(request, delivery, permit);
+            }
             Ok(other) => {
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
                 return delivery.done.complete();
@@ -122,6 +134,17 @@ impl Server {
                 return delivery.done.complete();
             }
         };
+        self.take(request, None, delivery, permit).await;
+    }
+
+    /// Runs a request, or answers it with what is known of it.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        request: Envelope,
+        ticket: Option<Arc<TicketJob>>,
+        delivery: Delivery,
+        permit: OwnedSemaphorePermit,
+    ) {
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
         let key = match &request.idempotency_key {
             Some(key) => Key::Chosen {
@@ -130,9 +153,13 @@ impl Server {
             },
             None => Key::Id(request.id),
         };
+        let recordable = request.idempotency_key.is_some() || self.router.records_any();
+        let home = recordable.then(|| delivery.done.home()).flatten();
+        let again = delivery.done.again();
         let mut asker = Some(Asker {
             id: request.id,
             inbox: inbox(&request),
+            ticket: ticket.clone(),
             deadline,
             done: delivery.done,
         });
@@ -146,6 +173,9 @@ impl Server {
                     request,
                     key,
                     deadline,
+                    ticket,
+                    home,
+                    again,
                 },
                 permit,
             ),
@@ -211,6 +241,12 @@ impl Server {
             let why = format!("{} does not know the method '{}'", self.me.path, request.method);
             return (ended(EndCode::NoRoute, &why), false);
         };
+        match self.look_for(entry, job).await {
+            Looked::Fresh => {}
+            Looked::Recorded(answer) => return (answer, true),
+            Looked::Conflict => return (refusal(request.codec, &key_conflict()), false),
+            Looked::Late => return (ended(EndCode::Expired, ""), false),
+        }
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
             return (refusal(request.codec, &error), false);
         }
@@ -226,6 +262,7 @@ impl Server {
             },
             Err(error) => refusal(request.codec, &error),
         };
+        self.record(entry, job, &answer).await;
         (answer, entry.kept)
     }
 
@@ -274,7 +311,8 @@ impl Server {
         let mut accept = std::pin::pin!(sleep(limits::ACCEPT_AFTER));
         let mut expire = std::pin::pin!(sleep_until(job.deadline));
         let mut closing = std::pin::pin!(self.closing.cancelled());
-        let (mut accepted, mut expired, mut closed) = (request.kind != Kind::Request, false, false);
+        let silent = request.kind != Kind::Request && job.ticket.is_none();
+        let (mut accepted, mut expired, mut closed) = (silent, false, false);
         loop {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
@@ -282,7 +320,12 @@ impl Server {
                 ended = &mut handler => return ended,
                 () = &mut accept, if !accepted => {
                     accepted = true;
-                    self.say_begun(request);
+                    if let Some(ticket) = &job.ticket {
+                        self.note_begun(ticket);
+                    }
+                    if request.kind == Kind::Request {
+                        self.say_begun(request);
+                    }
                 }
                 () = &mut expire, if !expired => {
                     expired = true;
@@ -307,6 +350,9 @@ impl Server {
 
     /// Sends the answer to one asker and completes its delivery.
     async fn answer(&self, asker: Asker, answer: &Answer) {
+        if let Some(ticket) = asker.ticket.clone() {
+            return self.end_ticket(&ticket, asker, answer).await;
+        }
         let left = asker.deadline.saturating_duration_since(Instant::now());
         if let Some(inbox) = asker.inbox
             && !left.is_zero()
@@ -320,7 +366,7 @@ impl Server {
         asker.done.complete();
     }
 
-    fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: Bytes) -> Bytes {
+    pub(super) fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: Bytes) -> Bytes {
         Envelope {
             kind,
             codec,

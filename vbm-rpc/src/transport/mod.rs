@@ -20,6 +20,9 @@
 
 pub mod memory;
 pub mod redis;
+mod results;
+
+pub use results::{ResultStore, TicketPlace, TicketRecord};
 
 use crate::{BusError, MemberInfo, Route, envelope};
 use async_trait::async_trait;
@@ -176,6 +179,12 @@ pub trait Link: Send + Sync + 'static {
 
     /// Ends everything the link runs at once without telling anyone, as a crash would.
     fn sever(&self);
+
+    /// The shared memory of recorded answers and tickets, where the transport has one. Without it the answers of
+    /// repeated keys are those of one process, and nothing can be submitted.
+    fn results(&self) -> Option<Arc<dyn ResultStore>> {
+        None
+    }
 }
 
 /// What the bus gives to a transport: where incoming frames go.
@@ -259,6 +268,17 @@ pub struct Completion(Option<Arc<dyn Keeper>>);
 pub trait Keeper: Send + Sync + 'static {
     /// One delivery of this keeper was completed. Must not block.
     fn completed(&self);
+
+    /// The destination whose members share the results of its deliveries. `None` for a broadcast, which every member
+    /// answers for itself.
+    fn home(&self) -> Option<Arc<Route>> {
+        None
+    }
+
+    /// Whether its deliveries may have been delivered before, to another process or to this one's earlier life.
+    fn again(&self) -> bool {
+        false
+    }
 }
 
 impl Completion {
@@ -270,6 +290,16 @@ impl Completion {
     /// For what nobody keeps.
     pub const fn nothing() -> Self {
         Self(None)
+    }
+
+    /// The destination whose members share the result, if any.
+    pub fn home(&self) -> Option<Arc<Route>> {
+        self.0.as_ref()?.home()
+    }
+
+    /// Whether it may have been delivered before.
+    pub fn again(&self) -> bool {
+        self.0.as_ref().is_some_and(|keeper| keeper.again())
     }
 
     /// The delivery is done with.

@@ -68,6 +68,8 @@ struct Entry {
     since: Instant,
     until: Instant,
     origin: Origin,
+    /// Somebody was given it.
+    given: bool,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -75,6 +77,17 @@ enum Origin {
     Node,
     Any(NodePath, Service),
     All,
+}
+
+impl Origin {
+    /// The destination whose members share the results.
+    fn home(&self, path: &NodePath) -> Option<Arc<Route>> {
+        match self {
+            Self::Node => Some(Arc::new(Route::node(path.clone()))),
+            Self::Any(scope, service) => Some(Arc::new(Route::any(scope.clone(), service.clone()))),
+            Self::All => None,
+        }
+    }
 }
 
 /// One attachment's place.
@@ -115,9 +128,20 @@ struct Kept {
     hub: Arc<Hub>,
     seat: Arc<Seat>,
     serial: u64,
+    again: bool,
 }
 
 impl Keeper for Kept {
+    fn home(&self) -> Option<Arc<Route>> {
+        let state = self.hub.lock();
+        let entry = state.nodes.get(&self.seat.path)?.kept.get(&self.serial)?;
+        entry.origin.home(&self.seat.path)
+    }
+
+    fn again(&self) -> bool {
+        self.again
+    }
+
     fn completed(&self) {
         if self.seat.severed.load(Ordering::SeqCst) {
             return;
@@ -280,7 +304,7 @@ impl Hub {
                 return Next::Wait(Some(death.map_or(at, |death| death.min(at))));
             }
             node.ready.pop_first();
-            let Some(entry) = node.kept.get(&serial) else {
+            let Some(entry) = node.kept.get_mut(&serial) else {
                 continue;
             };
             if entry.until <= now {
@@ -291,6 +315,7 @@ impl Hub {
                 hub: self.clone(),
                 seat: seat.clone(),
                 serial,
+                again: std::mem::replace(&mut entry.given, true),
             };
             return Next::Request(Delivery {
                 frame: entry.frame.clone(),
@@ -354,6 +379,7 @@ impl State {
             since: now,
             until,
             origin,
+            given: false,
         };
         match route {
             Route::Node(path) => {

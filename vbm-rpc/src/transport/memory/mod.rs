@@ -13,10 +13,11 @@
 
 mod faults;
 mod hub;
+mod results;
 
 pub use faults::Faults;
 
-use super::{Attached, Destination, Inbound, Link, SendError, Sent, Transport};
+use super::{Attached, Destination, Inbound, Link, ResultStore, SendError, Sent, Transport};
 use crate::{BusError, MemberInfo};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -45,6 +46,7 @@ pub const QUEUE_MAX_PER_NODE: usize = 16_384;
 #[derive(Clone, Default)]
 pub struct MemoryBus {
     hub: Arc<Hub>,
+    memory: Arc<results::Memory>,
 }
 
 impl MemoryBus {
@@ -57,6 +59,7 @@ impl MemoryBus {
     pub fn with_faults(faults: Faults) -> Self {
         Self {
             hub: Arc::new(Hub::new(faults)),
+            memory: Arc::default(),
         }
     }
 
@@ -86,11 +89,18 @@ impl std::fmt::Debug for MemoryBus {
 #[async_trait]
 impl Transport for MemoryBus {
     async fn attach(&self, member: MemberInfo, inbound: Inbound) -> Result<Attached, BusError> {
+        let (path, stop) = (member.path.clone(), CancellationToken::new());
         let seat = self.hub.attach(member, inbound.clone());
+        let results = results::MemoryResults {
+            memory: self.memory.clone(),
+            path,
+            stop: stop.clone(),
+        };
         let link = MemoryLink {
             hub: self.hub.clone(),
             seat: seat.clone(),
-            stop: CancellationToken::new(),
+            results: Arc::new(results),
+            stop,
             tasks: TaskTracker::new(),
             generations: watch::Sender::new(1),
         };
@@ -110,6 +120,7 @@ impl Transport for MemoryBus {
 struct MemoryLink {
     hub: Arc<Hub>,
     seat: Arc<Seat>,
+    results: Arc<results::MemoryResults>,
     stop: CancellationToken,
     tasks: TaskTracker,
     generations: watch::Sender<u64>,
@@ -184,5 +195,9 @@ impl Link for MemoryLink {
             self.hub.sever(&self.seat, Instant::now());
             self.stop.cancel();
         }
+    }
+
+    fn results(&self) -> Option<Arc<dyn ResultStore>> {
+        Some(self.results.clone())
     }
 }

@@ -231,7 +231,7 @@ async fn take_over(
             bury(core, commands, (scope, service), key, entry).await?;
             continue;
         }
-        for delivery in core.deliveries(key, entry, true) {
+        for delivery in core.deliveries(key, entry, true, true) {
             if !core.inbound.request(delivery).await {
                 return Ok(());
             }

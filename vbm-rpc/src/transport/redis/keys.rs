@@ -8,9 +8,12 @@
 //! | `ns:v1:{shard}:b` | stream | broadcasts to a shard | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:g:<scope>:<service>` | stream, group | requests for any | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:l:<scope>:<service>` | sorted set | who is alive: path by expiry in Redis' ms | [`STREAM_TTL`] |
+//! | `ns:v1:{shard}:idem:<home>:<bucket>` | hash | recorded answers, by key | [`DEDUPE_TTL`](crate::limits::DEDUPE_TTL) and a bucket |
+//! | `ns:v1:{shard}:t:<home>:<id>` | hash | one ticket | until it is kept no longer |
+//! | `ns:v1:{shard}:due` | sorted set | tickets to look after, by when in Redis' ms | [`STREAM_TTL`] from the last one |
 //! | `ns:v1:{shard of scope}:d:<scope>:<service>` | stream | dead letters | [`STREAM_TTL`] |
 
-use crate::Service;
+use crate::{Route, Service};
 use std::time::Duration;
 use vbm_core::NodePath;
 
@@ -88,11 +91,41 @@ impl Keys {
     pub(super) fn dead_letters(&self, scope: &NodePath, service: &Service) -> String {
         self.at(&ancestor(scope, SHARD_DEPTH), &format!("d:{scope}:{service}"))
     }
+    /// The hash that holds the answers which the members of `home` recorded in one span of time.
+    pub(super) fn answers(&self, home: &Route, bucket: u64) -> String {
+        let (shard, home) = home_parts(home);
+        self.at(&shard, &format!("idem:{home}:{bucket}"))
+    }
+    pub(super) fn ticket(&self, home: &Route, id: &uuid::Uuid) -> String {
+        let (shard, home) = home_parts(home);
+        self.at(&shard, &format!("t:{home}:{}", id.simple()))
+    }
+    /// The tickets of a shard that somebody must look after.
+    pub(super) fn due(&self, shard: &NodePath) -> String {
+        self.at(shard, "due")
+    }
     /// Who offers `service` below `scope`; without a service, who is there at all.
     pub(super) fn alive(&self, scope: &NodePath, service: Option<&Service>) -> String {
         let service = service.map_or("*", Service::as_str);
         self.at(&ancestor(scope, SHARD_DEPTH), &format!("l:{scope}:{service}"))
     }
+}
+
+/// The shard of a destination: where its queue lies.
+pub(super) fn home_shard(home: &Route) -> NodePath {
+    match home {
+        Route::Node(path) => shard(path),
+        Route::Any { scope, .. } | Route::All { scope, .. } => ancestor(scope, SHARD_DEPTH),
+    }
+}
+
+/// The shard of a destination, and its name in keys: `n:<path>` or `g:<scope>:<service>`, as that of its queue.
+fn home_parts(home: &Route) -> (NodePath, String) {
+    let name = match home {
+        Route::Node(path) => format!("n:{path}"),
+        Route::Any { scope, service } | Route::All { scope, service } => format!("g:{scope}:{service}"),
+    };
+    (home_shard(home), name)
 }
 
 /// The consumer name of one run of one process.
@@ -145,6 +178,22 @@ mod tests {
             };
             assert_eq!(tag(&any), tag(&alive));
         }
+    }
+
+    #[test]
+    fn answers_and_tickets_lie_in_the_slot_of_the_queue() {
+        let (keys, agent) = (Keys::new("vbm"), Service::new("agent").unwrap());
+        let (node, any) = (
+            Route::node(path("eu/r1/n1")),
+            Route::any(path("eu/r1/x/y"), agent),
+        );
+        let id = uuid::Uuid::from_u128(7);
+        assert_eq!(keys.answers(&node, 3), "vbm:v1:{eu/r1}:idem:n:eu/r1/n1:3");
+        assert_eq!(
+            keys.ticket(&any, &id),
+            "vbm:v1:{eu/r1}:t:g:eu/r1/x/y:agent:00000000000000000000000000000007"
+        );
+        assert_eq!(keys.due(&home_shard(&any)), "vbm:v1:{eu/r1}:due");
     }
 
     #[test]

@@ -25,7 +25,9 @@
 //!   on requests that killed their workers again and again (dead letters).
 //!
 //! No clock of a client is trusted: ages come from the ids of entries, which carry Redis' time.
-//! Not there yet: Sentinel, Cluster (the keys have their hash tags), a shared result store, TLS, signatures.
+//! - Recorded answers and tickets ([`results`]) go through the writer too.
+//!
+//! Not there yet: Sentinel, Cluster (the keys have their hash tags), TLS, signatures.
 
 mod beat;
 mod config;
@@ -34,6 +36,7 @@ mod keys;
 mod pack;
 mod presence;
 mod reader;
+mod results;
 mod scripts;
 mod start;
 mod taker;
@@ -42,7 +45,8 @@ mod writer;
 pub use config::RedisConfig;
 
 use super::{
-    Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, SendError, SendWatch, Sent, Transport,
+    Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, ResultStore, SendError, SendWatch,
+    Sent, Transport,
 };
 use crate::{BusError, MemberInfo, Route};
 use async_trait::async_trait;
@@ -51,11 +55,11 @@ use connect::{Commands, Connector};
 use keys::Keys;
 use pack::Entry;
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -184,6 +188,11 @@ struct Core {
     inbox_cursor: Mutex<String>,
     /// Requests between the reader and the bus.
     backlog: AtomicUsize,
+    /// The destination of each queue that this member serves.
+    homes: HashMap<String, Arc<Route>>,
+    /// What was written up to then, in Redis' ms, may have been delivered to another process: before this one came,
+    /// or before Redis forgot what was done.
+    suspect_ms: AtomicU64,
     seed: u64,
 }
 
@@ -202,9 +211,14 @@ impl Core {
         let consumer = keys::consumer(&me.path, &me.boot_id);
         let mut seed = DefaultHasher::new();
         consumer.hash(&mut seed);
+        let keys = Keys::new(&config.namespace);
+        let mut homes = HashMap::from([(keys.node(&me.path), Arc::new(Route::node(me.path.clone())))]);
+        for (scope, service) in presence::served(&me) {
+            homes.insert(keys.any(&scope, &service), Arc::new(Route::any(scope, service)));
+        }
         Self {
             server: config.to_string(),
-            keys: Keys::new(&config.namespace),
+            keys,
             connector,
             me,
             token,
@@ -223,6 +237,8 @@ impl Core {
             held: Mutex::default(),
             inbox_cursor: Mutex::new("0-0".into()),
             backlog: AtomicUsize::new(0),
+            homes,
+            suspect_ms: AtomicU64::new(0),
             seed: seed.finish(),
         }
     }
@@ -252,8 +268,9 @@ impl Core {
         now.checked_sub(Duration::from_millis(age)).unwrap_or(now)
     }
 
-    /// Gives an entry's requests for the bus; nothing when it has them already. Garbage is removed.
-    fn deliveries(self: &Arc<Self>, key: &Arc<str>, entry: Entry, group: bool) -> Vec<Delivery> {
+    /// Gives an entry's requests for the bus; nothing when it has them already. Garbage is removed. `again`: somebody
+    /// else may have had it before.
+    fn deliveries(self: &Arc<Self>, key: &Arc<str>, entry: Entry, group: bool, again: bool) -> Vec<Delivery> {
         if !lock(&self.held).insert((key.clone(), entry.id.clone())) {
             return Vec::new();
         }
@@ -266,8 +283,10 @@ impl Core {
         let held = Arc::new(Held {
             core: self.clone(),
             key: key.clone(),
+            again: again || self.is_suspect(&entry.id),
             id: entry.id,
             group,
+            home: self.homes.get(&**key).cloned(),
             left: AtomicUsize::new(entry.frames.len()),
         });
         let delivery = |frame| Delivery {
@@ -276,6 +295,11 @@ impl Core {
             done: Completion::new(held.clone()),
         };
         entry.frames.into_iter().map(delivery).collect()
+    }
+
+    /// Whether an entry is so old that another process may have had it.
+    fn is_suspect(&self, id: &str) -> bool {
+        pack::parse_id(id).is_none_or(|(ms, _)| ms <= self.suspect_ms.load(Ordering::Relaxed))
     }
 
     fn complete(&self, key: Arc<str>, id: String, group: bool) {
@@ -370,6 +394,8 @@ struct Held {
     key: Arc<str>,
     id: String,
     group: bool,
+    home: Option<Arc<Route>>,
+    again: bool,
     left: AtomicUsize,
 }
 
@@ -378,6 +404,14 @@ impl Keeper for Held {
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.core.complete(self.key.clone(), self.id.clone(), self.group);
         }
+    }
+
+    fn home(&self) -> Option<Arc<Route>> {
+        self.home.clone()
+    }
+
+    fn again(&self) -> bool {
+        self.again
     }
 }
 
@@ -579,6 +613,11 @@ impl Link for RedisLink {
         self.core.retired.cancel();
         self.core.room.close();
         self.core.stop.cancel();
+    }
+
+    fn results(&self) -> Option<Arc<dyn ResultStore>> {
+        let core = self.core.clone();
+        Some(Arc::new(results::RedisResults { core }))
     }
 }
 

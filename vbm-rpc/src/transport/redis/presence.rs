@@ -132,6 +132,9 @@ pub(super) async fn register(
     let asked = Instant::now();
     let answers = commands.run(&mut batch).await?;
     set_clock(core, asked, answers.first());
+    // The clock lags by no more than the answers took.
+    let by_now = core.now_ms() + ms(asked.elapsed()) + 1;
+    core.suspect_ms.fetch_max(by_now, Ordering::Relaxed);
     let Some([stream, presence]) = answers.last_chunk() else {
         return Err(Down("too few answers".into()));
     };

@@ -124,7 +124,7 @@ impl Reader {
             self.inbox_cursor = last;
         } else if key == &*self.node {
             for entry in entries {
-                let deliveries = self.core.deliveries(&self.node, entry, false);
+                let deliveries = self.core.deliveries(&self.node, entry, false, false);
                 self.give(deliveries);
             }
             self.node_cursor = last;

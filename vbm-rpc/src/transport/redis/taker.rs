@@ -92,12 +92,13 @@ async fn take_until_down(
             let (Some(key), Some(cursor)) = (keys.get(at), cursors.get_mut(at)) else {
                 continue;
             };
-            if let (Some(last), true) = (entries.last(), cursor != NEW) {
+            let again = cursor != NEW;
+            if let (Some(last), true) = (entries.last(), again) {
                 cursor.clone_from(&last.id);
                 any = true;
             }
             for entry in entries {
-                for delivery in core.deliveries(key, entry, true) {
+                for delivery in core.deliveries(key, entry, true, again) {
                     if !core.inbound.request(delivery).await {
                         return Ok(());
                     }

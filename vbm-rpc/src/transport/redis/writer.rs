@@ -14,6 +14,7 @@ use super::{
     lock,
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
     presence::{self, Claim},
+    results::{Recorded, StoreOp, StorePlan},
 };
 use crate::{
     Service,
@@ -75,6 +76,8 @@ pub(super) enum Op {
         id: String,
         group: bool,
     },
+    /// Something with recorded answers or tickets.
+    Store(StoreOp),
     /// Look whether the connection lives.
     Probe,
     /// Say when everything before this is written.
@@ -174,6 +177,7 @@ struct Plan {
     groups: Vec<Group>,
     /// Entries done with: by key and whether it has a group.
     completed: BTreeMap<(Arc<str>, bool), Vec<String>>,
+    stores: StorePlan,
     flushed: Vec<oneshot::Sender<()>>,
     probe: bool,
 }
@@ -198,13 +202,18 @@ impl Plan {
                 self.groups[at].ops.push(op);
             }
             Op::Complete { key, id, group } => self.completed.entry((key, group)).or_default().push(id),
+            Op::Store(op) => self.stores.add(op),
             Op::Probe => self.probe = true,
             Op::Flushed(done) => self.flushed.push(done),
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.groups.is_empty() && self.completed.is_empty() && self.flushed.is_empty() && !self.probe
+        self.groups.is_empty()
+            && self.completed.is_empty()
+            && self.stores.is_empty()
+            && self.flushed.is_empty()
+            && !self.probe
     }
 
     /// Ends what is too late, and cuts the rest into entries. `workers` is the number of consumers last seen alive.
@@ -255,6 +264,7 @@ pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::UnboundedReceiver<Op>,
         again: false,
         parked: Vec::new(),
         workers: HashMap::new(),
+        recorded: Recorded::default(),
     };
     let mut commands = Some(commands);
     let (mut plan, mut index) = (Plan::default(), HashMap::new());
@@ -316,6 +326,7 @@ struct Writer {
     parked: Vec<(Instant, SendOp)>,
     /// How many workers each anycast target had.
     workers: HashMap<Target, usize>,
+    recorded: Recorded,
 }
 
 impl Writer {
@@ -359,6 +370,8 @@ impl Writer {
         plan: &mut Plan,
     ) -> Result<(), Down> {
         let mut batch = redis::pipe();
+        // First, so that no reply is there before its record is.
+        let layout = self.recorded.add(core, &mut batch, &plan.stores);
         for group in &plan.groups {
             add_group(core, &mut batch, group);
         }
@@ -375,6 +388,8 @@ impl Writer {
         if plan.probe {
             core.conn.send_replace(Some(commands.clone()));
         }
+        self.recorded
+            .settle(mem::take(&mut plan.stores), layout, &mut answers);
         for group in mem::take(&mut plan.groups) {
             self.settle(core, group, &mut answers);
         }
