@@ -151,9 +151,16 @@ impl Agent {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        Ok(Self {
+        let agent = Self {
             inner: Arc::new(inner),
-        })
+        };
+        // Before any command can come: the first to ask for a keeper decides whether its VM counts as adopted.
+        for (kind, machines) in &agent.inner.machines {
+            for adopted in machines.adopted() {
+                agent.keeper(*kind, adopted.id, true);
+            }
+        }
+        Ok(agent)
     }
 
     /// Begins to report, over this bus. Call once.
@@ -165,11 +172,6 @@ impl Agent {
             .bus
             .set(bus)
             .map_err(|_| Error::internal("the agent was started twice", "start is for once"))?;
-        for (kind, machines) in &self.inner.machines {
-            for adopted in machines.adopted() {
-                self.keeper(*kind, adopted.id, true);
-            }
-        }
         let this = self.clone();
         self.inner.tasks.spawn(async move { this.report_self().await });
         let this = self.clone();

@@ -52,11 +52,12 @@ impl Reporter {
         some.iter().filter_map(|id| vms.remove(id)).collect()
     }
 
-    /// Puts back what was not heard, where nothing newer came in between.
+    /// Puts back what was not heard, where nothing newer came in between; that a VM was adopted is still to be told.
     fn put_back(&self, seen: Vec<VmSeen>) {
         let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
         for vm in seen {
-            vms.entry(vm.id).or_insert(vm);
+            let adopted = vm.adopted;
+            vms.entry(vm.id).or_insert(vm).adopted |= adopted;
         }
     }
 }
@@ -290,4 +291,34 @@ fn memory_mib() -> (u64, u64) {
         field("MemTotal:").unwrap_or(0),
         field("MemAvailable:").unwrap_or(0),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vbm_core::{PowerState, VmStatus};
+
+    fn seen(adopted: bool, power: PowerState) -> VmSeen {
+        VmSeen {
+            id: VmId::from_uuid(uuid::Uuid::from_u128(7)),
+            status: VmStatus {
+                power,
+                ..VmStatus::default()
+            },
+            doing: None,
+            adopted,
+            snapshots: Vec::new(),
+            reverted: None,
+        }
+    }
+
+    #[test]
+    fn an_adoption_that_was_not_heard_is_told_with_what_came_after_it() {
+        let reporter = Reporter::default();
+        reporter.tell(seen(true, PowerState::Unknown));
+        let unheard = reporter.take();
+        reporter.tell(seen(false, PowerState::Running));
+        reporter.put_back(unheard);
+        assert_eq!(reporter.take(), [seen(true, PowerState::Running)]);
+    }
 }
