@@ -354,10 +354,13 @@ impl Bus {
         request: &M::Request,
         options: &CallOptions,
     ) -> Result<Flight, Fate> {
-        self.health().map_err(|error| match error {
-            BusError::Closed => Fate::Cancelled,
-            error => Fate::Refused(error.into()),
-        })?;
+        // Whatever ends the bus fires that too.
+        if self.shared.closing.is_cancelled() {
+            self.health().map_err(|error| match error {
+                BusError::Closed => Fate::Cancelled,
+                error => Fate::Refused(error.into()),
+            })?;
+        }
         let text = |what: &str, length: usize, max: usize| {
             if length <= max {
                 return Ok(());

@@ -1,8 +1,7 @@
 //! The peer of a first day: RPUSH a request, BLPOP it in one of as many workers, RPUSH the reply, BLPOP that.
 
 use super::{
-    PAYLOAD_BYTES,
-    load::{Measured, measure},
+    load::{Measured, Shape, measure},
     server::RedisServer,
 };
 use crate::harness::{fault::Outcome, ground::Ground};
@@ -13,19 +12,20 @@ use tokio::task::JoinSet;
 const REQUESTS: &str = "requests";
 
 /// A connection each for all callers and all workers: BLPOP blocks the connection that it is on.
-pub(super) async fn round(ground: &Ground, server: &RedisServer, flights: usize) -> Outcome<Measured> {
+pub(super) async fn round(ground: &Ground, server: &RedisServer, shape: Shape) -> Outcome<Measured> {
+    let Shape { flights, payload, .. } = shape;
     // Dropped at the end: then all workers end.
     let mut workers = JoinSet::new();
     let mut callers = Vec::with_capacity(flights);
     for _ in 0..flights {
-        workers.spawn(work(server.connection().await?));
+        workers.spawn(work(server.connection().await?, payload));
         callers.push(server.connection().await?);
     }
     let callers = Arc::new(callers);
     measure(ground, Some(server), flights, move |lane| {
         let mut connection = callers[lane].clone();
         async move {
-            let request = format!("{}{lane}", "x".repeat(PAYLOAD_BYTES));
+            let request = format!("{}{lane}", "x".repeat(payload));
             let _waiting: i64 = redis::cmd("RPUSH")
                 .arg(REQUESTS)
                 .arg(request)
@@ -43,7 +43,7 @@ pub(super) async fn round(ground: &Ground, server: &RedisServer, flights: usize)
 }
 
 /// Answers until the server goes.
-async fn work(mut connection: MultiplexedConnection) {
+async fn work(mut connection: MultiplexedConnection, payload: usize) {
     loop {
         let popped: redis::RedisResult<(String, Vec<u8>)> = redis::cmd("BLPOP")
             .arg(REQUESTS)
@@ -51,7 +51,7 @@ async fn work(mut connection: MultiplexedConnection) {
             .query_async(&mut connection)
             .await;
         let Ok((_, request)) = popped else { return };
-        let Some((body, lane)) = request.split_at_checked(PAYLOAD_BYTES) else {
+        let Some((body, lane)) = request.split_at_checked(payload) else {
             return;
         };
         let to = replies(&String::from_utf8_lossy(lane));

@@ -1,15 +1,17 @@
 //! Ours: typed calls from one attachment to another.
 
 use super::{
-    PAYLOAD_BYTES,
-    load::{Measured, measure},
+    load::{Measured, Shape, measure},
     server::RedisServer,
 };
 use crate::harness::{
     fault::{Fault, Outcome},
     ground::Ground,
 };
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 use vbm_core::NodePath;
 use vbm_rpc::{
     Bus, CallOptions, Member, Method, Route, Router, Transport,
@@ -25,28 +27,35 @@ impl Method for Echo {
     type Reply = String;
 }
 
-pub(super) async fn over_redis(ground: &Ground, server: &RedisServer, flights: usize) -> Outcome<Measured> {
+pub(super) async fn over_redis(ground: &Ground, server: &RedisServer, shape: Shape) -> Outcome<Measured> {
     let transport = RedisTransport::connect(RedisConfig::from_url(&server.url())?).await?;
-    round(ground, Arc::new(transport), Some(server), flights).await
+    round(ground, Arc::new(transport), Some(server), shape).await
 }
 
-pub(super) async fn over_memory(ground: &Ground, flights: usize) -> Outcome<Measured> {
-    round(ground, Arc::new(MemoryBus::new()), None, flights).await
+pub(super) async fn over_memory(ground: &Ground, shape: Shape) -> Outcome<Measured> {
+    round(ground, Arc::new(MemoryBus::new()), None, shape).await
 }
 
 async fn round(
     ground: &Ground,
     transport: Arc<dyn Transport>,
     server: Option<&RedisServer>,
-    flights: usize,
+    shape: Shape,
 ) -> Outcome<Measured> {
-    let (node, caller): (NodePath, NodePath) = ("n1".parse()?, "c1".parse()?);
     let echo = Router::new().method::<Echo, _, _>(|_context, text: String| async move { Ok(text) });
-    let worker = Bus::attach(Arc::clone(&transport), Member::new(node.clone(), "worker"), echo).await?;
-    let bus = Bus::attach(transport, Member::new(caller, "caller"), Router::new()).await?;
-    let (calling, route, text) = (bus.clone(), Route::node(node), "x".repeat(PAYLOAD_BYTES));
-    let measured = measure(ground, server, flights, move |_lane| {
-        let call = calling.call::<Echo>(&route, &text, CallOptions::default());
+    let (mut workers, mut routes) = (Vec::new(), Vec::new());
+    for node in 0..shape.nodes {
+        let node: NodePath = format!("n{node}").parse()?;
+        let member = Member::new(node.clone(), "worker");
+        workers.push(Bus::attach(Arc::clone(&transport), member, echo.clone()).await?);
+        routes.push(Route::node(node));
+    }
+    let bus = Bus::attach(transport, Member::new("c1".parse()?, "caller"), Router::new()).await?;
+    let (calling, text) = (bus.clone(), "x".repeat(shape.payload));
+    let (routes, next): (Arc<[Route]>, _) = (routes.into(), Arc::new(AtomicUsize::new(0)));
+    let measured = measure(ground, server, shape.flights, move |_lane| {
+        let route = &routes[next.fetch_add(1, Ordering::Relaxed) % routes.len()];
+        let call = calling.call::<Echo>(route, &text, CallOptions::default());
         async move {
             call.await
                 .map(drop)
@@ -55,6 +64,8 @@ async fn round(
     })
     .await;
     bus.shutdown().await;
-    worker.shutdown().await;
+    for worker in workers {
+        worker.shutdown().await;
+    }
     measured
 }

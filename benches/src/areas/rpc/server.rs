@@ -48,8 +48,12 @@ impl RedisServer {
         })
     }
 
+    pub(super) fn socket(&self) -> String {
+        self.dir.path().join(SOCKET).display().to_string()
+    }
+
     pub(super) fn url(&self) -> String {
-        format!("redis+unix://{}", self.dir.path().join(SOCKET).display())
+        format!("redis+unix://{}", self.socket())
     }
 
     /// A plain connection that waits for answers as long as it takes.

@@ -34,6 +34,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    task::yield_now,
     time::{Instant, sleep, sleep_until},
 };
 use vbm_core::NodePath;
@@ -276,6 +277,13 @@ pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::UnboundedReceiver<Op>,
                 // Cancel safe: nothing is taken when another arm wins.
                 count = queue.recv_many(&mut taken, BATCH_MAX_OPS) => if count == 0 { return },
                 () = wait_until(next) => {}
+            }
+            // Who was woken together sends together: one batch, instead of one for the first and one for the rest.
+            yield_now().await;
+            while taken.len() < BATCH_MAX_OPS
+                && let Ok(op) = queue.try_recv()
+            {
+                taken.push(op);
             }
         }
         for op in writer.due(Instant::now()) {
