@@ -92,6 +92,7 @@ mod method;
 mod options;
 mod route;
 mod router;
+mod submission;
 mod ticket;
 pub mod transport;
 
@@ -104,5 +105,6 @@ pub use method::Method;
 pub use options::CallOptions;
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};
-pub use ticket::{SubmitOptions, Ticket, TicketOutcome, TicketState};
+pub use submission::{SubmitOptions, TicketOutcome};
+pub use ticket::{Ticket, TicketState};
 pub use transport::{Transport, memory, redis};

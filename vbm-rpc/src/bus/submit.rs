@@ -5,7 +5,8 @@ use crate::{
     BusError, Fate, Method, Route, SubmitOptions, Ticket, TicketOutcome, TicketState,
     envelope::{Envelope, Kind},
     limits,
-    ticket::{Judged, Lost, Submission, TicketName, judge, millis, read_begun},
+    submission::Submission,
+    ticket::{Judged, Lost, TicketName, judge, millis, read_begun},
     transport::{Destination, ResultStore, TicketPlace, TicketRecord},
 };
 use bytes::Bytes;

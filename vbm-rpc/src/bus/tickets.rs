@@ -18,7 +18,8 @@ use crate::{
     dedupe::Answer,
     envelope::{EndCode, Envelope, Kind},
     limits,
-    ticket::{Begun, Lost, Submission, TicketName, TicketOutcome, millis},
+    submission::{Submission, TicketOutcome},
+    ticket::{Begun, Lost, TicketName, millis},
     transport::{Delivery, Destination, Link, ResultStore},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -169,10 +170,9 @@ impl Server {
         let end = self.frame(answer.kind, answer.codec, asker.id, answer.body.clone());
         if job.submission.callback.is_some() {
             // Somebody may have ended it before: the callback tells the one end that it has.
-            let Some(end) = settle(&**store, &job.name, end).await else {
-                return;
-            };
-            self.call_back(&**store, job, &end).await;
+            if let Some(end) = settle(&**store, &job.name, end).await {
+                self.call_back(&**store, job, &end).await;
+            }
         } else {
             let life = job.name.life(store.now_ms());
             store.end(&job.name.place, end, life).await;

@@ -25,7 +25,7 @@
 //!   on requests that killed their workers again and again (dead letters).
 //!
 //! No clock of a client is trusted: ages come from the ids of entries, which carry Redis' time.
-//! - Recorded answers and tickets ([`results`]) go through the writer too.
+//! - Recorded answers and tickets ([`records`]) go through the writer too.
 //!
 //! Not there yet: Sentinel, Cluster (the keys have their hash tags), TLS, signatures.
 
@@ -36,6 +36,7 @@ mod keys;
 mod pack;
 mod presence;
 mod reader;
+mod records;
 mod results;
 mod scripts;
 mod start;

@@ -14,7 +14,7 @@ use super::{
     lock,
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
     presence::{self, Claim},
-    results::{Recorded, StoreOp, StorePlan},
+    records::{Recorded, StoreOp, StorePlan},
 };
 use crate::{
     Service,
