@@ -497,3 +497,70 @@ async fn a_ticket_that_the_server_forgot_is_unknown() {
     bus.shutdown().await;
     n1.shutdown().await;
 }
+
+/// Misfortune by seed on the memory transport, with a worker that dies in between: every ticket has one end, the same for
+/// two readers, by its deadline and the grace; no effect comes twice but in the window of the dying worker.
+#[tokio::test(start_paused = true)]
+async fn every_ticket_has_one_end_whatever_happens() {
+    use vbm_rpc::memory::{Faults, MemoryBus};
+    const TICKETS: u64 = 60;
+    let mut ends = [0; 2];
+    for seed in 0..30 {
+        let hub = MemoryBus::with_faults(Faults {
+            seed,
+            drop_per_mille: 100,
+            duplicate_per_mille: 200,
+            delay_max: Duration::from_millis(300),
+        });
+        let attach = async |at: &str, boot: &str, router| {
+            let member = Member::new(path(at), boot).service(worker());
+            Bus::attach(hub.clone(), member, router).await.unwrap()
+        };
+        let (first, second) = (Effects::default(), Effects::default());
+        let n1 = attach("eu/n1", "boot-1", first.router()).await;
+        let (c1, c2) = (
+            attach("c1", "b", Router::new()).await,
+            attach("c2", "b", Router::new()).await,
+        );
+        let (deadline, keep) = (Duration::from_secs(2), Duration::from_secs(600));
+        let mut tickets = Vec::new();
+        for n in 0..TICKETS {
+            let options = SubmitOptions::from(within(deadline).idempotency_key(format!("k{n}"))).keep(keep);
+            let route = Route::node(path("eu/n1"));
+            tickets.push(
+                c1.submit::<Plain>(&route, &(n, n % 7 * 10), options)
+                    .await
+                    .unwrap(),
+            );
+        }
+        sleep(Duration::from_millis(100 + seed * 5)).await;
+        n1.kill().await;
+        let dying: Vec<usize> = (0..TICKETS).map(|n| first.of(n)).collect();
+        let n1 = attach("eu/n1", "boot-2", second.router()).await;
+        for (n, ticket) in (0..).zip(&tickets) {
+            let (a, b) = (c1.ticket(ticket).unwrap(), c2.ticket(ticket).unwrap());
+            let (a, b) = tokio::join!(a.wait(PATIENCE), b.wait(PATIENCE));
+            assert_eq!(a, b, "seed {seed}: ticket {n} has two ends");
+            match a.unwrap() {
+                TicketState::Ended(Ok(reply)) => {
+                    assert_eq!(reply, n * 2);
+                    ends[0] += 1;
+                }
+                TicketState::Ended(Err(Fate::Lost { .. } | Fate::Expired { .. })) => ends[1] += 1,
+                other => panic!("seed {seed}, ticket {n}: {other:?}"),
+            }
+            let (before, after) = (dying[usize::try_from(n).unwrap()], second.of(n));
+            assert!(
+                before <= 1 && after <= 1,
+                "seed {seed}: effect {n} came {before} + {after} times"
+            );
+        }
+        for bus in [c1, c2, n1] {
+            bus.shutdown().await;
+        }
+    }
+    assert!(
+        ends.iter().all(|count| *count > 50),
+        "both ends are seen: {ends:?}"
+    );
+}
