@@ -20,7 +20,7 @@ mod server;
 pub use replies::Replies;
 
 use crate::{
-    BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
+    BusError, CallOptions, Durability, Fate, Member, MemberInfo, Method, Route, Router,
     envelope::{EndCode, Envelope, Kind},
     limits,
     router::too_large,
@@ -401,6 +401,7 @@ impl Bus {
             to,
             frame,
             deadline: Instant::now() + options.deadline,
+            durability: options.durability,
             state: FlightState::Ready,
         })
     }
@@ -444,6 +445,7 @@ struct Flight {
     to: Destination,
     frame: Bytes,
     deadline: Instant,
+    durability: Durability,
     state: FlightState,
 }
 
@@ -456,11 +458,9 @@ impl Flight {
     async fn send(&mut self) -> Result<Vec<NodePath>, Fate> {
         self.state = FlightState::Away;
         let ttl = self.deadline.saturating_duration_since(Instant::now());
-        let sent = timeout_at(
-            self.deadline + SEND_GRACE,
-            self.shared.link.send(&self.to, self.frame.clone(), ttl),
-        )
-        .await;
+        let link = &self.shared.link;
+        let sending = link.send_durable(&self.to, self.frame.clone(), ttl, self.durability);
+        let sent = timeout_at(self.deadline + SEND_GRACE, sending).await;
         let to = self.to.to_string();
         let fate = match sent {
             Ok(Ok(sent)) => {
@@ -470,6 +470,11 @@ impl Flight {
             Ok(Err(SendError::NoRoute(why))) => Fate::NoRoute { to, why },
             Ok(Err(SendError::Overloaded(why))) => Fate::Overloaded { at: to, why },
             Ok(Err(SendError::Expired(at))) => Fate::Expired { at },
+            Ok(Err(SendError::Unsupported(why))) => refused(
+                "this call cannot be kept as safely as it asks",
+                &why,
+                "use Durability::Fast, or a Redis with replicas",
+            ),
             Ok(Err(SendError::Closed)) => Fate::Cancelled,
             Ok(Err(SendError::Uncertain(why))) => self.lost(None, why),
             Err(_late) => self.lost(None, "the transport did not take it in time".into()),

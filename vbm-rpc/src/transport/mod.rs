@@ -21,7 +21,7 @@
 pub mod memory;
 pub mod redis;
 
-use crate::{BusError, MemberInfo, Route, envelope};
+use crate::{BusError, Durability, MemberInfo, Route, envelope};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
@@ -72,6 +72,8 @@ pub enum SendError {
     Expired(String),
     /// It may have been sent; nobody can tell.
     Uncertain(String),
+    /// The transport cannot keep what was asked for; it was not sent.
+    Unsupported(String),
     /// The link is closed; it was not sent.
     Closed,
 }
@@ -116,6 +118,29 @@ pub trait Link: Send + Sync + 'static {
     /// # Cancel safety
     /// A dropped future may or may not have sent the frame.
     async fn send(&self, to: &Destination, frame: Bytes, ttl: Duration) -> Result<Sent, SendError>;
+
+    /// The same; returns when the frame is kept as safely as `durability` says. Without a second copy behind the
+    /// transport, [`Durability::Replicated`] is refused.
+    ///
+    /// # Errors
+    /// As those of [`send`](Self::send); [`SendError::Uncertain`] when it is kept, but not as safely as asked.
+    ///
+    /// # Cancel safety
+    /// A dropped future may or may not have sent the frame.
+    async fn send_durable(
+        &self,
+        to: &Destination,
+        frame: Bytes,
+        ttl: Duration,
+        durability: Durability,
+    ) -> Result<Sent, SendError> {
+        match durability {
+            Durability::Fast => self.send(to, frame, ttl).await,
+            Durability::Replicated => Err(SendError::Unsupported(
+                "this transport has no replicas that could keep a second copy".into(),
+            )),
+        }
+    }
 
     /// Hands a frame over without waiting for the transport to keep it; waits for room in the queue only. In order
     /// with [`Completion::complete`]: a reply posted first is kept before its request is forgotten.
