@@ -382,3 +382,14 @@ impl ClusterSet {
         RedisTransport::connect(self.config().namespace(&namespace())).await.expect("a fit cluster")
     }
 }
+
+/// Tries until there is something.
+pub(crate) async fn retry<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut found = None;
+    wait_until("it works in the end", async || {
+        found = attempt().await;
+        found.is_some()
+    })
+    .await;
+    found.expect("it was waited for")
+}

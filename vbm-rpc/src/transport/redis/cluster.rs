@@ -331,8 +331,10 @@ impl Many {
         if let Some(last) = last {
             batch.add_command(last.clone());
         }
-        let run = async { self.wire(&way.to).await?.batch(&mut batch, limit).await };
-        let mut answers = run.await;
+        let mut answers = match self.wire(&way.to).await {
+            Ok(mut wire) => wire.batch(&mut batch, limit).await.inspect_err(|_| self.broke(&way.to)),
+            Err(down) => Err(down),
+        };
         if let (true, Ok(all)) = (way.asking, &mut answers) {
             // Those of ASKING itself stand before each.
             let mut kept = Vec::with_capacity(all.len());
@@ -359,7 +361,6 @@ impl Many {
         let mut got = match got {
             Ok(got) => got,
             Err(Down(why)) => {
-                self.broke(&way.to);
                 if way.to == *home {
                     return Err(Down(why));
                 }

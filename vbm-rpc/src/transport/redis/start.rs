@@ -6,9 +6,13 @@ use super::{
     pack, tls,
 };
 use crate::BusError;
-use redis::cmd;
+use redis::{ConnectionAddr, cmd};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpStream, UnixStream},
+    time::{Instant, sleep, timeout},
+};
 
 /// The oldest version that has what the bus uses (`XAUTOCLAIM` semantics, `NOMKSTREAM`, `EXPIRE` options).
 const MIN_VERSION: (u32, u32) = (7, 0);
@@ -16,6 +20,10 @@ const MIN_VERSION: (u32, u32) = (7, 0);
 const LOADING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is asked meanwhile.
 const LOADING_POLL: Duration = Duration::from_millis(100);
+/// How long a server is listened to before it was asked anything.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(300);
+/// As much of that is looked at.
+const GREETING_MAX_BYTES: usize = 128;
 /// With fewer places left for clients than this, somebody will soon be left out.
 const CLIENTS_LEFT_MIN: u64 = 64;
 
@@ -46,9 +54,35 @@ pub(super) async fn check(config: &RedisConfig) -> Result<(Connector, Vec<String
                 return Ok((connector, warnings));
             }
             Err(Down(why)) if passes_by_itself(&why) && Instant::now() < until => sleep(LOADING_POLL).await,
-            Err(Down(why)) => return Err(explain(&server, config.secure, &why)),
+            Err(Down(why)) => {
+                let first = greeting(config).await.unwrap_or_default();
+                let why = if first.contains("max number of clients") { first } else { why };
+                return Err(explain(&server, config.secure, &why));
+            }
         }
     }
+}
+
+/// What a server says before it is asked anything: one that has no place for a client says so and hangs up, which
+/// redis-rs sees only as a broken connection.
+async fn greeting(config: &RedisConfig) -> Option<String> {
+    let mut said = vec![0; GREETING_MAX_BYTES];
+    let read = async {
+        match &config.topology {
+            Topology::One(ConnectionAddr::Tcp(host, port)) => {
+                let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+                stream.read(&mut said).await.ok()
+            }
+            Topology::One(ConnectionAddr::Unix(path)) => {
+                let mut stream = UnixStream::connect(path).await.ok()?;
+                stream.read(&mut said).await.ok()
+            }
+            _ => None,
+        }
+    };
+    let count = timeout(GREETING_TIMEOUT, read).await.ok()??;
+    said.truncate(count);
+    Some(String::from_utf8_lossy(&said).trim().to_owned())
 }
 
 fn passes_by_itself(why: &str) -> bool {
@@ -125,9 +159,13 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
             "give the address of a Redis server; its usual port is 6379",
         );
     }
-    let hint = match !secure && says(&["broken pipe", "Broken pipe", "unexpected end of file", "reset by peer"]) {
-        true => " (it hung up: if it speaks TLS there, write rediss://)",
-        false => "",
+    let hung_up = ["broken pipe", "Broken pipe", "unexpected end of file", "reset by peer"];
+    let hint = match secure {
+        false if says(&hung_up) => " (it hung up: if it speaks TLS there, write rediss://)",
+        true if says(&["timed out", "no connection within"]) => {
+            " (no TLS came back: if it does not speak TLS there, write redis://)"
+        }
+        _ => "",
     };
     BusError::Unreachable {
         server: server.to_owned(),
@@ -246,7 +284,6 @@ fn warnings<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use redis::ConnectionAddr;
 
     const GOOD: &str = "redis_version:7.0.15\r\nredis_mode:standalone\r\nrole:master\r\nmaxmemory:0\r\n\
         used_memory:500\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\nmaxclients:10000\r\nconnected_clients:3\r\n";
