@@ -17,10 +17,12 @@
 //! out, and has said why.
 
 mod calls;
+mod durability;
 mod life;
 mod routes;
 
 pub use calls::*;
+pub use durability::*;
 pub use life::*;
 pub use routes::*;
 
@@ -77,6 +79,7 @@ macro_rules! transport_conformance {
             a_shutdown_ends_every_task_and_every_wait
             a_shutdown_lets_running_handlers_answer
             a_bad_member_is_refused
+            a_replicated_request_is_kept_twice_or_says_why_not
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

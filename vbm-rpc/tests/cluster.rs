@@ -5,6 +5,8 @@
     reason = "helpers of tests, which clippy does not see as tests"
 )]
 
+#![allow(clippy::print_stdout, reason = "shows the time of a failover")]
+
 mod common;
 
 use common::{
@@ -233,6 +235,41 @@ async fn a_dead_server_stops_only_its_own_shards_and_their_calls_wait_for_it() {
     for bus in buses {
         bus.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_in_flight_survive_the_kill_of_a_master_whose_replica_takes_over() {
+    if left_out() {
+        return;
+    }
+    let mut set = ClusterSet::start("").await;
+    let replica = set.add_replica(0).await;
+    let (transport, ran) = (set.transport().await, Arc::new(AtomicUsize::new(0)));
+    // Worker and one caller live where the master dies, another caller elsewhere.
+    let shard = shard_at(&set, 0).await;
+    let n1 = serve(&transport, &format!("{shard}/n1"), &ran).await;
+    let near = client(&transport, &format!("{shard}/c1")).await;
+    let far = client(&transport, &format!("{}/c1", shard_at(&set, 1).await)).await;
+    let node = Route::node(path(&format!("{shard}/n1")));
+    let safe = CallOptions::default().durability(Durability::Replicated);
+    assert_eq!(near.cast::<Same>(&node, &0, safe).await, Ok(()), "its replica has it");
+    until("it is done", async || ran.load(Ordering::SeqCst) == 1).await;
+    let mut flying: Vec<_> = (0..400)
+        .map(|n| tokio::spawn(call(if n % 2 == 0 { &near } else { &far }, &node, n)))
+        .collect();
+    until("some are running", async || ran.load(Ordering::SeqCst) > 50).await;
+    set.servers[0].kill();
+    let begin = Instant::now();
+    flying.extend((400..500).map(|n| tokio::spawn(call(if n % 2 == 0 { &near } else { &far }, &node, n))));
+    for (n, call) in flying.into_iter().enumerate() {
+        assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap(), Ok(n), "call {n}");
+    }
+    println!("all calls were answered {} ms after the kill (node time-out 2000 ms)", begin.elapsed().as_millis());
+    assert_eq!(ran.load(Ordering::SeqCst), 501, "nothing ran twice");
+    assert!(replica.text(&["ROLE"]).await.starts_with("master"));
+    near.shutdown().await;
+    far.shutdown().await;
+    n1.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -282,6 +282,61 @@ async fn a_replicated_cast_that_was_taken_outlives_the_master_and_its_caller() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_outlives_its_caller_and_its_worker() {
+    if left_out() {
+        return;
+    }
+    let set = SentinelSet::shared().await;
+    for durability in [Durability::Fast, Durability::Replicated] {
+        let (transport, ledger) = (set.transport().await, Ledger::default());
+        let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+        n1.kill().await;
+        let node = Route::node(path("n1"));
+        let options = || options().durability(durability);
+        assert_eq!(bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await, Ok(()));
+        let call = tokio::spawn(bus.call::<Do>(&node, &Work { n: 2, wait_ms: 0 }, options()));
+        let marker = bus.cast::<Do>(&node, &Work { n: 3, wait_ms: 0 }, options());
+        assert_eq!(marker.await, Ok(()));
+        bus.kill().await;
+        assert!(call.await.unwrap().is_err(), "a dead caller gets no answer");
+        let n1 = serve(&transport, "n1", "boot-2", &ledger).await;
+        until("all are done", async || ledger.times(1) == 1 && ledger.times(3) == 1).await;
+        assert_eq!(ledger.twice(), Vec::<usize>::new());
+        n1.shutdown().await;
+    }
+}
+
+/// The honest side of the table: what `Fast` does not promise, and that `Replicated` says so beforehand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fast_cast_is_lost_with_a_master_that_had_no_replicas_and_a_replicated_one_says_so() {
+    if left_out() {
+        return;
+    }
+    let mut set = SentinelSet::start("").await;
+    let (transport, ledger) = (set.transport().await, Ledger::default());
+    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+    let (node, before) = (Route::node(path("n1")), set.master().await.unwrap());
+    let safe = || options().durability(Durability::Replicated);
+    assert_eq!(bus.cast::<Do>(&node, &Work { n: 0, wait_ms: 0 }, safe()).await, Ok(()));
+    until("it is done", async || ledger.times(0) == 1).await;
+    n1.kill().await;
+    set.servers[before].want_password("cut").await;
+    set.servers[before].ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+    assert_eq!(bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await, Ok(()));
+    let fate = bus.cast::<Do>(&node, &Work { n: 2, wait_ms: 0 }, safe()).await;
+    assert!(matches!(&fate, Err(Fate::Lost { why, .. }) if why.contains("replica")), "{fate:?}");
+    // A call is sent again by its caller, whatever its durability.
+    let waiting = tokio::spawn(call(&bus, &node, 3, 0));
+    set.servers[before].kill();
+    set.moved_from(before).await;
+    let n1 = serve(&transport, "n1", "boot-2", &ledger).await;
+    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap(), Ok(3));
+    assert_eq!((ledger.times(1), ledger.times(2), ledger.times(3)), (0, 0, 1));
+    bus.shutdown().await;
+    n1.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replicated_call_without_replicas_is_lost_with_the_reason_and_fast_ones_go_on() {
     if left_out() {
         return;

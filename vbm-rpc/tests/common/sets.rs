@@ -350,6 +350,33 @@ impl ClusterSet {
         set
     }
 
+    /// Gives one of the masters a replica, which takes its place when it dies; gives the replica.
+    pub(crate) async fn add_replica(&self, of: usize) -> Server {
+        let [port, bus] = free_ports();
+        let text = format!("save \"\"\ncluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout 2000\nrepl-diskless-sync-delay 0");
+        let mut replica = Server::launch(REDIS, port, false, &text);
+        replica.ready().await;
+        let (port, bus) = (port.to_string(), bus.to_string());
+        self.servers[of].ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]).await;
+        let id = self.servers[of].text(&["CLUSTER", "MYID"]).await;
+        wait_until("the replica knows its master", async || {
+            replica.text(&["CLUSTER", "NODES"]).await.contains(id.trim())
+                && replica.text(&["CLUSTER", "REPLICATE", id.trim()]).await.starts_with("OK")
+        })
+        .await;
+        wait_until("the replica is in step", async || {
+            self.servers[of].text(&["INFO", "replication"]).await.contains("state=online")
+        })
+        .await;
+        for server in &self.servers {
+            wait_until("every master knows the replica", async || {
+                server.text(&["CLUSTER", "NODES"]).await.matches("slave").count() == 1
+            })
+            .await;
+        }
+        replica
+    }
+
     /// Waits until every node says that the cluster works.
     pub(crate) async fn whole(&self) {
         for server in &self.servers {
