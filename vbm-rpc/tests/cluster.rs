@@ -4,7 +4,6 @@
     clippy::unwrap_used,
     reason = "helpers of tests, which clippy does not see as tests"
 )]
-
 #![allow(clippy::print_stdout, reason = "shows the time of a failover")]
 
 mod common;
@@ -23,7 +22,8 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Durability, Fate, Member, Method, Route, Router, Service, redis::RedisTransport,
+    Bus, CallOptions, Context, Durability, Fate, Member, Method, Route, Router, Service,
+    redis::RedisTransport,
 };
 
 mod conformance {
@@ -71,7 +71,9 @@ async fn serve(transport: &RedisTransport, at: &str, ran: &Arc<AtomicUsize>) -> 
 }
 
 async fn client(transport: &RedisTransport, at: &str) -> Bus {
-    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new()).await.unwrap()
+    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new())
+        .await
+        .unwrap()
 }
 
 fn call(bus: &Bus, route: &Route, n: usize) -> impl Future<Output = Result<usize, Fate>> + Send + use<> {
@@ -88,7 +90,9 @@ async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
 }
 
 async fn slot(set: &ClusterSet, tag: &str) -> usize {
-    let text = set.servers[0].text(&["CLUSTER", "KEYSLOT", &format!("{{{tag}}}")]).await;
+    let text = set.servers[0]
+        .text(&["CLUSTER", "KEYSLOT", &format!("{{{tag}}}")])
+        .await;
     text.trim().parse().unwrap()
 }
 
@@ -123,7 +127,9 @@ async fn nodes_of_all_shards_are_reached_and_their_queues_lie_on_all_servers() {
         nodes.push(Route::node(path(&at)));
     }
     let bus = client(&transport, "far/away/c1").await;
-    let calls: Vec<_> = (0..600).map(|n| tokio::spawn(call(&bus, &nodes[n % 3], n))).collect();
+    let calls: Vec<_> = (0..600)
+        .map(|n| tokio::spawn(call(&bus, &nodes[n % 3], n)))
+        .collect();
     for (n, call) in calls.into_iter().enumerate() {
         assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap(), Ok(n));
     }
@@ -132,7 +138,10 @@ async fn nodes_of_all_shards_are_reached_and_their_queues_lie_on_all_servers() {
         assert_eq!(call(&bus, &any, n).await, Ok(n));
     }
     let all = Route::all(NodePath::root(), service());
-    let mut replies = bus.broadcast::<Same>(&all, &7, CallOptions::default()).await.unwrap();
+    let mut replies = bus
+        .broadcast::<Same>(&all, &7, CallOptions::default())
+        .await
+        .unwrap();
     for _ in 0..3 {
         assert!(matches!(replies.next().await, Some((_, Ok(7)))));
     }
@@ -145,7 +154,10 @@ async fn nodes_of_all_shards_are_reached_and_their_queues_lie_on_all_servers() {
         bus.shutdown().await;
     }
     for server in &set.servers {
-        until("every key is gone", async || server.text(&["DBSIZE"]).await == "0\n").await;
+        until("every key is gone", async || {
+            server.text(&["DBSIZE"]).await == "0\n"
+        })
+        .await;
     }
 }
 
@@ -163,13 +175,19 @@ async fn calls_follow_a_slot_that_moves_to_another_server() {
     assert_eq!(call(&bus, &node, 0).await, Ok(0));
     let slot = slot(&set, &shard).await.to_string();
     let (from, to) = (&set.servers[0], &set.servers[1]);
-    let (from_id, to_id) = (from.text(&["CLUSTER", "MYID"]).await, to.text(&["CLUSTER", "MYID"]).await);
+    let (from_id, to_id) = (
+        from.text(&["CLUSTER", "MYID"]).await,
+        to.text(&["CLUSTER", "MYID"]).await,
+    );
     let (from_id, to_id) = (from_id.trim(), to_id.trim());
     let stream = tokio::spawn({
         let (bus, node) = (bus.clone(), node.clone());
         async move {
             for n in 1..=300 {
-                assert_eq!(timeout(PATIENCE, call(&bus, &node, n)).await.expect("it ends"), Ok(n));
+                assert_eq!(
+                    timeout(PATIENCE, call(&bus, &node, n)).await.expect("it ends"),
+                    Ok(n)
+                );
             }
         }
     });
@@ -199,7 +217,8 @@ async fn a_dead_server_stops_only_its_own_shards_and_their_calls_wait_for_it() {
     if left_out() {
         return;
     }
-    let mut set = ClusterSet::start("cluster-require-full-coverage no\nappendonly yes\nappendfsync always").await;
+    let mut set =
+        ClusterSet::start("cluster-require-full-coverage no\nappendonly yes\nappendfsync always").await;
     let (transport, ran) = (set.transport().await, Arc::new(AtomicUsize::new(0)));
     // The one that dies has neither the root's slot nor the zone's.
     let (root, zone) = (owner(&set, "/").await, owner(&set, "zone").await);
@@ -226,7 +245,10 @@ async fn a_dead_server_stops_only_its_own_shards_and_their_calls_wait_for_it() {
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     let short = CallOptions::default().deadline(Duration::from_millis(500));
     let fate = bus.call::<Same>(&dead, &0, short).await;
-    assert!(matches!(fate, Err(Fate::Lost { .. } | Fate::Expired { .. })), "{fate:?}");
+    assert!(
+        matches!(fate, Err(Fate::Lost { .. } | Fate::Expired { .. })),
+        "{fate:?}"
+    );
     set.servers[dies].restart().await;
     for (n, call) in (2..50).zip(waiting) {
         assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap(), Ok(n));
@@ -252,7 +274,11 @@ async fn calls_in_flight_survive_the_kill_of_a_master_whose_replica_takes_over()
     let far = client(&transport, &format!("{}/c1", shard_at(&set, 1).await)).await;
     let node = Route::node(path(&format!("{shard}/n1")));
     let safe = CallOptions::default().durability(Durability::Replicated);
-    assert_eq!(near.cast::<Same>(&node, &0, safe).await, Ok(()), "its replica has it");
+    assert_eq!(
+        near.cast::<Same>(&node, &0, safe).await,
+        Ok(()),
+        "its replica has it"
+    );
     until("it is done", async || ran.load(Ordering::SeqCst) == 1).await;
     let mut flying: Vec<_> = (0..400)
         .map(|n| tokio::spawn(call(if n % 2 == 0 { &near } else { &far }, &node, n)))
@@ -264,7 +290,10 @@ async fn calls_in_flight_survive_the_kill_of_a_master_whose_replica_takes_over()
     for (n, call) in flying.into_iter().enumerate() {
         assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap(), Ok(n), "call {n}");
     }
-    println!("all calls were answered {} ms after the kill (node time-out 2000 ms)", begin.elapsed().as_millis());
+    println!(
+        "all calls were answered {} ms after the kill (node time-out 2000 ms)",
+        begin.elapsed().as_millis()
+    );
     assert_eq!(ran.load(Ordering::SeqCst), 501, "nothing ran twice");
     assert!(replica.text(&["ROLE"]).await.starts_with("master"));
     near.shutdown().await;
@@ -279,7 +308,10 @@ async fn a_cluster_without_replicas_loses_a_replicated_call_with_the_reason() {
     }
     let set = ClusterSet::shared().await;
     let (transport, ran) = (set.transport().await, Arc::new(AtomicUsize::new(0)));
-    let (n1, bus) = (serve(&transport, "eu/r1/n1", &ran).await, client(&transport, "us/r1/c1").await);
+    let (n1, bus) = (
+        serve(&transport, "eu/r1/n1", &ran).await,
+        client(&transport, "us/r1/c1").await,
+    );
     let safe = CallOptions::default().durability(Durability::Replicated);
     let fate = bus.cast::<Same>(&Route::node(path("eu/r1/n1")), &1, safe).await;
     assert!(

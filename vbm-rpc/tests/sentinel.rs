@@ -21,7 +21,8 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Durability, Fate, Member, Method, Route, Router, Service, redis::RedisTransport,
+    Bus, CallOptions, Context, Durability, Fate, Member, Method, Route, Router, Service,
+    redis::RedisTransport,
 };
 
 mod conformance {
@@ -67,7 +68,11 @@ impl Ledger {
     }
     fn twice(&self) -> Vec<usize> {
         let ledger = self.0.lock().unwrap();
-        ledger.iter().filter(|(_, times)| **times > 1).map(|(n, _)| *n).collect()
+        ledger
+            .iter()
+            .filter(|(_, times)| **times > 1)
+            .map(|(n, _)| *n)
+            .collect()
     }
 }
 
@@ -99,10 +104,21 @@ async fn serve(transport: &RedisTransport, at: &str, boot: &str, ledger: &Ledger
 }
 
 async fn client(transport: &RedisTransport) -> Bus {
-    Bus::attach(transport.clone(), Member::new(path("eu/r1/c1"), "boot-c"), Router::new()).await.unwrap()
+    Bus::attach(
+        transport.clone(),
+        Member::new(path("eu/r1/c1"), "boot-c"),
+        Router::new(),
+    )
+    .await
+    .unwrap()
 }
 
-fn call(bus: &Bus, route: &Route, n: usize, wait_ms: u64) -> impl Future<Output = Result<usize, Fate>> + Send + use<> {
+fn call(
+    bus: &Bus,
+    route: &Route,
+    n: usize,
+    wait_ms: u64,
+) -> impl Future<Output = Result<usize, Fate>> + Send + use<> {
     bus.call::<Do>(route, &Work { n, wait_ms }, options())
 }
 
@@ -117,7 +133,12 @@ async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
 
 /// Calls in flight while `break_it` takes the master away: each is answered, nothing is done twice. Prints when a call
 /// that was begun afterwards came through.
-async fn calls_survive(calls: usize, what: &str, set: &mut SentinelSet, break_it: impl FnOnce(&mut SentinelSet, usize)) {
+async fn calls_survive(
+    calls: usize,
+    what: &str,
+    set: &mut SentinelSet,
+    break_it: impl FnOnce(&mut SentinelSet, usize),
+) {
     let (transport, ledger) = (set.transport().await, Ledger::default());
     let n1 = serve(&transport, "eu/r1/n1", "boot-1", &ledger).await;
     let bus = client(&transport).await;
@@ -130,7 +151,10 @@ async fn calls_survive(calls: usize, what: &str, set: &mut SentinelSet, break_it
     let ended = flying.iter().filter(|call| call.is_finished()).count();
     break_it(set, before);
     let begin = Instant::now();
-    assert_eq!(timeout(PATIENCE, call(&bus, &node, calls, 0)).await.unwrap(), Ok(calls));
+    assert_eq!(
+        timeout(PATIENCE, call(&bus, &node, calls, 0)).await.unwrap(),
+        Ok(calls)
+    );
     println!(
         "{what}: {} of {calls} calls were in flight; resumed after {} ms (down-after {} ms, the aim is 2500 ms more)",
         calls - ended,
@@ -140,7 +164,10 @@ async fn calls_survive(calls: usize, what: &str, set: &mut SentinelSet, break_it
     for (n, call) in flying.into_iter().enumerate() {
         assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap(), Ok(n), "call {n}");
     }
-    println!("{what}: the last of them was answered after {} ms", begin.elapsed().as_millis());
+    println!(
+        "{what}: the last of them was answered after {} ms",
+        begin.elapsed().as_millis()
+    );
     assert_eq!(ledger.twice(), Vec::<usize>::new());
     assert_eq!(ledger.begun(), calls + 1);
     assert_ne!(set.master().await.unwrap(), before);
@@ -154,7 +181,10 @@ async fn two_thousand_calls_in_flight_survive_the_kill_of_the_master() {
         return;
     }
     let mut set = SentinelSet::start("").await;
-    calls_survive(2_000, "killed master", &mut set, |set, master| set.servers[master].kill()).await;
+    calls_survive(2_000, "killed master", &mut set, |set, master| {
+        set.servers[master].kill()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,9 +194,15 @@ async fn calls_survive_a_master_that_hangs_and_comes_back_as_a_replica() {
     }
     let mut set = SentinelSet::start("").await;
     let before = set.master().await.unwrap();
-    calls_survive(200, "hung master", &mut set, |set, master| set.servers[master].signal("STOP")).await;
+    calls_survive(200, "hung master", &mut set, |set, master| {
+        set.servers[master].signal("STOP")
+    })
+    .await;
     let (transport, ledger) = (set.transport().await, Ledger::default());
-    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ledger).await,
+        client(&transport).await,
+    );
     set.servers[before].signal("CONT");
     until("the old master is a replica", async || {
         set.servers[before].text(&["ROLE"]).await.starts_with("slave")
@@ -189,34 +225,60 @@ async fn replies_and_broadcasts_are_seen_when_the_new_master_knows_less_than_was
     let mut set = SentinelSet::start("").await;
     let config = set.config();
     let (transport, ledger) = (RedisTransport::connect(config).await.unwrap(), Ledger::default());
-    let (n1, bus) = (serve(&transport, "eu/r1/n1", "boot-1", &ledger).await, client(&transport).await);
+    let (n1, bus) = (
+        serve(&transport, "eu/r1/n1", "boot-1", &ledger).await,
+        client(&transport).await,
+    );
     let node = Route::node(path("eu/r1/n1"));
     let before = set.master().await.unwrap();
     // The replicas are cut off: they cannot log in again.
     set.servers[before].want_password("cut").await;
-    set.servers[before].ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+    set.servers[before]
+        .ask(&["CLIENT", "KILL", "TYPE", "replica"])
+        .await;
     // From now on the old master's streams run an hour ahead of the clock.
     let now = set.servers[before].text(&["TIME"]).await;
-    let ahead = format!("{}000-0", now.lines().next().unwrap().parse::<u64>().unwrap() + 3_600);
+    let ahead = format!(
+        "{}000-0",
+        now.lines().next().unwrap().parse::<u64>().unwrap() + 3_600
+    );
     for key in ["r:eu/r1/c1:boot-c", "n:eu/r1/n1", "b"] {
         let key = format!("vbm:v1:{{eu/r1}}:{key}");
-        set.servers[before].ask(&["XADD", &key, &ahead, "x", "no frame"]).await;
+        set.servers[before]
+            .ask(&["XADD", &key, &ahead, "x", "no frame"])
+            .await;
     }
     let all = Route::all(NodePath::root(), service());
     assert_eq!(call(&bus, &node, 1, 0).await, Ok(1));
-    let mut replies = bus.broadcast::<Do>(&all, &Work { n: 2, wait_ms: 0 }, options()).await.unwrap();
+    let mut replies = bus
+        .broadcast::<Do>(&all, &Work { n: 2, wait_ms: 0 }, options())
+        .await
+        .unwrap();
     assert_eq!(replies.next().await, Some((path("eu/r1/n1"), Ok(2))));
     set.servers[before].kill();
     let after = set.moved_from(before).await;
     until("calls come through again", async || {
         let short = CallOptions::default().deadline(Duration::from_secs(2));
-        bus.call::<Do>(&node, &Work { n: 3, wait_ms: 0 }, short).await.is_ok()
+        bus.call::<Do>(&node, &Work { n: 3, wait_ms: 0 }, short)
+            .await
+            .is_ok()
     })
     .await;
-    let text = set.servers[after].text(&["XINFO", "STREAM", "vbm:v1:{eu/r1}:b"]).await;
-    assert!(!text.contains(&ahead), "the new master must not know what was read: {text}");
-    let mut replies = bus.broadcast::<Do>(&all, &Work { n: 4, wait_ms: 0 }, options()).await.unwrap();
-    assert_eq!(timeout(PATIENCE, replies.next()).await.unwrap(), Some((path("eu/r1/n1"), Ok(4))));
+    let text = set.servers[after]
+        .text(&["XINFO", "STREAM", "vbm:v1:{eu/r1}:b"])
+        .await;
+    assert!(
+        !text.contains(&ahead),
+        "the new master must not know what was read: {text}"
+    );
+    let mut replies = bus
+        .broadcast::<Do>(&all, &Work { n: 4, wait_ms: 0 }, options())
+        .await
+        .unwrap();
+    assert_eq!(
+        timeout(PATIENCE, replies.next()).await.unwrap(),
+        Some((path("eu/r1/n1"), Ok(4)))
+    );
     assert_eq!((ledger.times(1), ledger.times(2), ledger.times(4)), (1, 1, 1));
     bus.shutdown().await;
     n1.shutdown().await;
@@ -229,7 +291,10 @@ async fn a_master_without_its_replicas_takes_nothing_and_the_calls_wait_for_them
     }
     let set = SentinelSet::start("min-replicas-to-write 1\nmin-replicas-max-lag 2").await;
     let (transport, ledger) = (set.transport().await, Ledger::default());
-    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ledger).await,
+        client(&transport).await,
+    );
     let (node, master) = (Route::node(path("n1")), set.master().await.unwrap());
     let replicas: Vec<_> = (0..3).filter(|&n| n != master).collect();
     for &replica in &replicas {
@@ -237,7 +302,9 @@ async fn a_master_without_its_replicas_takes_nothing_and_the_calls_wait_for_them
     }
     until("the master takes no writes", async || {
         let short = CallOptions::default().deadline(Duration::from_millis(500));
-        bus.call::<Do>(&node, &Work { n: 0, wait_ms: 0 }, short).await.is_err()
+        bus.call::<Do>(&node, &Work { n: 0, wait_ms: 0 }, short)
+            .await
+            .is_err()
     })
     .await;
     let waiting: Vec<_> = (1..50).map(|n| tokio::spawn(call(&bus, &node, n, 0))).collect();
@@ -260,13 +327,20 @@ async fn a_replicated_cast_that_was_taken_outlives_the_master_and_its_caller() {
     }
     let mut set = SentinelSet::start("").await;
     let (transport, ledger) = (set.transport().await, Ledger::default());
-    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ledger).await,
+        client(&transport).await,
+    );
     let node = Route::node(path("n1"));
     assert_eq!(call(&bus, &node, 0, 0).await, Ok(0));
     // Presence still shows the worker, so the casts are queued.
     n1.kill().await;
     let casts = (1..100).map(|n| {
-        bus.cast::<Do>(&node, &Work { n, wait_ms: 0 }, options().durability(Durability::Replicated))
+        bus.cast::<Do>(
+            &node,
+            &Work { n, wait_ms: 0 },
+            options().durability(Durability::Replicated),
+        )
     });
     for cast in futures::future::join_all(casts).await {
         assert_eq!(cast, Ok(()));
@@ -289,18 +363,27 @@ async fn what_was_taken_outlives_its_caller_and_its_worker() {
     let set = SentinelSet::shared().await;
     for durability in [Durability::Fast, Durability::Replicated] {
         let (transport, ledger) = (set.transport().await, Ledger::default());
-        let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+        let (n1, bus) = (
+            serve(&transport, "n1", "boot-1", &ledger).await,
+            client(&transport).await,
+        );
         n1.kill().await;
         let node = Route::node(path("n1"));
         let options = || options().durability(durability);
-        assert_eq!(bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await, Ok(()));
+        assert_eq!(
+            bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await,
+            Ok(())
+        );
         let call = tokio::spawn(bus.call::<Do>(&node, &Work { n: 2, wait_ms: 0 }, options()));
         let marker = bus.cast::<Do>(&node, &Work { n: 3, wait_ms: 0 }, options());
         assert_eq!(marker.await, Ok(()));
         bus.kill().await;
         assert!(call.await.unwrap().is_err(), "a dead caller gets no answer");
         let n1 = serve(&transport, "n1", "boot-2", &ledger).await;
-        until("all are done", async || ledger.times(1) == 1 && ledger.times(3) == 1).await;
+        until("all are done", async || {
+            ledger.times(1) == 1 && ledger.times(3) == 1
+        })
+        .await;
         assert_eq!(ledger.twice(), Vec::<usize>::new());
         n1.shutdown().await;
     }
@@ -314,17 +397,31 @@ async fn a_fast_cast_is_lost_with_a_master_that_had_no_replicas_and_a_replicated
     }
     let mut set = SentinelSet::start("").await;
     let (transport, ledger) = (set.transport().await, Ledger::default());
-    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ledger).await,
+        client(&transport).await,
+    );
     let (node, before) = (Route::node(path("n1")), set.master().await.unwrap());
     let safe = || options().durability(Durability::Replicated);
-    assert_eq!(bus.cast::<Do>(&node, &Work { n: 0, wait_ms: 0 }, safe()).await, Ok(()));
+    assert_eq!(
+        bus.cast::<Do>(&node, &Work { n: 0, wait_ms: 0 }, safe()).await,
+        Ok(())
+    );
     until("it is done", async || ledger.times(0) == 1).await;
     n1.kill().await;
     set.servers[before].want_password("cut").await;
-    set.servers[before].ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
-    assert_eq!(bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await, Ok(()));
+    set.servers[before]
+        .ask(&["CLIENT", "KILL", "TYPE", "replica"])
+        .await;
+    assert_eq!(
+        bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await,
+        Ok(())
+    );
     let fate = bus.cast::<Do>(&node, &Work { n: 2, wait_ms: 0 }, safe()).await;
-    assert!(matches!(&fate, Err(Fate::Lost { why, .. }) if why.contains("replica")), "{fate:?}");
+    assert!(
+        matches!(&fate, Err(Fate::Lost { why, .. }) if why.contains("replica")),
+        "{fate:?}"
+    );
     // A call is sent again by its caller, whatever its durability.
     let waiting = tokio::spawn(call(&bus, &node, 3, 0));
     set.servers[before].kill();
@@ -343,10 +440,16 @@ async fn a_replicated_call_without_replicas_is_lost_with_the_reason_and_fast_one
     }
     let set = SentinelSet::start("").await;
     let (transport, ledger) = (set.transport().await, Ledger::default());
-    let (n1, bus) = (serve(&transport, "n1", "boot-1", &ledger).await, client(&transport).await);
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ledger).await,
+        client(&transport).await,
+    );
     let (node, master) = (Route::node(path("n1")), set.master().await.unwrap());
     let safe = || options().durability(Durability::Replicated);
-    assert_eq!(bus.call::<Do>(&node, &Work { n: 1, wait_ms: 200 }, safe()).await, Ok(1));
+    assert_eq!(
+        bus.call::<Do>(&node, &Work { n: 1, wait_ms: 200 }, safe()).await,
+        Ok(1)
+    );
     for replica in (0..3).filter(|&n| n != master) {
         set.servers[replica].signal("STOP");
     }
@@ -356,7 +459,11 @@ async fn a_replicated_call_without_replicas_is_lost_with_the_reason_and_fast_one
     let cast = tokio::spawn(cast);
     let begin = Instant::now();
     for n in 10..20 {
-        assert_eq!(call(&bus, &node, n, 0).await, Ok(n), "fast calls do not wait for replicas");
+        assert_eq!(
+            call(&bus, &node, n, 0).await,
+            Ok(n),
+            "fast calls do not wait for replicas"
+        );
     }
     let fast = begin.elapsed();
     for fate in [slow.await.unwrap().map(drop), cast.await.unwrap()] {
@@ -382,10 +489,20 @@ async fn sentinels_that_do_not_fit_are_told_apart() {
     let set = SentinelSet::shared().await;
     let sentinel = set.sentinels[0].address();
     let master = &set.servers[set.master().await.unwrap()];
-    let replica = set.servers.iter().find(|server| server.port != master.port).unwrap();
+    let replica = set
+        .servers
+        .iter()
+        .find(|server| server.port != master.port)
+        .unwrap();
     for (url, word) in [
-        (format!("redis+sentinel://{sentinel}/other"), "no master of that name"),
-        (format!("redis+sentinel://{}/mymaster", master.address()), "no sentinel"),
+        (
+            format!("redis+sentinel://{sentinel}/other"),
+            "no master of that name",
+        ),
+        (
+            format!("redis+sentinel://{}/mymaster", master.address()),
+            "no sentinel",
+        ),
         (format!("redis://{sentinel}"), "it is a sentinel"),
         (format!("redis://{}", replica.address()), "replica"),
         (format!("redis+cluster://{}", master.address()), "no cluster"),
@@ -396,5 +513,7 @@ async fn sentinels_that_do_not_fit_are_told_apart() {
     }
     // One sentinel that answers is enough.
     let config = format!("redis+sentinel://127.0.0.1:1,{sentinel}/mymaster");
-    RedisTransport::connect(vbm_rpc::redis::RedisConfig::from_url(&config).unwrap()).await.unwrap();
+    RedisTransport::connect(vbm_rpc::redis::RedisConfig::from_url(&config).unwrap())
+        .await
+        .unwrap();
 }

@@ -26,7 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn refused(url: &str) -> vbm_core::Error {
     let config = RedisConfig::from_url(url).unwrap();
-    let error = timeout(PATIENCE, RedisTransport::connect(config)).await.expect("it does not hang").unwrap_err();
+    let error = timeout(PATIENCE, RedisTransport::connect(config))
+        .await
+        .expect("it does not hang")
+        .unwrap_err();
     assert!(matches!(error, BusError::Unsuitable { .. }), "{error:?}");
     let error = vbm_core::Error::from(error);
     assert!(!error.to_string().contains("secret"), "{error}");
@@ -39,13 +42,20 @@ async fn a_wrong_password_and_a_missing_one_are_told() {
         return;
     }
     let server = Server::start(REDIS, "").await;
-    server.ask(&["ACL", "SETUSER", "bus", "on", ">right", "~*", "+@all"]).await;
+    server
+        .ask(&["ACL", "SETUSER", "bus", "on", ">right", "~*", "+@all"])
+        .await;
     for login in ["bus:secret", "nobody:secret"] {
         let error = refused(&format!("redis://{login}@{}", server.address())).await;
-        assert!(error.why().contains("let this user in") && error.fix().contains("password"), "{error}");
+        assert!(
+            error.why().contains("let this user in") && error.fix().contains("password"),
+            "{error}"
+        );
     }
     let url = format!("redis://bus:right@{}", server.address());
-    RedisTransport::connect(RedisConfig::from_url(&url).unwrap()).await.unwrap();
+    RedisTransport::connect(RedisConfig::from_url(&url).unwrap())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -55,7 +65,10 @@ async fn a_full_server_is_refused() {
     }
     let server = Server::start(REDIS, "maxmemory 100kb\nmaxmemory-policy noeviction").await;
     let error = refused(&format!("redis://{}", server.address())).await;
-    assert!(error.why().contains("memory is full") && error.fix().contains("maxmemory"), "{error}");
+    assert!(
+        error.why().contains("memory is full") && error.fix().contains("maxmemory"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -68,7 +81,10 @@ async fn a_server_without_a_place_for_another_client_is_refused() {
     let client = redis::Client::open(format!("redis://{}", server.address())).unwrap();
     let taken = common::sets::retry(async || client.get_multiplexed_async_connection().await.ok()).await;
     let error = refused(&format!("redis://{}", server.address())).await;
-    assert!(error.why().contains("no place") && error.fix().contains("maxclients"), "{error}");
+    assert!(
+        error.why().contains("no place") && error.fix().contains("maxclients"),
+        "{error}"
+    );
     drop(taken);
 }
 
@@ -96,7 +112,10 @@ async fn a_replica_is_refused() {
 #[tokio::test]
 async fn another_program_on_the_port_is_named_as_such() {
     for (what, greeting) in [
-        ("a web server", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"),
+        (
+            "a web server",
+            "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
+        ),
         ("a login server", "SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"),
         ("a mail server", "220 mail ESMTP\r\n"),
     ] {
@@ -130,15 +149,31 @@ async fn a_server_that_fills_up_overloads_calls_until_there_is_room_again() {
     let server = Server::start(REDIS, "maxmemory-policy noeviction").await;
     let transport = RedisTransport::connect(server.config()).await.unwrap();
     let router = Router::new().method::<Same, _, _>(|_context: Context, n: usize| async move { Ok(n) });
-    let n1 = Bus::attach(transport.clone(), Member::new("n1".parse().unwrap(), "b"), router).await.unwrap();
-    let bus = Bus::attach(transport.clone(), Member::new("c1".parse().unwrap(), "b"), Router::new()).await.unwrap();
+    let n1 = Bus::attach(transport.clone(), Member::new("n1".parse().unwrap(), "b"), router)
+        .await
+        .unwrap();
+    let bus = Bus::attach(
+        transport.clone(),
+        Member::new("c1".parse().unwrap(), "b"),
+        Router::new(),
+    )
+    .await
+    .unwrap();
     let node = Route::node("n1".parse().unwrap());
     let call = || bus.call::<Same>(&node, &1, CallOptions::default().deadline(Duration::from_secs(5)));
     assert_eq!(call().await, Ok(1));
     server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
     let fate = call().await;
-    assert!(matches!(&fate, Err(Fate::Overloaded { why, .. }) if why.contains("memory")), "{fate:?}");
-    let late = Bus::attach(transport.clone(), Member::new("c2".parse().unwrap(), "b"), Router::new()).await;
+    assert!(
+        matches!(&fate, Err(Fate::Overloaded { why, .. }) if why.contains("memory")),
+        "{fate:?}"
+    );
+    let late = Bus::attach(
+        transport.clone(),
+        Member::new("c2".parse().unwrap(), "b"),
+        Router::new(),
+    )
+    .await;
     assert!(late.unwrap_err().to_string().contains("memory is full"));
     server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
     assert_eq!(call().await, Ok(1));

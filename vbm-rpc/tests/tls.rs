@@ -47,9 +47,15 @@ impl Papers {
             ca
         };
         let (ca, _other) = (authority("ca"), authority("other-ca"));
-        for (name, names) in [("server", vec!["127.0.0.1".to_owned()]), ("client", vec!["node".to_owned()])] {
+        for (name, names) in [
+            ("server", vec!["127.0.0.1".to_owned()]),
+            ("client", vec!["node".to_owned()]),
+        ] {
             let key = KeyPair::generate().unwrap();
-            let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &ca).unwrap();
+            let certificate = CertificateParams::new(names)
+                .unwrap()
+                .signed_by(&key, &ca)
+                .unwrap();
             std::fs::write(dir.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
             std::fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
         }
@@ -81,8 +87,12 @@ async fn server(papers: &Papers, clients: &str) -> (Server, String) {
 async fn carries_a_call(config: RedisConfig) {
     let transport = RedisTransport::connect(config).await.unwrap();
     let router = Router::new().method::<Same, _, _>(|_context: Context, n: usize| async move { Ok(n) });
-    let n1 = Bus::attach(transport.clone(), Member::new("n1".parse().unwrap(), "b"), router).await.unwrap();
-    let bus = Bus::attach(transport, Member::new("c1".parse().unwrap(), "b"), Router::new()).await.unwrap();
+    let n1 = Bus::attach(transport.clone(), Member::new("n1".parse().unwrap(), "b"), router)
+        .await
+        .unwrap();
+    let bus = Bus::attach(transport, Member::new("c1".parse().unwrap(), "b"), Router::new())
+        .await
+        .unwrap();
     let node = Route::node("n1".parse().unwrap());
     for n in 0..20 {
         assert_eq!(bus.call::<Same>(&node, &n, CallOptions::default()).await, Ok(n));
@@ -92,8 +102,17 @@ async fn carries_a_call(config: RedisConfig) {
 }
 
 async fn refused(config: RedisConfig) -> vbm_core::Error {
-    let error = timeout(PATIENCE, RedisTransport::connect(config)).await.expect("it does not hang").unwrap_err();
-    assert!(matches!(error, BusError::Unsuitable { .. } | BusError::InvalidConfig { .. }), "{error:?}");
+    let error = timeout(PATIENCE, RedisTransport::connect(config))
+        .await
+        .expect("it does not hang")
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            BusError::Unsuitable { .. } | BusError::InvalidConfig { .. }
+        ),
+        "{error:?}"
+    );
     error.into()
 }
 
@@ -109,7 +128,10 @@ async fn the_bus_runs_over_tls_to_a_server_whose_authority_is_trusted() {
     let papers = Papers::make();
     let (_server, address) = server(&papers, "no").await;
     carries_a_call(secure(&address).ca_file(papers.path("ca.pem"))).await;
-    for config in [secure(&address), secure(&address).ca_file(papers.path("other-ca.pem"))] {
+    for config in [
+        secure(&address),
+        secure(&address).ca_file(papers.path("other-ca.pem")),
+    ] {
         let error = refused(config).await;
         assert!(error.why().contains("trust"), "{error}");
     }
@@ -143,7 +165,10 @@ async fn files_and_ports_that_do_not_fit_are_told() {
     let none = Path::new("/nonexistent/ca.pem");
     for (config, word) in [
         (config().ca_file(none), "/nonexistent/ca.pem cannot be read"),
-        (config().ca_file(papers.path("server.key")), "holds no CERTIFICATE"),
+        (
+            config().ca_file(papers.path("server.key")),
+            "holds no CERTIFICATE",
+        ),
         (
             config().client_certificate(papers.path("client.key"), papers.path("client.pem")),
             "holds no CERTIFICATE",
@@ -160,10 +185,19 @@ async fn files_and_ports_that_do_not_fit_are_told() {
     assert!(error.why().contains("rediss"), "{error}");
     // TLS to a plain port and the other way round: the server does not say why it is silent, so the message guesses.
     for (config, word) in [
-        (secure(&plain.address()).ca_file(papers.path("ca.pem")), "write redis://"),
-        (RedisConfig::from_url(&format!("redis://{address}")).unwrap(), "write rediss://"),
+        (
+            secure(&plain.address()).ca_file(papers.path("ca.pem")),
+            "write redis://",
+        ),
+        (
+            RedisConfig::from_url(&format!("redis://{address}")).unwrap(),
+            "write rediss://",
+        ),
     ] {
-        let error = timeout(PATIENCE, RedisTransport::connect(config)).await.unwrap().unwrap_err();
+        let error = timeout(PATIENCE, RedisTransport::connect(config))
+            .await
+            .unwrap()
+            .unwrap_err();
         assert!(error.to_string().contains(word), "{error}");
     }
 }
@@ -185,7 +219,8 @@ async fn sentinels_and_their_master_are_reached_over_tls() {
     let configuration = papers.configuration(sentinel_tls, "yes") + &watch;
     let mut sentinel = Server::launch(REDIS, sentinel_port, true, &configuration);
     sentinel.ready().await;
-    let config = RedisConfig::from_url(&format!("rediss+sentinel://127.0.0.1:{sentinel_tls}/{MASTER}")).unwrap();
+    let config =
+        RedisConfig::from_url(&format!("rediss+sentinel://127.0.0.1:{sentinel_tls}/{MASTER}")).unwrap();
     carries_a_call(
         config
             .ca_file(papers.path("ca.pem"))

@@ -7,12 +7,23 @@ use crate::{Durability, Fate};
 /// never taken as a fast one in silence. Fast ones are not disturbed.
 pub async fn a_replicated_request_is_kept_twice_or_says_why_not(transport: Arc<dyn Transport>) {
     let seen = Seen::default();
-    let (n1, bus) = (serve(&transport, "eu/n1", &seen).await, client(&transport, "c1").await);
+    let (n1, bus) = (
+        serve(&transport, "eu/n1", &seen).await,
+        client(&transport, "c1").await,
+    );
     let route = Route::node(path("eu/n1"));
     let safe = || within(PATIENCE).durability(Durability::Replicated);
-    let cast = soon("a replicated cast", bus.cast::<Count>(&route, &"cast".into(), safe())).await;
+    let cast = soon(
+        "a replicated cast",
+        bus.cast::<Count>(&route, &"cast".into(), safe()),
+    )
+    .await;
     // A slow call, so that its fate is not overtaken by its answer.
-    let call = soon("a replicated call", bus.call::<Echo>(&route, &slow(Duration::from_secs(3)), safe())).await;
+    let call = soon(
+        "a replicated call",
+        bus.call::<Echo>(&route, &slow(Duration::from_secs(3)), safe()),
+    )
+    .await;
     for fate in [cast, call.map(drop)] {
         match fate {
             Ok(()) => {}

@@ -32,7 +32,9 @@ pub(crate) const VALKEY: &str = "valkey-server";
 /// A namespace that no other test of this process has.
 pub(crate) fn namespace() -> Name {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
-    format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed)).parse().expect("a name")
+    format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed))
+        .parse()
+        .expect("a name")
 }
 
 /// Whether a program can be started; with `false`, a test of it says loudly that it was left out.
@@ -71,7 +73,10 @@ impl Server {
     /// With this configuration besides port, folder and log. Not ready yet.
     pub(crate) fn launch(program: &str, port: u16, sentinel: bool, configuration: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let text = format!("port {port}\nbind 127.0.0.1\ndir {}\n{configuration}\n", dir.path().display());
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\n{configuration}\n",
+            dir.path().display()
+        );
         std::fs::write(dir.path().join("server.conf"), text).expect("its configuration");
         let child = spawn(program, &dir, sentinel);
         Self {
@@ -133,8 +138,14 @@ impl Server {
 
     /// SIGSTOP or SIGCONT.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
-        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} could not be sent");
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(
+            sent.is_ok_and(|status| status.success()),
+            "SIG{name} could not be sent"
+        );
     }
 
     /// From now on it wants a password; connections that are there keep theirs.
@@ -144,7 +155,10 @@ impl Server {
     }
 
     async fn try_ask(&self, words: &[&str]) -> Option<redis::RedisResult<redis::Value>> {
-        let login = self.password.as_ref().map_or(String::new(), |password| format!(":{password}@"));
+        let login = self
+            .password
+            .as_ref()
+            .map_or(String::new(), |password| format!(":{password}@"));
         let client = redis::Client::open(format!("redis://{login}{}", self.address())).ok()?;
         let asking = async {
             let mut connection = client.get_multiplexed_async_connection().await.ok()?;
@@ -178,6 +192,7 @@ impl Server {
                     out.push_str(text);
                     out.push('\n');
                 }
+                redis::Value::Okay => out.push_str("OK\n"),
                 redis::Value::Int(number) => {
                     out.push_str(&number.to_string());
                     out.push('\n');
@@ -202,7 +217,11 @@ impl Drop for Server {
 }
 
 fn spawn(program: &str, dir: &TempDir, sentinel: bool) -> Child {
-    let log = File::options().create(true).append(true).open(dir.path().join("log")).expect("a log");
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.path().join("log"))
+        .expect("a log");
     let mut command = Command::new(program);
     command.arg("server.conf");
     if sentinel {
@@ -215,7 +234,9 @@ fn spawn(program: &str, dir: &TempDir, sentinel: bool) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .unwrap_or_else(|error| {
-            panic!("this test needs {program} ({error}): install it, or set VBM_LEAVE_OUT=redis to leave it out")
+            panic!(
+                "this test needs {program} ({error}): install it, or set VBM_LEAVE_OUT=redis to leave it out"
+            )
         })
 }
 
@@ -258,7 +279,10 @@ impl SentinelSet {
              sentinel parallel-syncs {MASTER} 2\n",
             DOWN_AFTER.as_millis()
         );
-        let mut sentinels: Vec<Server> = ports[3..].iter().map(|&port| Server::launch(REDIS, port, true, &watch)).collect();
+        let mut sentinels: Vec<Server> = ports[3..]
+            .iter()
+            .map(|&port| Server::launch(REDIS, port, true, &watch))
+            .collect();
         for sentinel in &mut sentinels {
             sentinel.ready().await;
         }
@@ -291,12 +315,16 @@ impl SentinelSet {
     }
 
     pub(crate) async fn transport(&self) -> RedisTransport {
-        RedisTransport::connect(self.config().namespace(&namespace())).await.expect("a fit set")
+        RedisTransport::connect(self.config().namespace(&namespace()))
+            .await
+            .expect("a fit set")
     }
 
     /// Which server the sentinels name.
     pub(crate) async fn master(&self) -> Option<usize> {
-        let text = self.sentinels[0].text(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]).await;
+        let text = self.sentinels[0]
+            .text(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER])
+            .await;
         let port: u16 = text.lines().nth(1)?.parse().ok()?;
         self.servers.iter().position(|server| server.port == port)
     }
@@ -336,14 +364,21 @@ impl ClusterSet {
         for server in &mut servers {
             server.ready().await;
         }
-        for (n, (first, last)) in [("0", "5461"), ("5462", "10922"), ("10923", "16383")].into_iter().enumerate() {
+        for (n, (first, last)) in [("0", "5461"), ("5462", "10922"), ("10923", "16383")]
+            .into_iter()
+            .enumerate()
+        {
             servers[n].ask(&["CLUSTER", "ADDSLOTSRANGE", first, last]).await;
             // Without it two could claim the same epoch and settle it only later.
-            servers[n].ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()]).await;
+            servers[n]
+                .ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()])
+                .await;
         }
         for n in 1..3 {
             let (port, bus) = (ports[n].to_string(), ports[n + 3].to_string());
-            servers[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]).await;
+            servers[0]
+                .ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus])
+                .await;
         }
         let set = Self { servers };
         set.whole().await;
@@ -353,19 +388,29 @@ impl ClusterSet {
     /// Gives one of the masters a replica, which takes its place when it dies; gives the replica.
     pub(crate) async fn add_replica(&self, of: usize) -> Server {
         let [port, bus] = free_ports();
-        let text = format!("save \"\"\ncluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout 2000\nrepl-diskless-sync-delay 0");
+        let text = format!(
+            "save \"\"\ncluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout 2000\nrepl-diskless-sync-delay 0"
+        );
         let mut replica = Server::launch(REDIS, port, false, &text);
         replica.ready().await;
         let (port, bus) = (port.to_string(), bus.to_string());
-        self.servers[of].ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]).await;
+        self.servers[of]
+            .ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus])
+            .await;
         let id = self.servers[of].text(&["CLUSTER", "MYID"]).await;
         wait_until("the replica knows its master", async || {
             replica.text(&["CLUSTER", "NODES"]).await.contains(id.trim())
-                && replica.text(&["CLUSTER", "REPLICATE", id.trim()]).await.starts_with("OK")
+                && replica
+                    .text(&["CLUSTER", "REPLICATE", id.trim()])
+                    .await
+                    .starts_with("OK")
         })
         .await;
         wait_until("the replica is in step", async || {
-            self.servers[of].text(&["INFO", "replication"]).await.contains("state=online")
+            self.servers[of]
+                .text(&["INFO", "replication"])
+                .await
+                .contains("state=online")
         })
         .await;
         for server in &self.servers {
@@ -406,7 +451,9 @@ impl ClusterSet {
     }
 
     pub(crate) async fn transport(&self) -> RedisTransport {
-        RedisTransport::connect(self.config().namespace(&namespace())).await.expect("a fit cluster")
+        RedisTransport::connect(self.config().namespace(&namespace()))
+            .await
+            .expect("a fit cluster")
     }
 }
 

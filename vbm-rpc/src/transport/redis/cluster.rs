@@ -50,7 +50,11 @@ pub(super) fn slot(key: &[u8]) -> u16 {
     for &byte in tag.unwrap_or(key) {
         crc ^= u16::from(byte) << 8;
         for _ in 0..8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            crc = if crc & 0x8000 == 0 {
+                crc << 1
+            } else {
+                (crc << 1) ^ 0x1021
+            };
         }
     }
     crc % SLOTS
@@ -73,11 +77,13 @@ fn key(command: &Cmd) -> Option<&[u8]> {
     });
     let name = args.next()?.to_ascii_uppercase();
     match &name[..] {
-        b"TIME" | b"PING" | b"CLIENT" | b"INFO" | b"ROLE" | b"CONFIG" | b"SCRIPT" | b"WAIT" | b"ACL" | b"CLUSTER"
-        | b"COMMAND" | b"SCAN" | b"KEYS" | b"DBSIZE" => None,
+        b"TIME" | b"PING" | b"CLIENT" | b"INFO" | b"ROLE" | b"CONFIG" | b"SCRIPT" | b"WAIT" | b"ACL"
+        | b"CLUSTER" | b"COMMAND" | b"SCAN" | b"KEYS" | b"DBSIZE" => None,
         b"XGROUP" | b"XINFO" | b"OBJECT" | b"MEMORY" => args.nth(1),
         b"EVAL" | b"EVALSHA" | b"EVAL_RO" | b"FCALL" => args.nth(2),
-        b"XREAD" | b"XREADGROUP" => args.find(|arg| arg.eq_ignore_ascii_case(b"STREAMS")).and_then(|_| args.next()),
+        b"XREAD" | b"XREADGROUP" => args
+            .find(|arg| arg.eq_ignore_ascii_case(b"STREAMS"))
+            .and_then(|_| args.next()),
         _ => args.next(),
     }
 }
@@ -140,17 +146,24 @@ impl Slots {
     /// From the answer to `CLUSTER SLOTS` that `told` gave; who has no address is `told` itself.
     fn read(answer: &Value, told: &Host) -> Self {
         let mut slots = Self::default();
-        let Value::Array(ranges) = answer else { return slots };
+        let Value::Array(ranges) = answer else {
+            return slots;
+        };
         for range in ranges {
             let Value::Array(parts) = range else { continue };
             let [first, last, Value::Array(owner), ..] = &parts[..] else {
                 continue;
             };
             let bound = |value| pack::number(value).and_then(|number| u16::try_from(number).ok());
-            let (Some(first), Some(last), Some(port)) = (bound(first), bound(last), owner.get(1).and_then(bound)) else {
+            let (Some(first), Some(last), Some(port)) =
+                (bound(first), bound(last), owner.get(1).and_then(bound))
+            else {
                 continue;
             };
-            let name = owner.first().and_then(pack::text).filter(|name| !name.is_empty() && *name != "?");
+            let name = owner
+                .first()
+                .and_then(pack::text)
+                .filter(|name| !name.is_empty() && *name != "?");
             let name = name.unwrap_or(&told.name).to_owned();
             slots.ranges.insert(last, (first, Host { name, port }));
         }
@@ -181,7 +194,10 @@ pub(super) async fn ask(shared: &Shared, nodes: &[Host]) -> Result<Slots, Down> 
             Err(why) => troubles.push(why),
         }
     }
-    Err(Down(format!("no node of the cluster tells its slots: {}", troubles.join("; "))))
+    Err(Down(format!(
+        "no node of the cluster tells its slots: {}",
+        troubles.join("; ")
+    )))
 }
 
 /// Wires to the masters of a cluster. Clones share them.
@@ -303,7 +319,9 @@ impl Many {
             if ways.is_empty() {
                 break;
             }
-            let running = ways.into_iter().map(|(way, places)| self.part(way, places, &commands, limit, last));
+            let running = ways
+                .into_iter()
+                .map(|(way, places)| self.part(way, places, &commands, limit, last));
             let parts = join_all(running).await;
             ways = BTreeMap::new();
             for part in parts {
@@ -332,7 +350,10 @@ impl Many {
             batch.add_command(last.clone());
         }
         let mut answers = match self.wire(&way.to).await {
-            Ok(mut wire) => wire.batch(&mut batch, limit).await.inspect_err(|_| self.broke(&way.to)),
+            Ok(mut wire) => wire
+                .batch(&mut batch, limit)
+                .await
+                .inspect_err(|_| self.broke(&way.to)),
             Err(down) => Err(down),
         };
         if let (true, Ok(all)) = (way.asking, &mut answers) {
@@ -357,7 +378,11 @@ impl Many {
         ways: &mut BTreeMap<Way, Vec<usize>>,
         replicated: bool,
     ) -> Result<i64, Down> {
-        let Part { way, places, answers: got } = part;
+        let Part {
+            way,
+            places,
+            answers: got,
+        } = part;
         let mut got = match got {
             Ok(got) => got,
             Err(Down(why)) => {
@@ -367,12 +392,18 @@ impl Many {
                 for place in places {
                     answers[place] = Err(format!("{NODE_DOWN} {}: {why}", way.to));
                 }
-                return Ok(0);
+                // Its commands are told apart by their errors.
+                return Ok(i64::MAX);
             }
         };
         let mut have = i64::MAX;
         if replicated {
-            have = got.pop().and_then(Result::ok).as_ref().and_then(pack::number).unwrap_or(0);
+            have = got
+                .pop()
+                .and_then(Result::ok)
+                .as_ref()
+                .and_then(pack::number)
+                .unwrap_or(0);
         }
         for (place, answer) in places.into_iter().zip(got) {
             let error = match answer {
@@ -439,7 +470,10 @@ mod tests {
             (&["XGROUP", "CREATE", "K", "g", "$"], Some("K")),
             (&["XINFO", "STREAM", "K"], Some("K")),
             (&["EVAL", "return 1", "2", "K", "L"], Some("K")),
-            (&["XREAD", "COUNT", "1", "BLOCK", "2", "STREAMS", "K", "0"], Some("K")),
+            (
+                &["XREAD", "COUNT", "1", "BLOCK", "2", "STREAMS", "K", "0"],
+                Some("K"),
+            ),
             (&["XREADGROUP", "GROUP", "g", "c", "STREAMS", "K", ">"], Some("K")),
             (&["PEXPIRE", "K", "1"], Some("K")),
             (&["TIME"], None),
@@ -486,6 +520,9 @@ mod tests {
         let keys = ["{a}1", "{b}1", "{a}2"].map(Arc::from).to_vec();
         let mut apart = by_slot(keys);
         apart.sort_by_key(Vec::len);
-        assert_eq!(apart, [vec![Arc::from("{b}1")], vec!["{a}1".into(), "{a}2".into()]]);
+        assert_eq!(
+            apart,
+            [vec![Arc::from("{b}1")], vec!["{a}1".into(), "{a}2".into()]]
+        );
     }
 }

@@ -49,7 +49,9 @@ impl Host {
             Some((name, port)) if !text.ends_with(']') => (name, port.parse().ok()?),
             _ => (text, default_port),
         };
-        let name = name.strip_prefix('[').map_or(name, |name| name.trim_end_matches(']'));
+        let name = name
+            .strip_prefix('[')
+            .map_or(name, |name| name.trim_end_matches(']'));
         let good = !name.is_empty() && !name.contains(['/', '@', ' ', '?', '#']);
         good.then(|| Self {
             name: name.to_owned(),
@@ -115,7 +117,11 @@ impl RedisConfig {
                     })
                 })?;
                 let secure = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
-                (Topology::One(info.addr().clone()), info.redis_settings().clone(), secure)
+                (
+                    Topology::One(info.addr().clone()),
+                    info.redis_settings().clone(),
+                    secure,
+                )
             }
         };
         Ok(Self {
@@ -339,7 +345,11 @@ mod tests {
             assert!(!error.to_string().contains("secret"), "{error}");
         }
         assert!(!without_password("unix:///s?pass=secret&db=1").contains("secret"));
-        for url in ["redis://u:secret@h", "redis+cluster://u:secret@h", "redis+sentinel://:secret@h/m"] {
+        for url in [
+            "redis://u:secret@h",
+            "redis+cluster://u:secret@h",
+            "redis+sentinel://:secret@h/m",
+        ] {
             assert!(!format!("{:?}", RedisConfig::from_url(url).unwrap()).contains("secret"));
         }
     }

@@ -22,8 +22,8 @@ use super::{
     lock, pack, sentinel,
 };
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, RedisConnectionInfo, RedisError,
-    RedisResult, TlsCertificates, Value, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, RedisConnectionInfo,
+    RedisError, RedisResult, TlsCertificates, Value, aio::MultiplexedConnection,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -331,7 +331,13 @@ impl Shared {
             return Ok(());
         };
         let mut nodes = lock(&self.slots).masters();
-        nodes.extend(seeds.iter().filter(|seed| !nodes.contains(seed)).cloned().collect::<Vec<_>>());
+        nodes.extend(
+            seeds
+                .iter()
+                .filter(|seed| !nodes.contains(seed))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
         let slots = cluster::ask(self, &nodes).await?;
         *lock(&self.slots) = slots;
         Ok(())
@@ -386,7 +392,10 @@ impl Wire {
     }
 }
 
-async fn unless_moved<T>(moved: &Option<CancellationToken>, work: impl Future<Output = T>) -> Result<T, Down> {
+async fn unless_moved<T>(
+    moved: &Option<CancellationToken>,
+    work: impl Future<Output = T>,
+) -> Result<T, Down> {
     match moved {
         Some(moved) => moved
             .run_until_cancelled(work)
@@ -426,8 +435,12 @@ impl Commands {
         replicas: u64,
         wait: Duration,
     ) -> Result<(Vec<Answer>, i64), Down> {
+        if batch.is_empty() {
+            return Ok((Vec::new(), 0));
+        }
         let mut last = redis::cmd("WAIT");
-        last.arg(replicas).arg(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
+        last.arg(replicas)
+            .arg(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
         match &mut self.0 {
             Way::One(_) => {
                 batch.add_command(last);

@@ -148,14 +148,21 @@ impl Transport for RedisTransport {
         let nonce = core.now_micros();
         let (feed, fed) = mpsc::unbounded_channel();
         core.spawn(writer::run(core.clone(), Lane::Fast, queue, Some(commands)));
-        core.spawn(writer::run(core.clone(), Lane::Replicated, replicated_queue, None));
+        core.spawn(writer::run(
+            core.clone(),
+            Lane::Replicated,
+            replicated_queue,
+            None,
+        ));
         let watched = core.clone();
         core.spawn(async move { watched.connector.watch(watched.seed).await });
         core.spawn(reader::feed(core.clone(), fed));
         core.spawn(reader::run(core.clone(), feed, cursor));
         core.spawn(beat::run(core.clone()));
         let queues = presence::served(&core.me);
-        let queues = queues.iter().map(|(scope, service)| core.keys.any(scope, service).into());
+        let queues = queues
+            .iter()
+            .map(|(scope, service)| core.keys.any(scope, service).into());
         for queues in core.connector.apart(queues.collect()) {
             if !queues.is_empty() {
                 core.spawn(taker::run(core.clone(), queues));
@@ -504,7 +511,10 @@ impl RedisLink {
                 };
                 drop(permit);
                 self.core.spawn(async move {
-                    if let Err(error) = link.send_to_all(&scope, &service, frame, until, Durability::Fast).await {
+                    if let Err(error) = link
+                        .send_to_all(&scope, &service, frame, until, Durability::Fast)
+                        .await
+                    {
                         tracing::debug!(?error, "a broadcast that nobody waits for was not sent");
                     }
                 });

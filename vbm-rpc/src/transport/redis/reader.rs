@@ -223,12 +223,17 @@ async fn last_id(connection: &mut Blocking, key: &str) -> Result<Option<(u64, u6
 /// From where broadcasts are read on a new connection: `cursor` is up to where they were read, `joined` from where
 /// they are for this member, `last` what the server gave last, `moved` whether it is another server.
 fn place_again(cursor: &str, joined: &str, last: Option<(u64, u64)>, moved: bool) -> String {
-    let (read, first) = (parse_id(cursor).unwrap_or_default(), parse_id(joined).unwrap_or_default());
+    let (read, first) = (
+        parse_id(cursor).unwrap_or_default(),
+        parse_id(joined).unwrap_or_default(),
+    );
     let last = last.unwrap_or_default();
     let back = match (last < read, moved) {
         (false, false) => return cursor.to_owned(),
         // Never before the member joined: those were for others.
-        (false, true) => read.0.saturating_sub(u64::try_from(STEP_BACK.as_millis()).unwrap_or(u64::MAX)),
+        (false, true) => read
+            .0
+            .saturating_sub(u64::try_from(STEP_BACK.as_millis()).unwrap_or(u64::MAX)),
         (true, _) if last >= first => first.0,
         // It knows less than it did when this member joined: all it will have is new.
         (true, _) => return START.to_owned(),
@@ -266,13 +271,27 @@ mod tests {
         let cursor = "9000000-0";
         assert_eq!(place_again(cursor, joined, Some((2_000_000, 0)), true), joined);
         assert_eq!(place_again(cursor, joined, Some((1_000_000, 5)), false), joined);
-        assert_eq!(place_again(cursor, joined, Some((999_999, 0)), true), START, "older than the member");
-        assert_eq!(place_again(cursor, joined, None, false), START, "a server without memory");
+        assert_eq!(
+            place_again(cursor, joined, Some((999_999, 0)), true),
+            START,
+            "older than the member"
+        );
+        assert_eq!(
+            place_again(cursor, joined, None, false),
+            START,
+            "a server without memory"
+        );
     }
 
     #[test]
     fn another_server_is_read_again_for_as_long_as_clocks_may_differ_but_not_before_joining() {
-        assert_eq!(place_again("9000000-7", "1000000-5", Some((9_000_000, 8)), true), "8990000-0");
-        assert_eq!(place_again("1005000-7", "1000000-5", Some((9_000_000, 8)), true), "1000000-5");
+        assert_eq!(
+            place_again("9000000-7", "1000000-5", Some((9_000_000, 8)), true),
+            "8990000-0"
+        );
+        assert_eq!(
+            place_again("1005000-7", "1000000-5", Some((9_000_000, 8)), true),
+            "1000000-5"
+        );
     }
 }

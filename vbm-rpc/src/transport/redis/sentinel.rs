@@ -37,7 +37,10 @@ pub(super) async fn ask(shared: &Shared, sentinels: &[Host], master: &str) -> Re
         .map(|sentinel| async move {
             match timeout(ASK_TIMEOUT, ask_one(shared, sentinel, master)).await {
                 Ok(word) => word.map_err(|Down(why)| format!("{sentinel}: {why}")),
-                Err(_late) => Err(format!("{sentinel}: no answer within {} s", ASK_TIMEOUT.as_secs())),
+                Err(_late) => Err(format!(
+                    "{sentinel}: no answer within {} s",
+                    ASK_TIMEOUT.as_secs()
+                )),
             }
         })
         .collect();
@@ -61,8 +64,12 @@ fn judge(master: &str, words: Vec<Result<Word, String>>) -> Result<Host, Down> {
             Err(why) => troubles.push(why),
         }
     }
-    best.map(|word| word.host)
-        .ok_or_else(|| Down(format!("no sentinel names the master '{master}': {}", troubles.join("; "))))
+    best.map(|word| word.host).ok_or_else(|| {
+        Down(format!(
+            "no sentinel names the master '{master}': {}",
+            troubles.join("; ")
+        ))
+    })
 }
 
 async fn ask_one(shared: &Shared, sentinel: &Host, master: &str) -> Result<Word, Down> {
@@ -77,7 +84,10 @@ async fn ask_one(shared: &Shared, sentinel: &Host, master: &str) -> Result<Word,
         .map_err(down)?;
     // The address is that of the new master as soon as one was chosen; the other answer is still about the old one.
     let mut questions = redis::pipe();
-    questions.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(master);
+    questions
+        .cmd("SENTINEL")
+        .arg("GET-MASTER-ADDR-BY-NAME")
+        .arg(master);
     questions.cmd("SENTINEL").arg("MASTER").arg(master);
     questions.ignore_errors();
     let answers: Vec<RedisResult<Value>> = questions.query_async(&mut connection).await.map_err(down)?;
@@ -180,7 +190,12 @@ mod tests {
 
     #[test]
     fn the_sentinel_that_saw_the_last_failover_is_believed() {
-        let word = |epoch, name| Ok(Word { epoch, host: host(name) });
+        let word = |epoch, name| {
+            Ok(Word {
+                epoch,
+                host: host(name),
+            })
+        };
         let words = vec![word(3, "old"), Err("dead".into()), word(4, "new"), word(3, "old")];
         assert_eq!(judge("m", words).unwrap(), host("new"));
     }

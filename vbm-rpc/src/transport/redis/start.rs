@@ -56,7 +56,11 @@ pub(super) async fn check(config: &RedisConfig) -> Result<(Connector, Vec<String
             Err(Down(why)) if passes_by_itself(&why) && Instant::now() < until => sleep(LOADING_POLL).await,
             Err(Down(why)) => {
                 let first = greeting(config).await.unwrap_or_default();
-                let why = if first.contains("max number of clients") { first } else { why };
+                let why = if first.contains("max number of clients") {
+                    first
+                } else {
+                    why
+                };
                 return Err(explain(&server, config.secure, &why));
             }
         }
@@ -116,7 +120,13 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
         why: format!("{what}: {why}"),
         fix: fix.to_owned(),
     };
-    if says(&["NOAUTH", "WRONGPASS", "NOPERM", "AuthenticationFailed", "authentication"]) {
+    if says(&[
+        "NOAUTH",
+        "WRONGPASS",
+        "NOPERM",
+        "AuthenticationFailed",
+        "authentication",
+    ]) {
         return unsuitable(
             "it does not let this user in",
             "give the right user and password: redis://user:password@host:port",
@@ -143,23 +153,52 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
     if says(&["cluster support disabled"]) {
         return unsuitable("it is no cluster", "write redis://host:port for a single server");
     }
-    if says(&["certificate", "Certificate", "BadSignature", "UnknownIssuer", "NotValidForName", "invalid peer"]) {
+    if says(&[
+        "certificate",
+        "Certificate",
+        "BadSignature",
+        "UnknownIssuer",
+        "NotValidForName",
+        "invalid peer",
+    ]) {
         return unsuitable(
             "the two sides do not trust each other's certificates",
             "give the CA that signed the server's certificate, the name or address that stands in it, and the client \
              certificate that the server asks for",
         );
     }
-    if secure && says(&["InvalidContentType", "corrupt message", "unexpected eof", "tls handshake"]) {
-        return unsuitable("it does not speak TLS on this port", "write redis:// or give its TLS port");
+    if secure
+        && says(&[
+            "InvalidContentType",
+            "corrupt message",
+            "unexpected eof",
+            "tls handshake",
+        ])
+    {
+        return unsuitable(
+            "it does not speak TLS on this port",
+            "write redis:// or give its TLS port",
+        );
     }
-    if says(&["ResponseError", "Response was of incompatible type", "Parse", "parse", "invalid response", "expected"]) {
+    if says(&[
+        "ResponseError",
+        "Response was of incompatible type",
+        "Parse",
+        "parse",
+        "invalid response",
+        "expected",
+    ]) {
         return unsuitable(
             "another program than Redis answers there",
             "give the address of a Redis server; its usual port is 6379",
         );
     }
-    let hung_up = ["broken pipe", "Broken pipe", "unexpected end of file", "reset by peer"];
+    let hung_up = [
+        "broken pipe",
+        "Broken pipe",
+        "unexpected end of file",
+        "reset by peer",
+    ];
     let hint = match secure {
         false if says(&hung_up) => " (it hung up: if it speaks TLS there, write rediss://)",
         true if says(&["timed out", "no connection within"]) => {
@@ -225,7 +264,10 @@ fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, 
             );
         }
         (mode, Topology::Cluster { .. }) if mode != "cluster" => {
-            return refuse("it is no cluster".into(), "write redis://host:port for a single server");
+            return refuse(
+                "it is no cluster".into(),
+                "write redis://host:port for a single server",
+            );
         }
         _ => {}
     }
@@ -235,7 +277,11 @@ fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, 
             "give the address of its master, or of the sentinels: redis+sentinel://host:port/master-name",
         );
     }
-    let (policy, limit, used) = (field("maxmemory_policy"), number("maxmemory"), number("used_memory"));
+    let (policy, limit, used) = (
+        field("maxmemory_policy"),
+        number("maxmemory"),
+        number("used_memory"),
+    );
     if policy != "noeviction" && limit > 0 {
         return refuse(
             format!("it throws queues away when its memory is full (maxmemory-policy {policy})"),
@@ -268,7 +314,9 @@ fn warnings<'a>(
         ("rdb_last_bgsave_status", "save its data"),
     ] {
         if field(name) == "err" {
-            warnings.push(format!("{server} could not {what} the last time ({name}): look at its log and its disk"));
+            warnings.push(format!(
+                "{server} could not {what} the last time ({name}): look at its log and its disk"
+            ));
         }
     }
     let (places, taken) = (number("maxclients"), number("connected_clients"));
@@ -295,7 +343,11 @@ mod tests {
         }
     }
     fn judged(info: &str) -> Result<Vec<String>, BusError> {
-        judge("r", &told(info), &Topology::One(ConnectionAddr::Tcp("h".into(), 1)))
+        judge(
+            "r",
+            &told(info),
+            &Topology::One(ConnectionAddr::Tcp("h".into(), 1)),
+        )
     }
 
     #[test]
@@ -334,7 +386,11 @@ mod tests {
     fn what_can_lose_something_is_warned_of() {
         for (from, to, word) in [
             ("aof_enabled:1", "aof_enabled:0", "appendonly"),
-            ("aof_enabled:1", "aof_enabled:1\r\nrdb_last_bgsave_status:err", "save its data"),
+            (
+                "aof_enabled:1",
+                "aof_enabled:1\r\nrdb_last_bgsave_status:err",
+                "save its data",
+            ),
             ("maxclients:10000", "maxclients:20", "maxclients"),
         ] {
             let warnings = judged(&GOOD.replace(from, to)).unwrap();
@@ -345,18 +401,29 @@ mod tests {
             save: None,
         };
         let one = Topology::One(ConnectionAddr::Tcp("h".into(), 1));
-        assert!(judge("r", &unknown, &one).unwrap().is_empty(), "who may not ask is not warned on suspicion");
+        assert!(
+            judge("r", &unknown, &one).unwrap().is_empty(),
+            "who may not ask is not warned on suspicion"
+        );
     }
 
     #[test]
     fn each_failure_to_connect_is_explained() {
         for (secure, why, word) in [
-            (false, "WRONGPASS: invalid username-password pair", "let this user in"),
+            (
+                false,
+                "WRONGPASS: invalid username-password pair",
+                "let this user in",
+            ),
             (false, "An error: max number of clients reached", "no place"),
             (true, "invalid peer certificate: UnknownIssuer", "trust"),
             (true, "received corrupt message of type InvalidContentType", "TLS"),
             (false, "unexpected end of file", "rediss://"),
-            (false, "h:1: it does not know the master 'm'", "no master of that name"),
+            (
+                false,
+                "h:1: it does not know the master 'm'",
+                "no master of that name",
+            ),
         ] {
             let text = explain("r", secure, why).to_string();
             assert!(text.contains(word), "{text}");

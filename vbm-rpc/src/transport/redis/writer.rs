@@ -375,7 +375,9 @@ impl Writer {
         let (answers, replicas) = match self.lane {
             Lane::Fast => (commands.run(&mut batch).await?, None),
             Lane::Replicated => {
-                let (answers, have) = commands.run_replicated(&mut batch, REPLICAS, REPLICA_TIMEOUT).await?;
+                let (answers, have) = commands
+                    .run_replicated(&mut batch, REPLICAS, REPLICA_TIMEOUT)
+                    .await?;
                 (answers, Some(have))
             }
         };
