@@ -17,12 +17,14 @@
 //! out, and has said why.
 
 mod calls;
+mod durability;
 mod life;
 mod results;
 mod routes;
 mod tickets;
 
 pub use calls::*;
+pub use durability::*;
 pub use life::*;
 pub use results::*;
 pub use routes::*;
@@ -100,6 +102,7 @@ macro_rules! transport_conformance {
             a_running_ticket_is_cancelled_by_telling_its_handler
             a_callback_is_told_the_end
             a_callback_is_told_at_least_once
+            a_replicated_request_is_kept_twice_or_says_why_not
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -78,7 +78,9 @@ impl From<BusError> for Error {
                 kind,
                 format!("'{given}' is not a Redis address"),
                 why,
-                "write it as redis://[user:password@]host[:port][/db] or redis+unix:///path/to/socket",
+                "write it as redis://[user:password@]host[:port][/db], redis+unix:///path/to/socket, \
+                 redis+sentinel://host:port,host:port/master-name or redis+cluster://host:port,host:port; with \
+                 rediss over TLS",
             ),
             BusError::InvalidMember { why } => Self::new(
                 kind,

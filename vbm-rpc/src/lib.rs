@@ -102,7 +102,7 @@ pub use error::BusError;
 pub use fate::Fate;
 pub use member::{Member, MemberInfo};
 pub use method::Method;
-pub use options::CallOptions;
+pub use options::{CallOptions, Durability};
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};
 pub use submission::{SubmitOptions, TicketOutcome};

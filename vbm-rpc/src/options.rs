@@ -4,6 +4,26 @@ use crate::{codec::Codec, limits};
 use std::time::Duration;
 use vbm_core::Epoch;
 
+/// What must be true before a request counts as kept by the transport.
+///
+/// | dies | `Fast` | `Replicated` |
+/// |---|---|---|
+/// | the worker | kept | kept |
+/// | the caller of a `cast` | kept | kept |
+/// | Redis, with a failover | a call is sent again by its caller; a cast of the last moments may be lost | kept |
+///
+/// The whole table, with what was tested: `docs/rpc/connections.md`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The master has it: one round trip.
+    #[default]
+    Fast,
+    /// A replica has it too. Without one that says so in a second, the call is [`Lost`](crate::Fate::Lost) with that
+    /// reason, although the master has it and it may run. An answer that is there before counts all the same.
+    Replicated,
+}
+
 /// What a caller may say about one call. All of it has defaults.
 ///
 /// ```
@@ -20,6 +40,7 @@ pub struct CallOptions {
     pub(crate) traceparent: Option<String>,
     pub(crate) quorum: Option<usize>,
     pub(crate) codec: Codec,
+    pub(crate) durability: Durability,
 }
 
 impl Default for CallOptions {
@@ -31,6 +52,7 @@ impl Default for CallOptions {
             traceparent: None,
             quorum: None,
             codec: Codec::MessagePack,
+            durability: Durability::Fast,
         }
     }
 }
@@ -70,6 +92,12 @@ impl CallOptions {
     /// A broadcast ends after this many replies.
     pub const fn quorum(mut self, replies: usize) -> Self {
         self.quorum = Some(replies);
+        self
+    }
+
+    /// How safely the request is kept before it counts as sent. The default is [`Durability::Fast`].
+    pub const fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 

@@ -280,13 +280,19 @@ async fn a_server_that_wants_a_password_says_so() {
 }
 
 #[tokio::test]
-async fn eviction_is_warned_of() {
+async fn a_server_that_evicts_is_refused_and_one_without_a_disk_is_warned_of() {
     if left_out() {
         return;
     }
     let server = RedisServer::with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]).await;
-    assert!(server.transport().await.warnings()[0].contains("noeviction"));
-    assert!(RedisServer::start().await.transport().await.warnings().is_empty());
+    let error = RedisTransport::connect(server.config()).await.unwrap_err();
+    assert!(
+        matches!(&error, BusError::Unsuitable { fix, .. } if fix.contains("noeviction")),
+        "{error:?}"
+    );
+    assert!(RedisServer::start().await.transport().await.warnings()[0].contains("appendonly"));
+    let keeping = RedisServer::with(&["--appendonly", "yes"]).await;
+    assert!(keeping.transport().await.warnings().is_empty());
 }
 
 async fn add(raw: &mut redis::aio::MultiplexedConnection, key: &str, field: &str, value: &[u8]) {

@@ -24,7 +24,7 @@ pub use replies::Replies;
 pub use submit::TicketHandle;
 
 use crate::{
-    BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
+    BusError, CallOptions, Durability, Fate, Member, MemberInfo, Method, Route, Router,
     envelope::{EndCode, Envelope, Kind},
     limits,
     router::too_large,
@@ -427,6 +427,7 @@ impl Bus {
             to,
             frame,
             deadline: Instant::now() + options.deadline,
+            durability: options.durability,
             state: FlightState::Ready,
         })
     }
@@ -470,6 +471,7 @@ struct Flight {
     to: Destination,
     frame: Bytes,
     deadline: Instant,
+    durability: Durability,
     state: FlightState,
 }
 
@@ -482,11 +484,9 @@ impl Flight {
     async fn send(&mut self) -> Result<Vec<NodePath>, Fate> {
         self.state = FlightState::Away;
         let ttl = self.deadline.saturating_duration_since(Instant::now());
-        let sent = timeout_at(
-            self.deadline + SEND_GRACE,
-            self.shared.link.send(&self.to, self.frame.clone(), ttl),
-        )
-        .await;
+        let link = &self.shared.link;
+        let sending = link.send_durable(&self.to, self.frame.clone(), ttl, self.durability);
+        let sent = timeout_at(self.deadline + SEND_GRACE, sending).await;
         let fate = match sent {
             Ok(Ok(sent)) => return Ok(sent.members),
             Ok(Err(error)) => self.unsent(error),
@@ -496,8 +496,11 @@ impl Flight {
         Err(fate)
     }
 
-    /// The same without waiting, where the transport can do that.
+    /// The same without waiting, where the transport can do that and no replica is to be waited for.
     fn try_send(&mut self, sending: &Arc<Sending>) -> bool {
+        if self.durability != Durability::Fast {
+            return false;
+        }
         let watch: Arc<dyn SendWatch> = sending.clone();
         let sent = self
             .shared
@@ -515,6 +518,11 @@ impl Flight {
             SendError::NoRoute(why) => Fate::NoRoute { to, why },
             SendError::Overloaded(why) => Fate::Overloaded { at: to, why },
             SendError::Expired(at) => Fate::Expired { at },
+            SendError::Unsupported(why) => refused(
+                "this call cannot be kept as safely as it asks",
+                &why,
+                "use Durability::Fast, or a Redis with replicas",
+            ),
             SendError::Closed => Fate::Cancelled,
             SendError::Uncertain(why) => self.lost(None, why),
         }

@@ -24,7 +24,7 @@ mod results;
 
 pub use results::{ResultStore, TicketPlace, TicketRecord};
 
-use crate::{BusError, MemberInfo, Route, envelope};
+use crate::{BusError, Durability, MemberInfo, Route, envelope};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
@@ -75,6 +75,8 @@ pub enum SendError {
     Expired(String),
     /// It may have been sent; nobody can tell.
     Uncertain(String),
+    /// The transport cannot keep what was asked for; it was not sent.
+    Unsupported(String),
     /// The link is closed; it was not sent.
     Closed,
 }
@@ -132,8 +134,8 @@ pub trait Link: Send + Sync + 'static {
     async fn send(&self, to: &Destination, frame: Bytes, ttl: Duration) -> Result<Sent, SendError>;
 
     /// The same for one member without waiting: `watch` hears the rest, and nothing when the link ends first. Not
-    /// started after `until`. `false`
-    /// when there was no room or this transport has no such way: nothing was done, and [`Link::send`] waits.
+    /// started after `until`. `false` when there was no room or this transport has no such way: nothing was done, and
+    /// [`Link::send`] waits.
     ///
     /// The way of a call: its caller is woken by the answer alone.
     fn try_send(
@@ -144,6 +146,29 @@ pub trait Link: Send + Sync + 'static {
         _watch: &Arc<dyn SendWatch>,
     ) -> bool {
         false
+    }
+
+    /// As [`Link::send`]; returns when the frame is kept as safely as `durability` says. Without a second copy behind the
+    /// transport, [`Durability::Replicated`] is refused.
+    ///
+    /// # Errors
+    /// As those of [`send`](Self::send); [`SendError::Uncertain`] when it is kept, but not as safely as asked.
+    ///
+    /// # Cancel safety
+    /// A dropped future may or may not have sent the frame.
+    async fn send_durable(
+        &self,
+        to: &Destination,
+        frame: Bytes,
+        ttl: Duration,
+        durability: Durability,
+    ) -> Result<Sent, SendError> {
+        match durability {
+            Durability::Fast => self.send(to, frame, ttl).await,
+            Durability::Replicated => Err(SendError::Unsupported(
+                "this transport has no replicas that could keep a second copy".into(),
+            )),
+        }
     }
 
     /// Hands a frame over without waiting for the transport to keep it; waits for room in the queue only. In order

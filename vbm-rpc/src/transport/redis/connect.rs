@@ -1,15 +1,39 @@
-//! Connections. Two types, so that a blocking command can never stand in front of another one: [`Commands`] is shared
-//! and answers at once, [`Blocking`] belongs to one reader.
+//! Connections, and the supervisor of where they go.
 //!
-//! redis-rs' own response time-out is off for both: it forgets an answer that is on its way (redis-rs#1924). Each use
-//! here has a hard time-out instead, after which the connection is thrown away.
+//! ```text
+//!   Connector ---- standalone: the one address
+//!     |      \---- sentinel:   whom the sentinels name (sentinel.rs), if it says of itself that it is the master
+//!     |       \--- cluster:    who owns the slot (cluster.rs)
+//!     |
+//!     +-- Commands: shared, answers at once; of a cluster: one wire to each master, a batch is split by key
+//!     +-- Blocking: one reader's, to the server of one key
+//!
+//!   every wire ends when: it breaks | an answer is late | an answer says "not me, not now" | the master has moved
+//! ```
+//!
+//! Two types, so that a blocking command can never stand in front of another one. redis-rs' own response time-out is
+//! off for both: it forgets an answer that is on its way (redis-rs#1924), and neither its Sentinel nor its Cluster
+//! client ends live connections when the master changes (redis-rs#1438). Each use here has a hard time-out instead,
+//! after which the wire is thrown away.
 
-use super::config::RedisConfig;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisResult, Value, aio::MultiplexedConnection,
+use super::{
+    cluster::{self, Many, Slots},
+    config::{Host, RedisConfig, Topology},
+    lock, pack, sentinel,
 };
-use std::time::Duration;
-use tokio::time::timeout;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, RedisConnectionInfo,
+    RedisError, RedisResult, TlsCertificates, Value, aio::MultiplexedConnection,
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
 /// The longest a connection may take to be made, hello included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -29,7 +53,7 @@ const PIPELINE_BUFFER_COMMANDS: usize = 64;
 pub(super) struct Down(pub(super) String);
 
 /// Errors of single commands that mean: not this server, or not now.
-const DOWN_CODES: [&str; 8] = [
+const DOWN_CODES: [&str; 9] = [
     "LOADING",
     "READONLY",
     "MASTERDOWN",
@@ -38,33 +62,177 @@ const DOWN_CODES: [&str; 8] = [
     "MISCONF",
     "NOAUTH",
     "TRYAGAIN",
+    // A master that was cut off from its replicas (min-replicas-to-write): there is, or will be, another one.
+    "NOREPLICAS",
 ];
 
 /// Whether an error of one command makes the connection useless.
-fn is_down(error: &RedisError) -> bool {
+pub(super) fn is_down(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || error.is_io_error()
         || error.code().is_some_and(|code| DOWN_CODES.contains(&code))
 }
 
-#[derive(Clone, Debug)]
+/// How a single connection is made.
+struct Dialer {
+    config: RedisConfig,
+    certificates: Option<TlsCertificates>,
+}
+
+/// The supervisor of where connections go. Clones share what was learnt.
+#[derive(Clone)]
 pub(super) struct Connector {
-    client: Client,
+    shared: Arc<Shared>,
+    /// In a cluster, commands without a key go to the server of this slot.
+    home: u16,
+}
+
+pub(super) struct Shared {
+    dialer: Dialer,
+    place: Mutex<Place>,
+    pub(super) slots: Mutex<Slots>,
+    /// Grows when there is a reason to try at once.
+    hint: watch::Sender<u64>,
+}
+
+/// The master that connections go to.
+#[derive(Default)]
+struct Place {
+    host: Option<Host>,
+    /// Ends every connection to it.
+    moved: CancellationToken,
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connector({})", self.shared.dialer.config)
+    }
 }
 
 impl Connector {
-    pub(super) fn new(config: &RedisConfig) -> Result<Self, Down> {
-        Client::open(config.info.clone())
-            .map(|client| Self { client })
-            .map_err(|e| Down(e.to_string()))
+    pub(super) fn new(config: &RedisConfig, certificates: Option<TlsCertificates>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                dialer: Dialer {
+                    config: config.clone(),
+                    certificates,
+                },
+                place: Mutex::default(),
+                slots: Mutex::default(),
+                hint: watch::Sender::new(0),
+            }),
+            home: 0,
+        }
     }
 
-    async fn open(&self) -> Result<MultiplexedConnection, Down> {
-        let config = AsyncConnectionConfig::new()
+    /// For a member whose own keys lie beside `key`.
+    pub(super) fn at_home(mut self, key: &str) -> Self {
+        self.home = cluster::slot(key.as_bytes());
+        self
+    }
+
+    /// A way for commands: to the master, or to every master of a cluster.
+    pub(super) async fn commands(&self) -> Result<Commands, Down> {
+        match &self.shared.dialer.config.topology {
+            Topology::Cluster { .. } => {
+                self.shared.refresh_slots().await?;
+                let many = Many::new(self.shared.clone(), self.home);
+                many.open_home().await?;
+                Ok(Commands(Way::Many(many)))
+            }
+            _ => self.shared.master().await.map(|wire| Commands(Way::One(wire))),
+        }
+    }
+
+    /// A connection for blocking reads of `key`, and of those beside it.
+    pub(super) async fn blocking(&self, key: &str) -> Result<Blocking, Down> {
+        let wire = match &self.shared.dialer.config.topology {
+            Topology::Cluster { .. } => self.shared.wire_of_slot(cluster::slot(key.as_bytes())).await?,
+            _ => self.shared.master().await?,
+        };
+        Ok(Blocking {
+            wire,
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// Splits keys into those that one blocking read may name.
+    pub(super) fn apart(&self, keys: Vec<Arc<str>>) -> Vec<Vec<Arc<str>>> {
+        match &self.shared.dialer.config.topology {
+            Topology::Cluster { .. } => cluster::by_slot(keys),
+            _ => vec![keys],
+        }
+    }
+
+    /// Waits before another try, or until there is a reason to try at once.
+    pub(super) async fn pause(&self, attempt: u32, seed: u64) {
+        let mut hint = self.shared.hint.subscribe();
+        hint.mark_unchanged();
+        tokio::select! {
+            // Neither arm loses anything.
+            () = sleep(backoff(attempt, seed)) => {}
+            _changed = hint.changed() => {}
+        }
+    }
+
+    /// Follows the sentinels' word until it is dropped; nothing to do for others.
+    pub(super) async fn watch(&self, seed: u64) {
+        if let Topology::Sentinel { sentinels, master } = &self.shared.dialer.config.topology {
+            sentinel::watch(&self.shared, sentinels, master, seed).await;
+        }
+    }
+
+    pub(super) fn topology(&self) -> &Topology {
+        &self.shared.dialer.config.topology
+    }
+
+    /// One connection to every server that is written to: the master, or all masters of a cluster.
+    pub(super) async fn every_master(&self) -> Result<Vec<(String, Commands)>, Down> {
+        let shared = &self.shared;
+        let mut all = Vec::new();
+        match &shared.dialer.config.topology {
+            Topology::Cluster { .. } => {
+                shared.refresh_slots().await?;
+                let masters = lock(&shared.slots).masters();
+                for host in masters {
+                    let wire = shared.wire(&host).await?;
+                    all.push((host.to_string(), Commands(Way::One(wire))));
+                }
+            }
+            Topology::One(_) => all.push((String::new(), self.commands().await?)),
+            Topology::Sentinel { .. } => {
+                let commands = self.commands().await?;
+                let host = lock(&shared.place).host.as_ref().map(Host::to_string);
+                all.push((host.unwrap_or_default(), commands));
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Shared {
+    fn client(&self, addr: ConnectionAddr, login: &RedisConnectionInfo) -> Result<Client, Down> {
+        let down = |error: RedisError| Down(error.to_string());
+        let info: ConnectionInfo = RedisConfig::with_login(addr, login).map_err(down)?;
+        match &self.dialer.certificates {
+            Some(certificates) => Client::build_with_tls(info, certificates.clone()).map_err(down),
+            None => Client::open(info).map_err(down),
+        }
+    }
+
+    /// A client of one sentinel.
+    pub(super) fn sentinel_client(&self, host: &Host) -> Result<Client, Down> {
+        let config = &self.dialer.config;
+        self.client(config.addr(host), &config.sentinel_login)
+    }
+
+    async fn dial(&self, addr: ConnectionAddr) -> Result<MultiplexedConnection, Down> {
+        let client = self.client(addr, &self.dialer.config.login)?;
+        let options = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE_BUFFER_COMMANDS);
-        let opening = self.client.get_multiplexed_async_connection_with_config(&config);
+        let opening = client.get_multiplexed_async_connection_with_config(&options);
         match timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(Down(error.to_string())),
@@ -75,12 +243,104 @@ impl Connector {
         }
     }
 
-    pub(super) async fn commands(&self) -> Result<Commands, Down> {
-        self.open().await.map(Commands)
+    /// A wire to one node of a cluster.
+    pub(super) async fn wire(&self, host: &Host) -> Result<Wire, Down> {
+        let connection = self.dial(self.dialer.config.addr(host)).await?;
+        Ok(Wire {
+            connection,
+            origin: host.to_string().into(),
+            moved: None,
+        })
     }
 
-    pub(super) async fn blocking(&self) -> Result<Blocking, Down> {
-        self.open().await.map(Blocking)
+    /// A wire to the master, wherever it is now.
+    async fn master(&self) -> Result<Wire, Down> {
+        let (sentinels, name) = match &self.dialer.config.topology {
+            Topology::Sentinel { sentinels, master } => (sentinels, master),
+            Topology::One(addr) => {
+                return Ok(Wire {
+                    connection: self.dial(addr.clone()).await?,
+                    origin: addr.to_string().into(),
+                    moved: None,
+                });
+            }
+            Topology::Cluster { .. } => return Err(Down("a cluster has several masters".into())),
+        };
+        let host = sentinel::ask(self, sentinels, name).await?;
+        let mut wire = self.wire(&host).await?;
+        let role = wire.one(&redis::cmd("ROLE")).await?;
+        match role.as_ref().map(pack::texts) {
+            Ok(words) if words.first() == Some(&"master") => {}
+            Ok(_) => return Err(Down(format!("the sentinels name {host}, which is no master yet"))),
+            // A user without the right to ask is trusted to have been sent to the right server.
+            Err(why) if why.contains("NOPERM") => {}
+            Err(why) => return Err(Down(why.clone())),
+        }
+        wire.moved = Some(self.settle_at(&host));
+        Ok(wire)
+    }
+
+    /// The master is there: connections to any other end.
+    fn settle_at(&self, host: &Host) -> CancellationToken {
+        let mut place = lock(&self.place);
+        if place.host.as_ref() != Some(host) {
+            let before = std::mem::take(&mut *place);
+            before.moved.cancel();
+            if let Some(before) = before.host {
+                tracing::warn!("the master has moved from {before} to {host}");
+            }
+            place.host = Some(host.clone());
+        }
+        place.moved.clone()
+    }
+
+    /// The sentinels say that the master is there: connections to any other end, and others are made at once.
+    pub(super) fn told_of(&self, host: &Host) {
+        let place = lock(&self.place);
+        if place.host.as_ref().is_some_and(|known| known != host) {
+            tracing::info!("the sentinels name another master: {host}");
+            place.moved.cancel();
+        }
+        drop(place);
+        self.hint.send_modify(|hint| *hint += 1);
+    }
+
+    /// A wire to the owner of a slot.
+    async fn wire_of_slot(&self, slot: u16) -> Result<Wire, Down> {
+        if lock(&self.slots).is_empty() {
+            self.refresh_slots().await?;
+        }
+        let owner = lock(&self.slots).owner(slot);
+        let Some(owner) = owner else {
+            self.refresh_slots().await?;
+            return Err(Down(format!("nobody in the cluster has the slot {slot}")));
+        };
+        match self.wire(&owner).await {
+            Ok(wire) => Ok(wire),
+            Err(down) => {
+                // Whoever took it over is found by the next try.
+                self.refresh_slots().await?;
+                Err(down)
+            }
+        }
+    }
+
+    /// Asks the nodes of a cluster who owns what; the first who answers is believed.
+    pub(super) async fn refresh_slots(&self) -> Result<(), Down> {
+        let Topology::Cluster { seeds } = &self.dialer.config.topology else {
+            return Ok(());
+        };
+        let mut nodes = lock(&self.slots).masters();
+        nodes.extend(
+            seeds
+                .iter()
+                .filter(|seed| !nodes.contains(seed))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
+        let slots = cluster::ask(self, &nodes).await?;
+        *lock(&self.slots) = slots;
+        Ok(())
     }
 }
 
@@ -96,32 +356,119 @@ pub(super) fn backoff(attempt: u32, seed: u64) -> Duration {
     full.mul_f64(0.5 + f64::from(u32::try_from(mix).unwrap_or(0)) / 131_072.0)
 }
 
-/// A connection for commands that answer at once. Clones share it.
+/// One connection.
 #[derive(Clone)]
-pub(super) struct Commands(MultiplexedConnection);
+pub(super) struct Wire {
+    connection: MultiplexedConnection,
+    /// Which server.
+    origin: Arc<str>,
+    /// The master has moved.
+    moved: Option<CancellationToken>,
+}
+
+impl Wire {
+    /// Runs a batch; `limit` is how long the server may take.
+    pub(super) async fn batch(
+        &mut self,
+        batch: &mut Pipeline,
+        limit: Duration,
+    ) -> Result<Vec<RedisResult<Value>>, Down> {
+        batch.ignore_errors();
+        let running = batch.query_async::<Vec<RedisResult<Value>>>(&mut self.connection);
+        match unless_moved(&self.moved, timeout(limit, running)).await? {
+            Ok(answers) => answers.map_err(|e| Down(e.to_string())),
+            Err(_late) => Err(Down(format!("no answer within {} s", limit.as_secs()))),
+        }
+    }
+
+    /// Runs one command.
+    pub(super) async fn one(&mut self, command: &Cmd) -> Result<Answer, Down> {
+        let running = command.query_async::<Value>(&mut self.connection);
+        match timeout(COMMAND_TIMEOUT, running).await {
+            Ok(Err(error)) if is_down(&error) => Err(Down(error.to_string())),
+            Ok(answer) => Ok(answer.map_err(|error| error.to_string())),
+            Err(_late) => Err(Down(format!("no answer within {} s", COMMAND_TIMEOUT.as_secs()))),
+        }
+    }
+}
+
+async fn unless_moved<T>(
+    moved: &Option<CancellationToken>,
+    work: impl Future<Output = T>,
+) -> Result<T, Down> {
+    match moved {
+        Some(moved) => moved
+            .run_until_cancelled(work)
+            .await
+            .ok_or_else(|| Down("the master has moved".into())),
+        None => Ok(work.await),
+    }
+}
+
+/// A way for commands that answer at once. Clones share it.
+#[derive(Clone)]
+pub(super) struct Commands(Way);
+
+#[derive(Clone)]
+enum Way {
+    One(Wire),
+    Many(Many),
+}
 
 /// The answer to one command of a batch; the text of its error.
 pub(super) type Answer = Result<Value, String>;
 
+/// An error of a command whose server cannot be reached, while others of its cluster can.
+pub(super) const NODE_DOWN: &str = "NODEDOWN";
+
 impl Commands {
     /// Runs a batch; errors of single commands stand at their place.
     pub(super) async fn run(&mut self, batch: &mut Pipeline) -> Result<Vec<Answer>, Down> {
+        self.run_for(batch, COMMAND_TIMEOUT).await
+    }
+
+    /// Runs a batch and waits until `replicas` replicas have it, at most for `wait`. Gives besides the answers how many
+    /// have; in a cluster, of the master that has fewest.
+    pub(super) async fn run_replicated(
+        &mut self,
+        batch: &mut Pipeline,
+        replicas: u64,
+        wait: Duration,
+    ) -> Result<(Vec<Answer>, i64), Down> {
+        if batch.is_empty() {
+            return Ok((Vec::new(), 0));
+        }
+        let mut last = redis::cmd("WAIT");
+        last.arg(replicas)
+            .arg(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
+        match &mut self.0 {
+            Way::One(_) => {
+                batch.add_command(last);
+                let mut answers = self.run_for(batch, COMMAND_TIMEOUT + wait).await?;
+                let have = answers.pop().and_then(Result::ok).as_ref().and_then(pack::number);
+                Ok((answers, have.unwrap_or(0)))
+            }
+            Way::Many(many) => many.run(batch, COMMAND_TIMEOUT + wait, Some(&last)).await,
+        }
+    }
+
+    async fn run_for(&mut self, batch: &mut Pipeline, limit: Duration) -> Result<Vec<Answer>, Down> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        batch.ignore_errors();
-        let running = batch.query_async::<Vec<RedisResult<Value>>>(&mut self.0);
-        let answers = match timeout(COMMAND_TIMEOUT, running).await {
-            Ok(answers) => answers.map_err(|e| Down(e.to_string()))?,
-            Err(_late) => return Err(Down(format!("no answer within {} s", COMMAND_TIMEOUT.as_secs()))),
-        };
-        answers
-            .into_iter()
-            .map(|answer| match answer {
-                Err(error) if is_down(&error) => Err(Down(error.to_string())),
-                other => Ok(other.map_err(|error| error.to_string())),
-            })
-            .collect()
+        match &mut self.0 {
+            Way::One(wire) => {
+                let answers = wire.batch(batch, limit).await?;
+                answers
+                    .into_iter()
+                    .map(|answer| match answer {
+                        Err(error) if is_down(&error) => Err(Down(error.to_string())),
+                        other => Ok(other.map_err(|error| error.to_string())),
+                    })
+                    .collect()
+            }
+            Way::Many(many) => Ok(many.run(batch, limit, None).await?.0),
+        }
     }
 
     /// Runs one command.
@@ -133,20 +480,44 @@ impl Commands {
             .pop()
             .ok_or_else(|| Down("no answer to a command".into()))
     }
+
+    /// Whether a server of the cluster came back since this was asked last: what it had may be forgotten.
+    pub(super) fn recovered(&self) -> bool {
+        match &self.0 {
+            Way::One(_) => false,
+            Way::Many(many) => many.recovered(),
+        }
+    }
 }
 
 /// A connection for one reader's blocking commands.
-pub(super) struct Blocking(MultiplexedConnection);
+pub(super) struct Blocking {
+    wire: Wire,
+    shared: Arc<Shared>,
+}
 
 impl Blocking {
     /// Runs a command that the server may hold for up to `block`.
     pub(super) async fn read(&mut self, command: &Cmd, block: Duration) -> Result<Answer, Down> {
-        match timeout(block + BLOCK_GRACE, command.query_async::<Value>(&mut self.0)).await {
+        let running = command.query_async::<Value>(&mut self.wire.connection);
+        let answer = unless_moved(&self.wire.moved, timeout(block + BLOCK_GRACE, running)).await?;
+        match answer {
             Ok(Ok(value)) => Ok(Ok(value)),
             Ok(Err(error)) if is_down(&error) => Err(Down(error.to_string())),
-            Ok(Err(error)) => Ok(Err(error.to_string())),
+            Ok(Err(error)) => {
+                if let Some(redirect) = cluster::Redirect::of(&error) {
+                    lock(&self.shared.slots).learn(&redirect);
+                    return Err(Down(error.to_string()));
+                }
+                Ok(Err(error.to_string()))
+            }
             Err(_late) => Err(Down("a blocking read was not answered in time".into())),
         }
+    }
+
+    /// Which server it reads from.
+    pub(super) fn origin(&self) -> Arc<str> {
+        self.wire.origin.clone()
     }
 }
 
@@ -161,5 +532,22 @@ mod tests {
             assert!(backoff(attempt, 7) <= BACKOFF_MAX);
         }
         assert_ne!(backoff(5, 1), backoff(5, 2));
+    }
+
+    #[tokio::test]
+    async fn a_master_that_moves_ends_the_connections_to_the_old_one_and_wakes_who_waits() {
+        let config = RedisConfig::from_url("redis+sentinel://localhost/m").unwrap();
+        let connector = Connector::new(&config, None);
+        let (a, b) = (Host::parse("a", 1).unwrap(), Host::parse("b", 1).unwrap());
+        let first = connector.shared.settle_at(&a);
+        connector.shared.told_of(&a);
+        assert!(!first.is_cancelled() && !connector.shared.settle_at(&a).is_cancelled());
+        let waiter = connector.clone();
+        let waits = tokio::spawn(async move { waiter.pause(20, 1).await });
+        tokio::task::yield_now().await;
+        connector.shared.told_of(&b);
+        assert!(first.is_cancelled());
+        waits.await.unwrap();
+        assert!(!connector.shared.settle_at(&b).is_cancelled());
     }
 }

@@ -27,9 +27,11 @@
 //! No clock of a client is trusted: ages come from the ids of entries, which carry Redis' time.
 //! - Recorded answers and tickets ([`records`]) go through the writer too.
 //!
-//! Not there yet: Sentinel, Cluster (the keys have their hash tags), TLS, signatures.
+//! Behind it stands one server, the master that sentinels name, or a cluster ([`connect`] is the supervisor of
+//! connections); with TLS or without. What is lost when one of them dies: `docs/rpc/connections.md`.
 
 mod beat;
+mod cluster;
 mod config;
 mod connect;
 mod keys;
@@ -39,8 +41,10 @@ mod reader;
 mod records;
 mod results;
 mod scripts;
+mod sentinel;
 mod start;
 mod taker;
+mod tls;
 mod writer;
 
 pub use config::RedisConfig;
@@ -49,7 +53,7 @@ use super::{
     Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, ResultStore, SendError, SendWatch,
     Sent, Transport,
 };
-use crate::{BusError, MemberInfo, Route};
+use crate::{BusError, Durability, MemberInfo, Route};
 use async_trait::async_trait;
 use bytes::Bytes;
 use connect::{Commands, Connector};
@@ -70,7 +74,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::NodePath;
-use writer::{Op, SendOp, Target};
+use writer::{Lane, Op, SendOp, Target};
 
 /// The most bytes of frames that wait in a process for the writer, and so the most that one batch holds.
 const QUEUE_MAX_BYTES: usize = 32 * 1024 * 1024;
@@ -90,8 +94,9 @@ pub struct RedisTransport {
 }
 
 impl RedisTransport {
-    /// Reaches the server and checks that it can carry the bus: version 7.0 or later, a master, not in cluster mode.
-    /// Eviction that could remove queues is a [warning](Self::warnings).
+    /// Reaches the server, or every master of a cluster, and checks that it can carry the bus: version 7.0 or later,
+    /// a master, of the kind that the address names, with memory and room for clients, without eviction. What
+    /// works but can lose something, such as no persistence, is a [warning](Self::warnings).
     ///
     /// # Errors
     /// [`BusError::Unreachable`] and [`BusError::Unsuitable`].
@@ -129,15 +134,18 @@ impl Transport for RedisTransport {
             server: self.config.to_string(),
             why: down.0,
         };
-        let mut commands = self.connector.commands().await.map_err(unreachable)?;
+        let home = Keys::new(&self.config.namespace).node(&member.path);
+        let connector = self.connector.clone().at_home(&home);
+        let mut commands = connector.commands().await.map_err(unreachable)?;
         let (ops, queue) = mpsc::unbounded_channel();
+        let (replicated, replicated_queue) = mpsc::unbounded_channel();
         let token = presence::token(&mut commands).await.map_err(unreachable)?;
         let core = Arc::new(Core::new(
             &self.config,
-            self.connector.clone(),
+            connector,
             (member, token),
             inbound,
-            ops,
+            (ops, replicated),
         ));
         let cursor = presence::register(&core, &mut commands, presence::Claim::Take)
             .await
@@ -146,12 +154,26 @@ impl Transport for RedisTransport {
         core.conn.send_replace(Some(commands.clone()));
         let nonce = core.now_micros();
         let (feed, fed) = mpsc::unbounded_channel();
-        core.spawn(writer::run(core.clone(), queue, commands));
+        core.spawn(writer::run(core.clone(), Lane::Fast, queue, Some(commands)));
+        core.spawn(writer::run(
+            core.clone(),
+            Lane::Replicated,
+            replicated_queue,
+            None,
+        ));
+        let watched = core.clone();
+        core.spawn(async move { watched.connector.watch(watched.seed).await });
         core.spawn(reader::feed(core.clone(), fed));
         core.spawn(reader::run(core.clone(), feed, cursor));
         core.spawn(beat::run(core.clone()));
-        if !core.me.services.is_empty() {
-            core.spawn(taker::run(core.clone()));
+        let queues = presence::served(&core.me);
+        let queues = queues
+            .iter()
+            .map(|(scope, service)| core.keys.any(scope, service).into());
+        for queues in core.connector.apart(queues.collect()) {
+            if !queues.is_empty() {
+                core.spawn(taker::run(core.clone(), queues));
+            }
         }
         core.tasks.close();
         Ok(Attached::new(Arc::new(RedisLink { core }), nonce))
@@ -170,6 +192,8 @@ struct Core {
     inbound: Inbound,
     /// Unbounded in itself: sends hold a permit of `room`, completions are as many as deliveries, which are bounded.
     ops: mpsc::UnboundedSender<Op>,
+    /// The same for frames that a replica must have.
+    replicated: mpsc::UnboundedSender<Op>,
     room: Arc<Semaphore>,
     /// The writer's connection, while there is one.
     conn: watch::Sender<Option<Commands>>,
@@ -207,7 +231,7 @@ impl Core {
         connector: Connector,
         (me, token): (MemberInfo, String),
         inbound: Inbound,
-        ops: mpsc::UnboundedSender<Op>,
+        (ops, replicated): (mpsc::UnboundedSender<Op>, mpsc::UnboundedSender<Op>),
     ) -> Self {
         let consumer = keys::consumer(&me.path, &me.boot_id);
         let mut seed = DefaultHasher::new();
@@ -226,6 +250,7 @@ impl Core {
             consumer,
             inbound,
             ops,
+            replicated,
             room: Arc::new(Semaphore::new(QUEUE_MAX_BYTES)),
             conn: watch::Sender::new(None),
             generations: watch::Sender::new(1),
@@ -427,7 +452,13 @@ struct RedisLink {
 
 impl RedisLink {
     /// Puts one frame into the writer's queue and waits until Redis has it.
-    async fn enqueue(&self, target: Target, frame: Bytes, until: Instant) -> Result<(), SendError> {
+    async fn enqueue(
+        &self,
+        target: Target,
+        frame: Bytes,
+        until: Instant,
+        durability: Durability,
+    ) -> Result<(), SendError> {
         let late = || {
             SendError::Expired(format!(
                 "the queue of this process ({} does not answer)",
@@ -443,7 +474,11 @@ impl RedisLink {
         let (done, answer) = oneshot::channel();
         let written = Arc::new(AtomicBool::new(false));
         let op = SendOp::new(target, frame, until, permit).answering(done, written.clone());
-        self.core.ops.send(Op::Send(op)).map_err(|_| SendError::Closed)?;
+        let lane = match durability {
+            Durability::Fast => &self.core.ops,
+            Durability::Replicated => &self.core.replicated,
+        };
+        lane.send(Op::Send(op)).map_err(|_| SendError::Closed)?;
         let mut answer = std::pin::pin!(answer);
         match timeout_at(until, &mut answer).await {
             Ok(answer) => answer.unwrap_or(Err(SendError::Closed)),
@@ -466,6 +501,7 @@ impl RedisLink {
         service: &crate::Service,
         frame: Bytes,
         until: Instant,
+        durability: Durability,
     ) -> Result<Sent, SendError> {
         let members =
             self.core
@@ -487,7 +523,7 @@ impl RedisLink {
                 scope: scope.clone(),
                 service: service.clone(),
             };
-            self.enqueue(target, frame.clone(), until)
+            self.enqueue(target, frame.clone(), until, durability)
         });
         for sent in futures::future::join_all(sends).await {
             sent?;
@@ -512,7 +548,10 @@ impl RedisLink {
                 };
                 drop(permit);
                 self.core.spawn(async move {
-                    if let Err(error) = link.send_to_all(&scope, &service, frame, until).await {
+                    if let Err(error) = link
+                        .send_to_all(&scope, &service, frame, until, Durability::Fast)
+                        .await
+                    {
                         tracing::debug!(?error, "a broadcast that nobody waits for was not sent");
                     }
                 });
@@ -538,10 +577,23 @@ impl RedisLink {
 #[async_trait]
 impl Link for RedisLink {
     async fn send(&self, to: &Destination, frame: Bytes, ttl: Duration) -> Result<Sent, SendError> {
+        self.send_durable(to, frame, ttl, Durability::Fast).await
+    }
+
+    async fn send_durable(
+        &self,
+        to: &Destination,
+        frame: Bytes,
+        ttl: Duration,
+        durability: Durability,
+    ) -> Result<Sent, SendError> {
         let until = Instant::now() + ttl;
         match Target::of(to.clone()) {
-            Ok(target) => self.enqueue(target, frame, until).await.map(|()| Sent::default()),
-            Err((scope, service)) => self.send_to_all(&scope, &service, frame, until).await,
+            Ok(target) => {
+                let enqueued = self.enqueue(target, frame, until, durability).await;
+                enqueued.map(|()| Sent::default())
+            }
+            Err((scope, service)) => self.send_to_all(&scope, &service, frame, until, durability).await,
         }
     }
 

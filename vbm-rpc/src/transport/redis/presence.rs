@@ -3,7 +3,7 @@
 use super::{
     Core,
     config::RedisConfig,
-    connect::{Answer, Commands, Down},
+    connect::{Answer, Commands, Down, NODE_DOWN},
     keys::{self, GROUP, INBOX_TTL, STREAM_TTL},
     lock, pack, scripts,
 };
@@ -35,6 +35,11 @@ impl Refusal {
             Self::Displaced(by) => BusError::Displaced {
                 path: path.to_string(),
                 by,
+            },
+            Self::Redis(why) if why.contains("OOM") => super::start::full(&config.to_string(), &why),
+            Self::Redis(why) if why.starts_with(NODE_DOWN) => BusError::Unreachable {
+                server: config.to_string(),
+                why,
             },
             Self::Redis(why) => BusError::Unsuitable {
                 server: config.to_string(),
@@ -156,8 +161,13 @@ pub(super) async fn register(
     let mut batch = pipe();
     add_liveness(core, &mut batch);
     for answer in commands.run(&mut batch).await? {
-        if let Err(why) = answer {
-            return Ok(Err(Refusal::Redis(why)));
+        match answer {
+            // The rest of the cluster works; the next heartbeat tries again.
+            Err(why) if claim == Claim::Keep && why.starts_with(NODE_DOWN) => {
+                tracing::debug!(why, "not everybody can see this member now");
+            }
+            Err(why) => return Ok(Err(Refusal::Redis(why))),
+            Ok(_) => {}
         }
     }
     Ok(Ok(cursor))

@@ -2,7 +2,7 @@
 
 use super::{
     Core,
-    connect::{Blocking, Down, backoff},
+    connect::{Blocking, Down},
     keys, lock,
     pack::{self, Entry, parse_id},
     presence::{self, Claim},
@@ -23,6 +23,9 @@ const BLOCK: Duration = Duration::from_secs(2);
 const POLL_BUSY: Duration = Duration::from_millis(2);
 /// The most entries of one stream in one read.
 const READ_MAX_ENTRIES: usize = 64;
+/// On another server, broadcasts are read again from this long before the last one that was read: the clocks of two
+/// servers may differ by less. Repeats are known by their ids.
+const STEP_BACK: Duration = Duration::from_secs(10);
 /// The beginning of a stream.
 const START: &str = "0-0";
 
@@ -45,8 +48,12 @@ struct Reader {
     node_cursor: String,
     broadcast: Arc<str>,
     broadcast_cursor: String,
+    /// The place in the broadcast stream from which on this member is addressed.
+    joined: String,
     inbox: Arc<str>,
     inbox_cursor: String,
+    /// The server that the cursors belong to.
+    origin: Option<Arc<str>>,
 }
 
 pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, broadcast_cursor: String) {
@@ -55,15 +62,17 @@ pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, 
         node: core.keys.node(&me.path).into(),
         node_cursor: START.into(),
         broadcast: core.keys.broadcast(&keys::shard(&me.path)).into(),
+        joined: broadcast_cursor.clone(),
         broadcast_cursor,
         inbox: core.keys.inbox(&me.path, &me.boot_id).into(),
         inbox_cursor: START.into(),
+        origin: None,
         core: core.clone(),
         feed,
     };
     let mut attempt = 0;
     loop {
-        match core.connector.blocking().await {
+        match core.connector.blocking(&reader.node).await {
             Ok(mut connection) => {
                 let Err(Down(why)) = reader.read_all(&mut connection, &mut attempt).await;
                 tracing::debug!(why, "the reader's connection broke");
@@ -71,7 +80,7 @@ pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, 
             Err(Down(why)) => tracing::debug!(attempt, why, "the reader cannot connect"),
         }
         core.probe();
-        sleep(backoff(attempt, core.seed ^ 1)).await;
+        core.connector.pause(attempt, core.seed ^ 1).await;
         attempt += 1;
     }
 }
@@ -180,27 +189,61 @@ impl Reader {
     }
 
     /// After a reconnect: what is left in the node's queue is not done, so it is read from the beginning (what the
-    /// bus has already is known by id). The other cursors are set back if the server knows less than was read: a
-    /// server that lost its memory would give entries below the cursor, and they would never be seen.
+    /// bus has already is known by id). The other cursors are set back where the server may give entries below them,
+    /// which would never be seen: after a failover the new master lacks the newest entries of the old one, and gives
+    /// the next ones by its own clock; a server that lost its memory begins anew.
     async fn rewind(&mut self, connection: &mut Blocking) -> Result<(), Down> {
         self.node_cursor = START.into();
-        for (key, cursor) in [
-            (&self.broadcast, &mut self.broadcast_cursor),
-            (&self.inbox, &mut self.inbox_cursor),
-        ] {
-            let mut info = cmd("XINFO");
-            info.arg("STREAM").arg(&**key);
-            let answer = connection.read(&info, Duration::ZERO).await?;
-            let last = answer
-                .ok()
-                .and_then(|info| parse_id(pack::text(pack::field(&info, "last-generated-id")?)?));
-            if last < parse_id(cursor) {
-                tracing::warn!(%key, cursor, "Redis has forgotten entries: reading from the beginning");
-                *cursor = START.into();
-            }
+        let origin = connection.origin();
+        let moved = self.origin.as_ref().is_some_and(|before| *before != origin);
+        self.origin = Some(origin);
+        let last = last_id(connection, &self.inbox).await?;
+        if moved || last < parse_id(&self.inbox_cursor) {
+            // Replies that were read before find nobody who waits for them.
+            self.inbox_cursor = START.into();
+        }
+        let last = last_id(connection, &self.broadcast).await?;
+        let cursor = place_again(&self.broadcast_cursor, &self.joined, last, moved);
+        if cursor != self.broadcast_cursor {
+            tracing::warn!(key = %self.broadcast, from = self.broadcast_cursor, to = cursor, "broadcasts are read again");
+            self.broadcast_cursor = cursor;
         }
         lock(&self.core.inbox_cursor).clone_from(&self.inbox_cursor);
         Ok(())
+    }
+}
+
+/// The last id that a stream gave; nothing when there is no stream.
+async fn last_id(connection: &mut Blocking, key: &str) -> Result<Option<(u64, u64)>, Down> {
+    let mut info = cmd("XINFO");
+    info.arg("STREAM").arg(key);
+    let answer = connection.read(&info, Duration::ZERO).await?;
+    Ok(answer
+        .ok()
+        .and_then(|info| parse_id(pack::text(pack::field(&info, "last-generated-id")?)?)))
+}
+
+/// From where broadcasts are read on a new connection: `cursor` is up to where they were read, `joined` from where
+/// they are for this member, `last` what the server gave last, `moved` whether it is another server.
+fn place_again(cursor: &str, joined: &str, last: Option<(u64, u64)>, moved: bool) -> String {
+    let (read, first) = (
+        parse_id(cursor).unwrap_or_default(),
+        parse_id(joined).unwrap_or_default(),
+    );
+    let last = last.unwrap_or_default();
+    let back = match (last < read, moved) {
+        (false, false) => return cursor.to_owned(),
+        // Never before the member joined: those were for others.
+        (false, true) => read
+            .0
+            .saturating_sub(u64::try_from(STEP_BACK.as_millis()).unwrap_or(u64::MAX)),
+        (true, _) if last >= first => first.0,
+        // It knows less than it did when this member joined: all it will have is new.
+        (true, _) => return START.to_owned(),
+    };
+    match back <= first.0 {
+        true => joined.to_owned(),
+        false => format!("{back}-0"),
     }
 }
 
@@ -213,4 +256,45 @@ pub(super) async fn register_again(core: &Arc<Core>) -> Result<(), Down> {
         core.displaced(&by);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_stays_on_the_same_server_that_knows_as_much() {
+        assert_eq!(place_again("50-1", "10-0", Some((50, 1)), false), "50-1");
+        assert_eq!(place_again("50-1", "10-0", Some((99, 0)), false), "50-1");
+    }
+
+    #[test]
+    fn a_cursor_above_all_that_the_server_knows_goes_back() {
+        let joined = "1000000-5";
+        let cursor = "9000000-0";
+        assert_eq!(place_again(cursor, joined, Some((2_000_000, 0)), true), joined);
+        assert_eq!(place_again(cursor, joined, Some((1_000_000, 5)), false), joined);
+        assert_eq!(
+            place_again(cursor, joined, Some((999_999, 0)), true),
+            START,
+            "older than the member"
+        );
+        assert_eq!(
+            place_again(cursor, joined, None, false),
+            START,
+            "a server without memory"
+        );
+    }
+
+    #[test]
+    fn another_server_is_read_again_for_as_long_as_clocks_may_differ_but_not_before_joining() {
+        assert_eq!(
+            place_again("9000000-7", "1000000-5", Some((9_000_000, 8)), true),
+            "8990000-0"
+        );
+        assert_eq!(
+            place_again("1005000-7", "1000000-5", Some((9_000_000, 8)), true),
+            "1000000-5"
+        );
+    }
 }

@@ -1,73 +1,235 @@
 //! Is this server fit to carry the bus? Asked once, before anything is written.
 
 use super::{
-    config::RedisConfig,
-    connect::{Connector, Down},
-    pack,
+    config::{RedisConfig, Topology},
+    connect::{Commands, Connector, Down},
+    pack, tls,
 };
 use crate::BusError;
+use redis::{ConnectionAddr, cmd};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpStream, UnixStream},
+    time::{Instant, sleep, timeout},
+};
 
 /// The oldest version that has what the bus uses (`XAUTOCLAIM` semantics, `NOMKSTREAM`, `EXPIRE` options).
 const MIN_VERSION: (u32, u32) = (7, 0);
-/// How long a server that is loading its data is waited for.
+/// How long a server that is loading its data, or a failover, is waited for.
 const LOADING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is asked meanwhile.
 const LOADING_POLL: Duration = Duration::from_millis(100);
+/// How long a server is listened to before it was asked anything.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(300);
+/// As much of that is looked at.
+const GREETING_MAX_BYTES: usize = 128;
+/// With fewer places left for clients than this, somebody will soon be left out.
+const CLIENTS_LEFT_MIN: u64 = 64;
+
+/// What INFO and CONFIG tell about a server.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    info: String,
+    /// `save`; nothing when this user may not ask.
+    save: Option<String>,
+}
 
 /// Reaches the server; gives the way to it and what is not as it should be.
 pub(super) async fn check(config: &RedisConfig) -> Result<(Connector, Vec<String>), BusError> {
     let server = config.to_string();
-    let connector = Connector::new(config).map_err(|down| unreachable(&server, down))?;
+    let connector = Connector::new(config, tls::read(config).await?);
     let until = Instant::now() + LOADING_PATIENCE;
     loop {
-        match info(&connector).await {
-            Ok(info) => return judge(&server, &info).map(|warnings| (connector, warnings)),
-            Err(Down(why)) if is_loading(&why) && Instant::now() < until => sleep(LOADING_POLL).await,
-            Err(down) => return Err(unreachable(&server, down)),
+        match look(&connector).await {
+            Ok(servers) => {
+                let mut warnings = Vec::new();
+                for (host, told) in servers {
+                    let server = match host.is_empty() {
+                        true => server.clone(),
+                        false => format!("{server} ({host})"),
+                    };
+                    warnings.extend(judge(&server, &told, connector.topology())?);
+                }
+                return Ok((connector, warnings));
+            }
+            Err(Down(why)) if passes_by_itself(&why) && Instant::now() < until => sleep(LOADING_POLL).await,
+            Err(Down(why)) => {
+                let first = greeting(config).await.unwrap_or_default();
+                let why = if first.contains("max number of clients") {
+                    first
+                } else {
+                    why
+                };
+                return Err(explain(&server, config.secure, &why));
+            }
         }
     }
 }
 
-fn is_loading(why: &str) -> bool {
-    why.contains("LOADING") || why.contains("BusyLoading")
+/// What a server says before it is asked anything: one that has no place for a client says so and hangs up, which
+/// redis-rs sees only as a broken connection.
+async fn greeting(config: &RedisConfig) -> Option<String> {
+    let mut said = vec![0; GREETING_MAX_BYTES];
+    let read = async {
+        match &config.topology {
+            Topology::One(ConnectionAddr::Tcp(host, port)) => {
+                let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+                stream.read(&mut said).await.ok()
+            }
+            Topology::One(ConnectionAddr::Unix(path)) => {
+                let mut stream = UnixStream::connect(path).await.ok()?;
+                stream.read(&mut said).await.ok()
+            }
+            _ => None,
+        }
+    };
+    let count = timeout(GREETING_TIMEOUT, read).await.ok()??;
+    said.truncate(count);
+    Some(String::from_utf8_lossy(&said).trim().to_owned())
 }
 
-async fn info(connector: &Connector) -> Result<String, Down> {
-    let mut commands = connector.commands().await?;
-    match commands.one(redis::cmd("INFO")).await? {
-        Ok(value) => Ok(pack::text(&value).unwrap_or_default().to_owned()),
-        Err(why) => Err(Down(why)),
+fn passes_by_itself(why: &str) -> bool {
+    why.contains("LOADING") || why.contains("BusyLoading") || why.contains("which is no master yet")
+}
+
+async fn look(connector: &Connector) -> Result<Vec<(String, Told)>, Down> {
+    let mut all = Vec::new();
+    for (host, mut commands) in connector.every_master().await? {
+        all.push((host, told(&mut commands).await?));
     }
+    Ok(all)
 }
 
-fn unreachable(server: &str, Down(why): Down) -> BusError {
-    let server = server.to_owned();
-    let login = [
+async fn told(commands: &mut Commands) -> Result<Told, Down> {
+    let info = commands.one(cmd("INFO")).await?.map_err(Down)?;
+    let mut question = cmd("CONFIG");
+    question.arg("GET").arg("save");
+    let save = commands.one(question).await?.ok();
+    Ok(Told {
+        info: pack::text(&info).unwrap_or_default().to_owned(),
+        save: save.and_then(|pair| pack::texts(&pair).get(1).map(|&save| save.to_owned())),
+    })
+}
+
+/// What a failure to connect means. `why` is what redis-rs, the system or the server said.
+fn explain(server: &str, secure: bool, why: &str) -> BusError {
+    let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    let unsuitable = |what: &str, fix: &str| BusError::Unsuitable {
+        server: server.to_owned(),
+        why: format!("{what}: {why}"),
+        fix: fix.to_owned(),
+    };
+    if says(&[
         "NOAUTH",
         "WRONGPASS",
         "NOPERM",
         "AuthenticationFailed",
         "authentication",
-    ];
-    if login.iter().any(|word| why.contains(word)) {
-        return BusError::Unsuitable {
-            server,
-            why: format!("it does not let this user in: {why}"),
-            fix: "give the right user and password: redis://user:password@host:port".into(),
-        };
+    ]) {
+        return unsuitable(
+            "it does not let this user in",
+            "give the right user and password: redis://user:password@host:port",
+        );
     }
-    BusError::Unreachable { server, why }
+    if says(&["max number of clients"]) {
+        return unsuitable(
+            "it has no place for another client",
+            "raise maxclients in its configuration; a process of the bus needs up to 6 connections",
+        );
+    }
+    if says(&["does not know the master"]) {
+        return unsuitable(
+            "its sentinels watch no master of that name",
+            "give the name of `sentinel monitor NAME ...`: redis+sentinel://host:port/NAME",
+        );
+    }
+    if says(&["unknown command 'SENTINEL'", "unknown command `SENTINEL`"]) {
+        return unsuitable(
+            "what answers is Redis, but no sentinel",
+            "give the port of the sentinels (26379), or write redis://host:port for a single server",
+        );
+    }
+    if says(&["cluster support disabled"]) {
+        return unsuitable("it is no cluster", "write redis://host:port for a single server");
+    }
+    if says(&[
+        "certificate",
+        "Certificate",
+        "BadSignature",
+        "UnknownIssuer",
+        "NotValidForName",
+        "invalid peer",
+    ]) {
+        return unsuitable(
+            "the two sides do not trust each other's certificates",
+            "give the CA that signed the server's certificate, the name or address that stands in it, and the client \
+             certificate that the server asks for",
+        );
+    }
+    if secure
+        && says(&[
+            "InvalidContentType",
+            "corrupt message",
+            "unexpected eof",
+            "tls handshake",
+        ])
+    {
+        return unsuitable(
+            "it does not speak TLS on this port",
+            "write redis:// or give its TLS port",
+        );
+    }
+    if says(&[
+        "ResponseError",
+        "Response was of incompatible type",
+        "Parse",
+        "parse",
+        "invalid response",
+        "expected",
+    ]) {
+        return unsuitable(
+            "another program than Redis answers there",
+            "give the address of a Redis server; its usual port is 6379",
+        );
+    }
+    let hung_up = [
+        "broken pipe",
+        "Broken pipe",
+        "unexpected end of file",
+        "reset by peer",
+    ];
+    let hint = match secure {
+        false if says(&hung_up) => " (it hung up: if it speaks TLS there, write rediss://)",
+        true if says(&["timed out", "no connection within"]) => {
+            " (no TLS came back: if it does not speak TLS there, write redis://)"
+        }
+        _ => "",
+    };
+    BusError::Unreachable {
+        server: server.to_owned(),
+        why: format!("{why}{hint}"),
+    }
+}
+
+/// A server without memory left.
+pub(super) fn full(server: &str, why: &str) -> BusError {
+    BusError::Unsuitable {
+        server: server.to_owned(),
+        why: format!("its memory is full: {why}"),
+        fix: "raise maxmemory, or find out with `redis-cli --bigkeys` what fills it".into(),
+    }
 }
 
 /// Decides by the text of INFO.
-fn judge(server: &str, info: &str) -> Result<Vec<String>, BusError> {
+fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, BusError> {
     let field = |name: &str| {
-        info.lines()
+        told.info
+            .lines()
             .find_map(|line| line.trim_end().strip_prefix(name)?.strip_prefix(':'))
             .unwrap_or_default()
     };
+    let number = |name: &str| field(name).parse::<u64>().unwrap_or(0);
     let refuse = |why: String, fix: &str| {
         Err(BusError::Unsuitable {
             server: server.to_owned(),
@@ -77,8 +239,8 @@ fn judge(server: &str, info: &str) -> Result<Vec<String>, BusError> {
     };
     let version = field("redis_version");
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    let number = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if number < MIN_VERSION {
+    let parsed = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if parsed < MIN_VERSION {
         let shown = if version.is_empty() { "not told" } else { version };
         return refuse(
             format!(
@@ -88,64 +250,183 @@ fn judge(server: &str, info: &str) -> Result<Vec<String>, BusError> {
             "install Redis 7 or Valkey, for example from Debian 12: apt-get install redis-server",
         );
     }
-    if field("redis_mode") == "cluster" {
-        return refuse(
-            "it runs in cluster mode, which the bus does not speak yet".into(),
-            "give the address of a Redis that is no part of a cluster",
-        );
+    match (field("redis_mode"), topology) {
+        ("sentinel", _) => {
+            return refuse(
+                "it is a sentinel and carries no data".into(),
+                "write redis+sentinel://host:port,host:port/master-name",
+            );
+        }
+        ("cluster", Topology::One(_) | Topology::Sentinel { .. }) => {
+            return refuse(
+                "it is a node of a cluster and has a part of the keys only".into(),
+                "write redis+cluster://host:port,host:port with some of its nodes",
+            );
+        }
+        (mode, Topology::Cluster { .. }) if mode != "cluster" => {
+            return refuse(
+                "it is no cluster".into(),
+                "write redis://host:port for a single server",
+            );
+        }
+        _ => {}
     }
     if field("role") == "slave" {
         return refuse(
             "it is a replica and cannot be written to".into(),
-            "give the address of its master",
+            "give the address of its master, or of the sentinels: redis+sentinel://host:port/master-name",
         );
     }
+    let (policy, limit, used) = (
+        field("maxmemory_policy"),
+        number("maxmemory"),
+        number("used_memory"),
+    );
+    if policy != "noeviction" && limit > 0 {
+        return refuse(
+            format!("it throws queues away when its memory is full (maxmemory-policy {policy})"),
+            "set maxmemory-policy to noeviction: redis-cli CONFIG SET maxmemory-policy noeviction",
+        );
+    }
+    if limit > 0 && used >= limit {
+        return Err(full(server, &format!("it uses {used} of {limit} bytes")));
+    }
+    Ok(warnings(server, told, &field, &number))
+}
+
+/// What works, but can lose something or will soon not work.
+fn warnings<'a>(
+    server: &str,
+    told: &Told,
+    field: &impl Fn(&str) -> &'a str,
+    number: &impl Fn(&str) -> u64,
+) -> Vec<String> {
     let mut warnings = Vec::new();
-    let (policy, limit) = (field("maxmemory_policy"), field("maxmemory"));
-    if policy != "noeviction" && !limit.is_empty() && limit != "0" {
+    if field("aof_enabled") == "0" && told.save.as_deref() == Some("") {
         warnings.push(format!(
-            "{server} may evict queues when its memory is full (maxmemory-policy {policy}): requests can be lost; \
-             set maxmemory-policy to noeviction"
+            "{server} keeps nothing on disk: what is queued when it is restarted is lost, but for calls whose callers \
+             still wait; set appendonly to yes"
         ));
     }
-    Ok(warnings)
+    for (name, what) in [
+        ("aof_last_write_status", "write its append-only file"),
+        ("aof_last_bgrewrite_status", "rewrite its append-only file"),
+        ("rdb_last_bgsave_status", "save its data"),
+    ] {
+        if field(name) == "err" {
+            warnings.push(format!(
+                "{server} could not {what} the last time ({name}): look at its log and its disk"
+            ));
+        }
+    }
+    let (places, taken) = (number("maxclients"), number("connected_clients"));
+    if places > 0 && places.saturating_sub(taken) < CLIENTS_LEFT_MIN {
+        warnings.push(format!(
+            "{server} has places for {places} clients, and {taken} are taken; a process of the bus needs up to 6: raise \
+             maxclients"
+        ));
+    }
+    warnings
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &str = "redis_version:7.0.15\r\nredis_mode:standalone\r\nrole:master\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n";
+    const GOOD: &str = "redis_version:7.0.15\r\nredis_mode:standalone\r\nrole:master\r\nmaxmemory:0\r\n\
+        used_memory:500\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\nmaxclients:10000\r\nconnected_clients:3\r\n";
+
+    fn told(info: &str) -> Told {
+        Told {
+            info: info.to_owned(),
+            save: Some(String::new()),
+        }
+    }
+    fn judged(info: &str) -> Result<Vec<String>, BusError> {
+        judge(
+            "r",
+            &told(info),
+            &Topology::One(ConnectionAddr::Tcp("h".into(), 1)),
+        )
+    }
 
     #[test]
     fn a_plain_redis_7_is_fit() {
-        assert_eq!(judge("r", GOOD).unwrap(), [""; 0]);
-        assert!(judge("r", &GOOD.replace("7.0.15", "8.2.1")).is_ok());
+        assert_eq!(judged(GOOD).unwrap(), [""; 0]);
+        assert!(judged(&GOOD.replace("7.0.15", "8.2.1")).is_ok());
     }
 
     #[test]
     fn what_cannot_carry_the_bus_is_refused_with_a_way_out() {
-        for (from, to, word) in [
-            ("7.0.15", "6.2.7", "6.2.7"),
-            ("redis_version", "x", "not told"),
-            ("standalone", "cluster", "cluster"),
-            ("master", "slave", "replica"),
+        let evicting = GOOD.replace("maxmemory:0", "maxmemory:900");
+        for (info, from, to, word) in [
+            (GOOD, "7.0.15", "6.2.7", "6.2.7"),
+            (GOOD, "redis_version", "x", "not told"),
+            (GOOD, "standalone", "cluster", "node of a cluster"),
+            (GOOD, "standalone", "sentinel", "sentinel"),
+            (GOOD, "role:master", "role:slave", "replica"),
+            (&evicting, "noeviction", "allkeys-lru", "allkeys-lru"),
+            (&evicting, "used_memory:500", "used_memory:901", "full"),
         ] {
-            let error = vbm_core::Error::from(judge("r", &GOOD.replace(from, to)).unwrap_err());
+            let error = vbm_core::Error::from(judged(&info.replace(from, to)).unwrap_err());
             assert!(error.why().contains(word), "{error}");
             assert!(!error.fix().is_empty());
         }
+        let cluster = Topology::Cluster { seeds: Vec::new() };
+        assert!(judge("r", &told(GOOD), &cluster).is_err());
+        assert!(judge("r", &told(&GOOD.replace("standalone", "cluster")), &cluster).is_ok());
     }
 
     #[test]
-    fn eviction_is_warned_of_only_where_it_can_happen() {
-        let evicting = GOOD.replace("noeviction", "allkeys-lru");
-        assert!(judge("r", &evicting).unwrap().is_empty());
-        assert_eq!(
-            judge("r", &evicting.replace("maxmemory:0", "maxmemory:100"))
-                .unwrap()
-                .len(),
-            1
+    fn eviction_counts_only_where_it_can_happen() {
+        assert!(judged(&GOOD.replace("noeviction", "allkeys-lru")).is_ok());
+    }
+
+    #[test]
+    fn what_can_lose_something_is_warned_of() {
+        for (from, to, word) in [
+            ("aof_enabled:1", "aof_enabled:0", "appendonly"),
+            (
+                "aof_enabled:1",
+                "aof_enabled:1\r\nrdb_last_bgsave_status:err",
+                "save its data",
+            ),
+            ("maxclients:10000", "maxclients:20", "maxclients"),
+        ] {
+            let warnings = judged(&GOOD.replace(from, to)).unwrap();
+            assert!(warnings.len() == 1 && warnings[0].contains(word), "{warnings:?}");
+        }
+        let unknown = Told {
+            info: GOOD.replace("aof_enabled:1", "aof_enabled:0"),
+            save: None,
+        };
+        let one = Topology::One(ConnectionAddr::Tcp("h".into(), 1));
+        assert!(
+            judge("r", &unknown, &one).unwrap().is_empty(),
+            "who may not ask is not warned on suspicion"
         );
+    }
+
+    #[test]
+    fn each_failure_to_connect_is_explained() {
+        for (secure, why, word) in [
+            (
+                false,
+                "WRONGPASS: invalid username-password pair",
+                "let this user in",
+            ),
+            (false, "An error: max number of clients reached", "no place"),
+            (true, "invalid peer certificate: UnknownIssuer", "trust"),
+            (true, "received corrupt message of type InvalidContentType", "TLS"),
+            (false, "unexpected end of file", "rediss://"),
+            (
+                false,
+                "h:1: it does not know the master 'm'",
+                "no master of that name",
+            ),
+        ] {
+            let text = explain("r", secure, why).to_string();
+            assert!(text.contains(word), "{text}");
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! The taker: requests for any member of the services that this one offers, on a blocking connection of its own.
 //!
-//! It takes only while the bus has room, so that a busy member leaves the work to idle ones.
+//! It takes only while the bus has room, so that a busy member leaves the work to idle ones. In a cluster there is one
+//! for each slot of the queues: a blocking read names keys of one slot only.
 
 use super::{
     Core,
     connect::{Blocking, Down, backoff},
     keys::GROUP,
-    pack, presence, reader,
+    pack, reader,
 };
 use redis::cmd;
 use std::{sync::Arc, time::Duration};
@@ -21,27 +22,25 @@ const MINE: &str = "0";
 /// Requests that nobody has taken.
 const NEW: &str = ">";
 
-pub(super) async fn run(core: Arc<Core>) {
+/// Takes from these queues, which one blocking read may name.
+pub(super) async fn run(core: Arc<Core>, keys: Vec<Arc<str>>) {
     // Not cancel safe for single entries: those taken at this moment go to another member.
-    core.retired.run_until_cancelled(take_all(&core)).await;
+    core.retired.run_until_cancelled(take_all(&core, &keys)).await;
 }
 
-async fn take_all(core: &Arc<Core>) {
-    let keys: Vec<Arc<str>> = presence::served(&core.me)
-        .iter()
-        .map(|(scope, service)| core.keys.any(scope, service).into())
-        .collect();
+async fn take_all(core: &Arc<Core>, keys: &[Arc<str>]) {
+    let Some(first) = keys.first() else { return };
     let mut attempt = 0;
     loop {
-        match core.connector.blocking().await {
-            Ok(mut connection) => match take_until_down(core, &mut connection, &keys, &mut attempt).await {
+        match core.connector.blocking(first).await {
+            Ok(mut connection) => match take_until_down(core, &mut connection, keys, &mut attempt).await {
                 Ok(()) => return,
                 Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
             },
             Err(Down(why)) => tracing::debug!(attempt, why, "the taker cannot connect"),
         }
         core.probe();
-        sleep(backoff(attempt, core.seed ^ 2)).await;
+        core.connector.pause(attempt, core.seed ^ 2).await;
         attempt += 1;
     }
 }

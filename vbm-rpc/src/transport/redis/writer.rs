@@ -6,10 +6,14 @@
 //!     |                                               v                                           |
 //!   parked (destination not back yet) <--- connect, register, raise the generation, same ops -----+
 //! ```
+//!
+//! It runs twice: the *fast* lane as above, and the *replicated* lane for frames that a replica must have before they
+//! count as kept. That one has a connection of its own, opened by the first such frame, and ends each batch with one
+//! `WAIT`: `WAIT` holds its connection, and must never stand before what asked for no more than speed.
 
 use super::{
     Core,
-    connect::{Answer, BACKOFF_MAX, Commands, Down, backoff},
+    connect::{Answer, BACKOFF_MAX, Commands, Down, NODE_DOWN},
     keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE, GROUP},
     lock,
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
@@ -35,7 +39,7 @@ use std::{
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
     task::yield_now,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use vbm_core::NodePath;
 
@@ -47,6 +51,10 @@ const INBOX_MAX_ENTRIES: usize = 16_384;
 const PARK_EVERY: Duration = Duration::from_millis(100);
 /// After a reconnect members register again; until this has passed, absence is not believed.
 const SETTLE: Duration = BACKOFF_MAX.saturating_mul(3);
+/// How long a replica may take to have what it must have.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
+/// The replicas that must have a frame of the replicated lane.
+const REPLICAS: u64 = 1;
 /// The most destinations whose number of workers is remembered.
 const WORKERS_MAX_REMEMBERED: usize = 1_024;
 
@@ -259,15 +267,30 @@ fn chunks(sizes: &[usize], max_frames: usize, max_bytes: usize) -> Vec<Range<usi
     cut
 }
 
-pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::UnboundedReceiver<Op>, commands: Commands) {
+/// Which promise a writer keeps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The master has it. This one owns the connection, presence and generations.
+    Fast,
+    /// A replica has it too.
+    Replicated,
+}
+
+/// Without `commands` it connects when there is something to write.
+pub(super) async fn run(
+    core: Arc<Core>,
+    lane: Lane,
+    mut queue: mpsc::UnboundedReceiver<Op>,
+    mut commands: Option<Commands>,
+) {
     let mut writer = Writer {
+        lane,
         connected_at: Instant::now(),
         again: false,
         parked: Vec::new(),
         workers: HashMap::new(),
         recorded: Recorded::default(),
     };
-    let mut commands = Some(commands);
     let (mut plan, mut index) = (Plan::default(), HashMap::new());
     let mut taken = Vec::new();
     loop {
@@ -303,7 +326,9 @@ pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::UnboundedReceiver<Op>,
             }
             Err(Down(why)) => {
                 tracing::warn!(why, "the connection to {} broke", core.server);
-                core.conn.send_replace(None);
+                if lane == Lane::Fast {
+                    core.conn.send_replace(None);
+                }
                 commands = None;
                 for op in plan.groups.iter_mut().flat_map(|group| &mut group.ops) {
                     op.uncertain = true;
@@ -327,6 +352,7 @@ async fn wait_until(at: Option<Instant>) {
 }
 
 struct Writer {
+    lane: Lane,
     connected_at: Instant,
     /// This is not the first connection.
     again: bool,
@@ -355,7 +381,12 @@ impl Writer {
     /// Connects and registers again; returns when it has.
     async fn connect(&mut self, core: &Arc<Core>) -> Option<Commands> {
         for attempt in 0.. {
-            match reconnect(core).await {
+            let connecting = match self.lane {
+                Lane::Fast => reconnect(core).await,
+                Lane::Replicated => core.connector.commands().await,
+            };
+            match connecting {
+                Ok(commands) if self.lane == Lane::Replicated => return Some(commands),
                 Ok(commands) => {
                     self.connected_at = Instant::now();
                     self.again = true;
@@ -366,7 +397,7 @@ impl Writer {
                 }
                 Err(Down(why)) => tracing::debug!(attempt, why, "{} is not back", core.server),
             }
-            sleep(backoff(attempt, core.seed)).await;
+            core.connector.pause(attempt, core.seed).await;
         }
         None
     }
@@ -392,14 +423,27 @@ impl Writer {
         if batch.is_empty() && plan.probe {
             batch.cmd("PING");
         }
-        let mut answers = commands.run(&mut batch).await?.into_iter();
+        let (answers, replicas) = match self.lane {
+            Lane::Fast => (commands.run(&mut batch).await?, None),
+            Lane::Replicated => {
+                let (answers, have) = commands
+                    .run_replicated(&mut batch, REPLICAS, REPLICA_TIMEOUT)
+                    .await?;
+                (answers, Some(have))
+            }
+        };
         if plan.probe {
             core.conn.send_replace(Some(commands.clone()));
         }
+        let mut answers = answers.into_iter();
         self.recorded
             .settle(mem::take(&mut plan.stores), layout, &mut answers);
         for group in mem::take(&mut plan.groups) {
-            self.settle(core, group, &mut answers);
+            self.settle(core, group, &mut answers, replicas);
+        }
+        if self.lane == Lane::Fast && commands.recovered() {
+            // What a server of the cluster had may be forgotten.
+            recovered(core, commands).await?;
         }
         let mut held = lock(&core.held);
         for ((key, _), ids) in mem::take(&mut plan.completed) {
@@ -417,7 +461,13 @@ impl Writer {
     }
 
     /// Tells each op of a group how it went.
-    fn settle(&mut self, core: &Arc<Core>, group: Group, answers: &mut impl Iterator<Item = Answer>) {
+    fn settle(
+        &mut self,
+        core: &Arc<Core>,
+        group: Group,
+        answers: &mut impl Iterator<Item = Answer>,
+        replicas: Option<i64>,
+    ) {
         let alive = match &group.target {
             Target::Node(_) | Target::Any { .. } => {
                 let count = answers
@@ -448,6 +498,15 @@ impl Writer {
             let id = answer.ok().as_ref().and_then(pack::text).map(str::to_owned);
             let chunk: Vec<SendOp> = ops.by_ref().take(chunk.len()).collect();
             if let Some(why) = refused {
+                if why.starts_with(NODE_DOWN) {
+                    // It may have got it before it went; it is tried until the deadline.
+                    let again = Instant::now() + PARK_EVERY;
+                    self.parked.extend(chunk.into_iter().map(|mut op| {
+                        op.uncertain = true;
+                        (again, op)
+                    }));
+                    continue;
+                }
                 for op in chunk {
                     op.settle(Err(refusal(&why)));
                 }
@@ -460,7 +519,7 @@ impl Writer {
             }
             for op in chunk {
                 if stays {
-                    op.settle(Ok(()));
+                    op.settle(kept(replicas));
                 } else if op.patient || settling || alive > 0 {
                     // Somebody is there and makes the stream at the next heartbeat, or comes back.
                     self.parked.push((Instant::now() + PARK_EVERY, op));
@@ -470,6 +529,17 @@ impl Writer {
                 }
             }
         }
+    }
+}
+
+/// A frame is in the master's stream: whether that is enough.
+fn kept(replicas: Option<i64>) -> Result<(), SendError> {
+    match replicas {
+        Some(have) if u64::try_from(have).unwrap_or(0) < REPLICAS => Err(SendError::Uncertain(format!(
+            "no replica had it within {} ms; the master has it, and would forget it with a failover",
+            REPLICA_TIMEOUT.as_millis()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -545,6 +615,17 @@ async fn reconnect(core: &Arc<Core>) -> Result<Commands, Down> {
         Err(presence::Refusal::Redis(why)) => return Err(Down(why)),
     }
     Ok(commands)
+}
+
+/// A server of the cluster is back, perhaps without what it had.
+async fn recovered(core: &Arc<Core>, commands: &mut Commands) -> Result<(), Down> {
+    if !core.retired.is_cancelled()
+        && let Err(presence::Refusal::Displaced(by)) = presence::register(core, commands, Claim::Keep).await?
+    {
+        core.displaced(&by);
+    }
+    core.generations.send_modify(|generation| *generation += 1);
+    Ok(())
 }
 
 #[cfg(test)]
