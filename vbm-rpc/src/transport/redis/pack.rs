@@ -4,8 +4,10 @@
 //! reported as garbage with its id, so that it can be skipped and removed; it never stops a reader.
 
 use super::keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE};
+use crate::envelope;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redis::Value;
+use std::time::Duration;
 
 /// The most frames of one entry.
 pub(super) const PACK_MAX_FRAMES: usize = 256;
@@ -19,6 +21,19 @@ pub(super) fn pack<'a>(frames: impl Iterator<Item = &'a Bytes> + Clone) -> Bytes
     for frame in frames {
         out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
         out.put_slice(frame);
+    }
+    out.freeze()
+}
+
+/// The same for frames that waited in this process: none lives longer than the time that stands beside it.
+pub(super) fn pack_within<'a>(frames: impl Iterator<Item = (&'a Bytes, Duration)> + Clone) -> Bytes {
+    let length = frames.clone().map(|(frame, _)| frame.len() + 4).sum();
+    let mut out = BytesMut::with_capacity(length);
+    for (frame, left) in frames {
+        out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        let from = out.len();
+        out.put_slice(frame);
+        envelope::cap_ttl(&mut out[from..], left);
     }
     out.freeze()
 }

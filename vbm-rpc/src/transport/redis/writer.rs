@@ -11,6 +11,7 @@ use super::{
     Core,
     connect::{Answer, BACKOFF_MAX, Commands, Down, backoff},
     keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE, GROUP},
+    last_word::LastWord,
     lock,
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
     presence::{self, Claim},
@@ -22,10 +23,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     mem,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -85,8 +83,8 @@ pub(super) struct SendOp {
     until: Instant,
     /// The destination may be absent for a while.
     patient: bool,
-    /// Set before the first attempt: from then on it may be in Redis.
-    written: Arc<AtomicBool>,
+    /// Taken before the first attempt: from then on it may be in Redis.
+    claim: Option<Arc<LastWord>>,
     /// An attempt broke off: it may be in Redis, acknowledged or not.
     uncertain: bool,
     done: Option<oneshot::Sender<Result<(), SendError>>>,
@@ -100,7 +98,7 @@ impl SendOp {
             frame,
             until,
             patient: false,
-            written: Arc::default(),
+            claim: None,
             uncertain: false,
             done: None,
             _room: room,
@@ -110,10 +108,10 @@ impl SendOp {
     pub(super) fn answering(
         mut self,
         done: oneshot::Sender<Result<(), SendError>>,
-        written: Arc<AtomicBool>,
+        claim: Arc<LastWord>,
     ) -> Self {
         self.done = Some(done);
-        self.written = written;
+        self.claim = Some(claim);
         self
     }
 
@@ -180,8 +178,8 @@ impl Plan {
     fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>) {
         for group in &mut self.groups {
             let (late, ready): (Vec<_>, Vec<_>) = mem::take(&mut group.ops).into_iter().partition(|op| {
-                op.written.store(true, Ordering::SeqCst);
-                op.until <= now
+                // Who has given up was told that it expired: it must not be written any more.
+                op.until <= now || op.claim.as_ref().is_some_and(|claim| !claim.take())
             });
             for op in late {
                 let error = match op.uncertain {
@@ -463,8 +461,10 @@ fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
         Target::Shard { .. } | Target::Inbox { .. } => {}
     }
     let key = stream_key(core, &group.target);
+    let now = Instant::now();
     for chunk in &group.chunks {
-        let frames = pack::pack(group.ops[chunk.clone()].iter().map(|op| &op.frame));
+        let ops = group.ops[chunk.clone()].iter();
+        let frames = pack::pack_within(ops.map(|op| (&op.frame, op.until.saturating_duration_since(now))));
         let add = batch.cmd("XADD").arg(&key).arg("NOMKSTREAM");
         if let Target::Inbox { .. } = &group.target {
             add.arg("MAXLEN").arg("~").arg(INBOX_MAX_ENTRIES);
