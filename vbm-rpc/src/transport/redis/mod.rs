@@ -31,6 +31,8 @@ mod beat;
 mod config;
 mod connect;
 mod countdown;
+#[cfg(test)]
+mod fuzz;
 mod keys;
 mod last_word;
 mod pack;

@@ -170,6 +170,23 @@ mod tests {
         }
 
         #[test]
+        fn frames_that_waited_differ_in_their_time_to_live_alone(
+            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 1..20), left_ms in 0u64..9_000) {
+            let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
+            let left = Duration::from_millis(left_ms);
+            let packed = pack_within(frames.iter().map(|frame| (frame, left)));
+            let expected: Vec<Bytes> = frames.iter().map(|frame| envelope::within(frame, left)).collect();
+            prop_assert_eq!(unpack(packed), Some(expected));
+        }
+
+        #[test]
+        fn ids_order_as_their_numbers(a in any::<(u64, u64)>(), b in any::<(u64, u64)>()) {
+            let id = |(ms, count): (u64, u64)| format!("{ms}-{count}");
+            prop_assert_eq!(parse_id(&id(a)).cmp(&parse_id(&id(b))), a.cmp(&b));
+            prop_assert!(parse_id("") < parse_id(&id(a)), "what cannot be read is before everything");
+        }
+
+        #[test]
         fn garbage_is_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ignored = unpack(bytes.into());
         }
