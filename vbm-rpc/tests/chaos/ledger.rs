@@ -124,7 +124,9 @@ impl Ledger {
                     let call = self.tries.get_mut(tag).expect("a begin before its end");
                     call.ends.push((fate.to_owned(), took.parse().unwrap()));
                 }
-                ["END"] => drop(self.ended.insert(boot.to_owned())),
+                ["END"] => {
+                    self.ended.insert(boot.to_owned());
+                }
                 _ => panic!("no line of a caller: {line}"),
             }
         }
@@ -191,7 +193,9 @@ impl Ledger {
                 continue;
             };
             let stopped = known.stopped.contains_key(boot) || known.stopped.contains_key(&call.boot);
-            let latest = call.at_ms + call.deadline_ms + (START_SLACK + known.in_transit).as_millis() as u64;
+            let latest = call.at_ms
+                + call.deadline_ms
+                + u64::try_from((START_SLACK + known.in_transit).as_millis()).unwrap();
             if *at > latest && !stopped {
                 wrong.push(format!(
                     "{tag} began in {boot} {} ms after its deadline",

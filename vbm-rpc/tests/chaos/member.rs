@@ -163,7 +163,9 @@ async fn call(arguments: Arguments) {
         let any = Route::any(NodePath::root(), Service::new("worker").unwrap());
         let route = match dice(2) % 5 {
             0 | 1 => any,
-            node => Route::node(["eu/n1", "eu/n2", "us/n3"][(node - 2) as usize].parse().unwrap()),
+            2 => Route::node("eu/n1".parse().unwrap()),
+            3 => Route::node("eu/n2".parse().unwrap()),
+            _ => Route::node("us/n3".parse().unwrap()),
         };
         let slow_ms = if dice(3).is_multiple_of(4) {
             dice(4) % 500

@@ -255,7 +255,8 @@ fn issue(
 /// When nothing is wrong any more, everything works: each node, any, all.
 async fn prove_it_works(world: &World, ledger: &Shared) -> Vec<String> {
     let mut wrong = Vec::new();
-    for (c, bus) in world.callers.lock().unwrap().clone().into_iter().enumerate() {
+    let callers = world.callers.lock().unwrap().clone();
+    for (c, bus) in callers.into_iter().enumerate() {
         let nodes = WORKERS.iter().map(|node| (Some(*node), Route::node(path(node))));
         let any = ["/", "eu", "us"].map(|scope| (None, Route::any(path(scope), service())));
         for (i, (node, route)) in nodes.chain(any).enumerate() {

@@ -189,7 +189,9 @@ impl Dice {
             match self.below(7) {
                 0 => input.truncate(at),
                 1 => input.insert(at, byte),
-                2 if at < input.len() => drop(input.remove(at)),
+                2 if at < input.len() => {
+                    input.remove(at);
+                }
                 3 if at < input.len() => input[at] ^= 1 << self.below(8),
                 4 => {
                     let other = &corpus[self.below(corpus.len())];
