@@ -201,10 +201,8 @@ impl Ledger {
             End::Done(_) if call.verb != Verb::Cast && !self.effects.contains(&call.key) => {
                 wrong.push(format!("{what} is done and there is no effect"));
             }
-            End::Done(_) if call.verb == Verb::Cast && runs == 0 => {
-                if !excuses.requests_are_lost {
-                    wrong.push(format!("{what} was taken by the bus and never ran"));
-                }
+            End::Done(_) if call.verb == Verb::Cast && runs == 0 && !excuses.requests_are_lost => {
+                wrong.push(format!("{what} was taken by the bus and never ran"));
             }
             End::Refused if !is_refused(call.key) => wrong.push(format!("{what} was refused by nobody")),
             End::NoRoute | End::Overloaded | End::Expired if runs > 0 && call.verb != Verb::Broadcast => {
