@@ -38,6 +38,8 @@ pub(crate) enum End {
 impl From<Fate> for End {
     fn from(fate: Fate) -> Self {
         match fate {
+            // A caller that was killed, and whose next life has its path already.
+            Fate::Refused(error) if error.what().contains("served by another process") => Self::Cancelled,
             Fate::Refused(_) => Self::Refused,
             Fate::NoRoute { .. } => Self::NoRoute,
             Fate::Overloaded { .. } => Self::Overloaded,
