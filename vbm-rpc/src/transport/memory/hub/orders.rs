@@ -156,6 +156,10 @@ impl State {
                 }
             }
         }
+        // Who is heard again serves what nobody was there for.
+        for entry in std::mem::take(&mut self.orphans) {
+            self.give(entry, now);
+        }
         self.wake_all();
         direct
     }
