@@ -3,6 +3,7 @@
 //! Values are written in their human-readable form (addresses and ids as text) in both codecs. The compact form
 //! cannot be read back inside tagged or flattened enums, because serde buffers those as human-readable values.
 
+use crate::limits;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -55,6 +56,7 @@ impl Codec {
         match self {
             Self::MessagePack => {
                 let mut deserializer = rmp_serde::Deserializer::from_read_ref(body).with_human_readable();
+                deserializer.set_max_depth(limits::BODY_MAX_DEPTH);
                 T::deserialize(&mut deserializer).map_err(|e| e.to_string())
             }
             Self::Json => serde_json::from_slice(body).map_err(|e| e.to_string()),
@@ -90,6 +92,21 @@ mod tests {
             assert_eq!(codec.decode::<Old>(&new).unwrap().name, "a");
             let old = codec.encode(&Old { name: "b".into() }).unwrap();
             assert_eq!(codec.decode::<New>(&old).unwrap().size, 0);
+        }
+    }
+
+    #[test]
+    fn a_body_nested_deeper_than_any_stack_bears_is_refused() {
+        // As a value that is wanted, and as one that is skipped.
+        for depth in [limits::BODY_MAX_DEPTH * 2, 100_000] {
+            let (packed, json) = (vec![0x91; depth], vec![b'['; depth]);
+            assert!(Codec::MessagePack.decode::<serde_json::Value>(&packed).is_err());
+            assert!(Codec::Json.decode::<serde_json::Value>(&json).is_err());
+            assert!(
+                Codec::MessagePack
+                    .decode::<serde::de::IgnoredAny>(&packed)
+                    .is_err()
+            );
         }
     }
 

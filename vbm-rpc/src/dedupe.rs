@@ -205,6 +205,9 @@ impl<A> Dedupe<A> {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{codec::Codec, envelope::Kind};

@@ -15,7 +15,7 @@
 
 use crate::{codec::Codec, limits};
 use bytes::{BufMut, Bytes, BytesMut};
-use std::cell::RefCell;
+use std::{cell::RefCell, time::Duration};
 use uuid::Uuid;
 use vbm_core::{Epoch, NodePath};
 
@@ -277,6 +277,48 @@ pub(crate) fn next_attempt(frame: &Bytes, attempt: u16, ttl_ms: u32) -> Bytes {
     out.freeze()
 }
 
+/// The same frame with no more time to live than `left`. A message that waited on its way must not live longer than
+/// its caller waits: who receives it counts from when the transport was given it.
+pub(crate) fn within(frame: &Bytes, left: Duration) -> Bytes {
+    let mut out = BytesMut::new();
+    match ttl(frame) {
+        Some(ttl) if ttl > whole_ms(left) => {
+            out.extend_from_slice(frame);
+            cap_ttl(&mut out, left);
+            out.freeze()
+        }
+        _ => frame.clone(),
+    }
+}
+
+/// Does the same to a frame that is being written.
+pub(crate) fn cap_ttl(frame: &mut [u8], left: Duration) {
+    if let Some(ttl) = ttl(frame)
+        && let Some(place) = frame.get_mut(TTL_AT..TTL_AT + 4)
+    {
+        place.copy_from_slice(&ttl.min(whole_ms(left)).to_be_bytes());
+    }
+}
+
+fn ttl(frame: &[u8]) -> Option<u32> {
+    let bytes = frame.get(TTL_AT..TTL_AT + 4)?;
+    frame.starts_with(&MAGIC).then_some(())?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// Rounded down: what is told of the rest is never more than there is.
+fn whole_ms(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// What a frame is called in the story of a test: its kind and the end of its id.
+pub(crate) fn label(frame: &[u8]) -> String {
+    let kind = frame.get(3).copied().and_then(Kind::from_byte);
+    let id = frame.get(20..24).unwrap_or_default();
+    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    kind.map_or_else(|| "garbage".into(), |kind| format!("{kind:?} {id}"))
+}
+
 #[derive(Default)]
 struct Tlvs {
     boot_id: Option<String>,
@@ -406,6 +448,19 @@ mod tests {
             ..sample()
         };
         assert_eq!(Envelope::decode(&frame).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_frame_lives_no_longer_than_its_caller_waits() {
+        let frame = sample().encode();
+        let ttl = |frame: &Bytes| Envelope::decode(frame).unwrap().ttl_ms;
+        assert_eq!(ttl(&within(&frame, Duration::from_micros(1_999_900))), 1_999);
+        assert_eq!(
+            ttl(&within(&frame, Duration::from_secs(60))),
+            5_000,
+            "never longer"
+        );
+        assert_eq!(within(&Bytes::from_static(b"VB"), Duration::ZERO), &b"VB"[..]);
     }
 
     proptest! {

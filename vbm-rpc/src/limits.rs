@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// The largest body of one message. Larger things go as a stream or by reference.
 pub const PAYLOAD_MAX_BYTES: usize = 1024 * 1024;
+/// The deepest nesting of a body: a reader uses its stack for each level, and a thread of tokio's has 2 MiB.
+pub const BODY_MAX_DEPTH: usize = 128;
 /// The longest method name.
 pub const METHOD_MAX_BYTES: usize = 128;
 /// The longest idempotency key.

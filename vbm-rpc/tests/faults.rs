@@ -32,6 +32,7 @@ async fn every_call_ends_by_its_deadline_and_no_key_has_two_effects() {
             drop_per_mille: 100,
             duplicate_per_mille: 200,
             delay_max: Duration::from_millis(300),
+            ..Faults::default()
         });
         let seen = effects.clone();
         let router = Router::new().method::<Put, _, _>(move |_context: Context, n: u64| {

@@ -507,6 +507,7 @@ async fn every_ticket_has_one_end_whatever_happens() {
     let mut ends = [0; 2];
     for seed in 0..30 {
         let hub = MemoryBus::with_faults(Faults {
+            reorder_per_mille: 0,
             seed,
             drop_per_mille: 100,
             duplicate_per_mille: 200,

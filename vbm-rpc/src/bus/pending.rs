@@ -306,7 +306,11 @@ impl Pending {
     /// there then may not be who is there now.
     pub(crate) fn again(&self, now: Instant) -> Vec<Again> {
         let mut again = Vec::new();
-        for call in self.lock().values_mut() {
+        let mut calls = self.lock();
+        // In an order that does not depend on the map's: a simulation is repeated by its seed.
+        let mut calls: Vec<_> = calls.iter_mut().collect();
+        calls.sort_unstable_by_key(|(id, call)| (call.deadline, **id));
+        for (_id, call) in calls {
             if !call.sending.is_kept() || call.deadline <= now || matches!(call.waiter, Waiter::Many(_)) {
                 continue;
             }

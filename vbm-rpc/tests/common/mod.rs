@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::print_stdout, reason = "says what was left out")]
 
+pub(crate) mod dice;
 pub(crate) mod sets;
 
 use std::{path::Path, process::Stdio, time::Duration};
@@ -66,6 +67,27 @@ impl RedisServer {
     /// SIGKILL.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("it can be killed");
+    }
+
+    /// The unix socket that it listens on.
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("redis.sock")
+    }
+
+    /// Sends it a signal, if it lives.
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        if let Some(pid) = self.child.id() {
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+            nix::sys::signal::kill(pid, signal).expect("it can be signalled");
+        }
+    }
+
+    /// Removes what is on its disk; to be called while it is dead.
+    pub(crate) fn forget(&self) {
+        let files = self.dir.path().join("appendonlydir");
+        if files.exists() {
+            std::fs::remove_dir_all(files).expect("its files");
+        }
     }
 
     /// Starts it again with what is on its disk.

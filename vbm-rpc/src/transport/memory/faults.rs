@@ -13,7 +13,12 @@ pub struct Faults {
     pub duplicate_per_mille: u16,
     /// Each message is delayed by up to this long; messages overtake each other.
     pub delay_max: Duration,
+    /// Of a thousand messages, how many are held back until others have overtaken them, by up to 50 ms more.
+    pub reorder_per_mille: u16,
 }
+
+/// The most that a message is held back so that others overtake it.
+const REORDER_MAX: Duration = Duration::from_millis(50);
 
 /// What happens to one message: one delay for each copy delivered.
 pub(super) struct Dice {
@@ -38,11 +43,20 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    fn delay(&mut self) -> Duration {
-        match u64::try_from(self.faults.delay_max.as_micros()) {
+    fn up_to(&mut self, max: Duration) -> Duration {
+        match u64::try_from(max.as_micros()) {
             Ok(max) if max > 0 => Duration::from_micros(self.roll() % (max + 1)),
             _ => Duration::ZERO,
         }
+    }
+
+    fn delay(&mut self) -> Duration {
+        let delay = self.up_to(self.faults.delay_max);
+        let late = self.faults.reorder_per_mille;
+        if late > 0 && self.roll() % 1_000 < u64::from(late) {
+            return delay + self.up_to(REORDER_MAX);
+        }
+        delay
     }
 
     pub(super) fn copies(&mut self) -> Vec<Duration> {
@@ -79,6 +93,7 @@ mod tests {
             drop_per_mille: 100,
             duplicate_per_mille: 100,
             delay_max: Duration::from_secs(1),
+            reorder_per_mille: 10,
         };
         let story = |faults| {
             let mut dice = Dice::new(faults);

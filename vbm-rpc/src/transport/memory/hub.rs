@@ -1,16 +1,19 @@
 //! The state of a memory bus: who is present, what is kept for whom. Synchronous; one lock, held for map operations.
 
+mod orders;
+
 use super::{
     QUEUE_MAX_PER_NODE,
     faults::{Dice, Faults},
+    trouble::{Said, Trouble},
 };
 use crate::{
-    BusError, MemberInfo, Route, Service, limits,
+    BusError, MemberInfo, Route, Service, envelope, limits,
     transport::{Completion, Delivery, Destination, Inbound, Keeper, SendError, Sent},
 };
 use bytes::Bytes;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -35,6 +38,7 @@ struct State {
     orphans: Vec<Entry>,
     next: u64,
     dice: Dice,
+    trouble: Trouble,
 }
 
 /// What belongs to a path.
@@ -44,6 +48,10 @@ struct Node {
     /// Of `kept`, what the present process was not given yet, by when it may be.
     ready: BTreeSet<(Instant, u64)>,
     replies: BTreeMap<(Instant, u64), Bytes>,
+    /// Of `kept`, what a partition holds up.
+    held_up: BTreeSet<u64>,
+    /// Replies held up by a partition.
+    cut_off: VecDeque<Bytes>,
     present: Option<Present>,
 }
 
@@ -55,15 +63,28 @@ struct Present {
     dead_at: Option<Instant>,
     /// Retired: gets replies only.
     retired: bool,
+    /// Paused: it says nothing, and counts as present until then.
+    silent: Option<Silence>,
+    /// What it has said since and nobody has heard.
+    said: VecDeque<Said>,
+}
+
+struct Silence {
+    until: Instant,
+    /// What it had taken for a service was given to others.
+    given: bool,
 }
 
 impl Present {
     fn live(&self, now: Instant) -> bool {
-        !self.retired && self.dead_at.is_none_or(|at| now < at)
+        !self.retired
+            && self.dead_at.is_none_or(|at| now < at)
+            && self.silent.as_ref().is_none_or(|silence| now < silence.until)
     }
 }
 
 struct Entry {
+    from: NodePath,
     frame: Bytes,
     since: Instant,
     until: Instant,
@@ -96,6 +117,9 @@ pub(super) struct Seat {
     pub(super) serial: u64,
     requests: Notify,
     replies: Notify,
+    /// It is heard again, or severed.
+    pub(super) voice: Notify,
+    pub(super) generations: watch::Sender<u64>,
     pub(super) ended: watch::Sender<Option<BusError>>,
     /// Its process crashed: what it still says is not heard.
     severed: AtomicBool,
@@ -146,9 +170,7 @@ impl Keeper for Kept {
         if self.seat.severed.load(Ordering::SeqCst) {
             return;
         }
-        if let Some(node) = self.hub.lock().nodes.get_mut(&self.seat.path) {
-            node.kept.remove(&self.serial);
-        }
+        self.hub.lock().completed(&self.seat, self.serial);
     }
 }
 
@@ -184,6 +206,8 @@ impl Hub {
             serial: state.next,
             requests: Notify::new(),
             replies: Notify::new(),
+            voice: Notify::new(),
+            generations: watch::Sender::new(1),
             ended: watch::Sender::new(None),
             severed: AtomicBool::new(false),
         });
@@ -195,6 +219,8 @@ impl Hub {
             seat: seat.clone(),
             dead_at: None,
             retired: false,
+            silent: None,
+            said: VecDeque::new(),
         };
         if let Some(old) = node.present.replace(present) {
             old.seat.ended.send_replace(Some(BusError::Displaced {
@@ -203,19 +229,15 @@ impl Hub {
             }));
             old.seat.requests.notify_one();
             old.seat.replies.notify_one();
+            old.seat.voice.notify_waiters();
         }
+        state.silence(now);
         state.give_away(&path, now);
         for entry in std::mem::take(&mut state.orphans) {
             state.give(entry, now);
         }
         // What the process before left undone, this one gets.
-        if let Some(node) = state.nodes.get_mut(&path) {
-            node.ready = node
-                .kept
-                .iter()
-                .map(|(serial, entry)| (entry.since, *serial))
-                .collect();
-        }
+        state.make_ready(&path, now);
         seat
     }
 
@@ -228,46 +250,55 @@ impl Hub {
             .collect()
     }
 
+    /// Whether nothing that this seat says is heard now.
+    pub(super) fn is_mute(&self, seat: &Seat) -> bool {
+        self.lock().trouble.is_mute(&seat.path)
+    }
+
     pub(super) fn send(
         &self,
+        seat: &Seat,
         to: &Destination,
         frame: Bytes,
         ttl: Duration,
         now: Instant,
     ) -> Result<Sent, SendError> {
         let mut state = self.lock();
-        match to {
-            Destination::Inbox { path, boot_id } => {
-                let copies = state.dice.copies();
-                state.next += 1;
-                let serial = state.next;
-                let Some(node) = state.nodes.get_mut(path) else {
-                    return Err(SendError::NoRoute("the asker is gone".into()));
-                };
-                let Some(present) = node.present.as_ref().filter(|p| p.info.boot_id == *boot_id) else {
-                    return Err(SendError::NoRoute("the asker is gone".into()));
-                };
-                if present.dead_at.is_some() {
-                    return Ok(Sent::default());
-                }
-                let (inbound, seat) = (present.inbound.clone(), present.seat.clone());
-                let mut direct = 0;
-                for delay in copies {
-                    if delay.is_zero() {
-                        direct += 1;
-                    } else {
-                        node.replies.insert((now + delay, serial), frame.clone());
-                        seat.replies.notify_one();
-                    }
-                }
-                drop(state);
-                for _ in 0..direct {
-                    inbound.control(frame.clone());
-                }
-                Ok(Sent::default())
+        let (sent, direct) = state.send(&seat.path, to, &frame, now + ttl, now)?;
+        drop(state);
+        hand_over(direct);
+        Ok(sent)
+    }
+
+    /// The same without an answer; a muted seat is heard later. `false` when there is no room for that.
+    pub(super) fn post(
+        &self,
+        seat: &Seat,
+        to: Destination,
+        frame: Bytes,
+        ttl: Duration,
+        now: Instant,
+    ) -> bool {
+        let mut state = self.lock();
+        if state.trouble.is_mute(&seat.path) {
+            let Some(present) = state.present(seat) else {
+                return true;
+            };
+            if present.said.len() >= QUEUE_MAX_PER_NODE {
+                return false;
             }
-            Destination::Route(route) => state.request(route, &frame, ttl, now),
+            let until = now + ttl;
+            present.said.push_back(Said::Post { to, frame, until });
+            return true;
         }
+        match state.send(&seat.path, &to, &frame, now + ttl, now) {
+            Ok((_sent, direct)) => {
+                drop(state);
+                hand_over(direct);
+            }
+            Err(error) => tracing::debug!(?error, %to, "a message that nobody waits for was not delivered"),
+        }
+        true
     }
 
     /// What a pump moves next.
@@ -285,6 +316,12 @@ impl Hub {
         {
             return Next::Ended;
         }
+        if state.trouble.is_mute(&seat.path) {
+            return Next::Wait(death);
+        }
+        let Some(node) = state.nodes.get_mut(&seat.path) else {
+            return Next::Ended;
+        };
         if lane == Pumped::Replies {
             return match node.replies.first_key_value() {
                 Some((&(at, serial), _)) if at <= now => node
@@ -346,11 +383,25 @@ impl Hub {
     pub(super) fn sever(&self, seat: &Seat, now: Instant) {
         seat.severed.store(true, Ordering::SeqCst);
         let mut state = self.lock();
+        let path = &seat.path;
+        state.trouble.tell(format_args!("SEVERED: {path}"));
         if let Some(present) = state.present(seat) {
             present.dead_at = Some(now + limits::PRESENCE_TTL);
             present.retired = false;
+            present.said.clear();
         }
         state.wake_all();
+        seat.voice.notify_waiters();
+    }
+}
+
+/// Replies on their way into a process.
+type Direct = Vec<(Inbound, Bytes)>;
+
+/// Without the lock: what takes them is not ours.
+fn hand_over(direct: Direct) {
+    for (inbound, frame) in direct {
+        inbound.control(frame);
     }
 }
 
@@ -363,18 +414,108 @@ impl State {
     fn wake_all(&self) {
         for present in self.nodes.values().filter_map(|node| node.present.as_ref()) {
             present.seat.requests.notify_one();
+            present.seat.replies.notify_one();
         }
+    }
+
+    fn completed(&mut self, seat: &Seat, serial: u64) {
+        if self.trouble.is_mute(&seat.path)
+            && let Some(present) = self.present(seat)
+        {
+            present.said.push_back(Said::Completed { serial });
+        } else if let Some(node) = self.nodes.get_mut(&seat.path) {
+            node.kept.remove(&serial);
+        }
+    }
+
+    fn send(
+        &mut self,
+        from: &NodePath,
+        to: &Destination,
+        frame: &Bytes,
+        until: Instant,
+        now: Instant,
+    ) -> Result<(Sent, Direct), SendError> {
+        match to {
+            Destination::Inbox { path, boot_id } => {
+                let direct = self.reply(from, path, boot_id, frame, now)?;
+                Ok((Sent::default(), direct))
+            }
+            Destination::Route(route) => {
+                let left = until.saturating_duration_since(now);
+                let frame = envelope::within(frame, left);
+                Ok((self.request(from, route, &frame, until, now)?, Direct::new()))
+            }
+        }
+    }
+
+    /// What the dice say about one message: when its copies arrive.
+    fn copies(&mut self, from: &NodePath, to: &NodePath, frame: &Bytes) -> Vec<Duration> {
+        let copies = self.dice.copies();
+        let name = || envelope::label(frame);
+        match &copies[..] {
+            [] => self
+                .trouble
+                .tell(format_args!("dropped {} {from} -> {to}", name())),
+            [first, second] => self.trouble.tell(format_args!(
+                "repeated {} {from} -> {to} after {first:?} and {second:?}",
+                name()
+            )),
+            [delay] if !delay.is_zero() => self
+                .trouble
+                .tell(format_args!("delayed {} {from} -> {to} by {delay:?}", name())),
+            _ => {}
+        }
+        copies
+    }
+
+    fn reply(
+        &mut self,
+        from: &NodePath,
+        to: &NodePath,
+        boot_id: &str,
+        frame: &Bytes,
+        now: Instant,
+    ) -> Result<Direct, SendError> {
+        let gone = || SendError::NoRoute("the asker is gone".into());
+        let copies = self.copies(from, to, frame);
+        let (cut, mute) = (self.trouble.is_cut(from, to), self.trouble.is_mute(to));
+        let node = self.nodes.get_mut(to).ok_or_else(gone)?;
+        let present = node
+            .present
+            .as_ref()
+            .filter(|p| p.info.boot_id == *boot_id)
+            .ok_or_else(gone)?;
+        if present.dead_at.is_some() {
+            return Ok(Direct::new());
+        }
+        let mut direct = Direct::new();
+        for delay in copies {
+            self.next += 1;
+            if cut {
+                if node.cut_off.len() < QUEUE_MAX_PER_NODE {
+                    node.cut_off.push_back(frame.clone());
+                }
+            } else if delay.is_zero() && !mute {
+                direct.push((present.inbound.clone(), frame.clone()));
+            } else {
+                node.replies.insert((now + delay, self.next), frame.clone());
+                present.seat.replies.notify_one();
+            }
+        }
+        Ok(direct)
     }
 
     fn request(
         &mut self,
+        from: &NodePath,
         route: &Route,
         frame: &Bytes,
-        ttl: Duration,
+        until: Instant,
         now: Instant,
     ) -> Result<Sent, SendError> {
-        let until = now + ttl;
         let entry = |origin| Entry {
+            from: from.clone(),
             frame: frame.clone(),
             since: now,
             until,
@@ -447,7 +588,11 @@ impl State {
     }
 
     fn put(&mut self, path: &NodePath, entry: Entry) -> Result<(), SendError> {
-        let copies = self.dice.copies();
+        if !self.nodes.contains_key(path) {
+            return Ok(());
+        }
+        let copies = self.copies(&entry.from, path, &entry.frame);
+        let cut = self.trouble.is_cut(&entry.from, path);
         let Some(node) = self.nodes.get_mut(path) else {
             return Ok(());
         };
@@ -459,12 +604,17 @@ impl State {
         for delay in copies {
             self.next += 1;
             let copy = Entry {
+                from: entry.from.clone(),
                 frame: entry.frame.clone(),
                 origin: entry.origin.clone(),
                 ..entry
             };
             node.kept.insert(self.next, copy);
-            node.ready.insert((entry.since + delay, self.next));
+            if cut {
+                node.held_up.insert(self.next);
+            } else {
+                node.ready.insert((entry.since + delay, self.next));
+            }
         }
         if let Some(present) = &node.present {
             present.seat.requests.notify_one();
@@ -472,11 +622,26 @@ impl State {
         Ok(())
     }
 
+    /// All that is kept for a path may be given to its process again, but for what a partition holds up.
+    fn make_ready(&mut self, path: &NodePath, now: Instant) {
+        let Some(node) = self.nodes.get_mut(path) else {
+            return;
+        };
+        node.held_up.clear();
+        for (serial, entry) in &node.kept {
+            if self.trouble.is_cut(&entry.from, path) {
+                node.held_up.insert(*serial);
+            } else {
+                node.ready.insert((entry.since.min(now), *serial));
+            }
+        }
+    }
+
+    /// When somebody's presence runs out next.
     fn next_death(&self) -> Option<Instant> {
-        self.nodes
-            .values()
-            .filter_map(|node| node.present.as_ref()?.dead_at)
-            .min()
+        let present = self.nodes.values().filter_map(|node| node.present.as_ref());
+        let silent = |p: &Present| p.silent.as_ref().filter(|s| !s.given).map(|s| s.until);
+        present.flat_map(|p| [p.dead_at, silent(p)]).flatten().min()
     }
 
     /// What dead members had taken for a service goes to live ones.
@@ -497,8 +662,11 @@ impl State {
             .map(|(path, _)| path.clone())
             .collect();
         for path in paths {
+            self.trouble
+                .tell(format_args!("the presence of dead {path} has run out"));
             self.vacate(&path, now);
         }
+        self.take_from_silent(now);
     }
 
     /// The member is gone.
@@ -516,6 +684,7 @@ impl State {
         };
         node.ready.clear();
         node.replies.clear();
+        node.cut_off.clear();
         let (keep, give): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut node.kept)
             .into_iter()
             .partition(|(_, entry)| entry.origin == Origin::Node);

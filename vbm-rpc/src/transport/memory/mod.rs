@@ -8,12 +8,14 @@
 //!
 //! It keeps the contract of the real one: a queue belongs to the path and outlives the process; a member that
 //! crashes stays present until [`PRESENCE_TTL`](crate::limits::PRESENCE_TTL) has passed; what it had taken for a service then goes to another
-//! member. All waiting is on tokio's clock, so a test may pause it. [`Faults`] make it lose, repeat and delay messages
-//! by a seed.
+//! member. All waiting is on tokio's clock, so a test may pause it. [`Faults`] make it lose, repeat, delay and reorder
+//! messages by a seed; [`MemoryBus::partition`] and its like make trouble by order; [`MemoryBus::story`] tells it all.
 
+mod control;
 mod faults;
 mod hub;
 mod results;
+mod trouble;
 
 pub use faults::Faults;
 
@@ -102,7 +104,6 @@ impl Transport for MemoryBus {
             results: Arc::new(results),
             stop,
             tasks: TaskTracker::new(),
-            generations: watch::Sender::new(1),
         };
         for lane in [Pumped::Requests, Pumped::Replies] {
             let pump = pump(self.hub.clone(), seat.clone(), inbound.clone(), lane);
@@ -123,7 +124,6 @@ struct MemoryLink {
     results: Arc<results::MemoryResults>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    generations: watch::Sender<u64>,
 }
 
 /// Moves what is kept for a seat to its bus. Ends when the bus takes no more, or by its token.
@@ -148,24 +148,37 @@ async fn pump(hub: Arc<Hub>, seat: Arc<Seat>, inbound: Inbound, lane: Pumped) {
 #[async_trait]
 impl Link for MemoryLink {
     async fn send(&self, to: &Destination, frame: Bytes, ttl: Duration) -> Result<Sent, SendError> {
-        if self.stop.is_cancelled() {
-            return Err(SendError::Closed);
+        let until = Instant::now() + ttl;
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(SendError::Closed);
+            }
+            let mut heard = std::pin::pin!(self.seat.voice.notified());
+            heard.as_mut().enable();
+            if !self.hub.is_mute(&self.seat) {
+                let now = Instant::now();
+                let left = until.saturating_duration_since(now);
+                return self.hub.send(&self.seat, to, frame, left, now);
+            }
+            // Cancel safe: both only wait.
+            tokio::select! {
+                () = heard => {}
+                () = self.stop.cancelled() => {}
+                () = sleep_until(until) => {
+                    return Err(SendError::Expired("the queue of this process".into()));
+                }
+            }
         }
-        self.hub.send(to, frame, ttl, Instant::now())
     }
 
     async fn post(&self, to: Destination, frame: Bytes, ttl: Duration) {
-        self.try_post(to, frame, ttl);
+        if !self.try_post(to, frame, ttl) {
+            tracing::debug!("a message that nobody waits for was not sent");
+        }
     }
 
     fn try_post(&self, to: Destination, frame: Bytes, ttl: Duration) -> bool {
-        if self.stop.is_cancelled() {
-            return false;
-        }
-        if let Err(error) = self.hub.send(&to, frame, ttl, Instant::now()) {
-            tracing::debug!(?error, %to, "a message that nobody waits for was not delivered");
-        }
-        true
+        !self.stop.is_cancelled() && self.hub.post(&self.seat, to, frame, ttl, Instant::now())
     }
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
@@ -173,7 +186,7 @@ impl Link for MemoryLink {
     }
 
     fn generations(&self) -> watch::Receiver<u64> {
-        self.generations.subscribe()
+        self.seat.generations.subscribe()
     }
 
     fn ended(&self) -> watch::Receiver<Option<BusError>> {

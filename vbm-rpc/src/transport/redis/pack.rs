@@ -4,8 +4,10 @@
 //! reported as garbage with its id, so that it can be skipped and removed; it never stops a reader.
 
 use super::keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE};
+use crate::envelope;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redis::Value;
+use std::time::Duration;
 
 /// The most frames of one entry.
 pub(super) const PACK_MAX_FRAMES: usize = 256;
@@ -19,6 +21,19 @@ pub(super) fn pack<'a>(frames: impl Iterator<Item = &'a Bytes> + Clone) -> Bytes
     for frame in frames {
         out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
         out.put_slice(frame);
+    }
+    out.freeze()
+}
+
+/// The same for frames that waited in this process: none lives longer than the time that stands beside it.
+pub(super) fn pack_within<'a>(frames: impl Iterator<Item = (&'a Bytes, Duration)> + Clone) -> Bytes {
+    let length = frames.clone().map(|(frame, _)| frame.len() + 4).sum();
+    let mut out = BytesMut::with_capacity(length);
+    for (frame, left) in frames {
+        out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        let from = out.len();
+        out.put_slice(frame);
+        envelope::cap_ttl(&mut out[from..], left);
     }
     out.freeze()
 }
@@ -152,6 +167,23 @@ mod tests {
         fn frames_survive_packing(frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 1..20)) {
             let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
             prop_assert_eq!(unpack(pack(frames.iter())), Some(frames));
+        }
+
+        #[test]
+        fn frames_that_waited_differ_in_their_time_to_live_alone(
+            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 1..20), left_ms in 0u64..9_000) {
+            let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
+            let left = Duration::from_millis(left_ms);
+            let packed = pack_within(frames.iter().map(|frame| (frame, left)));
+            let expected: Vec<Bytes> = frames.iter().map(|frame| envelope::within(frame, left)).collect();
+            prop_assert_eq!(unpack(packed), Some(expected));
+        }
+
+        #[test]
+        fn ids_order_as_their_numbers(a in any::<(u64, u64)>(), b in any::<(u64, u64)>()) {
+            let id = |(ms, count): (u64, u64)| format!("{ms}-{count}");
+            prop_assert_eq!(parse_id(&id(a)).cmp(&parse_id(&id(b))), a.cmp(&b));
+            prop_assert!(parse_id("") < parse_id(&id(a)), "what cannot be read is before everything");
         }
 
         #[test]

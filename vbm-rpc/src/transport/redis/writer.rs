@@ -15,6 +15,7 @@ use super::{
     Core,
     connect::{Answer, BACKOFF_MAX, Commands, Down, NODE_DOWN},
     keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE, GROUP},
+    last_word::LastWord,
     lock,
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
     presence::{self, Claim},
@@ -30,10 +31,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     mem,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -96,8 +94,8 @@ pub(super) enum Op {
 /// Who is told what becomes of a frame.
 enum Asker {
     Nobody,
-    /// Waits for the end; the flag is set before the first attempt: from then on the frame may be in Redis.
-    Waiting(oneshot::Sender<Result<(), SendError>>, Arc<AtomicBool>),
+    /// Waits for the end, or has given up: the word is taken before the first attempt.
+    Waiting(oneshot::Sender<Result<(), SendError>>, Arc<LastWord>),
     /// Is not woken when all is well.
     Watching(Arc<dyn SendWatch>),
 }
@@ -131,9 +129,9 @@ impl SendOp {
     pub(super) fn answering(
         mut self,
         done: oneshot::Sender<Result<(), SendError>>,
-        written: Arc<AtomicBool>,
+        claim: Arc<LastWord>,
     ) -> Self {
-        self.asker = Asker::Waiting(done, written);
+        self.asker = Asker::Waiting(done, claim);
         self
     }
 
@@ -151,10 +149,7 @@ impl SendOp {
     fn writing(&self) -> bool {
         match &self.asker {
             Asker::Nobody => true,
-            Asker::Waiting(_, written) => {
-                written.store(true, Ordering::SeqCst);
-                true
-            }
+            Asker::Waiting(_, claim) => claim.take(),
             Asker::Watching(watch) => watch.writing(),
         }
     }
@@ -228,9 +223,10 @@ impl Plan {
     /// Ends what is too late, and cuts the rest into entries. `workers` is the number of consumers last seen alive.
     fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>) {
         for group in &mut self.groups {
+            // Who has given up was told that it expired: it must not be written any more.
             let (late, ready): (Vec<_>, Vec<_>) = mem::take(&mut group.ops)
                 .into_iter()
-                .partition(|op| !op.writing() || op.until <= now);
+                .partition(|op| op.until <= now || !op.writing());
             for op in late {
                 let error = match op.uncertain {
                     true => SendError::Uncertain("the connection to Redis broke while it was written".into()),
@@ -586,8 +582,10 @@ fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
         Target::Shard { .. } | Target::Inbox { .. } => {}
     }
     let key = stream_key(core, &group.target);
+    let now = Instant::now();
     for chunk in &group.chunks {
-        let frames = pack::pack(group.ops[chunk.clone()].iter().map(|op| &op.frame));
+        let ops = group.ops[chunk.clone()].iter();
+        let frames = pack::pack_within(ops.map(|op| (&op.frame, op.until.saturating_duration_since(now))));
         let add = batch.cmd("XADD").arg(&key).arg("NOMKSTREAM");
         if let Target::Inbox { .. } = &group.target {
             add.arg("MAXLEN").arg("~").arg(INBOX_MAX_ENTRIES);

@@ -1,0 +1,129 @@
+//! A request is not begun after its caller has stopped waiting, wherever it waited: in the queue of its sender's process,
+//! which the receiver cannot see, or in the transport.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which clippy does not see as tests"
+)]
+
+mod common;
+
+use common::{RedisServer, left_out};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+use vbm_core::NodePath;
+use vbm_rpc::{
+    Bus, CallOptions, Context, Member, Method, Route, Router, Service, Transport, memory::MemoryBus,
+};
+
+struct Put;
+impl Method for Put {
+    const NAME: &'static str = "test.put";
+    type Request = u64;
+    type Reply = u64;
+}
+
+fn path(text: &str) -> NodePath {
+    text.parse().unwrap()
+}
+
+async fn worker(transport: Arc<dyn Transport>, boot: &str, ran: &Arc<AtomicUsize>) -> Bus {
+    let ran = ran.clone();
+    let router = Router::new().method::<Put, _, _>(move |_context: Context, n: u64| {
+        ran.fetch_add(1, Ordering::SeqCst);
+        async move { Ok(n) }
+    });
+    let member = Member::new(path("eu/n1"), boot).service(Service::new("worker").unwrap());
+    Bus::attach(transport, member, router).await.unwrap()
+}
+
+async fn caller(transport: Arc<dyn Transport>) -> Bus {
+    Bus::attach(transport, Member::new(path("c1"), "boot-c"), Router::new())
+        .await
+        .unwrap()
+}
+
+fn call(bus: &Bus, deadline: Duration) -> tokio::task::JoinHandle<Result<u64, vbm_rpc::Fate>> {
+    let options = CallOptions::default().deadline(deadline);
+    tokio::spawn(bus.call::<Put>(&Route::node(path("eu/n1")), &1, options))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waited_in_its_senders_process_is_not_begun_late() {
+    let (hub, ran) = (MemoryBus::new(), Arc::default());
+    let (n1, bus) = (
+        worker(hub.clone().into(), "b", &ran).await,
+        caller(hub.clone().into()).await,
+    );
+    hub.pause(&path("c1"));
+    let (begin, flying) = (Instant::now(), call(&bus, Duration::from_secs(4)));
+    sleep_until(begin + Duration::from_secs(2)).await;
+    hub.pause(&path("eu/n1"));
+    hub.resume(&path("c1"));
+    sleep_until(begin + Duration::from_secs(5)).await;
+    // Three of its four seconds have passed since the transport was given it, and five since it was made.
+    hub.resume(&path("eu/n1"));
+    assert!(flying.await.unwrap().is_err());
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(ran.load(Ordering::SeqCst), 0, "\n{}", hub.story().join("\n"));
+    bus.shutdown().await;
+    n1.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_future_was_polled_late_is_not_begun_late() {
+    let (hub, ran) = (MemoryBus::new(), Arc::default());
+    let (n1, bus) = (
+        worker(hub.clone().into(), "b", &ran).await,
+        caller(hub.clone().into()).await,
+    );
+    hub.pause(&path("eu/n1"));
+    let late = bus.call::<Put>(
+        &Route::node(path("eu/n1")),
+        &1,
+        CallOptions::default().deadline(Duration::from_secs(4)),
+    );
+    sleep(Duration::from_secs(3)).await;
+    assert!(late.await.is_err());
+    hub.resume(&path("eu/n1"));
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(ran.load(Ordering::SeqCst), 0);
+    bus.shutdown().await;
+    n1.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_waited_for_redis_is_not_begun_late() {
+    if left_out() {
+        return;
+    }
+    let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let (transport, ran) = (server.transport().await, Arc::default());
+    let n1 = worker(transport.clone().into(), "b-1", &ran).await;
+    let bus = caller(transport.clone().into()).await;
+    // Present still, so that the request is kept for the next process.
+    n1.kill().await;
+    server.kill().await;
+    let (begin, flying) = (Instant::now(), call(&bus, Duration::from_secs(4)));
+    sleep_until(begin + Duration::from_secs(2)).await;
+    server.restart().await;
+    let fate = flying.await.unwrap();
+    assert!(fate.is_err(), "{fate:?}");
+    assert!(
+        begin.elapsed() < Duration::from_millis(5_500),
+        "{:?}",
+        begin.elapsed()
+    );
+    let n1 = worker(transport.into(), "b-2", &ran).await;
+    // What was kept comes before this one.
+    assert_eq!(call(&bus, Duration::from_secs(30)).await.unwrap(), Ok(1));
+    assert_eq!(ran.load(Ordering::SeqCst), 1, "what was late was begun");
+    bus.shutdown().await;
+    n1.shutdown().await;
+}
