@@ -26,6 +26,9 @@ const READ_MAX_ENTRIES: usize = 64;
 /// On another server, broadcasts are read again from this long before the last one that was read: the clocks of two
 /// servers may differ by less. Repeats are known by their ids.
 const STEP_BACK: Duration = Duration::from_secs(10);
+/// After so many bytes of replies the reader takes what it has read out of its inbox, without waiting for the heartbeat:
+/// what is read is of no use, and Redis works best in memory that it touched just now.
+const INBOX_TRIM_BYTES: usize = 1024 * 1024;
 /// The beginning of a stream.
 const START: &str = "0-0";
 
@@ -54,6 +57,8 @@ struct Reader {
     inbox_cursor: String,
     /// The server that the cursors belong to.
     origin: Option<Arc<str>>,
+    /// Read and still there.
+    inbox_bytes: usize,
 }
 
 pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, broadcast_cursor: String) {
@@ -67,6 +72,7 @@ pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, 
         inbox: core.keys.inbox(&me.path, &me.boot_id).into(),
         inbox_cursor: START.into(),
         origin: None,
+        inbox_bytes: 0,
         core: core.clone(),
         feed,
     };
@@ -115,6 +121,9 @@ impl Reader {
             for (key, entries) in pack::streams(answer) {
                 self.take(&key, entries);
             }
+            if self.inbox_bytes >= INBOX_TRIM_BYTES {
+                self.trim_inbox(connection).await?;
+            }
             if busy {
                 sleep(POLL_BUSY).await;
             } else {
@@ -130,6 +139,7 @@ impl Reader {
         };
         if key == &*self.inbox {
             for frame in entries.into_iter().flat_map(|entry| entry.frames) {
+                self.inbox_bytes += frame.len();
                 self.core.inbound.control(frame);
             }
             lock(&self.core.inbox_cursor).clone_from(&last);
@@ -147,6 +157,16 @@ impl Reader {
             }
             self.broadcast_cursor = last;
         }
+    }
+
+    async fn trim_inbox(&mut self, connection: &mut Blocking) -> Result<(), Down> {
+        let mut trim = cmd("XTRIM");
+        trim.arg(&*self.inbox).arg("MINID").arg(&self.inbox_cursor);
+        if let Err(why) = connection.read(&trim, Duration::ZERO).await? {
+            tracing::debug!(why, "the inbox was not trimmed; the heartbeat tries again");
+        }
+        self.inbox_bytes = 0;
+        Ok(())
     }
 
     /// Nobody keeps a broadcast for a member: there is nothing to complete.
