@@ -11,7 +11,7 @@ import oslo_messaging
 from oslo_config import cfg
 
 url, flights, payload, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-conf = cfg.ConfigOpts()
+conf = cfg.CONF
 conf([])
 transport = oslo_messaging.get_rpc_transport(conf, url=url)
 

@@ -128,8 +128,10 @@ pub(super) mod over_lapin {
             .await?;
         tasks.spawn(work(channel, consumer));
         let caller = calling.create_channel().await?;
-        let mut no_ack = BasicConsumeOptions::default();
-        no_ack.no_ack = true;
+        let no_ack = BasicConsumeOptions {
+            no_ack: true,
+            ..BasicConsumeOptions::default()
+        };
         let mut replies = caller
             .basic_consume(REPLY_TO.into(), "caller".into(), no_ack, FieldTable::default())
             .await?;
