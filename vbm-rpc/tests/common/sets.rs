@@ -138,10 +138,9 @@ impl Server {
 
     /// SIGSTOP or SIGCONT.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.child.id().to_string())
-            .status();
+        // `kill` of the shell: the program of that name is not everywhere.
+        let line = format!("kill -{name} {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &line]).status();
         assert!(
             sent.is_ok_and(|status| status.success()),
             "SIG{name} could not be sent"

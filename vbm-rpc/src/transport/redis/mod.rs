@@ -25,9 +25,9 @@
 //!   on requests that killed their workers again and again (dead letters).
 //!
 //! No clock of a client is trusted: ages come from the ids of entries, which carry Redis' time.
-//! - Recorded answers and tickets ([`records`]) go through the writer too.
+//! - Recorded answers and tickets (`records.rs`) go through the writer too.
 //!
-//! Behind it stands one server, the master that sentinels name, or a cluster ([`connect`] is the supervisor of
+//! Behind it stands one server, the master that sentinels name, or a cluster (`connect.rs` is the supervisor of
 //! connections); with TLS or without. What is lost when one of them dies: `docs/rpc/connections.md`.
 
 mod beat;
