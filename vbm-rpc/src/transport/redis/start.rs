@@ -180,25 +180,27 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
             "write redis:// or give its TLS port",
         );
     }
-    if says(&[
-        "ResponseError",
-        "Response was of incompatible type",
-        "Parse",
-        "parse",
-        "invalid response",
-        "expected",
-    ]) {
-        return unsuitable(
-            "another program than Redis answers there",
-            "give the address of a Redis server; its usual port is 6379",
-        );
-    }
     let hung_up = [
         "broken pipe",
         "Broken pipe",
         "unexpected end of file",
         "reset by peer",
     ];
+    if !says(&hung_up)
+        && says(&[
+            "ResponseError",
+            "Response was of incompatible type",
+            "Parse",
+            "parse",
+            "invalid response",
+            "expected",
+        ])
+    {
+        return unsuitable(
+            "another program than Redis answers there",
+            "give the address of a Redis server; its usual port is 6379",
+        );
+    }
     let hint = match secure {
         false if says(&hung_up) => " (it hung up: if it speaks TLS there, write rediss://)",
         true if says(&["timed out", "no connection within"]) => {
