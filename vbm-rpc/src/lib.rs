@@ -71,6 +71,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`bus`] | attaching, verbs, fates, the receiving side |
+//! | [`service`], [`layers`] | calls and handlers as tower services, and what can stand around them |
 //! | [`envelope`], [`codec`] | the frame and the body |
 //! | [`transport`] | the contract of transports; [`memory`] and [`redis`] |
 //! | [`conformance`] | that contract as tests, for any transport |
@@ -83,15 +84,17 @@ mod dedupe;
 pub mod envelope;
 mod error;
 mod fate;
+pub mod layers;
 pub mod limits;
 mod member;
 mod method;
 mod options;
 mod route;
 mod router;
+pub mod service;
 pub mod transport;
 
-pub use bus::{Bus, Replies};
+pub use bus::{Bus, BusStats, Caller, Replies};
 pub use codec::Codec;
 pub use error::BusError;
 pub use fate::Fate;
@@ -100,4 +103,5 @@ pub use method::Method;
 pub use options::CallOptions;
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};
+pub use service::{Incoming, Outgoing, Replied};
 pub use transport::{Transport, memory, redis};

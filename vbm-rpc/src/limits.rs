@@ -48,3 +48,12 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// How long a member counts as alive after its last heartbeat: three may be missed.
 pub const PRESENCE_TTL: Duration = Duration::from_secs(8);
+
+/// The most calls or handlers that wait at a [`ConcurrencyLimitLayer`](crate::layers::ConcurrencyLimitLayer).
+pub const CONCURRENCY_WAITING_MAX: usize = 1_024;
+/// How often a [`RetryLayer`](crate::layers::RetryLayer) sends a call at most, the first time included.
+pub const RETRY_ATTEMPTS_MAX: u16 = 4;
+/// The wait before the second sending; it doubles from there, and a random half of it is left out.
+pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(20);
+/// The longest wait between two sendings.
+pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);

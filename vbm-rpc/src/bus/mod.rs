@@ -11,16 +11,21 @@
 //! running handler; the *resender* sends unanswered requests again when the transport lost its memory; the *watcher*
 //! ends the bus when its link ends. The transport has tasks of its own.
 
+mod caller;
 mod inflight;
 mod pending;
 mod replies;
 mod running;
 mod server;
+mod stats;
 
+pub use caller::{BoxedCaller, BusService, Caller};
 pub use replies::Replies;
+pub use stats::BusStats;
+pub(crate) use stats::Probe;
 
 use crate::{
-    BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
+    BusError, CallOptions, Fate, Member, MemberInfo, Method, Replied, Route, Router,
     envelope::{EndCode, Envelope, Kind},
     limits,
     router::too_large,
@@ -31,6 +36,7 @@ use inflight::{InFlight, Slot};
 use pending::{Answer, End, Pending};
 use running::Running;
 use server::Server;
+use stats::Counters;
 use std::{
     future::Future,
     hash::{DefaultHasher, Hash, Hasher},
@@ -38,7 +44,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{
@@ -61,6 +67,7 @@ struct Shared {
     link: Arc<dyn Link>,
     pending: Arc<Pending>,
     inflight: InFlight,
+    counters: Arc<Counters>,
     ids: SeededIds,
     /// No new work.
     closing: CancellationToken,
@@ -90,7 +97,10 @@ impl Bus {
         let pending = Arc::new(Pending::default());
         let running = Arc::new(Running::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
-        let inbound = Inbound::new(sender, control(pending.clone(), running.clone()));
+        let permits = Arc::new(Semaphore::new(limits::HANDLERS_MAX));
+        let counters = Arc::new(Counters::new(sender.downgrade(), permits.clone()));
+        let control = control(pending.clone(), running.clone(), counters.clone());
+        let inbound = Inbound::new(sender, control);
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
@@ -101,6 +111,7 @@ impl Bus {
             router,
             attached.link.clone(),
             running,
+            (permits, counters.clone()),
             &closing,
             &ended,
             &handlers,
@@ -110,6 +121,7 @@ impl Bus {
             link: attached.link,
             pending,
             inflight: InFlight::default(),
+            counters,
             ids: SeededIds::new(seed.finish()),
             closing,
             ended,
@@ -168,6 +180,15 @@ impl Bus {
             )),
             _ => self.launch::<M>(Kind::Request, route, request, &options),
         };
+        let answer = Self::answer(flight, options.deadline);
+        async move { read::<M>(answer.await?) }
+    }
+
+    /// Sends a request and waits for its answer.
+    fn answer(
+        flight: Result<Flight, Fate>,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Answer, Fate>> + Send {
         async move {
             let mut flight = flight?;
             let answer = flight.pending().one(
@@ -190,10 +211,10 @@ impl Bus {
             let worker = flight.pending().worker(flight.id);
             flight.over();
             match answered {
-                Ok(Ok(answer)) => read::<M>(answer),
+                Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(_closed)) => Err(flight.lost(worker, "this side's bus was shut down".into())),
                 Err(_late) => {
-                    let why = format!("no reply within {} ms", options.deadline.as_millis());
+                    let why = format!("no reply within {} ms", deadline.as_millis());
                     Err(flight.lost(worker, why))
                 }
             }
@@ -323,13 +344,27 @@ impl Bus {
         self.shared.tasks.len() + self.shared.handlers.len()
     }
 
-    /// Checks and encodes a request.
+    /// Writes a request down and launches it.
     fn launch<M: Method>(
         &self,
         kind: Kind,
         route: &Route,
         request: &M::Request,
         options: &CallOptions,
+    ) -> Result<Flight, Fate> {
+        let body = write::<M>(options.codec, request)?;
+        self.launch_body(kind, route, M::NAME, body, options, None)
+    }
+
+    /// Checks a request and makes its frame; `again` is the id and the number of its sending when they are chosen.
+    fn launch_body(
+        &self,
+        kind: Kind,
+        route: &Route,
+        method: &'static str,
+        body: Bytes,
+        options: &CallOptions,
+        again: Option<(Uuid, u16)>,
     ) -> Result<Flight, Fate> {
         self.health().map_err(|error| match error {
             BusError::Closed => Fate::Cancelled,
@@ -345,7 +380,7 @@ impl Bus {
                 "shorten it",
             ))
         };
-        text("the method name", M::NAME.len(), limits::METHOD_MAX_BYTES)?;
+        text("the method name", method.len(), limits::METHOD_MAX_BYTES)?;
         let key = options.idempotency_key.clone();
         text(
             "the idempotency key",
@@ -358,15 +393,9 @@ impl Bus {
             trace.as_ref().map_or(0, String::len),
             limits::TRACEPARENT_MAX_BYTES,
         )?;
-        let body = options.codec.encode(request).map_err(|why| {
-            Fate::Refused(Error::internal(
-                format!("the request of {} cannot be written", M::NAME),
-                why,
-            ))
-        })?;
         if body.len() > limits::PAYLOAD_MAX_BYTES {
             return Err(Fate::Refused(too_large(
-                &format!("the request of {}", M::NAME),
+                &format!("the request of {method}"),
                 body.len(),
             )));
         }
@@ -378,15 +407,15 @@ impl Bus {
                 limits::INFLIGHT_MAX_PER_DESTINATION
             ),
         })?;
-        let id = self.shared.ids.next();
+        let (id, attempt) = again.unwrap_or_else(|| (self.shared.ids.next(), 1));
         let frame = Envelope {
             kind,
             codec: options.codec,
-            attempt: 1,
+            attempt,
             id,
             ttl_ms: millis(options.deadline),
             epoch: options.epoch,
-            method: M::NAME.to_owned(),
+            method: method.to_owned(),
             caller: self.shared.me.path.clone(),
             boot_id: self.shared.me.boot_id.clone(),
             traceparent: trace,
@@ -541,14 +570,32 @@ fn refused(what: &str, why: &str, fix: &str) -> Fate {
     Fate::Refused(Error::new(ErrorKind::InvalidInput, what, why, fix))
 }
 
+fn write<M: Method>(codec: crate::Codec, request: &M::Request) -> Result<Bytes, Fate> {
+    codec.encode(request).map_err(|why| {
+        Fate::Refused(Error::internal(
+            format!("the request of {} cannot be written", M::NAME),
+            why,
+        ))
+    })
+}
+
 fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
+    decode::<M>(&replied(answer)?)
+}
+
+fn decode<M: Method>(replied: &Replied) -> Result<M::Reply, Fate> {
+    replied.codec.decode(&replied.body).map_err(|why| {
+        Fate::Refused(
+            Error::internal(format!("the reply of {} cannot be read", M::NAME), why)
+                .with_outcome(Outcome::Applied),
+        )
+    })
+}
+
+/// The reply, or the fate that the answer is.
+fn replied(answer: Answer) -> Result<Replied, Fate> {
     match answer.end {
-        End::Reply(codec, body) => codec.decode(&body).map_err(|why| {
-            Fate::Refused(
-                Error::internal(format!("the reply of {} cannot be read", M::NAME), why)
-                    .with_outcome(Outcome::Applied),
-            )
-        }),
+        End::Reply(codec, body) => Ok(Replied::new(answer.from, codec, body)),
         End::Refused(error) => Err(Fate::Refused(error)),
         End::Ended(EndCode::NoRoute, why) => Err(Fate::NoRoute {
             to: format!("node {}", answer.from),
@@ -566,11 +613,18 @@ fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
 }
 
 /// Replies go to who waits; cancels to what runs.
-fn control(pending: Arc<Pending>, running: Arc<Running>) -> Arc<dyn Fn(Bytes) + Send + Sync> {
+fn control(
+    pending: Arc<Pending>,
+    running: Arc<Running>,
+    counters: Arc<Counters>,
+) -> Arc<dyn Fn(Bytes) + Send + Sync> {
     Arc::new(move |frame: Bytes| match Envelope::decode(&frame) {
         Ok(envelope) if envelope.kind == Kind::Cancel => running.cancel(envelope.id),
         Ok(envelope) => pending.incoming(envelope),
-        Err(error) => tracing::warn!(%error, bytes = frame.len(), "an entry of the reply inbox was skipped"),
+        Err(error) => {
+            counters.frame_refused();
+            tracing::warn!(%error, bytes = frame.len(), "an entry of the reply inbox was skipped");
+        }
     })
 }
 

@@ -4,9 +4,9 @@
 //! between run and reply runs the request again in the next process: a handler whose effect must happen once writes
 //! the request id together with its effect.
 
-use super::running::Running;
+use super::{running::Running, stats::Counters};
 use crate::{
-    MemberInfo, Router,
+    Fate, MemberInfo, Router,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{EndCode, Envelope, Kind},
@@ -37,6 +37,7 @@ pub(super) struct Server {
     running: Arc<Running>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
+    counters: Arc<Counters>,
     closing: CancellationToken,
     ended: CancellationToken,
     tasks: TaskTracker,
@@ -64,6 +65,7 @@ impl Server {
         router: Router,
         link: Arc<dyn Link>,
         running: Arc<Running>,
+        (permits, counters): (Arc<Semaphore>, Arc<Counters>),
         closing: &CancellationToken,
         ended: &CancellationToken,
         tasks: &TaskTracker,
@@ -74,7 +76,8 @@ impl Server {
             link,
             running,
             dedupe: Mutex::new(Dedupe::default()),
-            permits: Arc::new(Semaphore::new(limits::HANDLERS_MAX)),
+            permits,
+            counters,
             closing: closing.clone(),
             ended: ended.clone(),
             tasks: tasks.clone(),
@@ -106,10 +109,12 @@ impl Server {
         let request = match Envelope::decode(&delivery.frame) {
             Ok(request) if matches!(request.kind, Kind::Request | Kind::Cast) => request,
             Ok(other) => {
+                self.counters.frame_refused();
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
                 return delivery.done.complete();
             }
             Err(error) => {
+                self.counters.frame_refused();
                 tracing::warn!(%error, bytes = delivery.frame.len(), "an entry of the request queue was skipped");
                 return delivery.done.complete();
             }
@@ -207,12 +212,15 @@ impl Server {
                 body,
                 repeatable: false,
             },
-            Err(error) => refusal(request.codec, &error),
+            Err(fate) => match ended_by(&fate) {
+                Some(ended) => return (ended, false),
+                None => refusal(request.codec, &Error::from(fate)),
+            },
         };
         (answer, entry.kept)
     }
 
-    async fn run(&self, entry: &Entry, job: &Job, token: CancellationToken) -> Result<Bytes, Error> {
+    async fn run(&self, entry: &Entry, job: &Job, token: CancellationToken) -> Result<Bytes, Fate> {
         let request = &job.request;
         let context = Context {
             request_id: request.id,
@@ -233,7 +241,7 @@ impl Server {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
                 biased;
-                result = &mut handler => return result.unwrap_or_else(|_| Err(panicked(&request.method))),
+                result = &mut handler => return result.unwrap_or_else(|_| Err(Fate::Refused(panicked(&request.method)))),
                 () = &mut accept, if !accepted => {
                     accepted = true;
                     if let Some(inbox) = &job.inbox {
@@ -304,6 +312,16 @@ fn ended(code: EndCode, why: &str) -> Answer {
         body: body.into(),
         repeatable: true,
     }
+}
+
+/// What a layer decided before the handler was begun, as the end of the call.
+fn ended_by(fate: &Fate) -> Option<Answer> {
+    Some(match fate {
+        Fate::NoRoute { why, .. } => ended(EndCode::NoRoute, why),
+        Fate::Overloaded { at, why } => ended(EndCode::Overloaded, &format!("{at}: {why}")),
+        Fate::Expired { .. } => ended(EndCode::Expired, ""),
+        _ => return None,
+    })
 }
 
 fn refusal(codec: Codec, error: &Error) -> Answer {
