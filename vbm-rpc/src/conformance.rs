@@ -17,10 +17,12 @@
 //! out, and has said why.
 
 mod calls;
+mod leases;
 mod life;
 mod routes;
 
 pub use calls::*;
+pub use leases::*;
 pub use life::*;
 pub use routes::*;
 
@@ -77,6 +79,14 @@ macro_rules! transport_conformance {
             a_shutdown_ends_every_task_and_every_wait
             a_shutdown_lets_running_handlers_answer
             a_bad_member_is_refused
+            a_lease_has_one_holder_and_each_taking_a_higher_epoch
+            a_lease_runs_out
+            a_leader_that_stops_hands_over_at_once
+            a_shutdown_hands_over_too
+            a_killed_leader_has_a_successor_after_its_lease
+            a_stale_leader_is_refused_by_those_who_never_heard_a_command_of_its_successor
+            an_epoch_is_above_all_that_members_saw
+            who_stands_down_leads_again_above_what_was_seen
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -73,6 +73,7 @@
 //! | [`bus`] | attaching, verbs, fates, the receiving side |
 //! | [`service`], [`layers`] | calls and handlers as tower services, and what can stand around them |
 //! | [`envelope`], [`codec`] | the frame and the body |
+//! | [`election`] | leases, leaders, epochs that only grow |
 //! | [`transport`] | the contract of transports; [`memory`] and [`redis`] |
 //! | [`conformance`] | that contract as tests, for any transport |
 //! | [`limits`] | every limit, with its unit |
@@ -81,6 +82,7 @@ pub mod bus;
 pub mod codec;
 pub mod conformance;
 mod dedupe;
+pub mod election;
 pub mod envelope;
 mod error;
 mod fate;

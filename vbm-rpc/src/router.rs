@@ -95,6 +95,10 @@ impl MemoryEpochGate {
     pub fn highest(&self) -> Epoch {
         Epoch(self.0.load(Ordering::SeqCst))
     }
+    /// Notes an epoch; gives the highest before it.
+    pub(crate) fn fetch_max(&self, epoch: Epoch) -> Epoch {
+        Epoch(self.0.fetch_max(epoch.0, Ordering::SeqCst))
+    }
 }
 
 #[async_trait]

@@ -13,6 +13,7 @@
 
 mod caller;
 mod inflight;
+mod inside;
 mod pending;
 mod replies;
 mod running;

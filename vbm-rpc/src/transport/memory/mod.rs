@@ -13,21 +13,26 @@
 
 mod faults;
 mod hub;
+mod leases;
 
 pub use faults::Faults;
 
 use super::{Attached, Destination, Inbound, Link, SendError, Sent, Transport};
-use crate::{BusError, MemberInfo};
+use crate::{
+    BusError, MemberInfo,
+    election::{LeaseAnswer, LeaseOp},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hub::{Hub, Pumped, Seat};
+use leases::Leases;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::NodePath;
+use vbm_core::{Name, NodePath};
 
 /// The most requests that wait for one node.
 pub const QUEUE_MAX_PER_NODE: usize = 16_384;
@@ -45,6 +50,7 @@ pub const QUEUE_MAX_PER_NODE: usize = 16_384;
 #[derive(Clone, Default)]
 pub struct MemoryBus {
     hub: Arc<Hub>,
+    leases: Arc<Leases>,
 }
 
 impl MemoryBus {
@@ -57,12 +63,18 @@ impl MemoryBus {
     pub fn with_faults(faults: Faults) -> Self {
         Self {
             hub: Arc::new(Hub::new(faults)),
+            leases: Arc::default(),
         }
     }
 
     /// From now on messages are treated as `faults` says.
     pub fn set_faults(&self, faults: Faults) {
         self.hub.set_faults(faults);
+    }
+
+    /// Forgets all leases and epochs, as a Redis that was restarted empty. For tests of what comes after.
+    pub fn forget_leases(&self) {
+        self.leases.wipe();
     }
 
     /// How many requests are kept for `path`. For tests.
@@ -89,6 +101,7 @@ impl Transport for MemoryBus {
         let seat = self.hub.attach(member, inbound.clone());
         let link = MemoryLink {
             hub: self.hub.clone(),
+            leases: self.leases.clone(),
             seat: seat.clone(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -109,6 +122,7 @@ impl Transport for MemoryBus {
 
 struct MemoryLink {
     hub: Arc<Hub>,
+    leases: Arc<Leases>,
     seat: Arc<Seat>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -159,6 +173,13 @@ impl Link for MemoryLink {
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
         Ok(self.hub.members(scope, Instant::now()))
+    }
+
+    async fn lease(&self, name: &Name, op: &LeaseOp) -> Result<LeaseAnswer, BusError> {
+        if self.stop.is_cancelled() {
+            return Err(BusError::Closed);
+        }
+        Ok(self.leases.apply(name, op, Instant::now()))
     }
 
     fn generations(&self) -> watch::Receiver<u64> {

@@ -8,11 +8,13 @@
 //! | `ns:v1:{shard}:b` | stream | broadcasts to a shard | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:g:<scope>:<service>` | stream, group | requests for any | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:l:<scope>:<service>` | sorted set | who is alive: path by expiry in Redis' ms | [`STREAM_TTL`] |
+//! | `ns:v1:{e:<election>}:lease` | string | who leads: `epoch holder` | the lease |
+//! | `ns:v1:{e:<election>}:epoch` | string | the last epoch of that election | for ever: it must only grow |
 //! | `ns:v1:{shard of scope}:d:<scope>:<service>` | stream | dead letters | [`STREAM_TTL`] |
 
 use crate::Service;
 use std::time::Duration;
-use vbm_core::NodePath;
+use vbm_core::{Name, NodePath};
 
 /// How many names of a path make its shard: `zone/cluster`.
 const SHARD_DEPTH: usize = 2;
@@ -87,6 +89,12 @@ impl Keys {
     }
     pub(super) fn dead_letters(&self, scope: &NodePath, service: &Service) -> String {
         self.at(&ancestor(scope, SHARD_DEPTH), &format!("d:{scope}:{service}"))
+    }
+    pub(super) fn lease(&self, election: &Name) -> String {
+        format!("{}:{{e:{election}}}:lease", self.prefix)
+    }
+    pub(super) fn lease_epoch(&self, election: &Name) -> String {
+        format!("{}:{{e:{election}}}:epoch", self.prefix)
     }
     /// Who offers `service` below `scope`; without a service, who is there at all.
     pub(super) fn alive(&self, scope: &NodePath, service: Option<&Service>) -> String {

@@ -31,6 +31,7 @@ mod beat;
 mod config;
 mod connect;
 mod keys;
+mod lease;
 mod pack;
 mod presence;
 mod reader;
@@ -42,7 +43,10 @@ mod writer;
 pub use config::RedisConfig;
 
 use super::{Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, SendError, Sent, Transport};
-use crate::{BusError, MemberInfo, Route};
+use crate::{
+    BusError, MemberInfo, Route,
+    election::{LeaseAnswer, LeaseOp},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use connect::{Commands, Connector};
@@ -62,7 +66,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::NodePath;
+use vbm_core::{Name, NodePath};
 use writer::{Op, SendOp, Target};
 
 /// The most bytes of frames that wait in a process for the writer, and so the most that one batch holds.
@@ -524,6 +528,10 @@ impl Link for RedisLink {
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
         presence::members(&self.core, scope).await
+    }
+
+    async fn lease(&self, name: &Name, op: &LeaseOp) -> Result<LeaseAnswer, BusError> {
+        lease::ask(&self.core, name, op).await
     }
 
     fn generations(&self) -> watch::Receiver<u64> {
