@@ -259,35 +259,39 @@ where
         codec: Codec,
         body: &Bytes,
     ) -> BoxFuture<'static, Result<Bytes, Fate>> {
-        let request = match codec.decode::<M::Request>(body) {
+        let request = match read_request::<M>(codec, body) {
             Ok(request) => request,
-            Err(why) => {
-                return Box::pin(std::future::ready(Err(Fate::Refused(Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("the request of {} cannot be read", M::NAME),
-                    why,
-                    "run the same version of VBM on both sides, or versions next to each other",
-                )))));
-            }
+            Err(error) => return Box::pin(std::future::ready(Err(Fate::Refused(error)))),
         };
         let running = (self.handler)(context, request);
         Box::pin(async move {
             let reply = running.await.map_err(Fate::Refused)?;
-            let body = codec.encode(&reply).map_err(|why| {
-                Fate::Refused(
-                    Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
-                        .with_outcome(vbm_core::Outcome::Applied),
-                )
-            })?;
-            if body.len() > limits::PAYLOAD_MAX_BYTES {
-                return Err(Fate::Refused(
-                    too_large(&format!("the reply of {}", M::NAME), body.len())
-                        .with_outcome(vbm_core::Outcome::Applied),
-                ));
-            }
-            Ok(body)
+            write_reply::<M>(codec, &reply).map_err(Fate::Refused)
         })
     }
+}
+
+fn read_request<M: Method>(codec: Codec, body: &Bytes) -> Result<M::Request, Error> {
+    codec.decode::<M::Request>(body).map_err(|why| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("the request of {} cannot be read", M::NAME),
+            why,
+            "run the same version of VBM on both sides, or versions next to each other",
+        )
+    })
+}
+
+fn write_reply<M: Method>(codec: Codec, reply: &M::Reply) -> Result<Bytes, Error> {
+    let body = codec.encode(reply).map_err(|why| {
+        Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
+            .with_outcome(vbm_core::Outcome::Applied)
+    })?;
+    if body.len() > limits::PAYLOAD_MAX_BYTES {
+        return Err(too_large(&format!("the reply of {}", M::NAME), body.len())
+            .with_outcome(vbm_core::Outcome::Applied));
+    }
+    Ok(body)
 }
 
 /// A body over the limit.
