@@ -96,10 +96,6 @@ impl Machine {
         }
     }
 
-    pub(super) fn highest(&self) -> Epoch {
-        self.highest
-    }
-
     /// The leadership that holds at `now`.
     pub(super) fn leading(&self, now: Instant) -> Option<Hold> {
         match self.phase {

@@ -330,6 +330,7 @@ impl Builder {
                 rivals: self.rivals(),
             };
             let controller = Controller::open(config).await?;
+            controller.count_commands(metrics.clone());
             server.controller = Some((controller.clone(), self.own_store.is_none().then_some(store)));
             let boot_id = self.ids.next().to_string();
             let path: NodePath = format!("{CONTROLLER_PATH}/c{}", record.tag).parse()?;

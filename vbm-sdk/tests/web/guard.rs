@@ -206,11 +206,13 @@ async fn what_somebody_sends_comes_back_as_text_and_never_as_a_page() {
 async fn the_metrics_of_the_bus_are_served_to_who_has_a_session() {
     let site = Site::furnished().await;
     let cookie = site.log_in().await;
+    // Each side counts the same command.
     let counted = |text: &str| {
-        let handled = text.lines().find(|line| {
-            line.starts_with("vbm_bus_calls_total{side=\"server\"") && line.contains("fate=\"done\"")
-        });
-        handled.is_some_and(|line| !line.ends_with(" 0"))
+        ["client", "server"].iter().all(|side| {
+            let begin = format!("vbm_bus_calls_total{{side=\"{side}\",method=\"network.ensure\"");
+            let mut lines = text.lines();
+            lines.any(|line| line.starts_with(&begin) && line.contains("fate=\"done\""))
+        })
     };
     let scrape = async {
         loop {
