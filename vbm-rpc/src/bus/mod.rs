@@ -45,7 +45,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{
@@ -98,8 +98,7 @@ impl Bus {
         let pending = Arc::new(Pending::default());
         let running = Arc::new(Running::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
-        let permits = Arc::new(Semaphore::new(limits::HANDLERS_MAX));
-        let counters = Arc::new(Counters::new(sender.downgrade(), permits.clone()));
+        let counters = Arc::new(Counters::new(sender.downgrade()));
         let control = control(pending.clone(), running.clone(), counters.clone());
         let inbound = Inbound::new(sender, control);
         let attached = transport.attach(me.clone(), inbound).await?;
@@ -111,8 +110,7 @@ impl Bus {
             me.clone(),
             router,
             attached.link.clone(),
-            running,
-            (permits, counters.clone()),
+            (running, counters.clone()),
             &closing,
             &ended,
             &handlers,
@@ -186,38 +184,33 @@ impl Bus {
     }
 
     /// Sends a request and waits for its answer.
-    fn answer(
-        flight: Result<Flight, Fate>,
-        deadline: Duration,
-    ) -> impl Future<Output = Result<Answer, Fate>> + Send {
-        async move {
-            let mut flight = flight?;
-            let answer = flight.pending().one(
-                flight.id,
-                flight.to.clone(),
-                flight.frame.clone(),
-                flight.deadline,
-            );
-            let mut answer = std::pin::pin!(answer);
-            // The answer may be here before the transport has said that it took the request.
-            let early = tokio::select! {
-                biased;
-                answer = &mut answer => Some(answer),
-                sent = flight.send() => sent.map(|_members| None)?,
-            };
-            let answered = match early {
-                Some(answer) => Ok(answer),
-                None => timeout_at(flight.deadline, answer).await,
-            };
-            let worker = flight.pending().worker(flight.id);
-            flight.over();
-            match answered {
-                Ok(Ok(answer)) => Ok(answer),
-                Ok(Err(_closed)) => Err(flight.lost(worker, "this side's bus was shut down".into())),
-                Err(_late) => {
-                    let why = format!("no reply within {} ms", deadline.as_millis());
-                    Err(flight.lost(worker, why))
-                }
+    async fn answer(flight: Result<Flight, Fate>, deadline: Duration) -> Result<Answer, Fate> {
+        let mut flight = flight?;
+        let answer = flight.pending().one(
+            flight.id,
+            flight.to.clone(),
+            flight.frame.clone(),
+            flight.deadline,
+        );
+        let mut answer = std::pin::pin!(answer);
+        // The answer may be here before the transport has said that it took the request.
+        let early = tokio::select! {
+            biased;
+            answer = &mut answer => Some(answer),
+            sent = flight.send() => sent.map(|_members| None)?,
+        };
+        let answered = match early {
+            Some(answer) => Ok(answer),
+            None => timeout_at(flight.deadline, answer).await,
+        };
+        let worker = flight.pending().worker(flight.id);
+        flight.over();
+        match answered {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_closed)) => Err(flight.lost(worker, "this side's bus was shut down".into())),
+            Err(_late) => {
+                let why = format!("no reply within {} ms", deadline.as_millis());
+                Err(flight.lost(worker, why))
             }
         }
     }

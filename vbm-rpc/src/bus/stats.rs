@@ -32,12 +32,17 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn new(requests: mpsc::WeakSender<Delivery>, permits: Arc<Semaphore>) -> Self {
+    pub(super) fn new(requests: mpsc::WeakSender<Delivery>) -> Self {
         Self {
             frames_refused: AtomicU64::new(0),
             requests,
-            permits,
+            permits: Arc::new(Semaphore::new(limits::HANDLERS_MAX)),
         }
+    }
+
+    /// One for each handler that may run.
+    pub(super) fn permits(&self) -> Arc<Semaphore> {
+        self.permits.clone()
     }
 
     pub(super) fn frame_refused(&self) {
