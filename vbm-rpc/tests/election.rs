@@ -1,4 +1,5 @@
 //! Elections where Redis forgets and where a leader stands still; the rest is in the conformance suite.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 mod common;
 

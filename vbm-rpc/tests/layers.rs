@@ -1,4 +1,5 @@
 //! Layers on both sides of the bus: what they promise, seen from outside.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 use serde::{Deserialize, Serialize};
 use std::{
