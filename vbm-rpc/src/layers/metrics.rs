@@ -276,19 +276,17 @@ impl fmt::Debug for Watched {
 
 type Read = fn(&BusStats) -> u64;
 const GAUGES: [(&str, &str, Read); 4] = [
-    ("vbm_bus_unanswered", "Calls that wait for their answer", |s| {
+    ("unanswered", "Calls that wait for their answer", |s| {
         wide(s.unanswered)
     }),
-    ("vbm_bus_handlers_running", "Handlers that run", |s| {
+    ("handlers_running", "Handlers that run", |s| {
         wide(s.handlers_running)
     }),
+    ("requests_waiting", "Requests that wait for a handler", |s| {
+        wide(s.requests_waiting)
+    }),
     (
-        "vbm_bus_requests_waiting",
-        "Requests that wait for a handler",
-        |s| wide(s.requests_waiting),
-    ),
-    (
-        "vbm_bus_generation",
+        "generation",
         "Grows when the transport may have forgotten something",
         |s| s.generation,
     ),
@@ -311,8 +309,7 @@ impl Collector for Watched {
         }
         let zero = ConstCounter::new(0_u64);
         let help = "Entries that were no frames of the bus";
-        let mut family =
-            encoder.encode_descriptor("vbm_bus_frames_refused", help, None, zero.metric_type())?;
+        let mut family = encoder.encode_descriptor("frames_refused", help, None, zero.metric_type())?;
         for (member, stats) in &read {
             let counter = ConstCounter::new(stats.frames_refused);
             counter.encode(family.encode_family(&[("member", member.as_str())])?)?;
