@@ -78,3 +78,89 @@ fn driver_alone() {
         );
     }
 }
+
+/// A Redis of a test's own on a socket in a temporary folder; gone with its handle.
+struct Redis {
+    child: std::process::Child,
+    dir: tempfile::TempDir,
+}
+
+impl Redis {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--port", "0", "--unixsocket", "redis.sock", "--save", "", "--dir"])
+            .arg(dir.path());
+        command
+            .current_dir(dir.path())
+            .stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| {
+            panic!("this test needs redis-server ({error}): install it, or set VBM_LEAVE_OUT=redis")
+        });
+        let output = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut lines = std::io::BufRead::lines(output).map_while(Result::ok);
+        let ready = lines.any(|line| line.to_lowercase().contains("ready to accept connections"));
+        // Reads on, so that the server never writes into a closed pipe; ends with it.
+        std::thread::spawn(move || lines.for_each(drop));
+        assert!(ready, "redis-server did not start");
+        Self { child, dir }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Runs an example of the bus in memory, and on Redis.
+fn run_on_both(program: &str, expected: &[&str]) {
+    run(program, &[], expected);
+    if !left_out(&["redis"]) {
+        let redis = Redis::start();
+        let url = format!("redis+unix://{}", redis.dir.path().join("redis.sock").display());
+        run(program, &[Path::new("--redis"), Path::new(&url)], expected);
+    }
+}
+
+#[test]
+fn rpc_call() {
+    let expected = [
+        "84 / 2 = 42",
+        "refused, and not repeated: the divisor is 0",
+        "after some tries: no route to node lab/nobody",
+        r#"{side="server",method="example.divide",fate="done"} 1"#,
+    ];
+    run_on_both(env!("CARGO_BIN_EXE_05-rpc-call"), &expected);
+}
+
+#[test]
+fn rpc_broadcast() {
+    let expected = [
+        "below eu: 60, silent: []",
+        "below eu/rack1: 30, silent: []",
+        "below /: 100, silent: [",
+        "us/rack1/e",
+        "a quorum of 2 is enough",
+    ];
+    run_on_both(env!("CARGO_BIN_EXE_06-rpc-broadcast"), &expected);
+}
+
+#[test]
+fn rpc_worker_pool() {
+    let expected = ["dies", "60 of 60 tasks are done"];
+    run_on_both(env!("CARGO_BIN_EXE_07-rpc-worker-pool"), &expected);
+}
+
+#[test]
+fn rpc_leader_election() {
+    let expected = [
+        "on by order of house/one under epoch 1",
+        "the leader is gone",
+        "off by order of house/two under epoch 2",
+        "the old leader is refused",
+    ];
+    run_on_both(env!("CARGO_BIN_EXE_08-rpc-leader-election"), &expected);
+}

@@ -18,6 +18,7 @@
 
 mod calls;
 mod durability;
+mod leases;
 mod life;
 mod results;
 mod routes;
@@ -25,6 +26,7 @@ mod tickets;
 
 pub use calls::*;
 pub use durability::*;
+pub use leases::*;
 pub use life::*;
 pub use results::*;
 pub use routes::*;
@@ -103,6 +105,14 @@ macro_rules! transport_conformance {
             a_callback_is_told_the_end
             a_callback_is_told_at_least_once
             a_replicated_request_is_kept_twice_or_says_why_not
+            a_lease_has_one_holder_and_each_taking_a_higher_epoch
+            a_lease_runs_out
+            a_leader_that_stops_hands_over_at_once
+            a_shutdown_hands_over_too
+            a_killed_leader_has_a_successor_after_its_lease
+            a_stale_leader_is_refused_by_those_who_never_heard_a_command_of_its_successor
+            an_epoch_is_above_all_that_members_saw
+            who_stands_down_leads_again_above_what_was_seen
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -69,6 +69,19 @@ impl Fate {
         }
     }
 
+    /// Its name in one word, for metrics and logs.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::NoRoute { .. } => "no_route",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Expired { .. } => "expired",
+            Self::Lost { started: true, .. } => "lost_started",
+            Self::Lost { started: false, .. } => "lost",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether the same request may simply be sent again, with the same idempotency key.
     pub fn is_retryable(&self) -> bool {
         self.retry_advice() == RetryAdvice::Retry

@@ -74,7 +74,9 @@
 //! | module | holds |
 //! |---|---|
 //! | [`bus`] | attaching, verbs, fates, the receiving side |
+//! | [`service`], [`layers`] | calls and handlers as tower services, and what can stand around them |
 //! | [`envelope`], [`codec`] | the frame and the body |
+//! | [`election`] | leases, leaders, epochs that only grow |
 //! | [`transport`] | the contract of transports; [`memory`] and [`redis`] |
 //! | [`conformance`] | that contract as tests, for any transport |
 //! | [`limits`] | every limit, with its unit |
@@ -83,20 +85,23 @@ pub mod bus;
 pub mod codec;
 pub mod conformance;
 mod dedupe;
+pub mod election;
 pub mod envelope;
 mod error;
 mod fate;
+pub mod layers;
 pub mod limits;
 mod member;
 mod method;
 mod options;
 mod route;
 mod router;
+pub mod service;
 mod submission;
 mod ticket;
 pub mod transport;
 
-pub use bus::{Bus, Replies, TicketHandle};
+pub use bus::{Bus, BusStats, Caller, Replies, TicketHandle};
 pub use codec::Codec;
 pub use error::BusError;
 pub use fate::Fate;
@@ -105,6 +110,7 @@ pub use method::Method;
 pub use options::{CallOptions, Durability};
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};
+pub use service::{Incoming, Outgoing, Replied};
 pub use submission::{SubmitOptions, TicketOutcome};
 pub use ticket::{Ticket, TicketState};
 pub use transport::{Transport, memory, redis};

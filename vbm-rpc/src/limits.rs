@@ -80,3 +80,24 @@ pub const CALLBACK_DEADLINE: Duration = Duration::from_secs(60);
 pub const CALLBACK_END_MAX_BYTES: usize = PAYLOAD_MAX_BYTES - 64 * 1024;
 /// The longest header of a submitted request: its ticket and its callback.
 pub const SUBMISSION_MAX_BYTES: usize = 2_048;
+/// The most calls or handlers that wait at a [`ConcurrencyLimitLayer`](crate::layers::ConcurrencyLimitLayer).
+pub const CONCURRENCY_WAITING_MAX: usize = 1_024;
+/// How often a [`RetryLayer`](crate::layers::RetryLayer) sends a call at most, the first time included.
+pub const RETRY_ATTEMPTS_MAX: u16 = 4;
+/// The wait before the second sending; it doubles from there, and a random half of it is left out.
+pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(20);
+/// The longest wait between two sendings.
+pub const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// The shortest lease: shorter ones are lost to the jitter of a busy machine.
+pub const LEASE_MIN: Duration = Duration::from_millis(500);
+/// The lease of a leader that names none.
+pub const LEASE_DEFAULT: Duration = Duration::from_secs(5);
+/// The longest lease.
+pub const LEASE_MAX: Duration = Duration::from_secs(3600);
+/// How long a candidate waits for the members' word about an epoch.
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// How many members are asked about an epoch at once.
+pub const PROPOSE_PARALLEL_MAX: usize = 256;
+/// The highest epoch that is believed: Redis' scripts count exactly up to here, and a liar cannot use all epochs up.
+pub const EPOCH_MAX: u64 = 1 << 53;

@@ -89,6 +89,16 @@ impl CallOptions {
         self
     }
 
+    /// For a call that a handler makes, or a task that works for one: it ends no later than the handler's caller stops
+    /// waiting, and belongs to the same trace if none was named.
+    pub fn inherit(mut self, context: &crate::Context) -> Self {
+        self.deadline = self.deadline.min(context.remaining());
+        if self.traceparent.is_none() {
+            self.traceparent.clone_from(&context.traceparent);
+        }
+        self
+    }
+
     /// A broadcast ends after this many replies.
     pub const fn quorum(mut self, replies: usize) -> Self {
         self.quorum = Some(replies);

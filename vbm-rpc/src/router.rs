@@ -1,6 +1,11 @@
 //! The receiving side: methods and their handlers.
 
-use crate::{Method, codec::Codec, limits};
+use crate::{
+    Fate, Method,
+    codec::Codec,
+    limits,
+    service::{HandlerService, Incoming, Layered},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -15,6 +20,7 @@ use std::{
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tower::{Layer, Service};
 use uuid::Uuid;
 use vbm_core::{Epoch, Error, ErrorKind, NodePath};
 
@@ -88,6 +94,10 @@ impl MemoryEpochGate {
     /// The highest epoch seen.
     pub fn highest(&self) -> Epoch {
         Epoch(self.0.load(Ordering::SeqCst))
+    }
+    /// Notes an epoch; gives the highest before it.
+    pub(crate) fn fetch_max(&self, epoch: Epoch) -> Epoch {
+        Epoch(self.0.fetch_max(epoch.0, Ordering::SeqCst))
     }
 }
 
@@ -234,6 +244,32 @@ impl Router {
         self
     }
 
+    /// Puts `layer` around every handler that was added so far; handlers added later stand outside. The last layer
+    /// is the outermost. A layer sees requests that will run: what was seen before, came too late, is not known or
+    /// has a stale epoch is answered before.
+    ///
+    /// ```
+    /// # use vbm_rpc::{Context, Method, Router, layers::{ConcurrencyLimitLayer, DeadlineLayer}};
+    /// # struct Ping; impl Method for Ping { const NAME: &'static str = "ping"; type Request = u32; type Reply = u32; }
+    /// let router = Router::new()
+    ///     .method::<Ping, _, _>(|_context: Context, n: u32| async move { Ok(n + 1) })
+    ///     .layer(ConcurrencyLimitLayer::new(8))
+    ///     .layer(DeadlineLayer::new());
+    /// ```
+    #[must_use]
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<HandlerService>,
+        L::Service: Service<Incoming, Response = Bytes, Error = Fate> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Incoming>>::Future: Send + 'static,
+    {
+        for (name, entry) in &mut self.routes {
+            let service = layer.layer(HandlerService::new(entry.handler.clone()));
+            entry.handler = Arc::new(Layered::new(name, service));
+        }
+        self
+    }
+
     /// The names of the methods, sorted.
     pub fn methods(&self) -> Vec<String> {
         self.routes.keys().map(|&name| name.to_owned()).collect()
@@ -277,12 +313,8 @@ impl std::fmt::Debug for Router {
 
 /// A handler without its types: bytes in, bytes or an error out.
 pub(crate) trait Handler: Send + Sync {
-    fn handle(
-        &self,
-        context: Context,
-        codec: Codec,
-        body: &Bytes,
-    ) -> BoxFuture<'static, Result<Bytes, Error>>;
+    fn handle(&self, context: Context, codec: Codec, body: &Bytes)
+    -> BoxFuture<'static, Result<Bytes, Fate>>;
 }
 
 struct Typed<M, F> {
@@ -301,32 +333,40 @@ where
         context: Context,
         codec: Codec,
         body: &Bytes,
-    ) -> BoxFuture<'static, Result<Bytes, Error>> {
-        let request = match codec.decode::<M::Request>(body) {
+    ) -> BoxFuture<'static, Result<Bytes, Fate>> {
+        let request = match read_request::<M>(codec, body) {
             Ok(request) => request,
-            Err(why) => {
-                return Box::pin(std::future::ready(Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("the request of {} cannot be read", M::NAME),
-                    why,
-                    "run the same version of VBM on both sides, or versions next to each other",
-                ))));
-            }
+            Err(error) => return Box::pin(std::future::ready(Err(Fate::Refused(error)))),
         };
         let running = (self.handler)(context, request);
         Box::pin(async move {
-            let reply = running.await?;
-            let body = codec.encode(&reply).map_err(|why| {
-                Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
-                    .with_outcome(vbm_core::Outcome::Applied)
-            })?;
-            if body.len() > limits::PAYLOAD_MAX_BYTES {
-                return Err(too_large(&format!("the reply of {}", M::NAME), body.len())
-                    .with_outcome(vbm_core::Outcome::Applied));
-            }
-            Ok(body)
+            let reply = running.await.map_err(Fate::Refused)?;
+            write_reply::<M>(codec, &reply).map_err(Fate::Refused)
         })
     }
+}
+
+fn read_request<M: Method>(codec: Codec, body: &Bytes) -> Result<M::Request, Error> {
+    codec.decode::<M::Request>(body).map_err(|why| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("the request of {} cannot be read", M::NAME),
+            why,
+            "run the same version of VBM on both sides, or versions next to each other",
+        )
+    })
+}
+
+fn write_reply<M: Method>(codec: Codec, reply: &M::Reply) -> Result<Bytes, Error> {
+    let body = codec.encode(reply).map_err(|why| {
+        Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
+            .with_outcome(vbm_core::Outcome::Applied)
+    })?;
+    if body.len() > limits::PAYLOAD_MAX_BYTES {
+        return Err(too_large(&format!("the reply of {}", M::NAME), body.len())
+            .with_outcome(vbm_core::Outcome::Applied));
+    }
+    Ok(body)
 }
 
 /// A body over the limit.

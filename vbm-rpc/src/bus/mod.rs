@@ -11,20 +11,26 @@
 //! running handler; the *sweep* looks after tickets (see [`tickets`]); the *resender* sends unanswered requests again when the transport lost its memory; the *watcher*
 //! ends the bus when its link ends. The transport has tasks of its own.
 
+mod caller;
 mod inflight;
+mod inside;
 mod pending;
 mod recorded;
 mod replies;
 mod running;
 mod server;
+mod stats;
 mod submit;
 mod tickets;
 
+pub use caller::{BoxedCaller, BusService, Caller};
 pub use replies::Replies;
+pub use stats::BusStats;
+pub(crate) use stats::Probe;
 pub use submit::TicketHandle;
 
 use crate::{
-    BusError, CallOptions, Durability, Fate, Member, MemberInfo, Method, Route, Router,
+    BusError, CallOptions, Durability, Fate, Member, MemberInfo, Method, Replied, Route, Router,
     envelope::{EndCode, Envelope, Kind},
     limits,
     router::too_large,
@@ -35,6 +41,7 @@ use inflight::{InFlight, Slot};
 use pending::{Answer, End, Pending, Sending};
 use running::Running;
 use server::Server;
+use stats::Counters;
 use std::{
     future::Future,
     hash::{DefaultHasher, Hash, Hasher},
@@ -65,6 +72,7 @@ struct Shared {
     link: Arc<dyn Link>,
     pending: Arc<Pending>,
     inflight: InFlight,
+    counters: Arc<Counters>,
     ids: SeededIds,
     /// Where calls with a callback were submitted to.
     homes: Arc<tickets::Homes>,
@@ -96,7 +104,9 @@ impl Bus {
         let pending = Arc::new(Pending::default());
         let running = Arc::new(Running::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
-        let inbound = Inbound::new(sender, control(pending.clone(), running.clone()));
+        let counters = Arc::new(Counters::new(sender.downgrade()));
+        let control = control(pending.clone(), running.clone(), counters.clone());
+        let inbound = Inbound::new(sender, control);
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
@@ -106,7 +116,7 @@ impl Bus {
             me.clone(),
             router,
             attached.link.clone(),
-            running,
+            (running, counters.clone()),
             &closing,
             &ended,
             &handlers,
@@ -116,6 +126,7 @@ impl Bus {
             link: attached.link,
             pending,
             inflight: InFlight::default(),
+            counters,
             ids: SeededIds::new(seed.finish()),
             homes: Arc::default(),
             closing,
@@ -181,45 +192,49 @@ impl Bus {
             )),
             _ => self.launch::<M>(Kind::Request, route, request, &options),
         };
-        async move {
-            let mut flight = flight?;
-            let (answer, sending) = flight.pending().one(
-                flight.id,
-                flight.to.clone(),
-                flight.frame.clone(),
-                flight.deadline,
-            );
-            let mut answer = std::pin::pin!(answer);
-            let early = if flight.try_send(&sending) {
-                None
-            } else {
-                // The answer may be here before the transport has said that it took the request.
-                tokio::select! {
-                    biased;
-                    answer = &mut answer => Some(answer),
-                    sent = flight.send() => {
-                        sent?;
-                        sending.kept();
-                        None
-                    }
+        let answer = Self::answer(flight, options.deadline);
+        async move { read::<M>(answer.await?) }
+    }
+
+    /// Sends a request and waits for its answer.
+    async fn answer(flight: Result<Flight, Fate>, deadline: Duration) -> Result<Answer, Fate> {
+        let mut flight = flight?;
+        let (answer, sending) = flight.pending().one(
+            flight.id,
+            flight.to.clone(),
+            flight.frame.clone(),
+            flight.deadline,
+        );
+        let mut answer = std::pin::pin!(answer);
+        let early = if flight.try_send(&sending) {
+            None
+        } else {
+            // The answer may be here before the transport has said that it took the request.
+            tokio::select! {
+                biased;
+                answer = &mut answer => Some(answer),
+                sent = flight.send() => {
+                    sent?;
+                    sending.kept();
+                    None
                 }
-            };
-            let answered = match early {
-                Some(answer) => Ok(answer),
-                None => timeout_at(flight.deadline, answer).await,
-            };
-            match answered {
-                Ok(Ok(answer)) => {
-                    // Whoever answers takes it off the table.
-                    flight.state = FlightState::Over;
-                    match answer.end {
-                        End::Unsent(error) => Err(flight.unsent(error)),
-                        _ => read::<M>(answer),
-                    }
-                }
-                Ok(Err(_closed)) => Err(flight.closed(&sending)),
-                Err(_late) => Err(flight.late(&sending, options.deadline)),
             }
+        };
+        let answered = match early {
+            Some(answer) => Ok(answer),
+            None => timeout_at(flight.deadline, answer).await,
+        };
+        match answered {
+            Ok(Ok(answer)) => {
+                // Whoever answers takes it off the table.
+                flight.state = FlightState::Over;
+                match answer.end {
+                    End::Unsent(error) => Err(flight.unsent(error)),
+                    _ => Ok(answer),
+                }
+            }
+            Ok(Err(_closed)) => Err(flight.closed(&sending)),
+            Err(_late) => Err(flight.late(&sending, deadline)),
         }
     }
 
@@ -346,13 +361,27 @@ impl Bus {
         self.shared.tasks.len() + self.shared.handlers.len()
     }
 
-    /// Checks and encodes a request.
+    /// Writes a request down and launches it.
     fn launch<M: Method>(
         &self,
         kind: Kind,
         route: &Route,
         request: &M::Request,
         options: &CallOptions,
+    ) -> Result<Flight, Fate> {
+        let body = write::<M>(options.codec, request)?;
+        self.launch_body(kind, route, M::NAME, body, options, None)
+    }
+
+    /// Checks a request and makes its frame; `again` is the id and the number of its sending when they are chosen.
+    fn launch_body(
+        &self,
+        kind: Kind,
+        route: &Route,
+        method: &'static str,
+        body: Bytes,
+        options: &CallOptions,
+        again: Option<(Uuid, u16)>,
     ) -> Result<Flight, Fate> {
         // Whatever ends the bus fires that too.
         if self.shared.closing.is_cancelled() {
@@ -371,7 +400,7 @@ impl Bus {
                 "shorten it",
             ))
         };
-        text("the method name", M::NAME.len(), limits::METHOD_MAX_BYTES)?;
+        text("the method name", method.len(), limits::METHOD_MAX_BYTES)?;
         let key = options.idempotency_key.clone();
         text(
             "the idempotency key",
@@ -384,15 +413,9 @@ impl Bus {
             trace.as_ref().map_or(0, String::len),
             limits::TRACEPARENT_MAX_BYTES,
         )?;
-        let body = options.codec.encode(request).map_err(|why| {
-            Fate::Refused(Error::internal(
-                format!("the request of {} cannot be written", M::NAME),
-                why,
-            ))
-        })?;
         if body.len() > limits::PAYLOAD_MAX_BYTES {
             return Err(Fate::Refused(too_large(
-                &format!("the request of {}", M::NAME),
+                &format!("the request of {method}"),
                 body.len(),
             )));
         }
@@ -404,15 +427,15 @@ impl Bus {
                 limits::INFLIGHT_MAX_PER_DESTINATION
             ),
         })?;
-        let id = self.shared.ids.next();
+        let (id, attempt) = again.unwrap_or_else(|| (self.shared.ids.next(), 1));
         let frame = Envelope {
             kind,
             codec: options.codec,
-            attempt: 1,
+            attempt,
             id,
             ttl_ms: millis(options.deadline),
             epoch: options.epoch,
-            method: M::NAME.to_owned(),
+            method: method.to_owned(),
             caller: self.shared.me.path.clone(),
             boot_id: self.shared.me.boot_id.clone(),
             traceparent: trace,
@@ -622,14 +645,32 @@ fn refused(what: &str, why: &str, fix: &str) -> Fate {
     Fate::Refused(Error::new(ErrorKind::InvalidInput, what, why, fix))
 }
 
+fn write<M: Method>(codec: crate::Codec, request: &M::Request) -> Result<Bytes, Fate> {
+    codec.encode(request).map_err(|why| {
+        Fate::Refused(Error::internal(
+            format!("the request of {} cannot be written", M::NAME),
+            why,
+        ))
+    })
+}
+
 fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
+    decode::<M>(&replied(answer)?)
+}
+
+fn decode<M: Method>(replied: &Replied) -> Result<M::Reply, Fate> {
+    replied.codec.decode(&replied.body).map_err(|why| {
+        Fate::Refused(
+            Error::internal(format!("the reply of {} cannot be read", M::NAME), why)
+                .with_outcome(Outcome::Applied),
+        )
+    })
+}
+
+/// The reply, or the fate that the answer is.
+fn replied(answer: Answer) -> Result<Replied, Fate> {
     match answer.end {
-        End::Reply(codec, body) => codec.decode(&body).map_err(|why| {
-            Fate::Refused(
-                Error::internal(format!("the reply of {} cannot be read", M::NAME), why)
-                    .with_outcome(Outcome::Applied),
-            )
-        }),
+        End::Reply(codec, body) => Ok(Replied::new(answer.from, codec, body)),
         End::Refused(error) => Err(Fate::Refused(error)),
         End::Ended(EndCode::NoRoute, why) => Err(Fate::NoRoute {
             to: format!("node {}", answer.from),
@@ -649,11 +690,18 @@ fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
 }
 
 /// Replies go to who waits; cancels to what runs.
-fn control(pending: Arc<Pending>, running: Arc<Running>) -> Arc<dyn Fn(Bytes) + Send + Sync> {
+fn control(
+    pending: Arc<Pending>,
+    running: Arc<Running>,
+    counters: Arc<Counters>,
+) -> Arc<dyn Fn(Bytes) + Send + Sync> {
     Arc::new(move |frame: Bytes| match Envelope::decode(&frame) {
         Ok(envelope) if envelope.kind == Kind::Cancel => running.cancel(envelope.id),
         Ok(envelope) => pending.incoming(envelope),
-        Err(error) => tracing::warn!(%error, bytes = frame.len(), "an entry of the reply inbox was skipped"),
+        Err(error) => {
+            counters.frame_refused();
+            tracing::warn!(%error, bytes = frame.len(), "an entry of the reply inbox was skipped");
+        }
     })
 }
 

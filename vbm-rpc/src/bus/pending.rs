@@ -331,6 +331,11 @@ impl Pending {
         again
     }
 
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Ends every wait: the bus is closed.
     pub(crate) fn clear(&self) {
         let calls = std::mem::take(&mut *self.lock());

@@ -4,9 +4,9 @@
 //! where it may have run), epoch, cancel, run, record, reply, complete. A crash between run and record runs the request
 //! again in the next process: a handler whose effect must happen once writes the request id together with its effect.
 
-use super::{recorded::Looked, running::Running, tickets::TicketJob};
+use super::{recorded::Looked, running::Running, stats::Counters, tickets::TicketJob};
 use crate::{
-    MemberInfo, Route, Router,
+    Fate, MemberInfo, Route, Router,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{EndCode, Envelope, Kind},
@@ -42,6 +42,7 @@ pub(super) struct Server {
     running: Arc<Running>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
+    counters: Arc<Counters>,
     closing: CancellationToken,
     pub(super) ended: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -73,7 +74,7 @@ impl Server {
         me: MemberInfo,
         router: Router,
         link: Arc<dyn Link>,
-        running: Arc<Running>,
+        (running, counters): (Arc<Running>, Arc<Counters>),
         closing: &CancellationToken,
         ended: &CancellationToken,
         tasks: &TaskTracker,
@@ -85,7 +86,8 @@ impl Server {
             link,
             running,
             dedupe: Mutex::new(Dedupe::default()),
-            permits: Arc::new(Semaphore::new(limits::HANDLERS_MAX)),
+            permits: counters.permits(),
+            counters,
             closing: closing.clone(),
             ended: ended.clone(),
             tasks: tasks.clone(),
@@ -126,10 +128,12 @@ impl Server {
                 return self.accept_submitted(request, delivery, permit);
             }
             Ok(other) => {
+                self.counters.frame_refused();
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
                 return delivery.done.complete();
             }
             Err(error) => {
+                self.counters.frame_refused();
                 tracing::warn!(%error, bytes = delivery.frame.len(), "an entry of the request queue was skipped");
                 return delivery.done.complete();
             }
@@ -260,13 +264,16 @@ impl Server {
                 body,
                 repeatable: false,
             },
-            Err(error) => refusal(request.codec, &error),
+            Err(fate) => match ended_by(&fate) {
+                Some(ended) => return (ended, false),
+                None => refusal(request.codec, &Error::from(fate)),
+            },
         };
         self.record(entry, job, &answer).await;
         (answer, entry.kept)
     }
 
-    async fn run(&self, entry: &Entry, job: &Job) -> Result<Bytes, Error> {
+    async fn run(&self, entry: &Entry, job: &Job) -> Result<Bytes, Fate> {
         let request = &job.request;
         let token = CancellationToken::new();
         let context = Context {
@@ -281,7 +288,7 @@ impl Server {
         };
         let begin = || entry.handler.handle(context, request.codec, &request.body);
         let Ok(handler) = catch_unwind(AssertUnwindSafe(begin)) else {
-            return Err(panicked(&request.method));
+            return Err(Fate::Refused(panicked(&request.method)));
         };
         let mut handler = AssertUnwindSafe(handler).catch_unwind();
         // Most end at once: for them there are no timers, and no cancel could find them.
@@ -290,7 +297,7 @@ impl Server {
             // In a box of its own: the many that end at once need not have room for it.
             Poll::Pending => Box::pin(self.attend(handler, job, token)).await,
         };
-        ended.unwrap_or_else(|_| Err(panicked(&request.method)))
+        ended.unwrap_or_else(|_| Err(Fate::Refused(panicked(&request.method))))
     }
 
     /// Waits for a handler; says that it has begun, and tells it when nobody waits any more.
@@ -443,6 +450,16 @@ fn ended(code: EndCode, why: &str) -> Answer {
         body: body.into(),
         repeatable: true,
     }
+}
+
+/// What a layer decided before the handler was begun, as the end of the call.
+fn ended_by(fate: &Fate) -> Option<Answer> {
+    Some(match fate {
+        Fate::NoRoute { why, .. } => ended(EndCode::NoRoute, why),
+        Fate::Overloaded { at, why } => ended(EndCode::Overloaded, &format!("{at}: {why}")),
+        Fate::Expired { .. } => ended(EndCode::Expired, ""),
+        _ => return None,
+    })
 }
 
 fn refusal(codec: Codec, error: &Error) -> Answer {

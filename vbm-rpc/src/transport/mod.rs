@@ -24,12 +24,16 @@ mod results;
 
 pub use results::{ResultStore, TicketPlace, TicketRecord};
 
-use crate::{BusError, Durability, MemberInfo, Route, envelope};
+use crate::{
+    BusError, Durability, MemberInfo, Route,
+    election::{LeaseAnswer, LeaseOp},
+    envelope,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, sync::watch, time::Instant};
-use vbm_core::NodePath;
+use vbm_core::{Name, NodePath};
 
 /// Where a frame goes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -195,6 +199,23 @@ pub trait Link: Send + Sync + 'static {
 
     /// Why the link ended on its own, when it did.
     fn ended(&self) -> watch::Receiver<Option<BusError>>;
+
+    /// Asks the server behind it about a lease ([`election`](crate::election)). A transport without leases keeps
+    /// this: elections then fail, and say so.
+    ///
+    /// # Errors
+    /// When the server does not answer, or there are no leases.
+    ///
+    /// # Cancel safety
+    /// A dropped question may have been answered.
+    async fn lease(&self, name: &Name, op: &LeaseOp) -> Result<LeaseAnswer, BusError> {
+        let _ = op;
+        Err(BusError::Unsuitable {
+            server: "this transport".into(),
+            why: format!("it keeps no leases, so {name} can be nobody's"),
+            fix: "use a transport that implements Link::lease, as the memory bus and Redis do".into(),
+        })
+    }
 
     /// Takes the member off presence and takes no further requests; replies still go and come.
     async fn retire(&self);

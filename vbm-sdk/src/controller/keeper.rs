@@ -405,7 +405,7 @@ impl Controller {
         request: &M::Request,
         options: CallOptions,
     ) -> Result<M::Reply, Fate> {
-        let (bus, route) = (self.bus().map_err(Fate::Refused)?, Route::node(node.clone()));
+        let (bus, route) = (self.commands().map_err(Fate::Refused)?, Route::node(node.clone()));
         let epoch = self.epoch();
         let fate = match bus.call::<M>(&route, request, options.clone().epoch(epoch)).await {
             Err(fate) if self.mandate.is_none() && is_stale(&fate) => fate,

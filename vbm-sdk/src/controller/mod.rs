@@ -61,7 +61,7 @@ use vbm_core::{
     OperationId, OperationState, Result,
 };
 use vbm_hyper::ImageStore;
-use vbm_rpc::Bus;
+use vbm_rpc::{Bus, bus::BoxedCaller, layers::BusMetrics};
 
 /// What a controller stands on.
 #[derive(Clone)]
@@ -128,6 +128,10 @@ struct Inner {
     alone: std::sync::Mutex<Option<Mandate>>,
     presiding: Sender<Presiding>,
     bus: OnceLock<Bus>,
+    /// Where commands to nodes are counted, when they are.
+    metrics: OnceLock<BusMetrics>,
+    /// The same bus, for commands to nodes.
+    commands: OnceLock<BoxedCaller>,
     /// Launches pick addresses one after the other; the store's uniqueness stands behind it.
     picking: Mutex<()>,
     /// No more long answers: event streams and waits end.
@@ -168,6 +172,8 @@ impl Controller {
                 alone: std::sync::Mutex::default(),
                 presiding: Sender::default(),
                 bus: OnceLock::new(),
+                metrics: OnceLock::new(),
+                commands: OnceLock::new(),
                 picking: Mutex::new(()),
                 closing: CancellationToken::new(),
                 stop: CancellationToken::new(),
@@ -229,11 +235,21 @@ impl Controller {
         self.mandate.as_ref().map_or(&self.inner.stop, |m| &m.stop)
     }
 
+    /// Counts the commands that it gives to nodes. Call before [`Self::start`]; later it is too late.
+    pub fn count_commands(&self, metrics: BusMetrics) {
+        self.inner.metrics.get_or_init(|| metrics);
+    }
+
     /// Begins to take part, over this bus: to reconcile whenever it leads. Call once.
     ///
     /// # Errors
     /// It was started before.
     pub fn start(&self, bus: Bus) -> Result<()> {
+        let commands = match self.inner.metrics.get() {
+            Some(metrics) => bus.layered(metrics.layer()).boxed(),
+            None => bus.caller().boxed(),
+        };
+        self.inner.commands.get_or_init(|| commands);
         self.inner
             .bus
             .set(bus)
@@ -279,14 +295,12 @@ impl Controller {
     }
 
     fn bus(&self) -> Result<&Bus> {
-        self.inner.bus.get().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unavailable,
-                "the controller has not started",
-                "it has no bus yet",
-                "try again in a moment",
-            )
-        })
+        self.inner.bus.get().ok_or_else(not_started)
+    }
+
+    /// The bus, for commands to nodes.
+    fn commands(&self) -> Result<&BoxedCaller> {
+        self.inner.commands.get().ok_or_else(not_started)
     }
 
     /// An event that happens now.
@@ -322,4 +336,13 @@ impl Controller {
         self.records().commit(Edit::default().create(&operation)).await?;
         Ok(operation)
     }
+}
+
+fn not_started() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "the controller has not started",
+        "it has no bus yet",
+        "try again in a moment",
+    )
 }

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use vbm_core::Result;
+use vbm_rpc::layers::BusMetrics;
 
 /// What handlers stand on.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct ApiState {
     pub instance: String,
     /// Who is let in, and with what.
     doors: Arc<Doors>,
+    /// What `/metrics` shows.
+    metrics: BusMetrics,
 }
 
 impl ApiState {
@@ -45,7 +48,15 @@ impl ApiState {
             controller,
             instance: instance.into(),
             doors: Arc::default(),
+            metrics: BusMetrics::new(),
         }
+    }
+
+    /// The same, showing these metrics at `/metrics`.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: BusMetrics) -> Self {
+        self.metrics = metrics;
+        self
     }
 
     /// Browsers are served at this address from now on.
@@ -85,6 +96,7 @@ pub fn router(state: ApiState) -> Router {
                 ([(axum::http::header::CONTENT_TYPE, "application/json")], text)
             }),
         )
+        .route("/metrics", axum::routing::get(metrics))
         .fallback(
             |uri: axum::http::Uri| async move { Failed(vbm_core::Error::not_found("path", uri.path())) },
         )
@@ -99,6 +111,14 @@ pub fn router(state: ApiState) -> Router {
             },
         ))
         .with_state(state)
+}
+
+/// The bus' metrics, for Prometheus. Not in the OpenAPI document: it is no part of what people program against.
+async fn metrics(
+    axum::extract::State(state): axum::extract::State<ApiState>,
+) -> impl axum::response::IntoResponse {
+    let kind = [(axum::http::header::CONTENT_TYPE, BusMetrics::CONTENT_TYPE)];
+    (kind, state.metrics.text())
 }
 
 /// The OpenAPI document, as it is committed.

@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Clock, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
 use vbm_hyper::{Driver, ImageStore};
 use vbm_net::NetworkBackend;
-use vbm_rpc::{Bus, Member, Router, Service, Transport};
+use vbm_rpc::{Bus, Member, Router, Service, Transport, layers::BusMetrics};
 
 /// How long a data directory may still be locked after its daemon was killed, before that counts as another daemon.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
@@ -306,6 +306,7 @@ impl Builder {
 
     async fn fill(&self, server: &mut Server, record: &super::instance::InstanceRecord) -> Result<()> {
         let transport = self.transport().await?;
+        let metrics = BusMetrics::new();
         let images = ImageStore::open(record.data_dir.join("images"))
             .await
             .map_err(Error::from)?;
@@ -329,6 +330,7 @@ impl Builder {
                 rivals: self.rivals(),
             };
             let controller = Controller::open(config).await?;
+            controller.count_commands(metrics.clone());
             server.controller = Some((controller.clone(), self.own_store.is_none().then_some(store)));
             let boot_id = self.ids.next().to_string();
             let path: NodePath = format!("{CONTROLLER_PATH}/c{}", record.tag).parse()?;
@@ -338,11 +340,12 @@ impl Builder {
                 CONTROLLER_SERVICE,
                 &boot_id,
                 controller.epoch(),
-                controller.router(),
+                controller.router().layer(metrics.layer()),
             )
             .await?;
+            metrics.watch(&bus);
             server.buses.push(bus);
-            let api = ApiState::new(controller, &record.tag);
+            let api = ApiState::new(controller, &record.tag).with_metrics(metrics.clone());
             server.router = Some(router(api.clone()));
             server.api = Some(api);
         }
@@ -372,9 +375,10 @@ impl Builder {
                 AGENT_SERVICE,
                 agent.boot_id(),
                 Epoch(0),
-                agent.router(),
+                agent.router().layer(metrics.layer()),
             )
             .await?;
+            metrics.watch(&bus);
             server.buses.push(bus.clone());
             agent.start(bus)?;
         }

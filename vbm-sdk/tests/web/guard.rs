@@ -6,7 +6,10 @@ use serde_json::Value;
 /// Every method and path of the API document, with names in the place of parameters.
 fn routes() -> Vec<(String, String)> {
     let document: Value = serde_json::from_str(&vbm_sdk::http::document()).unwrap();
-    let mut routes = vec![("GET".to_owned(), "/openapi.json".to_owned())];
+    let mut routes = vec![
+        ("GET".to_owned(), "/openapi.json".to_owned()),
+        ("GET".to_owned(), "/metrics".to_owned()),
+    ];
     for (path, verbs) in document["paths"].as_object().unwrap() {
         let path: String = path
             .split('/')
@@ -195,5 +198,42 @@ async fn what_somebody_sends_comes_back_as_text_and_never_as_a_page() {
         answer.status() >= 400 && !answer.body.contains("<script>"),
         "{answer:?}"
     );
+    site.server.shutdown().await;
+}
+
+/// Prometheus finds what the node was asked to do, and how many are on the bus, in its own format.
+#[tokio::test]
+async fn the_metrics_of_the_bus_are_served_to_who_has_a_session() {
+    let site = Site::furnished().await;
+    let cookie = site.log_in().await;
+    // Each side counts the same command.
+    let counted = |text: &str| {
+        ["client", "server"].iter().all(|side| {
+            let begin = format!("vbm_bus_calls_total{{side=\"{side}\",method=\"network.ensure\"");
+            let mut lines = text.lines();
+            lines.any(|line| line.starts_with(&begin) && line.contains("fate=\"done\""))
+        })
+    };
+    let scrape = async {
+        loop {
+            let answer = site.ask_as(&cookie, "GET", "/metrics").send(site.address).await;
+            assert_eq!(answer.status(), 200);
+            let kind = answer.header("content-type").unwrap().to_owned();
+            assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+            let text = answer.body.clone();
+            if counted(&text) {
+                return text;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let text = tokio::time::timeout(crate::house::PATIENCE, scrape)
+        .await
+        .expect("the node is told of its network");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let members = text
+        .lines()
+        .filter(|line| line.starts_with("vbm_bus_unanswered{"));
+    assert_eq!(members.count(), 2, "the controller and the agent:\n{text}");
     site.server.shutdown().await;
 }

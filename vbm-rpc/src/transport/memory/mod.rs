@@ -14,23 +14,28 @@
 mod control;
 mod faults;
 mod hub;
+mod leases;
 mod results;
 mod trouble;
 
 pub use faults::Faults;
 
 use super::{Attached, Destination, Inbound, Link, ResultStore, SendError, Sent, Transport};
-use crate::{BusError, MemberInfo};
+use crate::{
+    BusError, MemberInfo,
+    election::{LeaseAnswer, LeaseOp},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hub::{Hub, Pumped, Seat};
+use leases::Leases;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::NodePath;
+use vbm_core::{Name, NodePath};
 
 /// The most requests that wait for one node.
 pub const QUEUE_MAX_PER_NODE: usize = 16_384;
@@ -49,6 +54,7 @@ pub const QUEUE_MAX_PER_NODE: usize = 16_384;
 pub struct MemoryBus {
     hub: Arc<Hub>,
     memory: Arc<results::Memory>,
+    leases: Arc<Leases>,
 }
 
 impl MemoryBus {
@@ -62,12 +68,18 @@ impl MemoryBus {
         Self {
             hub: Arc::new(Hub::new(faults)),
             memory: Arc::default(),
+            leases: Arc::default(),
         }
     }
 
     /// From now on messages are treated as `faults` says.
     pub fn set_faults(&self, faults: Faults) {
         self.hub.set_faults(faults);
+    }
+
+    /// Forgets all leases and epochs, as a Redis that was restarted empty. For tests of what comes after.
+    pub fn forget_leases(&self) {
+        self.leases.wipe();
     }
 
     /// How many requests are kept for `path`. For tests.
@@ -100,6 +112,7 @@ impl Transport for MemoryBus {
         };
         let link = MemoryLink {
             hub: self.hub.clone(),
+            leases: self.leases.clone(),
             seat: seat.clone(),
             results: Arc::new(results),
             stop,
@@ -120,6 +133,7 @@ impl Transport for MemoryBus {
 
 struct MemoryLink {
     hub: Arc<Hub>,
+    leases: Arc<Leases>,
     seat: Arc<Seat>,
     results: Arc<results::MemoryResults>,
     stop: CancellationToken,
@@ -183,6 +197,13 @@ impl Link for MemoryLink {
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
         Ok(self.hub.members(scope, Instant::now()))
+    }
+
+    async fn lease(&self, name: &Name, op: &LeaseOp) -> Result<LeaseAnswer, BusError> {
+        if self.stop.is_cancelled() {
+            return Err(BusError::Closed);
+        }
+        Ok(self.leases.apply(name, op, Instant::now()))
     }
 
     fn generations(&self) -> watch::Receiver<u64> {

@@ -11,11 +11,13 @@
 //! | `ns:v1:{shard}:idem:<home>:<bucket>` | hash | recorded answers, by key | [`DEDUPE_TTL`](crate::limits::DEDUPE_TTL) and a bucket |
 //! | `ns:v1:{shard}:t:<home>:<id>` | hash | one ticket | until it is kept no longer |
 //! | `ns:v1:{shard}:due` | sorted set | tickets to look after, by when in Redis' ms | [`STREAM_TTL`] from the last one |
+//! | `ns:v1:{e:<election>}:lease` | string | who leads: `epoch holder` | the lease |
+//! | `ns:v1:{e:<election>}:epoch` | string | the last epoch of that election | for ever: it must only grow |
 //! | `ns:v1:{shard of scope}:d:<scope>:<service>` | stream | dead letters | [`STREAM_TTL`] |
 
 use crate::{Route, Service};
 use std::time::Duration;
-use vbm_core::NodePath;
+use vbm_core::{Name, NodePath};
 
 /// How many names of a path make its shard: `zone/cluster`.
 const SHARD_DEPTH: usize = 2;
@@ -103,6 +105,12 @@ impl Keys {
     /// The tickets of a shard that somebody must look after.
     pub(super) fn due(&self, shard: &NodePath) -> String {
         self.at(shard, "due")
+    }
+    pub(super) fn lease(&self, election: &Name) -> String {
+        format!("{}:{{e:{election}}}:lease", self.prefix)
+    }
+    pub(super) fn lease_epoch(&self, election: &Name) -> String {
+        format!("{}:{{e:{election}}}:epoch", self.prefix)
     }
     /// Who offers `service` below `scope`; without a service, who is there at all.
     pub(super) fn alive(&self, scope: &NodePath, service: Option<&Service>) -> String {

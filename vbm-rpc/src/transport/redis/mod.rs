@@ -39,6 +39,7 @@ mod countdown;
 mod fuzz;
 mod keys;
 mod last_word;
+mod lease;
 mod pack;
 mod presence;
 mod reader;
@@ -57,7 +58,10 @@ use super::{
     Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, ResultStore, SendError, SendWatch,
     Sent, Transport,
 };
-use crate::{BusError, Durability, MemberInfo, Route};
+use crate::{
+    BusError, Durability, MemberInfo, Route,
+    election::{LeaseAnswer, LeaseOp},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use connect::{Commands, Connector};
@@ -79,7 +83,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::NodePath;
+use vbm_core::{Name, NodePath};
 use writer::{Lane, Op, SendOp, Target};
 
 /// The most bytes of frames that wait in a process for the writer, and so the most that one batch holds.
@@ -635,6 +639,10 @@ impl Link for RedisLink {
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
         presence::members(&self.core, scope).await
+    }
+
+    async fn lease(&self, name: &Name, op: &LeaseOp) -> Result<LeaseAnswer, BusError> {
+        lease::ask(&self.core, name, op).await
     }
 
     fn generations(&self) -> watch::Receiver<u64> {

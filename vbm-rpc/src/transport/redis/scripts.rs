@@ -54,3 +54,43 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
 if redis.call('ZCARD', KEYS[1]) == 0 then redis.call('DEL', KEYS[2]) end
 return 1
 ";
+
+/// Everything about one lease. Its value is `epoch holder`; a value that is none counts as held by nobody.
+/// KEYS: lease, epoch. ARGV: word, holder, ttl ms, epoch or floor, blank allowed (0 or 1).
+/// Returns the words that `lease::read` knows.
+pub(super) const LEASE: &str = r"
+local word, me, ttl, given = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local value = redis.call('GET', KEYS[1])
+local epoch, holder
+if value then epoch, holder = string.match(value, '^(%d+) (.+)$') end
+local kept = redis.call('GET', KEYS[2])
+local last = tonumber(kept or '0') or 0
+local function hold(number)
+  local text = string.format('%.0f', number)
+  redis.call('SET', KEYS[2], text)
+  redis.call('SET', KEYS[1], text .. ' ' .. me, 'PX', ttl)
+  return {'mine', text}
+end
+if holder and holder == me then
+  if word == 'take' then
+    redis.call('PEXPIRE', KEYS[1], ttl)
+    return {'mine', epoch}
+  end
+  if word == 'raise' then return hold(math.max(last, given, tonumber(epoch)) + 1) end
+  if word == 'renew' and tonumber(epoch) == given then
+    redis.call('PEXPIRE', KEYS[1], ttl)
+    if last < given then redis.call('SET', KEYS[2], epoch) end
+    return {'mine', epoch}
+  end
+  if word == 'release' then
+    redis.call('DEL', KEYS[1])
+    return {'free', epoch}
+  end
+end
+if holder then
+  return {'held', epoch, holder, string.format('%.0f', math.max(redis.call('PTTL', KEYS[1]), 0))}
+end
+if word == 'take' and (kept or ARGV[5] == '1') then return hold(math.max(last, given) + 1) end
+if not kept then return {'blank'} end
+return {'free', string.format('%.0f', last)}
+";

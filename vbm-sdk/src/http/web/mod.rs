@@ -6,7 +6,7 @@
 //!     |  headers    CSP, nosniff, no framing; no-store for the API
 //!     +-- /login?token=   a one-time link becomes a session cookie, once
 //!     +-- /logout         ends the session and what it has open
-//!     +-- /v1/..., /openapi.json --session or 401--> the same router as on the unix socket
+//!     +-- /v1/..., /openapi.json, /metrics --session or 401--> the same router as on the unix socket
 //!     +-- everything else                            the page: files, else its index.html
 //! ```
 //!
@@ -63,7 +63,7 @@ pub(crate) fn router(state: ApiState) -> Router {
 
 /// Whether a path belongs to the API. Only such a path ever reaches it.
 fn is_api(path: &str) -> bool {
-    path == "/v1" || path.starts_with("/v1/") || path == "/openapi.json"
+    path == "/v1" || path.starts_with("/v1/") || matches!(path, "/openapi.json" | "/metrics")
 }
 
 /// The outermost layer: who must not ask gets no further; all answers carry the headers that protect a browser.
