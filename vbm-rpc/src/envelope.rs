@@ -31,7 +31,8 @@ const TAG_TRACEPARENT: u8 = 1;
 const TAG_IDEMPOTENCY_KEY: u8 = 2;
 const TAG_BOOT_ID: u8 = 3;
 
-/// What a frame says.
+/// What a frame says. The low half of the number is the kind on the wire, the high half the flags: a reader that does
+/// not know a flag takes the frame for its plain kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -45,15 +46,43 @@ pub enum Kind {
     Refusal = 4,
     /// Somebody has begun.
     Accepted = 5,
-    /// How far it is. Reserved.
+    /// How far it is: a number that grows (u64), then the body.
     Progress = 6,
     /// The caller does not want it any more.
     Cancel = 7,
     /// The bus of the receiver ended it: the first byte of the body is an [`EndCode`], text follows.
     End = 8,
+    /// One item of a stream: its number from 0 (u64), then the body.
+    Item = 9,
+    /// A stream is complete: how many items it had (u64), then the body of its end value.
+    Finish = 10,
+    /// A request whose caller wants a stream. Flag 1: who does not know it answers that there is no such method.
+    Open = 0x11,
+    /// A request whose caller wants to hear of its progress. Flag 2: who does not know it just answers.
+    Watched = 0x21,
+    /// Signs of life of many requests. Flag 1: who does not know it sees that a request nobody knows has begun.
+    Beat = 0x15,
 }
 
 impl Kind {
+    /// Whether something is to be done.
+    pub const fn is_request(self) -> bool {
+        matches!(self, Self::Request | Self::Cast | Self::Open | Self::Watched)
+    }
+
+    const fn on_wire(self) -> (u8, u8) {
+        (self as u8 & 0x0f, self as u8 >> 4)
+    }
+
+    const fn from_wire(kind: u8, flags: u8) -> Option<Self> {
+        match (kind, flags) {
+            (1, 1) => Some(Self::Open),
+            (1, 2) => Some(Self::Watched),
+            (5, 1) => Some(Self::Beat),
+            _ => Self::from_byte(kind),
+        }
+    }
+
     const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::Request,
@@ -64,6 +93,8 @@ impl Kind {
             6 => Self::Progress,
             7 => Self::Cancel,
             8 => Self::End,
+            9 => Self::Item,
+            10 => Self::Finish,
             _ => return None,
         })
     }
@@ -153,8 +184,9 @@ impl Envelope {
         let mut out = BytesMut::with_capacity(length);
         out.put_slice(&MAGIC);
         out.put_u8(VERSION);
-        out.put_u8(self.kind as u8);
-        out.put_u8(0);
+        let (kind, flags) = self.kind.on_wire();
+        out.put_u8(kind);
+        out.put_u8(flags);
         out.put_u8(self.codec.byte());
         out.put_u16(self.attempt);
         out.put_slice(self.id.as_bytes());
@@ -186,8 +218,8 @@ impl Envelope {
         if reader.u8()? != VERSION {
             return Err(DecodeError("its version is not known"));
         }
-        let kind = Kind::from_byte(reader.u8()?).ok_or(DecodeError("its kind is not known"))?;
-        let _flags = reader.u8()?;
+        let (kind, flags) = (reader.u8()?, reader.u8()?);
+        let kind = Kind::from_wire(kind, flags).ok_or(DecodeError("its kind is not known"))?;
         let codec = Codec::from_byte(reader.u8()?).ok_or(DecodeError("its codec is not known"))?;
         let attempt = reader.u16()?;
         let id = Uuid::from_slice(reader.take(16)?).map_err(|_| DecodeError("its id is cut off"))?;
@@ -337,6 +369,24 @@ mod tests {
         let tlv_len = u16::from_be_bytes([changed[39], changed[40]]) + 6;
         changed[39..41].copy_from_slice(&tlv_len.to_be_bytes());
         assert_eq!(Envelope::decode(&changed.into()).unwrap(), envelope);
+    }
+
+    #[test]
+    fn a_kind_with_a_flag_survives_and_is_its_plain_kind_to_who_knows_no_flag() {
+        for (kind, plain) in [
+            (Kind::Open, Kind::Request),
+            (Kind::Watched, Kind::Request),
+            (Kind::Beat, Kind::Accepted),
+            (Kind::Item, Kind::Item),
+            (Kind::Finish, Kind::Finish),
+        ] {
+            let envelope = Envelope { kind, ..sample() };
+            let mut frame = envelope.encode().to_vec();
+            assert_eq!(Envelope::decode(&Bytes::from(frame.clone())).unwrap(), envelope);
+            assert_eq!(Kind::from_byte(frame[3]), Some(plain), "{kind:?}");
+            frame[4] = 0x80;
+            assert_eq!(Envelope::decode(&frame.into()).unwrap().kind, plain, "{kind:?}");
+        }
     }
 
     #[test]

@@ -9,15 +9,29 @@
 //!
 //! Tasks of an attachment, all ended by [`Bus::shutdown`]: the *dispatcher* takes requests off the queue; one task a
 //! running handler; the *resender* sends unanswered requests again when the transport lost its memory; the *watcher*
-//! ends the bus when its link ends. The transport has tasks of its own.
+//! ends the bus when its link ends; the *pulse* gives and misses signs of life; the *look-out* asks presence about what
+//! nobody begins. The transport has tasks of its own.
 
+mod call;
+mod flow;
 mod inflight;
+mod life;
+mod outlet;
 mod pending;
+mod pulse;
 mod replies;
 mod running;
 mod server;
+mod signs;
+mod silence;
+mod stream;
 
-pub use replies::Replies;
+pub use call::Batch;
+pub(crate) use life::Life;
+pub use outlet::ItemSink;
+pub(crate) use outlet::Outlet;
+pub use replies::{Replies, Unanswered};
+pub use stream::{ItemStream, StreamOptions};
 
 use crate::{
     BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
@@ -29,6 +43,7 @@ use crate::{
 use bytes::Bytes;
 use inflight::{InFlight, Slot};
 use pending::{Answer, End, Pending};
+use pulse::{Signals, Stamp};
 use running::Running;
 use server::Server;
 use std::{
@@ -38,7 +53,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{
@@ -62,6 +77,8 @@ struct Shared {
     pending: Arc<Pending>,
     inflight: InFlight,
     ids: SeededIds,
+    /// A place for each stream that is read.
+    streams: Arc<Semaphore>,
     /// No new work.
     closing: CancellationToken,
     /// No work at all.
@@ -88,9 +105,9 @@ impl Bus {
         let transport = transport.into();
         let me = member.into_info(router.methods())?;
         let pending = Arc::new(Pending::default());
-        let running = Arc::new(Running::default());
+        let signals = Arc::new(Signals::new(pending.clone(), Arc::new(Running::default())));
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
-        let inbound = Inbound::new(sender, control(pending.clone(), running.clone()));
+        let inbound = Inbound::new(sender, control(signals.clone()));
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
@@ -100,7 +117,7 @@ impl Bus {
             me.clone(),
             router,
             attached.link.clone(),
-            running,
+            signals.clone(),
             &closing,
             &ended,
             &handlers,
@@ -111,6 +128,7 @@ impl Bus {
             pending,
             inflight: InFlight::default(),
             ids: SeededIds::new(seed.finish()),
+            streams: Arc::new(Semaphore::new(limits::STREAMS_READ_MAX)),
             closing,
             ended,
             handlers,
@@ -130,6 +148,17 @@ impl Bus {
             shared.link.clone(),
             shared.pending.clone(),
             shared.closing.clone(),
+            shared.ended.clone(),
+        ));
+        shared.tasks.spawn(pulse::run(
+            signals,
+            shared.link.clone(),
+            Arc::new(Stamp::of(&shared.me)),
+            shared.ended.clone(),
+        ));
+        shared.tasks.spawn(pulse::look(
+            shared.pending.clone(),
+            shared.link.clone(),
             shared.ended.clone(),
         ));
         shared.handlers.close();
@@ -160,43 +189,10 @@ impl Bus {
         request: &M::Request,
         options: CallOptions,
     ) -> impl Future<Output = Result<M::Reply, Fate>> + Send + use<M> {
-        let flight = match route {
-            Route::All { .. } => Err(refused(
-                "a call goes to one member",
-                "the route names all",
-                "use broadcast",
-            )),
-            _ => self.launch::<M>(Kind::Request, route, request, &options),
-        };
+        let flight = self.launch_one::<M>(Kind::Request, route, request, &options);
         async move {
-            let mut flight = flight?;
-            let answer = flight.pending().one(
-                flight.id,
-                flight.to.clone(),
-                flight.frame.clone(),
-                flight.deadline,
-            );
-            let mut answer = std::pin::pin!(answer);
-            // The answer may be here before the transport has said that it took the request.
-            let early = tokio::select! {
-                biased;
-                answer = &mut answer => Some(answer),
-                sent = flight.send() => sent.map(|_members| None)?,
-            };
-            let answered = match early {
-                Some(answer) => Ok(answer),
-                None => timeout_at(flight.deadline, answer).await,
-            };
-            let worker = flight.pending().worker(flight.id);
-            flight.over();
-            match answered {
-                Ok(Ok(answer)) => read::<M>(answer),
-                Ok(Err(_closed)) => Err(flight.lost(worker, "this side's bus was shut down".into())),
-                Err(_late) => {
-                    let why = format!("no reply within {} ms", options.deadline.as_millis());
-                    Err(flight.lost(worker, why))
-                }
-            }
+            let (ended, _life) = call::exchange(flight?, None).await;
+            ended.and_then(read::<M>)
         }
     }
 
@@ -549,29 +545,41 @@ fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
                     .with_outcome(Outcome::Applied),
             )
         }),
-        End::Refused(error) => Err(Fate::Refused(error)),
-        End::Ended(EndCode::NoRoute, why) => Err(Fate::NoRoute {
-            to: format!("node {}", answer.from),
+        _ => Err(read_failure(answer)),
+    }
+}
+
+/// What an answer that is no reply means.
+fn read_failure(answer: Answer) -> Fate {
+    let node = |from: NodePath| format!("node {from}");
+    match answer.end {
+        End::Refused(error) => Fate::Refused(error),
+        End::Fate(fate) => fate,
+        End::Ended(EndCode::NoRoute, why) => Fate::NoRoute {
+            to: node(answer.from),
             why,
-        }),
-        End::Ended(EndCode::Overloaded, why) => Err(Fate::Overloaded {
-            at: format!("node {}", answer.from),
+        },
+        End::Ended(EndCode::Overloaded, why) => Fate::Overloaded {
+            at: node(answer.from),
             why,
-        }),
-        End::Ended(EndCode::Expired, _) => Err(Fate::Expired {
-            at: format!("node {}", answer.from),
-        }),
-        End::Ended(EndCode::Cancelled, _) => Err(Fate::Cancelled),
+        },
+        End::Ended(EndCode::Expired, _) => Fate::Expired {
+            at: node(answer.from),
+        },
+        End::Ended(EndCode::Cancelled, _) => Fate::Cancelled,
+        End::Reply(..) | End::Finished(..) => Fate::Refused(
+            Error::internal(
+                format!("{} answered in another way than it was asked", answer.from),
+                "a stream was answered as a call, or a call as a stream",
+            )
+            .with_outcome(Outcome::Unknown),
+        ),
     }
 }
 
 /// Replies go to who waits; cancels to what runs.
-fn control(pending: Arc<Pending>, running: Arc<Running>) -> Arc<dyn Fn(Bytes) + Send + Sync> {
-    Arc::new(move |frame: Bytes| match Envelope::decode(&frame) {
-        Ok(envelope) if envelope.kind == Kind::Cancel => running.cancel(envelope.id),
-        Ok(envelope) => pending.incoming(envelope),
-        Err(error) => tracing::warn!(%error, bytes = frame.len(), "an entry of the reply inbox was skipped"),
-    })
+fn control(signals: Arc<Signals>) -> Arc<dyn Fn(Bytes) + Send + Sync> {
+    Arc::new(move |frame: Bytes| signals.incoming(&frame))
 }
 
 /// Sends unanswered requests again whenever the transport may have forgotten them.

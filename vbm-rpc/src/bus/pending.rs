@@ -3,8 +3,9 @@
 //! One map behind one lock that is never held across an await: answers come from the reader task, calls from
 //! anywhere, and a map operation is shorter than a message to an owning task would be.
 
+use super::{life::Life, signs, stream::Inlet};
 use crate::{
-    Route,
+    Fate, Route,
     codec::Codec,
     envelope::{self, EndCode, Envelope, Kind},
     limits,
@@ -13,7 +14,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -27,6 +28,8 @@ use vbm_core::{Error, NodePath};
 pub(crate) struct Answer {
     pub(crate) from: NodePath,
     pub(crate) end: End,
+    /// What was known of the call when it came.
+    pub(crate) life: Life,
 }
 
 #[derive(Debug)]
@@ -34,22 +37,28 @@ pub(crate) enum End {
     Reply(Codec, Bytes),
     Refused(Error),
     Ended(EndCode, String),
+    /// A stream is complete: how many items it had, and its end value.
+    Finished(Codec, u64, Bytes),
+    /// This side ended it.
+    Fate(Fate),
 }
 
-enum Waiter {
+pub(super) enum Waiter {
     One(oneshot::Sender<Answer>),
     Many(mpsc::Sender<Answer>),
+    Items(Arc<Inlet>),
 }
 
-struct Call {
-    waiter: Waiter,
-    to: Destination,
+pub(super) struct Call {
+    pub(super) waiter: Waiter,
+    pub(super) to: Destination,
     frame: Bytes,
     deadline: Instant,
     attempt: u16,
     /// The transport said that it keeps the frame.
-    sent: bool,
-    worker: Option<NodePath>,
+    pub(super) sent: bool,
+    pub(super) worker: Option<NodePath>,
+    pub(super) life: Life,
 }
 
 /// A call to be sent again.
@@ -65,7 +74,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Call>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Call>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,6 +104,13 @@ impl Pending {
         receiver
     }
 
+    /// A stream.
+    pub(super) fn items(&self, id: Uuid, to: Destination, frame: Bytes, deadline: Instant) -> Arc<Inlet> {
+        let inlet = Arc::new(Inlet::default());
+        self.add(id, Waiter::Items(inlet.clone()), to, frame, deadline);
+        inlet
+    }
+
     fn add(&self, id: Uuid, waiter: Waiter, to: Destination, frame: Bytes, deadline: Instant) {
         let call = Call {
             waiter,
@@ -104,6 +120,7 @@ impl Pending {
             attempt: 1,
             sent: false,
             worker: None,
+            life: Life::default(),
         };
         self.lock().insert(id, call);
     }
@@ -112,6 +129,7 @@ impl Pending {
     pub(crate) fn sent(&self, id: Uuid) {
         if let Some(call) = self.lock().get_mut(&id) {
             call.sent = true;
+            call.life.queued = Some(Instant::now());
         }
     }
 
@@ -128,36 +146,51 @@ impl Pending {
     /// Something came back for a call. An answer nobody waits for is dropped.
     pub(crate) fn incoming(&self, envelope: Envelope) {
         let id = envelope.id;
-        if envelope.kind == Kind::Accepted {
-            if let Some(call) = self.lock().get_mut(&id) {
-                call.worker = Some(envelope.caller);
-            }
-            return;
+        match envelope.kind {
+            Kind::Accepted => return self.accepted(&envelope, Instant::now()),
+            Kind::Progress => return self.progressed(envelope),
+            _ => {}
         }
-        let Some(answer) = read_answer(envelope) else {
+        let boot_id = envelope.boot_id.clone();
+        let Some(mut answer) = read_answer(envelope) else {
             return;
         };
         let mut calls = self.lock();
-        match calls.get(&id).map(|call| &call.waiter) {
-            Some(Waiter::Many(sender)) => {
+        let Some(call) = calls.get_mut(&id) else { return };
+        match &call.waiter {
+            Waiter::Many(sender) => {
                 let full = sender.try_send(answer).is_err();
                 drop(calls);
                 if full {
                     tracing::warn!(%id, "a reply of a broadcast was dropped: too many wait unread");
                 }
             }
-            Some(Waiter::One(_)) => {
+            Waiter::One(_) => {
                 if let Some(Call {
                     waiter: Waiter::One(sender),
+                    life,
                     ..
                 }) = calls.remove(&id)
                 {
                     drop(calls);
+                    answer.life = life;
                     // An error means that the caller has just given up.
                     drop(sender.send(answer));
                 }
             }
-            None => {}
+            // What a second run of a request says does not end the stream of the first.
+            Waiter::Items(inlet) if !inlet.is_from(&answer.from, &boot_id) => {}
+            Waiter::Items(_) => {
+                if let Some(Call {
+                    waiter: Waiter::Items(inlet),
+                    to,
+                    ..
+                }) = calls.remove(&id)
+                {
+                    drop(calls);
+                    inlet.end(answer, &to);
+                }
+            }
         }
     }
 
@@ -170,6 +203,8 @@ impl Pending {
                 continue;
             }
             call.attempt = call.attempt.saturating_add(1);
+            call.life.attempts = call.attempt;
+            call.life.silence.heard();
             let ttl = super::millis(call.deadline.saturating_duration_since(now));
             let frame = envelope::next_attempt(&call.frame, call.attempt, ttl);
             // Who has begun knows the request; another one of its service would run it a second time.
@@ -189,7 +224,12 @@ impl Pending {
     /// Ends every wait: the bus is closed.
     pub(crate) fn clear(&self) {
         let calls = std::mem::take(&mut *self.lock());
-        drop(calls);
+        for call in calls.into_values() {
+            let lost = call.lost("this side's bus was shut down".into());
+            if let Waiter::Items(inlet) = call.waiter {
+                inlet.end(lost, &call.to);
+            }
+        }
     }
 }
 
@@ -207,10 +247,15 @@ fn read_answer(envelope: Envelope) -> Option<Answer> {
                 String::from_utf8_lossy(text).into_owned(),
             )
         }
-        Kind::Request | Kind::Cast | Kind::Accepted | Kind::Progress | Kind::Cancel => return None,
+        Kind::Finish => {
+            let (count, body) = signs::split_number(envelope.body)?;
+            End::Finished(envelope.codec, count, body)
+        }
+        _ => return None,
     };
     Some(Answer {
         from: envelope.caller,
         end,
+        life: Life::default(),
     })
 }

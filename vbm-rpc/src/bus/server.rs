@@ -4,14 +4,20 @@
 //! between run and reply runs the request again in the next process: a handler whose effect must happen once writes
 //! the request id together with its effect.
 
-use super::running::Running;
+use super::{
+    outlet::{Outlet, Served},
+    pulse::{Signals, Stamp, Work},
+    running::Running,
+    signs,
+};
 use crate::{
     MemberInfo, Router,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{EndCode, Envelope, Kind},
     limits,
-    router::{Context, Entry},
+    progress::ProgressOut,
+    router::{Context, Entry, wrong_verb},
     transport::{Completion, Delivery, Destination, Link},
 };
 use bytes::Bytes;
@@ -23,18 +29,20 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
-use vbm_core::{Error, ErrorKind, NodePath, Outcome};
+use vbm_core::{Error, ErrorKind, Outcome};
 
 pub(super) struct Server {
     me: MemberInfo,
     router: Router,
     link: Arc<dyn Link>,
     running: Arc<Running>,
+    signals: Arc<Signals>,
+    stamp: Arc<Stamp>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
     closing: CancellationToken,
@@ -54,6 +62,7 @@ struct Asker {
 struct Job {
     request: Envelope,
     key: Key,
+    since: Instant,
     deadline: Instant,
     inbox: Option<Destination>,
 }
@@ -63,16 +72,18 @@ impl Server {
         me: MemberInfo,
         router: Router,
         link: Arc<dyn Link>,
-        running: Arc<Running>,
+        signals: Arc<Signals>,
         closing: &CancellationToken,
         ended: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Self {
         Self {
+            stamp: Arc::new(Stamp::of(&me)),
             me,
             router,
             link,
-            running,
+            running: signals.running.clone(),
+            signals,
             dedupe: Mutex::new(Dedupe::default()),
             permits: Arc::new(Semaphore::new(limits::HANDLERS_MAX)),
             closing: closing.clone(),
@@ -104,7 +115,7 @@ impl Server {
 
     async fn accept(self: &Arc<Self>, delivery: Delivery, permit: OwnedSemaphorePermit) {
         let request = match Envelope::decode(&delivery.frame) {
-            Ok(request) if matches!(request.kind, Kind::Request | Kind::Cast) => request,
+            Ok(request) if request.kind.is_request() => request,
             Ok(other) => {
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
                 return delivery.done.complete();
@@ -115,16 +126,17 @@ impl Server {
             }
         };
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
-        let inbox = (request.kind == Kind::Request).then(|| Destination::Inbox {
+        let inbox = (request.kind != Kind::Cast).then(|| Destination::Inbox {
             path: request.caller.clone(),
             boot_id: request.boot_id.clone(),
         });
         let key = match &request.idempotency_key {
-            Some(key) => Key::Chosen {
+            // Nobody can be given the items of another's stream.
+            Some(key) if request.kind != Kind::Open => Key::Chosen {
                 method: request.method.clone(),
                 key: key.clone(),
             },
-            None => Key::Id(request.id),
+            _ => Key::Id(request.id),
         };
         let mut asker = Some(Asker {
             id: request.id,
@@ -142,6 +154,7 @@ impl Server {
                 Job {
                     request,
                     key,
+                    since: delivery.since,
                     deadline,
                     inbox,
                 },
@@ -192,6 +205,10 @@ impl Server {
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
             return (refusal(request.codec, &error), false);
         }
+        if entry.streams != (request.kind == Kind::Open) {
+            let refused = refusal(request.codec, &wrong_verb(&request.method, entry.streams));
+            return (refused, false);
+        }
         let token = self.closing.child_token();
         if !self.running.begin(request.id, token.clone()) {
             return (ended(EndCode::Cancelled, ""), false);
@@ -200,20 +217,56 @@ impl Server {
             running: &self.running,
             id: request.id,
         };
-        let answer = match self.run(entry, job, token).await {
-            Ok(body) => Answer {
+        let served = match (&job.inbox, entry.streams) {
+            (Some(inbox), true) => match self.open(job, inbox, &token) {
+                Some(served) => Some(served),
+                None => {
+                    let why = format!("{} streams are served", limits::STREAMS_SERVED_MAX);
+                    return (ended(EndCode::Overloaded, &why), false);
+                }
+            },
+            _ => None,
+        };
+        let outlet = served.as_ref().map(|served| served.outlet.clone());
+        let answer = match (self.run(entry, job, token, outlet.clone()).await, outlet) {
+            (Ok(body), None) => Answer {
                 kind: Kind::Reply,
                 codec: request.codec,
                 body,
                 repeatable: false,
             },
-            Err(error) => refusal(request.codec, &error),
+            (Ok(body), Some(outlet)) => Answer {
+                kind: Kind::Finish,
+                codec: request.codec,
+                body: signs::numbered(outlet.sent(), &body),
+                repeatable: false,
+            },
+            (Err(error), _) => refusal(request.codec, &error),
         };
         (answer, entry.kept)
     }
 
-    async fn run(&self, entry: &Entry, job: &Job, token: CancellationToken) -> Result<Bytes, Error> {
+    fn open(&self, job: &Job, inbox: &Destination, token: &CancellationToken) -> Option<Served> {
+        self.signals.outlets.open(Outlet::new(
+            job.request.id,
+            inbox.clone(),
+            self.link.clone(),
+            self.stamp.clone(),
+            token.clone(),
+            job.deadline,
+        ))
+    }
+
+    async fn run(
+        &self,
+        entry: &Entry,
+        job: &Job,
+        token: CancellationToken,
+        outlet: Option<Arc<Outlet>>,
+    ) -> Result<Bytes, Error> {
         let request = &job.request;
+        let listens = request.kind == Kind::Watched;
+        let (progress, newest) = listens.then(|| ProgressOut::new(request.codec)).unzip();
         let context = Context {
             request_id: request.id,
             idempotency_key: request.idempotency_key.clone(),
@@ -223,25 +276,23 @@ impl Server {
             traceparent: request.traceparent.clone(),
             cancelled: token.clone(),
             deadline: job.deadline,
+            progress,
+            outlet: outlet.clone(),
         };
         let handler = async { entry.handler.handle(context, request.codec, &request.body).await };
         let mut handler = std::pin::pin!(AssertUnwindSafe(handler).catch_unwind());
+        let mut report = std::pin::pin!(self.report(job, newest));
         let mut accept = std::pin::pin!(sleep(limits::ACCEPT_AFTER));
         let mut expire = std::pin::pin!(sleep_until(job.deadline));
-        let (mut accepted, mut expired) = (job.inbox.is_none(), false);
+        let (mut begun, mut expired) = (None, false);
         loop {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
                 biased;
                 result = &mut handler => return result.unwrap_or_else(|_| Err(panicked(&request.method))),
-                () = &mut accept, if !accepted => {
-                    accepted = true;
-                    if let Some(inbox) = &job.inbox {
-                        let frame = self.frame(Kind::Accepted, request.codec, request.id, Bytes::new());
-                        if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
-                            tracing::debug!(id = %request.id, "no room to say that a request was begun");
-                        }
-                    }
+                () = &mut report, if listens => {}
+                () = &mut accept, if begun.is_none() && job.inbox.is_some() => {
+                    begun = self.begun(job, outlet.clone());
                 }
                 () = &mut expire, if !expired => {
                     expired = true;
@@ -252,34 +303,51 @@ impl Server {
         }
     }
 
+    /// Tells the caller that its request runs; from now on it is in every beat.
+    fn begun(&self, job: &Job, outlet: Option<Arc<Outlet>>) -> Option<Work> {
+        let (inbox, request) = (job.inbox.as_ref()?, &job.request);
+        let every = super::millis(limits::BEAT_EVERY);
+        let waited = job.since.elapsed().saturating_sub(limits::ACCEPT_AFTER);
+        let body = signs::accepted(every, super::millis(waited));
+        let frame = self.stamp.frame(Kind::Accepted, request.codec, request.id, body);
+        if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
+            tracing::debug!(id = %request.id, "no room to say that a request was begun");
+        }
+        Some(self.signals.working.begin(inbox, request.id, outlet))
+    }
+
+    /// Sends the newest progress as it changes; never ends by itself.
+    async fn report(&self, job: &Job, newest: Option<watch::Receiver<Bytes>>) {
+        let (Some(mut newest), Some(inbox)) = (newest, &job.inbox) else {
+            return std::future::pending().await;
+        };
+        let request = &job.request;
+        for number in 0u64.. {
+            if newest.changed().await.is_err() {
+                // The handler has let its context go: there will be no more.
+                return std::future::pending().await;
+            }
+            let body = signs::numbered(number, &newest.borrow_and_update());
+            let frame = self.stamp.frame(Kind::Progress, request.codec, request.id, body);
+            if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
+                tracing::debug!(id = %request.id, "no room for progress");
+            }
+            sleep(limits::PROGRESS_EVERY).await;
+        }
+    }
+
     /// Sends the answer to one asker and completes its delivery.
     async fn answer(&self, asker: Asker, answer: &Answer) {
         let left = asker.deadline.saturating_duration_since(Instant::now());
         if let Some(inbox) = asker.inbox
             && !left.is_zero()
         {
-            let frame = self.frame(answer.kind, answer.codec, asker.id, answer.body.clone());
+            let frame = self
+                .stamp
+                .frame(answer.kind, answer.codec, asker.id, answer.body.clone());
             self.link.post(inbox, frame, left).await;
         }
         asker.done.complete();
-    }
-
-    fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: Bytes) -> Bytes {
-        Envelope {
-            kind,
-            codec,
-            attempt: 1,
-            id,
-            ttl_ms: 0,
-            epoch: self.me.epoch,
-            method: String::new(),
-            caller: NodePath::clone(&self.me.path),
-            boot_id: self.me.boot_id.clone(),
-            traceparent: None,
-            idempotency_key: None,
-            body,
-        }
-        .encode()
     }
 }
 
