@@ -458,3 +458,140 @@ impl<M: StreamMethod> std::fmt::Debug for ItemStream<M> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::pending::Pending;
+
+    const ID: Uuid = Uuid::from_u128(7);
+
+    fn frame(kind: Kind, from: &str, boot_id: &str, number: u64) -> Envelope {
+        Envelope {
+            kind,
+            codec: Codec::Json,
+            attempt: 1,
+            id: ID,
+            ttl_ms: 0,
+            epoch: Epoch::default(),
+            method: String::new(),
+            caller: from.parse().unwrap(),
+            boot_id: boot_id.into(),
+            traceparent: None,
+            idempotency_key: None,
+            body: signs::numbered(number, b"null"),
+        }
+    }
+    fn item(from: &str, boot_id: &str, seq: u64) -> Envelope {
+        frame(Kind::Item, from, boot_id, seq)
+    }
+    fn opened() -> (Pending, Arc<Inlet>) {
+        let pending = Pending::default();
+        let to = Destination::Route(Route::node("n1".parse().unwrap()));
+        let inlet = pending.items(ID, to, Bytes::new(), Instant::now());
+        (pending, inlet)
+    }
+    /// How many items are read, and how it ends then.
+    fn read(inlet: &Inlet) -> (usize, Option<End>) {
+        let mut items = 0;
+        loop {
+            match inlet.next() {
+                Next::Item(..) => items += 1,
+                Next::End(answer) => return (items, Some(answer.end)),
+                Next::Nothing => return (items, None),
+            }
+        }
+    }
+    fn lost(end: Option<&End>, why: &str) -> bool {
+        matches!(end, Some(End::Fate(Fate::Lost { started: true, why: told, .. })) if told.contains(why))
+    }
+
+    #[test]
+    fn a_gap_ends_the_stream_and_tells_its_sender() {
+        let (pending, inlet) = opened();
+        assert!(pending.item(item("n1", "b", 0)));
+        assert!(!pending.item(item("n1", "b", 3)), "its sender is told");
+        let (items, end) = read(&inlet);
+        assert!(
+            items == 1 && lost(end.as_ref(), "2 items of the stream were lost"),
+            "{end:?}"
+        );
+        assert!(!pending.item(item("n1", "b", 1)), "nobody reads it any more");
+    }
+
+    #[test]
+    fn a_repeat_is_dropped_and_a_lost_tail_is_noticed_at_the_end_and_at_a_beat() {
+        let (pending, inlet) = opened();
+        for seq in [0, 1, 0, 1, 1] {
+            assert!(pending.item(item("n1", "b", seq)));
+        }
+        pending.incoming(frame(Kind::Finish, "n1", "b", 3));
+        let (items, end) = read(&inlet);
+        assert!(items == 2 && lost(end.as_ref(), "the last 1 items"), "{end:?}");
+        let (pending, inlet) = opened();
+        assert!(pending.item(item("n1", "b", 0)));
+        let beat = frame(Kind::Beat, "n1", "b", 0);
+        assert!(pending.works(ID, &beat, 1));
+        assert!(!pending.works(ID, &beat, 2));
+        let (items, end) = read(&inlet);
+        assert!(items == 1 && lost(end.as_ref(), "1 items"), "{end:?}");
+    }
+
+    #[test]
+    fn a_good_end_stands_behind_the_last_item() {
+        let (pending, inlet) = opened();
+        assert!(pending.item(item("n1", "b", 0)));
+        pending.incoming(frame(Kind::Finish, "n1", "b", 1));
+        let (items, end) = read(&inlet);
+        assert!(
+            items == 1 && matches!(end, Some(End::Finished(_, 1, _))),
+            "{end:?}"
+        );
+    }
+
+    #[test]
+    fn another_run_may_begin_the_stream_but_not_go_on_with_it() {
+        let (pending, inlet) = opened();
+        pending.incoming(frame(Kind::Accepted, "n1", "b", 0));
+        assert!(
+            pending.item(item("n2", "c", 0)),
+            "n1 had given nothing: it was taken over"
+        );
+        assert!(!pending.item(item("n1", "b", 0)), "n1 is told to stop");
+        assert!(!pending.works(ID, &frame(Kind::Beat, "n1", "b", 0), 1));
+        pending.incoming(frame(Kind::Finish, "n2", "other-boot", 1));
+        assert!(
+            matches!(read(&inlet), (1, None)),
+            "the end of another run is not its end"
+        );
+        assert!(pending.item(item("n2", "c", 1)));
+    }
+
+    #[test]
+    fn what_was_never_asked_for_ends_the_stream() {
+        let (pending, inlet) = opened();
+        for seq in 0..limits::STREAM_WINDOW_ITEMS {
+            assert!(pending.item(item("n1", "b", seq)));
+        }
+        assert!(!pending.item(item("n1", "b", limits::STREAM_WINDOW_ITEMS)));
+        assert!(lost(read(&inlet).1.as_ref(), "more items"));
+        let (pending, inlet) = opened();
+        let short = Envelope {
+            body: Bytes::from_static(b"abc"),
+            ..item("n1", "b", 0)
+        };
+        assert!(!pending.item(short));
+        assert!(lost(read(&inlet).1.as_ref(), "cannot be read"));
+    }
+
+    #[test]
+    fn a_shutdown_of_this_side_ends_the_stream() {
+        let (pending, inlet) = opened();
+        pending.clear();
+        let end = read(&inlet).1;
+        assert!(
+            matches!(&end, Some(End::Fate(Fate::Lost { started: false, .. }))),
+            "{end:?}"
+        );
+    }
+}

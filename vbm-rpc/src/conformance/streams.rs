@@ -287,10 +287,10 @@ pub async fn a_stream_whose_sender_dies_ends_in_bounded_time(transport: Arc<dyn 
     };
     let mut stream = open(&bus, &Route::any(path("eu"), worker()), want).await;
     assert!(matches!(soon("an item", stream.next()).await, Some(Ok((0, _)))));
-    until("all items are sent", || sent(&seen) == 5).await;
+    assert!(matches!(soon("an item", stream.next()).await, Some(Ok((1, _)))));
     dying.kill().await;
     let begin = tokio::time::Instant::now();
-    let (items, fate) = read_on(&mut stream, 1).await;
+    let (items, fate) = read_on(&mut stream, 2).await;
     match fate {
         Some(Fate::Lost {
             started: true,
@@ -299,8 +299,8 @@ pub async fn a_stream_whose_sender_dies_ends_in_bounded_time(transport: Arc<dyn 
         }) => assert_eq!(worker, Some(path("eu/n1"))),
         other => panic!("{other:?}"),
     }
-    assert_eq!(items, 5);
-    let most = limits::BEAT_EVERY * (limits::SILENT_BEATS + 4);
+    assert!(items <= 5, "{items}");
+    let most = limits::BEAT_EVERY * (limits::SILENT_BEATS + 8);
     assert!(begin.elapsed() < most, "{:?}", begin.elapsed());
     end([bus]).await;
 }
