@@ -27,12 +27,19 @@ const TTL_AT: usize = 24;
 /// The largest frame: the largest body, and room for everything before it.
 pub const FRAME_MAX_BYTES: usize = limits::PAYLOAD_MAX_BYTES + 4096;
 
+/// Of a request: its caller wants a stream.
+const FLAG_OPEN: u8 = 0x10;
+/// Of a request: its caller listens to progress.
+const FLAG_WATCHED: u8 = 0x20;
+/// Of an `Accepted`: it is one of many signs of life.
+const FLAG_BEAT: u8 = 0x10;
+
 const TAG_TRACEPARENT: u8 = 1;
 const TAG_IDEMPOTENCY_KEY: u8 = 2;
 const TAG_BOOT_ID: u8 = 3;
 
-/// What a frame says. The low half of the number is the kind on the wire, the high half the flags: a reader that does
-/// not know a flag takes the frame for its plain kind.
+/// What a frame says. Some are a plain kind with a flag on the wire: a reader that does not know the flag takes the
+/// frame for its plain kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -56,12 +63,12 @@ pub enum Kind {
     Item = 9,
     /// A stream is complete: how many items it had (u64), then the body of its end value.
     Finish = 10,
-    /// A request whose caller wants a stream. Flag 1: who does not know it answers that there is no such method.
-    Open = 0x11,
-    /// A request whose caller wants to hear of its progress. Flag 2: who does not know it just answers.
-    Watched = 0x21,
-    /// Signs of life of many requests. Flag 1: who does not know it sees that a request nobody knows has begun.
-    Beat = 0x15,
+    /// A request whose caller wants a stream. Kind 1, flag 0x10: who does not know it answers that there is no such method.
+    Open = 0xf1,
+    /// A request whose caller wants to hear of its progress. Kind 1, flag 0x20: who does not know it just answers.
+    Watched = 0xf2,
+    /// Signs of life of many requests. Kind 5, flag 0x10: who does not know it sees that a request nobody knows has begun.
+    Beat = 0xf5,
 }
 
 impl Kind {
@@ -70,16 +77,28 @@ impl Kind {
         matches!(self, Self::Request | Self::Cast | Self::Open | Self::Watched)
     }
 
-    const fn on_wire(self) -> (u8, u8) {
-        (self as u8 & 0x0f, self as u8 >> 4)
+    /// Whether an answer goes to the caller's inbox.
+    pub const fn is_answered(self) -> bool {
+        matches!(self, Self::Request | Self::Open | Self::Watched)
     }
 
+    /// The kind and the flag on the wire.
+    const fn on_wire(self) -> (u8, u8) {
+        match self {
+            Self::Open => (Self::Request as u8, FLAG_OPEN),
+            Self::Watched => (Self::Request as u8, FLAG_WATCHED),
+            Self::Beat => (Self::Accepted as u8, FLAG_BEAT),
+            plain => (plain as u8, 0),
+        }
+    }
+
+    /// Other flags than those that make a kind are none of its business.
     const fn from_wire(kind: u8, flags: u8) -> Option<Self> {
-        match (kind, flags) {
-            (1, 1) => Some(Self::Open),
-            (1, 2) => Some(Self::Watched),
-            (5, 1) => Some(Self::Beat),
-            _ => Self::from_byte(kind),
+        match Self::from_byte(kind) {
+            Some(Self::Request) if flags & FLAG_OPEN != 0 => Some(Self::Open),
+            Some(Self::Request) if flags & FLAG_WATCHED != 0 => Some(Self::Watched),
+            Some(Self::Accepted) if flags & FLAG_BEAT != 0 => Some(Self::Beat),
+            plain => plain,
         }
     }
 
@@ -384,6 +403,9 @@ mod tests {
             let mut frame = envelope.encode().to_vec();
             assert_eq!(Envelope::decode(&Bytes::from(frame.clone())).unwrap(), envelope);
             assert_eq!(Kind::from_byte(frame[3]), Some(plain), "{kind:?}");
+            frame[4] |= 0x03;
+            let decoded = Envelope::decode(&Bytes::from(frame.clone())).unwrap();
+            assert_eq!(decoded, envelope, "other flags change nothing");
             frame[4] = 0x80;
             assert_eq!(Envelope::decode(&frame.into()).unwrap().kind, plain, "{kind:?}");
         }

@@ -126,7 +126,7 @@ impl Server {
             }
         };
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
-        let inbox = (request.kind != Kind::Cast).then(|| Destination::Inbox {
+        let inbox = request.kind.is_answered().then(|| Destination::Inbox {
             path: request.caller.clone(),
             boot_id: request.boot_id.clone(),
         });
