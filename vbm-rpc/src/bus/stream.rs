@@ -37,7 +37,7 @@ use std::{
 };
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, Sleep, sleep_until},
+    time::{Instant, Sleep, sleep_until, timeout},
 };
 use uuid::Uuid;
 use vbm_core::{Epoch, Error, NodePath, Outcome};
@@ -293,7 +293,13 @@ impl Bus {
                 flight.frame.clone(),
                 flight.deadline,
             );
-            flight.send().await?;
+            match timeout(options.idle, flight.send()).await {
+                Ok(sent) => drop(sent?),
+                Err(_late) => {
+                    let why = "the transport did not take it within its idle time";
+                    return Err(flight.lost(None, why.into()));
+                }
+            }
             Ok(ItemStream {
                 deadline: Box::pin(sleep_until(flight.deadline)),
                 flight,
@@ -355,12 +361,14 @@ impl<M: StreamMethod> ItemStream<M> {
             return;
         }
         self.over = true;
-        if let Some(sender) = self.inlet.sender() {
-            let link: &dyn Link = &*self.flight.shared.link;
-            pulse::cancel(link, &self.stamp, self.flight.id, sender);
-            self.flight.over();
+        match self.inlet.sender() {
+            Some(sender) => {
+                let link: &dyn Link = &*self.flight.shared.link;
+                pulse::cancel(link, &self.stamp, self.flight.id, sender);
+            }
+            None => self.flight.cancel(),
         }
-        // Else the flight, dropped before its end, cancels along its route.
+        self.flight.over();
     }
 
     fn fail(&mut self, why: String) -> Fate {
