@@ -211,6 +211,10 @@ impl Pending {
         let inlet = inlet.clone();
         call.began_at(&envelope);
         call.life.hear(Instant::now());
+        // Its first item may be here before it says that it has begun; who gives streams beats.
+        if !call.life.silence.is_watched() {
+            call.life.silence.promised(limits::BEAT_EVERY);
+        }
         let why = match inlet.arrive(envelope) {
             Taken::Fine => return true,
             Taken::Unreadable => "an item of the stream cannot be read".into(),

@@ -317,7 +317,8 @@ fn choose(waited_for: &BTreeSet<NodePath>, absent: &BTreeMap<NodePath, u32>, tur
         .cloned()
         .partition(|path| absent.contains_key(path));
     if !others.is_empty() {
-        let from = turn.wrapping_mul(limits::PRESENCE_LOOKS_MAX) % others.len();
+        let places = limits::PRESENCE_LOOKS_MAX.saturating_sub(missing.len());
+        let from = turn.wrapping_mul(places) % others.len();
         others.rotate_left(from);
     }
     missing
