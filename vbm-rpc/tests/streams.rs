@@ -1,4 +1,4 @@
-//! Streams and signs of life while the server itself stands still.
+//! Streams and signs of life while the server itself stands still, and on a bus that loses, repeats and delays.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,9 @@ use common::{RedisServer, left_out};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use vbm_rpc::{
-    Bus, CallOptions, Context, ItemSink, Member, Method, Route, Router, StreamMethod, StreamOptions, limits,
+    Bus, CallOptions, Context, Fate, ItemSink, Member, Method, Route, Router, StreamMethod, StreamOptions,
+    limits,
+    memory::{Faults, MemoryBus},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -99,4 +101,56 @@ async fn a_server_that_stands_still_makes_no_worker_silent_and_breaks_no_stream(
     pause.await.unwrap();
     bus.shutdown().await;
     worker.shutdown().await;
+}
+
+/// Whatever is lost, repeated or delayed: items are read in order, none twice, and a stream that is not complete says so.
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_complete_or_says_that_it_is_not() {
+    const ITEMS: u64 = 300;
+    let (mut complete, mut broken) = (0, 0);
+    for seed in 0..40 {
+        let hub = MemoryBus::with_faults(Faults {
+            seed,
+            // From nothing lost to one in a hundred.
+            drop_per_mille: u16::try_from(seed / 4).unwrap(),
+            duplicate_per_mille: 200,
+            delay_max: Duration::ZERO,
+        });
+        let member = |path: &str| Member::new(path.parse().unwrap(), format!("boot-{path}"));
+        let worker = Bus::attach(hub.clone(), member("n1"), router()).await.unwrap();
+        let bus = Bus::attach(hub, member("c1"), Router::new()).await.unwrap();
+        let n1 = Route::node("n1".parse().unwrap());
+        let begin = Instant::now();
+        let opened = bus.stream::<Count>(&n1, &ITEMS, StreamOptions::new().idle(PATIENCE));
+        let mut stream = opened.await.unwrap();
+        let mut next = 0;
+        let mut fate = None;
+        while let Some(item) = stream.next().await {
+            match item {
+                Ok(n) => assert_eq!(n, next, "seed {seed}"),
+                Err(lost) => fate = Some(lost),
+            }
+            next += 1;
+        }
+        match fate {
+            None => {
+                assert_eq!((next, stream.end()), (ITEMS, Some(ITEMS)), "seed {seed}");
+                complete += 1;
+            }
+            Some(Fate::Lost { .. }) => {
+                assert_eq!(stream.end(), None, "seed {seed}");
+                broken += 1;
+            }
+            Some(other) => panic!("seed {seed}: {other:?}"),
+        }
+        assert!(
+            begin.elapsed() <= PATIENCE + limits::BEAT_EVERY * 10,
+            "seed {seed}"
+        );
+        drop(stream);
+        worker.shutdown().await;
+        bus.shutdown().await;
+    }
+    assert!(complete >= 4, "without a loss all of it arrives ({complete})");
+    assert!(broken >= 10, "losses are noticed ({broken})");
 }
