@@ -95,9 +95,12 @@ pub(super) fn inbox_of(envelope: &Envelope) -> Destination {
     }
 }
 
+/// Running requests of one caller; those that stream, with their outlet.
+type Works = HashMap<Uuid, Option<Arc<Outlet>>>;
+
 /// Requests that run here for longer than a moment, by whom they are for.
 #[derive(Default)]
-pub(crate) struct Working(Mutex<HashMap<Destination, HashMap<Uuid, Option<Arc<Outlet>>>>>);
+pub(crate) struct Working(Mutex<HashMap<Destination, Works>>);
 
 /// One of them; dropping it takes it off the table.
 pub(super) struct Work {
@@ -107,7 +110,7 @@ pub(super) struct Work {
 }
 
 impl Working {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Destination, HashMap<Uuid, Option<Arc<Outlet>>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Destination, Works>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -61,8 +61,10 @@ pub struct StreamOptions {
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        let mut call = CallOptions::default();
-        call.deadline = limits::STREAM_DEADLINE_MAX;
+        let call = CallOptions {
+            deadline: limits::STREAM_DEADLINE_MAX,
+            ..CallOptions::default()
+        };
         Self {
             call,
             idle: limits::STREAM_IDLE,
