@@ -1,6 +1,8 @@
 //! The receiving side: methods and their handlers.
 
-use crate::{Method, codec::Codec, limits};
+use crate::{
+    ItemSink, Method, ProgressMethod, StreamMethod, bus::Outlet, codec::Codec, limits, progress::ProgressOut,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -38,6 +40,10 @@ pub struct Context {
     /// is safe to stop; nothing stops it by force but the end of the process.
     pub cancelled: CancellationToken,
     pub(crate) deadline: Instant,
+    /// Where progress goes, when the caller listens.
+    pub(crate) progress: Option<ProgressOut>,
+    /// Where items go, when the caller asked for a stream.
+    pub(crate) outlet: Option<Arc<Outlet>>,
 }
 
 impl Context {
@@ -49,6 +55,15 @@ impl Context {
     /// When the caller stops waiting.
     pub const fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// Says how far it is. Does not wait: the newest goes at most every
+    /// [`PROGRESS_EVERY`](limits::PROGRESS_EVERY), older ones may be skipped. Costs nothing when the caller does not
+    /// listen. `M` is the method that is handled.
+    pub fn progress<M: ProgressMethod>(&self, progress: &M::Progress) {
+        if let Some(out) = &self.progress {
+            out.report::<M>(progress);
+        }
     }
 }
 
@@ -124,6 +139,8 @@ pub(crate) struct Entry {
     pub(crate) fenced: bool,
     pub(crate) kept: bool,
     pub(crate) recorded: bool,
+    /// Gives items before its end.
+    pub(crate) streams: bool,
     pub(crate) pace: Arc<Pace>,
 }
 
@@ -204,6 +221,53 @@ impl Router {
                 kept: M::KEPT,
                 pace: Arc::default(),
                 recorded: M::RECORDED,
+                streams: false,
+            },
+        );
+        self
+    }
+
+    /// Answers `M` with a stream: `handler` puts its items into the [`ItemSink`] and returns the end value. It should end
+    /// when a send fails.
+    ///
+    /// ```
+    /// # use vbm_rpc::{Context, ItemSink, Method, Router, StreamMethod};
+    /// struct Count;
+    /// impl Method for Count {
+    ///     const NAME: &'static str = "demo.count";
+    ///     type Request = u64;
+    ///     type Reply = String;
+    /// }
+    /// impl StreamMethod for Count {
+    ///     type Item = u64;
+    /// }
+    /// let router = Router::new().stream::<Count, _, _>(|_context: Context, to: u64, mut items: ItemSink<Count>| async move {
+    ///     for n in 0..to {
+    ///         items.send(&n).await?;
+    ///     }
+    ///     Ok("counted".to_owned())
+    /// });
+    /// ```
+    #[must_use]
+    pub fn stream<M, F, Fut>(mut self, handler: F) -> Self
+    where
+        M: StreamMethod,
+        F: Fn(Context, M::Request, ItemSink<M>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
+    {
+        let typed = Streaming::<M, F> {
+            handler,
+            method: std::marker::PhantomData,
+        };
+        self.routes.insert(
+            M::NAME,
+            Entry {
+                handler: Arc::new(typed),
+                fenced: M::FENCED,
+                kept: false,
+                recorded: false,
+                streams: true,
+                pace: Arc::default(),
             },
         );
         self
@@ -302,31 +366,81 @@ where
         codec: Codec,
         body: &Bytes,
     ) -> BoxFuture<'static, Result<Bytes, Error>> {
-        let request = match codec.decode::<M::Request>(body) {
+        let request = match read_request::<M>(codec, body) {
             Ok(request) => request,
-            Err(why) => {
-                return Box::pin(std::future::ready(Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("the request of {} cannot be read", M::NAME),
-                    why,
-                    "run the same version of VBM on both sides, or versions next to each other",
-                ))));
-            }
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let running = (self.handler)(context, request);
-        Box::pin(async move {
-            let reply = running.await?;
-            let body = codec.encode(&reply).map_err(|why| {
-                Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
-                    .with_outcome(vbm_core::Outcome::Applied)
-            })?;
-            if body.len() > limits::PAYLOAD_MAX_BYTES {
-                return Err(too_large(&format!("the reply of {}", M::NAME), body.len())
-                    .with_outcome(vbm_core::Outcome::Applied));
-            }
-            Ok(body)
-        })
+        Box::pin(async move { write_reply::<M>(codec, &running.await?) })
     }
+}
+
+struct Streaming<M, F> {
+    handler: F,
+    method: std::marker::PhantomData<fn(M)>,
+}
+
+impl<M, F, Fut> Handler for Streaming<M, F>
+where
+    M: StreamMethod,
+    F: Fn(Context, M::Request, ItemSink<M>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
+{
+    fn handle(
+        &self,
+        context: Context,
+        codec: Codec,
+        body: &Bytes,
+    ) -> BoxFuture<'static, Result<Bytes, Error>> {
+        let opened = match (&context.outlet, read_request::<M>(codec, body)) {
+            (Some(outlet), Ok(request)) => Ok((ItemSink::new(outlet.clone(), codec), request)),
+            (None, _) => Err(wrong_verb(M::NAME, true)),
+            (_, Err(error)) => Err(error),
+        };
+        let (items, request) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
+        let running = (self.handler)(context, request, items);
+        Box::pin(async move { write_reply::<M>(codec, &running.await?) })
+    }
+}
+
+fn read_request<M: Method>(codec: Codec, body: &Bytes) -> Result<M::Request, Error> {
+    codec.decode::<M::Request>(body).map_err(|why| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("the request of {} cannot be read", M::NAME),
+            why,
+            "run the same version of VBM on both sides, or versions next to each other",
+        )
+    })
+}
+
+fn write_reply<M: Method>(codec: Codec, reply: &M::Reply) -> Result<Bytes, Error> {
+    let body = codec.encode(reply).map_err(|why| {
+        Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
+            .with_outcome(vbm_core::Outcome::Applied)
+    })?;
+    if body.len() > limits::PAYLOAD_MAX_BYTES {
+        return Err(too_large(&format!("the reply of {}", M::NAME), body.len())
+            .with_outcome(vbm_core::Outcome::Applied));
+    }
+    Ok(body)
+}
+
+/// A stream was asked for and there is none, or the other way round.
+pub(crate) fn wrong_verb(method: &str, streams: bool) -> Error {
+    let (is, fix) = match streams {
+        true => ("it gives a stream of items", "open it with `Bus::stream`"),
+        false => ("it gives one reply and no stream", "use `Bus::call`"),
+    };
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!("{method} was asked for in the wrong way"),
+        is,
+        fix,
+    )
 }
 
 /// A body over the limit.
