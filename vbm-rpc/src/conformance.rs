@@ -20,16 +20,20 @@ mod calls;
 mod durability;
 mod leases;
 mod life;
+mod progress;
 mod results;
 mod routes;
+mod streams;
 mod tickets;
 
 pub use calls::*;
 pub use durability::*;
 pub use leases::*;
 pub use life::*;
+pub use progress::*;
 pub use results::*;
 pub use routes::*;
+pub use streams::*;
 pub use tickets::*;
 
 use crate::{Bus, CallOptions, Context, Member, Method, Route, Router, Service, transport::Transport};
@@ -105,6 +109,27 @@ macro_rules! transport_conformance {
             a_callback_is_told_the_end
             a_callback_is_told_at_least_once
             a_replicated_request_is_kept_twice_or_says_why_not
+            a_stream_gives_its_items_in_order_and_then_its_end
+            a_slow_reader_stops_the_sender
+            large_items_stop_the_sender_by_their_bytes
+            a_stream_that_fails_ends_in_its_refusal_behind_its_items
+            a_stream_to_nobody_is_no_route_at_once
+            a_stream_and_a_call_are_not_taken_for_each_other
+            a_dropped_stream_stops_its_sender
+            a_stream_whose_sender_dies_ends_in_bounded_time
+            a_stream_whose_sender_shuts_down_ends_at_once
+            a_sender_whose_reader_died_is_told
+            a_stream_that_stands_still_ends_at_its_idle_time
+            a_reader_that_rests_keeps_its_stream
+            calls_pass_while_many_streams_stand_unread
+            progress_arrives_in_order_and_before_the_reply
+            a_caller_that_does_not_listen_gets_its_reply_all_the_same
+            a_worker_that_falls_silent_is_noticed_long_before_the_deadline
+            a_long_handler_is_not_taken_for_silent
+            a_request_that_nobody_begins_ends_when_its_node_is_gone
+            a_batch_has_an_end_for_each_of_its_calls_in_order
+            a_traced_call_tells_where_it_was_and_when
+            a_broadcast_tells_which_of_the_silent_had_begun
             a_lease_has_one_holder_and_each_taking_a_higher_epoch
             a_lease_runs_out
             a_leader_that_stops_hands_over_at_once

@@ -30,11 +30,19 @@ pub const FRAME_MAX_BYTES: usize = limits::PAYLOAD_MAX_BYTES + 4096;
 
 /// Tag and length of a TLV.
 const TLV_HEADER_BYTES: usize = 3;
+/// Of a request: its caller wants a stream.
+const FLAG_OPEN: u8 = 0x10;
+/// Of a request: its caller listens to progress.
+const FLAG_WATCHED: u8 = 0x20;
+/// Of an `Accepted`: it is one of many signs of life.
+const FLAG_BEAT: u8 = 0x10;
+
 const TAG_TRACEPARENT: u8 = 1;
 const TAG_IDEMPOTENCY_KEY: u8 = 2;
 const TAG_BOOT_ID: u8 = 3;
 
-/// What a frame says.
+/// What a frame says. Some are a plain kind with a flag on the wire: a reader that does not know the flag takes the
+/// frame for its plain kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -48,12 +56,22 @@ pub enum Kind {
     Refusal = 4,
     /// Somebody has begun.
     Accepted = 5,
-    /// How far it is. Reserved.
+    /// How far it is: a number that grows (u64), then the body.
     Progress = 6,
     /// The caller does not want it any more.
     Cancel = 7,
     /// The bus of the receiver ended it: the first byte of the body is an [`EndCode`], text follows.
     End = 8,
+    /// One item of a stream: its number from 0 (u64), then the body.
+    Item = 9,
+    /// A stream is complete: how many items it had (u64), then the body of its end value.
+    Finish = 10,
+    /// A request whose caller wants a stream. Kind 1, flag 0x10: who does not know it answers that there is no such method.
+    Open = 0xf1,
+    /// A request whose caller wants to hear of its progress. Kind 1, flag 0x20: who does not know it just answers.
+    Watched = 0xf2,
+    /// Signs of life of many requests. Kind 5, flag 0x10: who does not know it sees that a request nobody knows has begun.
+    Beat = 0xf5,
     /// Do this and record the end in a ticket; the body begins with a header (see `docs/rpc/results.md`).
     Submit = 32,
     /// The ticket of a submitted request has an end.
@@ -61,6 +79,36 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether something is to be done.
+    pub const fn is_request(self) -> bool {
+        matches!(self, Self::Request | Self::Cast | Self::Open | Self::Watched)
+    }
+
+    /// Whether an answer goes to the caller's inbox.
+    pub const fn is_answered(self) -> bool {
+        matches!(self, Self::Request | Self::Open | Self::Watched)
+    }
+
+    /// The kind and the flag on the wire.
+    const fn on_wire(self) -> (u8, u8) {
+        match self {
+            Self::Open => (Self::Request as u8, FLAG_OPEN),
+            Self::Watched => (Self::Request as u8, FLAG_WATCHED),
+            Self::Beat => (Self::Accepted as u8, FLAG_BEAT),
+            plain => (plain as u8, 0),
+        }
+    }
+
+    /// Other flags than those that make a kind are none of its business.
+    const fn from_wire(kind: u8, flags: u8) -> Option<Self> {
+        match Self::from_byte(kind) {
+            Some(Self::Request) if flags & FLAG_OPEN != 0 => Some(Self::Open),
+            Some(Self::Request) if flags & FLAG_WATCHED != 0 => Some(Self::Watched),
+            Some(Self::Accepted) if flags & FLAG_BEAT != 0 => Some(Self::Beat),
+            plain => plain,
+        }
+    }
+
     const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::Request,
@@ -71,6 +119,8 @@ impl Kind {
             6 => Self::Progress,
             7 => Self::Cancel,
             8 => Self::End,
+            9 => Self::Item,
+            10 => Self::Finish,
             32 => Self::Submit,
             33 => Self::Settled,
             _ => return None,
@@ -163,8 +213,9 @@ impl Envelope {
         let mut out = Vec::with_capacity(length);
         out.put_slice(&MAGIC);
         out.put_u8(VERSION);
-        out.put_u8(self.kind as u8);
-        out.put_u8(0);
+        let (kind, flags) = self.kind.on_wire();
+        out.put_u8(kind);
+        out.put_u8(flags);
         out.put_u8(self.codec.byte());
         out.put_u16(self.attempt);
         out.put_slice(self.id.as_bytes());
@@ -200,8 +251,8 @@ impl Envelope {
         if reader.u8()? != VERSION {
             return Err(DecodeError("its version is not known"));
         }
-        let kind = Kind::from_byte(reader.u8()?).ok_or(DecodeError("its kind is not known"))?;
-        let _flags = reader.u8()?;
+        let (kind, flags) = (reader.u8()?, reader.u8()?);
+        let kind = Kind::from_wire(kind, flags).ok_or(DecodeError("its kind is not known"))?;
         let codec = Codec::from_byte(reader.u8()?).ok_or(DecodeError("its codec is not known"))?;
         let attempt = reader.u16()?;
         let id = Uuid::from_slice(reader.take(16)?).map_err(|_| DecodeError("its id is cut off"))?;
@@ -429,6 +480,27 @@ mod tests {
         let tlv_len = u16::from_be_bytes([changed[39], changed[40]]) + 6;
         changed[39..41].copy_from_slice(&tlv_len.to_be_bytes());
         assert_eq!(Envelope::decode(&changed.into()).unwrap(), envelope);
+    }
+
+    #[test]
+    fn a_kind_with_a_flag_survives_and_is_its_plain_kind_to_who_knows_no_flag() {
+        for (kind, plain) in [
+            (Kind::Open, Kind::Request),
+            (Kind::Watched, Kind::Request),
+            (Kind::Beat, Kind::Accepted),
+            (Kind::Item, Kind::Item),
+            (Kind::Finish, Kind::Finish),
+        ] {
+            let envelope = Envelope { kind, ..sample() };
+            let mut frame = envelope.encode().to_vec();
+            assert_eq!(Envelope::decode(&Bytes::from(frame.clone())).unwrap(), envelope);
+            assert_eq!(Kind::from_byte(frame[3]), Some(plain), "{kind:?}");
+            frame[4] |= 0x03;
+            let decoded = Envelope::decode(&Bytes::from(frame.clone())).unwrap();
+            assert_eq!(decoded, envelope, "other flags change nothing");
+            frame[4] = 0x80;
+            assert_eq!(Envelope::decode(&frame.into()).unwrap().kind, plain, "{kind:?}");
+        }
     }
 
     #[test]

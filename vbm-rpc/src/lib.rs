@@ -13,7 +13,10 @@
 //! ```
 //!
 //! What callers can rely on:
-//! - Every call ends by its deadline, in its reply or in exactly one [`Fate`]. Nothing hangs.
+//! - Every call ends by its deadline, in its reply or in exactly one [`Fate`]. Nothing hangs. A worker that falls
+//!   silent is noticed within some [beats](limits::BEAT_EVERY), long before the deadline.
+//! - A [stream](Bus::stream) gives its items in order, none missing, none twice, and ends in its end value or in
+//!   one fate; a slow reader stops its sender.
 //! - Delivery is at least once while the deadline lasts. The effect is once while the receiver's record of the
 //!   idempotency key lives ([`limits::DEDUPE_TTL`], in the memory of its process and with the transport): a repeated
 //!   key gets the recorded answer, from any process of the destination. A process that dies between effect and
@@ -89,11 +92,13 @@ pub mod election;
 pub mod envelope;
 mod error;
 mod fate;
+mod journey;
 pub mod layers;
 pub mod limits;
 mod member;
 mod method;
 mod options;
+mod progress;
 mod route;
 mod router;
 pub mod service;
@@ -101,12 +106,15 @@ mod submission;
 mod ticket;
 pub mod transport;
 
-pub use bus::{Bus, BusStats, Caller, Replies, TicketHandle};
+pub use bus::{
+    Batch, Bus, BusStats, Caller, ItemSink, ItemStream, Replies, StreamOptions, TicketHandle, Unanswered,
+};
 pub use codec::Codec;
 pub use error::BusError;
 pub use fate::Fate;
+pub use journey::{Journey, Traced};
 pub use member::{Member, MemberInfo};
-pub use method::Method;
+pub use method::{Method, ProgressMethod, StreamMethod};
 pub use options::{CallOptions, Durability};
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};

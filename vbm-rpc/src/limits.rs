@@ -42,6 +42,38 @@ pub const DISPATCH_MAX: usize = 32;
 /// A handler that takes longer than this tells its caller that it has begun.
 pub const ACCEPT_AFTER: Duration = Duration::from_millis(20);
 
+/// How often a process tells each process that it works for, or reads from, that it still does: in one frame for all
+/// their requests together.
+pub const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// After this many beats without a sign of life a worker counts as silent, and its calls end.
+pub const SILENT_BEATS: u32 = 4;
+/// The same for a call that another member of the service may take over: longer than a take-over lasts
+/// ([`PRESENCE_TTL`], and two heartbeats of who takes over).
+pub const TAKEOVER_BEATS: u32 = 14;
+/// The most signs of life in one frame.
+pub const BEAT_MAX_SIGNS: usize = 1_000;
+/// A request for one node that nobody has begun after this time makes its caller look whether the node is there.
+pub const PRESENCE_LOOK_AFTER: Duration = HEARTBEAT_EVERY;
+/// The most nodes that are looked for at once.
+pub const PRESENCE_LOOKS_MAX: usize = 16;
+/// A node that is absent at this many looks in a row, [`HEARTBEAT_EVERY`] apart, is gone: what it had not begun ends.
+pub const ABSENT_LOOKS: u32 = 3;
+
+/// How many items of a stream may be under way or unread. The reader grants more as it consumes.
+pub const STREAM_WINDOW_ITEMS: u64 = 64;
+/// How many bytes of items may be under way or unread; the item that crosses it still goes.
+pub const STREAM_WINDOW_BYTES: u64 = 512 * 1024;
+/// The most streams that one process reads at once: their windows fill half of its reply inbox at most.
+pub const STREAMS_READ_MAX: usize = 128;
+/// The most streams that one process serves at once: they take half of its handlers at most.
+pub const STREAMS_SERVED_MAX: usize = 512;
+/// The longest wait for one item of a stream that names none.
+pub const STREAM_IDLE: Duration = Duration::from_secs(30);
+/// The longest life of one stream, and its life when none is named.
+pub const STREAM_DEADLINE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often a handler's progress is sent at most; in between the newest counts.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
 /// How long a recorded answer is kept.
 pub const DEDUPE_TTL: Duration = Duration::from_secs(600);
 /// The most recorded answers of a process.

@@ -5,7 +5,8 @@ use serde::{Serialize, de::DeserializeOwned};
 /// A method of the bus: a name and the types of what goes and what comes.
 ///
 /// Bodies travel with their field names, so a field may be added with `#[serde(default)]` and versions n and
-/// n-1 keep talking. A method that reports progress will implement a further trait with this one as its base.
+/// n-1 keep talking. A method that reports progress is a [`ProgressMethod`] too, one that gives many items a
+/// [`StreamMethod`].
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -41,4 +42,19 @@ pub trait Method: 'static {
     type Request: Serialize + DeserializeOwned + Send + 'static;
     /// What comes back.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
+}
+
+/// A method whose handler says how far it is ([`Context::progress`](crate::Context::progress)) and whose caller may
+/// listen ([`Bus::call_with_progress`](crate::Bus::call_with_progress)). Every caller may still just call it.
+pub trait ProgressMethod: Method {
+    /// How far it is.
+    type Progress: Serialize + DeserializeOwned + Send + 'static;
+}
+
+/// A method that gives a stream of items and, at its end, a [`Reply`](Method::Reply): see
+/// [`Router::stream`](crate::Router::stream) and [`Bus::stream`](crate::Bus::stream). Its answers are never kept for
+/// duplicates, whatever [`KEPT`](Method::KEPT) says.
+pub trait StreamMethod: Method {
+    /// One item; at most [`PAYLOAD_MAX_BYTES`](crate::limits::PAYLOAD_MAX_BYTES) long when written.
+    type Item: Serialize + DeserializeOwned + Send + 'static;
 }

@@ -1,9 +1,11 @@
 //! The receiving side: methods and their handlers.
 
 use crate::{
-    Fate, Method,
+    Fate, ItemSink, Method, ProgressMethod, StreamMethod,
+    bus::Outlet,
     codec::Codec,
     limits,
+    progress::ProgressOut,
     service::{HandlerService, Incoming, Layered},
 };
 use async_trait::async_trait;
@@ -44,6 +46,10 @@ pub struct Context {
     /// is safe to stop; nothing stops it by force but the end of the process.
     pub cancelled: CancellationToken,
     pub(crate) deadline: Instant,
+    /// Where progress goes, when the caller listens.
+    pub(crate) progress: Option<ProgressOut>,
+    /// Where items go, when the caller asked for a stream.
+    pub(crate) outlet: Option<Arc<Outlet>>,
 }
 
 impl Context {
@@ -55,6 +61,15 @@ impl Context {
     /// When the caller stops waiting.
     pub const fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// Says how far it is. Does not wait: the newest goes at most every
+    /// [`PROGRESS_EVERY`](limits::PROGRESS_EVERY), older ones may be skipped. Costs nothing when the caller does not
+    /// listen. `M` is the method that is handled.
+    pub fn progress<M: ProgressMethod>(&self, progress: &M::Progress) {
+        if let Some(out) = &self.progress {
+            out.report::<M>(progress);
+        }
     }
 }
 
@@ -134,6 +149,8 @@ pub(crate) struct Entry {
     pub(crate) fenced: bool,
     pub(crate) kept: bool,
     pub(crate) recorded: bool,
+    /// Gives items before its end.
+    pub(crate) streams: bool,
     pub(crate) pace: Arc<Pace>,
 }
 
@@ -214,6 +231,53 @@ impl Router {
                 kept: M::KEPT,
                 pace: Arc::default(),
                 recorded: M::RECORDED,
+                streams: false,
+            },
+        );
+        self
+    }
+
+    /// Answers `M` with a stream: `handler` puts its items into the [`ItemSink`] and returns the end value. It should end
+    /// when a send fails.
+    ///
+    /// ```
+    /// # use vbm_rpc::{Context, ItemSink, Method, Router, StreamMethod};
+    /// struct Count;
+    /// impl Method for Count {
+    ///     const NAME: &'static str = "demo.count";
+    ///     type Request = u64;
+    ///     type Reply = String;
+    /// }
+    /// impl StreamMethod for Count {
+    ///     type Item = u64;
+    /// }
+    /// let router = Router::new().stream::<Count, _, _>(|_context: Context, to: u64, mut items: ItemSink<Count>| async move {
+    ///     for n in 0..to {
+    ///         items.send(&n).await?;
+    ///     }
+    ///     Ok("counted".to_owned())
+    /// });
+    /// ```
+    #[must_use]
+    pub fn stream<M, F, Fut>(mut self, handler: F) -> Self
+    where
+        M: StreamMethod,
+        F: Fn(Context, M::Request, ItemSink<M>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
+    {
+        let typed = Streaming::<M, F> {
+            handler,
+            method: std::marker::PhantomData,
+        };
+        self.routes.insert(
+            M::NAME,
+            Entry {
+                handler: Arc::new(typed),
+                fenced: M::FENCED,
+                kept: false,
+                recorded: false,
+                streams: true,
+                pace: Arc::default(),
             },
         );
         self
@@ -346,6 +410,40 @@ where
     }
 }
 
+struct Streaming<M, F> {
+    handler: F,
+    method: std::marker::PhantomData<fn(M)>,
+}
+
+impl<M, F, Fut> Handler for Streaming<M, F>
+where
+    M: StreamMethod,
+    F: Fn(Context, M::Request, ItemSink<M>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
+{
+    fn handle(
+        &self,
+        context: Context,
+        codec: Codec,
+        body: &Bytes,
+    ) -> BoxFuture<'static, Result<Bytes, Fate>> {
+        let opened = match (&context.outlet, read_request::<M>(codec, body)) {
+            (Some(outlet), Ok(request)) => Ok((ItemSink::new(outlet.clone(), codec), request)),
+            (None, _) => Err(wrong_verb(M::NAME, true)),
+            (_, Err(error)) => Err(error),
+        };
+        let (items, request) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Box::pin(std::future::ready(Err(Fate::Refused(error)))),
+        };
+        let running = (self.handler)(context, request, items);
+        Box::pin(async move {
+            let reply = running.await.map_err(Fate::Refused)?;
+            write_reply::<M>(codec, &reply).map_err(Fate::Refused)
+        })
+    }
+}
+
 fn read_request<M: Method>(codec: Codec, body: &Bytes) -> Result<M::Request, Error> {
     codec.decode::<M::Request>(body).map_err(|why| {
         Error::new(
@@ -367,6 +465,20 @@ fn write_reply<M: Method>(codec: Codec, reply: &M::Reply) -> Result<Bytes, Error
             .with_outcome(vbm_core::Outcome::Applied));
     }
     Ok(body)
+}
+
+/// A stream was asked for and there is none, or the other way round.
+pub(crate) fn wrong_verb(method: &str, streams: bool) -> Error {
+    let (is, fix) = match streams {
+        true => ("it gives a stream of items", "open it with `Bus::stream`"),
+        false => ("it gives one reply and no stream", "use `Bus::call`"),
+    };
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!("{method} was asked for in the wrong way"),
+        is,
+        fix,
+    )
 }
 
 /// A body over the limit.

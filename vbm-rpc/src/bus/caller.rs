@@ -1,6 +1,6 @@
 //! The bus as a tower service, and a caller with layers in front of it.
 
-use super::{Bus, Flight, decode, refused, replied, write};
+use super::{Bus, Flight, call::exchange, decode, refused, replied, write};
 use crate::{
     CallOptions, Fate, Method, Route,
     codec::Codec,
@@ -123,14 +123,13 @@ impl Service<Outgoing> for BusService {
     }
 
     fn call(&mut self, request: Outgoing) -> Self::Future {
-        let (verb, deadline) = (request.verb, request.deadline);
+        let verb = request.verb;
         let flight = self.bus.start(request);
         match verb {
-            Verb::Call => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                let answer = Bus::answer(flight, left);
-                Box::pin(async move { replied(answer.await?) })
-            }
+            Verb::Call => Box::pin(async move {
+                let (ended, _way) = exchange(flight?, None).await;
+                replied(ended?)
+            }),
             Verb::Cast => {
                 let from = self.bus.shared.me.path.clone();
                 Box::pin(async move {

@@ -8,25 +8,39 @@
 //! ```
 //!
 //! Tasks of an attachment, all ended by [`Bus::shutdown`]: the *dispatcher* takes requests off the queue; one task a
-//! running handler; the *sweep* looks after tickets (see [`tickets`]); the *resender* sends unanswered requests again when the transport lost its memory; the *watcher*
-//! ends the bus when its link ends. The transport has tasks of its own.
+//! running handler; the *sweep* looks after tickets (see [`tickets`]); the *resender* sends unanswered requests again
+//! when the transport lost its memory; the *watcher* ends the bus when its link ends; the *pulse* gives and misses signs
+//! of life; the *look-out* asks presence about what nobody begins. The transport has tasks of its own.
 
+mod call;
 mod caller;
+mod flow;
 mod inflight;
 mod inside;
+mod life;
+mod outlet;
 mod pending;
+mod pulse;
 mod recorded;
 mod replies;
 mod running;
 mod server;
+mod signs;
+mod silence;
 mod stats;
+mod stream;
 mod submit;
 mod tickets;
 
+pub use call::Batch;
 pub use caller::{BoxedCaller, BusService, Caller};
-pub use replies::Replies;
+pub(crate) use life::Life;
+pub use outlet::ItemSink;
+pub(crate) use outlet::Outlet;
+pub use replies::{Replies, Unanswered};
 pub use stats::BusStats;
 pub(crate) use stats::Probe;
+pub use stream::{ItemStream, StreamOptions};
 pub use submit::TicketHandle;
 
 use crate::{
@@ -39,7 +53,7 @@ use crate::{
 use bytes::Bytes;
 use inflight::{InFlight, Slot};
 use pending::{Answer, End, Pending, Sending};
-use running::Running;
+use pulse::{Signals, Stamp};
 use server::Server;
 use stats::Counters;
 use std::{
@@ -49,7 +63,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{
@@ -76,13 +90,15 @@ struct Shared {
     ids: SeededIds,
     /// Where calls with a callback were submitted to.
     homes: Arc<tickets::Homes>,
+    /// A place for each stream that is read.
+    streams: Arc<Semaphore>,
     /// No new work.
     closing: CancellationToken,
     /// No work at all.
     ended: CancellationToken,
     /// The dispatcher and the handlers.
     handlers: TaskTracker,
-    /// The resender, the watcher and the sweep.
+    /// The resender, the watcher, the sweep, the pulse and the look-out.
     tasks: TaskTracker,
 }
 
@@ -102,11 +118,10 @@ impl Bus {
         let transport = transport.into();
         let me = member.into_info(router.methods())?;
         let pending = Arc::new(Pending::default());
-        let running = Arc::new(Running::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
         let counters = Arc::new(Counters::new(sender.downgrade()));
-        let control = control(pending.clone(), running.clone(), counters.clone());
-        let inbound = Inbound::new(sender, control);
+        let signals = Arc::new(Signals::new(pending.clone(), counters.clone()));
+        let inbound = Inbound::new(sender, control(signals.clone()));
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
@@ -116,7 +131,7 @@ impl Bus {
             me.clone(),
             router,
             attached.link.clone(),
-            (running, counters.clone()),
+            (signals.clone(), counters.clone()),
             &closing,
             &ended,
             &handlers,
@@ -129,6 +144,7 @@ impl Bus {
             counters,
             ids: SeededIds::new(seed.finish()),
             homes: Arc::default(),
+            streams: Arc::new(Semaphore::new(limits::STREAMS_READ_MAX)),
             closing,
             ended,
             handlers,
@@ -155,6 +171,17 @@ impl Bus {
             shared.me.clone(),
             shared.homes.clone(),
             shared.closing.clone(),
+        ));
+        shared.tasks.spawn(pulse::run(
+            signals,
+            shared.link.clone(),
+            Arc::new(Stamp::of(&shared.me)),
+            shared.ended.clone(),
+        ));
+        shared.tasks.spawn(pulse::look(
+            shared.pending.clone(),
+            shared.link.clone(),
+            shared.ended.clone(),
         ));
         shared.handlers.close();
         shared.tasks.close();
@@ -184,57 +211,10 @@ impl Bus {
         request: &M::Request,
         options: CallOptions,
     ) -> impl Future<Output = Result<M::Reply, Fate>> + Send + use<M> {
-        let flight = match route {
-            Route::All { .. } => Err(refused(
-                "a call goes to one member",
-                "the route names all",
-                "use broadcast",
-            )),
-            _ => self.launch::<M>(Kind::Request, route, request, &options),
-        };
-        let answer = Self::answer(flight, options.deadline);
-        async move { read::<M>(answer.await?) }
-    }
-
-    /// Sends a request and waits for its answer.
-    async fn answer(flight: Result<Flight, Fate>, deadline: Duration) -> Result<Answer, Fate> {
-        let mut flight = flight?;
-        let (answer, sending) = flight.pending().one(
-            flight.id,
-            flight.to.clone(),
-            flight.frame.clone(),
-            flight.deadline,
-        );
-        let mut answer = std::pin::pin!(answer);
-        let early = if flight.try_send(&sending) {
-            None
-        } else {
-            // The answer may be here before the transport has said that it took the request.
-            tokio::select! {
-                biased;
-                answer = &mut answer => Some(answer),
-                sent = flight.send() => {
-                    sent?;
-                    sending.kept();
-                    None
-                }
-            }
-        };
-        let answered = match early {
-            Some(answer) => Ok(answer),
-            None => timeout_at(flight.deadline, answer).await,
-        };
-        match answered {
-            Ok(Ok(answer)) => {
-                // Whoever answers takes it off the table.
-                flight.state = FlightState::Over;
-                match answer.end {
-                    End::Unsent(error) => Err(flight.unsent(error)),
-                    _ => Ok(answer),
-                }
-            }
-            Ok(Err(_closed)) => Err(flight.closed(&sending)),
-            Err(_late) => Err(flight.late(&sending, deadline)),
+        let flight = self.launch_one::<M>(Kind::Request, route, request, &options);
+        async move {
+            let (ended, _way) = call::exchange(flight?, None).await;
+            ended.and_then(read::<M>)
         }
     }
 
@@ -450,6 +430,7 @@ impl Bus {
             to,
             frame,
             deadline: Instant::now() + options.deadline,
+            patience: options.deadline,
             durability: options.durability,
             state: FlightState::Ready,
         })
@@ -494,6 +475,8 @@ struct Flight {
     to: Destination,
     frame: Bytes,
     deadline: Instant,
+    /// How long its caller waits from the call to the deadline.
+    patience: Duration,
     durability: Durability,
     state: FlightState,
 }
@@ -561,8 +544,13 @@ impl Flight {
         fate
     }
 
-    /// The fate of a call that was not answered by its deadline.
-    fn late(&mut self, sending: &Sending, deadline: Duration) -> Fate {
+    /// When it was called.
+    fn called_at(&self) -> Instant {
+        self.deadline - self.patience
+    }
+
+    /// The fate of a call that was not answered by its deadline; `tale` is what else is known of it.
+    fn late(&mut self, sending: &Sending, tale: &str) -> Fate {
         let worker = self.pending().worker(self.id);
         let fate = if worker.is_none() && sending.give_up() {
             Fate::Expired {
@@ -571,7 +559,7 @@ impl Flight {
         } else if worker.is_none() && !sending.is_kept() {
             self.lost(None, "the transport did not say that it has it".into())
         } else {
-            let why = format!("no reply within {} ms", deadline.as_millis());
+            let why = format!("no reply within {} ms{tale}", self.patience.as_millis());
             self.lost(worker, why)
         };
         self.over();
@@ -671,38 +659,43 @@ fn decode<M: Method>(replied: &Replied) -> Result<M::Reply, Fate> {
 fn replied(answer: Answer) -> Result<Replied, Fate> {
     match answer.end {
         End::Reply(codec, body) => Ok(Replied::new(answer.from, codec, body)),
-        End::Refused(error) => Err(Fate::Refused(error)),
-        End::Ended(EndCode::NoRoute, why) => Err(Fate::NoRoute {
-            to: format!("node {}", answer.from),
+        _ => Err(read_failure(answer)),
+    }
+}
+
+/// What an answer that is no reply means.
+fn read_failure(answer: Answer) -> Fate {
+    let node = |from: NodePath| format!("node {from}");
+    match answer.end {
+        End::Refused(error) => Fate::Refused(error),
+        End::Fate(fate) => fate,
+        End::Ended(EndCode::NoRoute, why) => Fate::NoRoute {
+            to: node(answer.from),
             why,
-        }),
-        End::Ended(EndCode::Overloaded, why) => Err(Fate::Overloaded {
-            at: format!("node {}", answer.from),
+        },
+        End::Ended(EndCode::Overloaded, why) => Fate::Overloaded {
+            at: node(answer.from),
             why,
-        }),
-        End::Ended(EndCode::Expired, _) => Err(Fate::Expired {
-            at: format!("node {}", answer.from),
-        }),
-        End::Ended(EndCode::Cancelled, _) => Err(Fate::Cancelled),
-        End::Unsent(_) => Err(Fate::Cancelled),
-        End::Ended(EndCode::Lost, text) => Err(submit::lost(&text)),
+        },
+        End::Ended(EndCode::Expired, _) => Fate::Expired {
+            at: node(answer.from),
+        },
+        End::Ended(EndCode::Cancelled, _) => Fate::Cancelled,
+        End::Ended(EndCode::Lost, text) => submit::lost(&text),
+        End::Unsent(_) => Fate::Cancelled,
+        End::Reply(..) | End::Finished(..) => Fate::Refused(
+            Error::internal(
+                format!("{} answered in another way than it was asked", answer.from),
+                "a stream was answered as a call, or a call as a stream",
+            )
+            .with_outcome(Outcome::Unknown),
+        ),
     }
 }
 
 /// Replies go to who waits; cancels to what runs.
-fn control(
-    pending: Arc<Pending>,
-    running: Arc<Running>,
-    counters: Arc<Counters>,
-) -> Arc<dyn Fn(Bytes) + Send + Sync> {
-    Arc::new(move |frame: Bytes| match Envelope::decode(&frame) {
-        Ok(envelope) if envelope.kind == Kind::Cancel => running.cancel(envelope.id),
-        Ok(envelope) => pending.incoming(envelope),
-        Err(error) => {
-            counters.frame_refused();
-            tracing::warn!(%error, bytes = frame.len(), "an entry of the reply inbox was skipped");
-        }
-    })
+fn control(signals: Arc<Signals>) -> Arc<dyn Fn(Bytes) + Send + Sync> {
+    Arc::new(move |frame: Bytes| signals.incoming(&frame))
 }
 
 /// Sends unanswered requests again whenever the transport may have forgotten them.

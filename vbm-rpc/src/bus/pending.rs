@@ -3,8 +3,9 @@
 //! One map behind one lock that is never held across an await: answers come from the reader task, calls from
 //! anywhere, and a map operation is shorter than a message to an owning task would be.
 
+use super::{life::Life, signs, stream::Inlet};
 use crate::{
-    Route,
+    Fate, Route,
     codec::Codec,
     envelope::{self, EndCode, Envelope, Kind},
     limits,
@@ -15,7 +16,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
 };
@@ -31,6 +32,8 @@ use vbm_core::{Error, NodePath};
 pub(crate) struct Answer {
     pub(crate) from: NodePath,
     pub(crate) end: End,
+    /// What was known of the call when it came.
+    pub(crate) life: Option<Box<Life>>,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,10 @@ pub(crate) enum End {
     Ended(EndCode, String),
     /// It never left.
     Unsent(SendError),
+    /// A stream is complete: how many items it had, and its end value.
+    Finished(Codec, u64, Bytes),
+    /// This side ended it.
+    Fate(Fate),
 }
 
 /// How far a request has come on its way out: its caller, the table and the transport look at the same.
@@ -47,6 +54,7 @@ pub(crate) struct Sending {
     pending: Arc<Pending>,
     id: Uuid,
     stage: AtomicU8,
+    kept_at: OnceLock<Instant>,
 }
 
 /// In the queue of this process.
@@ -71,6 +79,11 @@ impl Sending {
     pub(crate) fn is_kept(&self) -> bool {
         self.stage.load(Ordering::SeqCst) == KEPT
     }
+
+    /// When it said so.
+    pub(crate) fn kept_at(&self) -> Option<Instant> {
+        self.kept_at.get().copied()
+    }
 }
 
 impl SendWatch for Sending {
@@ -78,26 +91,38 @@ impl SendWatch for Sending {
         self.stage.fetch_max(WRITING, Ordering::SeqCst) != GIVEN_UP
     }
     fn kept(&self) {
-        self.stage.fetch_max(KEPT, Ordering::SeqCst);
+        if self.stage.fetch_max(KEPT, Ordering::SeqCst) < KEPT {
+            self.kept_at.get_or_init(Instant::now);
+        }
     }
     fn failed(&self, error: SendError) {
         self.pending.unsent(self.id, error);
     }
 }
 
-enum Waiter {
+pub(super) enum Waiter {
     One(oneshot::Sender<Answer>),
     Many(mpsc::Sender<Answer>),
+    Items(Arc<Inlet>),
 }
 
-struct Call {
-    waiter: Waiter,
-    to: Destination,
+pub(super) struct Call {
+    pub(super) waiter: Waiter,
+    pub(super) to: Destination,
     frame: Bytes,
     deadline: Instant,
     attempt: u16,
     sending: Arc<Sending>,
-    worker: Option<NodePath>,
+    pub(super) worker: Option<NodePath>,
+    /// What else is known of it. Most calls end before anything is.
+    pub(super) life: Option<Box<Life>>,
+}
+
+impl Call {
+    /// When the transport said that it keeps it.
+    pub(super) fn kept_at(&self) -> Option<Instant> {
+        self.sending.kept_at()
+    }
 }
 
 /// A call to be sent again.
@@ -109,7 +134,7 @@ pub(crate) struct Again {
 
 /// The ids are this side's own and mixed already ([`SeededIds`](vbm_core::SeededIds)).
 #[derive(Default)]
-struct IdHasher(u64);
+pub(super) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -122,7 +147,7 @@ impl Hasher for IdHasher {
     }
 }
 
-type Calls = HashMap<Uuid, Call, BuildHasherDefault<IdHasher>>;
+pub(super) type Calls = HashMap<Uuid, Call, BuildHasherDefault<IdHasher>>;
 
 #[derive(Default)]
 pub(crate) struct Pending {
@@ -158,7 +183,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Pending {
-    fn lock(&self) -> MutexGuard<'_, Calls> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -205,6 +230,19 @@ impl Pending {
         receiver
     }
 
+    /// A stream.
+    pub(super) fn items(
+        self: &Arc<Self>,
+        id: Uuid,
+        to: Destination,
+        frame: Bytes,
+        deadline: Instant,
+    ) -> (Arc<Inlet>, Arc<Sending>) {
+        let inlet = Arc::new(Inlet::default());
+        let sending = self.add(id, Waiter::Items(inlet.clone()), to, frame, deadline);
+        (inlet, sending)
+    }
+
     fn add(
         self: &Arc<Self>,
         id: Uuid,
@@ -217,6 +255,7 @@ impl Pending {
             pending: self.clone(),
             id,
             stage: AtomicU8::new(QUEUED),
+            kept_at: OnceLock::new(),
         });
         let call = Call {
             waiter,
@@ -226,6 +265,7 @@ impl Pending {
             attempt: 1,
             sending: sending.clone(),
             worker: None,
+            life: None,
         };
         self.lock().insert(id, call);
         sending
@@ -244,6 +284,7 @@ impl Pending {
             let answer = Answer {
                 from: NodePath::root(),
                 end: End::Unsent(error),
+                life: None,
             };
             // An error means that the caller has just given up.
             drop(sender.send(answer));
@@ -261,44 +302,59 @@ impl Pending {
     }
 
     /// Something came back for a call. An answer nobody waits for is dropped.
-    pub(crate) fn incoming(&self, envelope: Envelope) {
+    pub(crate) fn incoming(&self, mut envelope: Envelope) {
         let id = envelope.id;
-        if envelope.kind == Kind::Settled {
-            if let Some(wait) = self.waits().get(&id) {
-                wait.settled.notify_waiters();
+        match envelope.kind {
+            Kind::Accepted => return self.accepted(envelope, Instant::now()),
+            Kind::Progress => return self.progressed(envelope),
+            Kind::Settled => {
+                if let Some(wait) = self.waits().get(&id) {
+                    wait.settled.notify_waiters();
+                }
+                return;
             }
-            return;
+            _ => {}
         }
-        if envelope.kind == Kind::Accepted {
-            if let Some(call) = self.lock().get_mut(&id) {
-                call.worker = Some(envelope.caller);
-            }
-            return;
-        }
-        let Some(answer) = read_answer(envelope) else {
+        let boot_id = std::mem::take(&mut envelope.boot_id);
+        let Some(mut answer) = read_answer(envelope) else {
             return;
         };
         let mut calls = self.lock();
-        match calls.get(&id).map(|call| &call.waiter) {
-            Some(Waiter::Many(sender)) => {
+        let Some(call) = calls.get_mut(&id) else { return };
+        match &call.waiter {
+            Waiter::Many(sender) => {
                 let full = sender.try_send(answer).is_err();
                 drop(calls);
                 if full {
                     tracing::warn!(%id, "a reply of a broadcast was dropped: too many wait unread");
                 }
             }
-            Some(Waiter::One(_)) => {
+            Waiter::One(_) => {
                 if let Some(Call {
                     waiter: Waiter::One(sender),
+                    life,
                     ..
                 }) = calls.remove(&id)
                 {
                     drop(calls);
+                    answer.life = life;
                     // An error means that the caller has just given up.
                     drop(sender.send(answer));
                 }
             }
-            None => {}
+            // What a second run of a request says does not end the stream of the first.
+            Waiter::Items(inlet) if !inlet.is_from(&answer.from, &boot_id) => {}
+            Waiter::Items(_) => {
+                if let Some(Call {
+                    waiter: Waiter::Items(inlet),
+                    to,
+                    ..
+                }) = calls.remove(&id)
+                {
+                    drop(calls);
+                    inlet.end(answer, &to);
+                }
+            }
         }
     }
 
@@ -315,6 +371,10 @@ impl Pending {
                 continue;
             }
             call.attempt = call.attempt.saturating_add(1);
+            let attempt = call.attempt;
+            let life = call.life_mut();
+            life.attempts = attempt;
+            life.silence.heard();
             let ttl = super::millis(call.deadline.saturating_duration_since(now));
             let frame = envelope::next_attempt(&call.frame, call.attempt, ttl);
             // Who has begun knows the request; another one of its service would run it a second time.
@@ -339,7 +399,11 @@ impl Pending {
     /// Ends every wait: the bus is closed.
     pub(crate) fn clear(&self) {
         let calls = std::mem::take(&mut *self.lock());
-        drop(calls);
+        for call in calls.into_values() {
+            if let Waiter::Items(inlet) = &call.waiter {
+                inlet.end(call.lost("this side's bus was shut down".into()), &call.to);
+            }
+        }
     }
 }
 
@@ -357,16 +421,15 @@ pub(crate) fn read_answer(envelope: Envelope) -> Option<Answer> {
                 String::from_utf8_lossy(text).into_owned(),
             )
         }
-        Kind::Request
-        | Kind::Cast
-        | Kind::Accepted
-        | Kind::Progress
-        | Kind::Cancel
-        | Kind::Submit
-        | Kind::Settled => return None,
+        Kind::Finish => {
+            let (count, body) = signs::split_number(envelope.body)?;
+            End::Finished(envelope.codec, count, body)
+        }
+        _ => return None,
     };
     Some(Answer {
         from: envelope.caller,
         end,
+        life: None,
     })
 }

@@ -26,7 +26,19 @@ pub struct Replies<M> {
     answered: BTreeSet<NodePath>,
     missing_for_quorum: Option<usize>,
     over: bool,
+    /// Who said that they had begun, once it is over.
+    begun: BTreeSet<NodePath>,
     method: PhantomData<fn() -> M>,
+}
+
+/// A member that was present and has not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unanswered {
+    /// Who.
+    pub path: NodePath,
+    /// Whether it said that it had begun. Without such a sign it may still have.
+    pub started: bool,
 }
 
 impl<M: Method> Replies<M> {
@@ -44,6 +56,7 @@ impl<M: Method> Replies<M> {
             answered: BTreeSet::new(),
             missing_for_quorum: quorum,
             over: false,
+            begun: BTreeSet::new(),
             method: PhantomData,
         }
     }
@@ -51,6 +64,19 @@ impl<M: Method> Replies<M> {
     /// Who was present and has not answered so far, sorted.
     pub fn silent(&self) -> Vec<NodePath> {
         self.waiting.iter().cloned().collect()
+    }
+
+    /// The same, with what is known of each.
+    pub fn unanswered(&self) -> Vec<Unanswered> {
+        let begun = match self.over {
+            true => self.begun.clone(),
+            false => self.flight.pending().begun(self.flight.id),
+        };
+        let unanswered = |path: &NodePath| Unanswered {
+            started: begun.contains(path),
+            path: path.clone(),
+        };
+        self.waiting.iter().map(unanswered).collect()
     }
 
     /// The next reply; `None` at the end.
@@ -63,6 +89,7 @@ impl<M: Method> Replies<M> {
 
     fn end(&mut self) {
         self.over = true;
+        self.begun = self.flight.pending().begun(self.flight.id);
         self.flight.over();
     }
 

@@ -4,14 +4,23 @@
 //! where it may have run), epoch, cancel, run, record, reply, complete. A crash between run and record runs the request
 //! again in the next process: a handler whose effect must happen once writes the request id together with its effect.
 
-use super::{recorded::Looked, running::Running, stats::Counters, tickets::TicketJob};
+use super::{
+    outlet::{Outlet, Served},
+    pulse::{Signals, Stamp, Work, inbox_of},
+    recorded::Looked,
+    running::Running,
+    signs,
+    stats::Counters,
+    tickets::TicketJob,
+};
 use crate::{
     Fate, MemberInfo, Route, Router,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{EndCode, Envelope, Kind},
     limits,
-    router::{Context, Entry, Pace},
+    progress::ProgressOut,
+    router::{Context, Entry, Pace, wrong_verb},
     transport::{Completion, Delivery, Destination, Link, ResultStore},
 };
 use bytes::Bytes;
@@ -26,12 +35,12 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
-use vbm_core::{Error, ErrorKind, NodePath, Outcome};
+use vbm_core::{Error, ErrorKind, Outcome};
 
 pub(super) struct Server {
     pub(super) me: MemberInfo,
@@ -40,6 +49,8 @@ pub(super) struct Server {
     /// The shared memory of recorded answers and tickets, where the transport has one.
     pub(super) results: Option<Arc<dyn ResultStore>>,
     running: Arc<Running>,
+    signals: Arc<Signals>,
+    stamp: Arc<Stamp>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
     counters: Arc<Counters>,
@@ -61,6 +72,7 @@ pub(super) struct Asker {
 pub(super) struct Job {
     pub(super) request: Envelope,
     pub(super) key: Key,
+    since: Instant,
     pub(super) deadline: Instant,
     ticket: Option<Arc<TicketJob>>,
     /// The destination whose members share the answer.
@@ -74,17 +86,19 @@ impl Server {
         me: MemberInfo,
         router: Router,
         link: Arc<dyn Link>,
-        (running, counters): (Arc<Running>, Arc<Counters>),
+        (signals, counters): (Arc<Signals>, Arc<Counters>),
         closing: &CancellationToken,
         ended: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Self {
         Self {
+            stamp: Arc::new(Stamp::of(&me)),
             me,
             router,
             results: link.results(),
             link,
-            running,
+            running: signals.running.clone(),
+            signals,
             dedupe: Mutex::new(Dedupe::default()),
             permits: counters.permits(),
             counters,
@@ -123,7 +137,7 @@ impl Server {
 
     async fn accept(self: &Arc<Self>, delivery: Delivery, permit: OwnedSemaphorePermit) {
         let request = match Envelope::decode(&delivery.frame) {
-            Ok(request) if matches!(request.kind, Kind::Request | Kind::Cast) => request,
+            Ok(request) if request.kind.is_request() => request,
             Ok(request) if request.kind == Kind::Submit => {
                 return self.accept_submitted(request, delivery, permit);
             }
@@ -151,11 +165,12 @@ impl Server {
     ) {
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
         let key = match &request.idempotency_key {
-            Some(key) => Key::Chosen {
+            // Nobody can be given the items of another's stream.
+            Some(key) if request.kind != Kind::Open => Key::Chosen {
                 method: request.method.clone(),
                 key: key.clone(),
             },
-            None => Key::Id(request.id),
+            _ => Key::Id(request.id),
         };
         let recordable = request.idempotency_key.is_some() || self.router.records_any();
         let home = recordable.then(|| delivery.done.home()).flatten();
@@ -176,6 +191,7 @@ impl Server {
                 Job {
                     request,
                     key,
+                    since: delivery.since,
                     deadline,
                     ticket,
                     home,
@@ -254,17 +270,39 @@ impl Server {
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
             return (refusal(request.codec, &error), false);
         }
+        if entry.streams != (request.kind == Kind::Open) {
+            let refused = refusal(request.codec, &wrong_verb(&request.method, entry.streams));
+            return (refused, false);
+        }
         if self.running.was_cancelled(request.id) {
             return (ended(EndCode::Cancelled, ""), false);
         }
-        let answer = match self.run(entry, job).await {
-            Ok(body) => Answer {
+        let token = CancellationToken::new();
+        let served = match entry.streams {
+            true => match self.open(job, &token) {
+                Some(served) => Some(served),
+                None => {
+                    let why = format!("{} streams are served", limits::STREAMS_SERVED_MAX);
+                    return (ended(EndCode::Overloaded, &why), false);
+                }
+            },
+            false => None,
+        };
+        let outlet = served.as_ref().map(|served| &served.outlet);
+        let answer = match (self.run(entry, job, token, outlet).await, outlet) {
+            (Ok(body), None) => Answer {
                 kind: Kind::Reply,
                 codec: request.codec,
                 body,
                 repeatable: false,
             },
-            Err(fate) => match ended_by(&fate) {
+            (Ok(body), Some(outlet)) => Answer {
+                kind: Kind::Finish,
+                codec: request.codec,
+                body: signs::numbered(outlet.sent(), &body),
+                repeatable: false,
+            },
+            (Err(fate), _) => match ended_by(&fate) {
                 Some(ended) => return (ended, false),
                 None => refusal(request.codec, &Error::from(fate)),
             },
@@ -273,9 +311,27 @@ impl Server {
         (answer, entry.kept)
     }
 
-    async fn run(&self, entry: &Entry, job: &Job) -> Result<Bytes, Fate> {
+    fn open(&self, job: &Job, token: &CancellationToken) -> Option<Served> {
+        self.signals.outlets.open(Outlet::new(
+            job.request.id,
+            inbox_of(&job.request),
+            self.link.clone(),
+            self.stamp.clone(),
+            token.clone(),
+            job.deadline,
+        ))
+    }
+
+    async fn run(
+        &self,
+        entry: &Entry,
+        job: &Job,
+        token: CancellationToken,
+        outlet: Option<&Arc<Outlet>>,
+    ) -> Result<Bytes, Fate> {
         let request = &job.request;
-        let token = CancellationToken::new();
+        let listens = request.kind == Kind::Watched;
+        let (progress, newest) = listens.then(|| ProgressOut::new(request.codec)).unzip();
         let context = Context {
             request_id: request.id,
             idempotency_key: request.idempotency_key.clone(),
@@ -285,6 +341,8 @@ impl Server {
             traceparent: request.traceparent.clone(),
             cancelled: token.clone(),
             deadline: job.deadline,
+            progress,
+            outlet: outlet.cloned(),
         };
         let begin = || entry.handler.handle(context, request.codec, &request.body);
         let Ok(handler) = catch_unwind(AssertUnwindSafe(begin)) else {
@@ -295,7 +353,7 @@ impl Server {
         let ended = match poll!(&mut handler) {
             Poll::Ready(ended) => ended,
             // In a box of its own: the many that end at once need not have room for it.
-            Poll::Pending => Box::pin(self.attend(handler, job, token)).await,
+            Poll::Pending => Box::pin(self.attend(handler, job, token, outlet, newest)).await,
         };
         ended.unwrap_or_else(|_| Err(Fate::Refused(panicked(&request.method))))
     }
@@ -306,6 +364,8 @@ impl Server {
         mut handler: impl Future<Output = T> + Unpin,
         job: &Job,
         token: CancellationToken,
+        outlet: Option<&Arc<Outlet>>,
+        newest: Option<watch::Receiver<Bytes>>,
     ) -> T {
         let request = &job.request;
         if !self.running.begin(request.id, token.clone()) {
@@ -315,23 +375,28 @@ impl Server {
             running: &self.running,
             id: request.id,
         };
+        let listens = newest.is_some();
+        let mut report = std::pin::pin!(self.report(job, newest));
         let mut accept = std::pin::pin!(sleep(limits::ACCEPT_AFTER));
         let mut expire = std::pin::pin!(sleep_until(job.deadline));
         let mut closing = std::pin::pin!(self.closing.cancelled());
-        let silent = request.kind != Kind::Request && job.ticket.is_none();
+        let silent = !request.kind.is_answered() && job.ticket.is_none();
+        // While it lives, the request is in every beat.
+        let mut _work = None;
         let (mut accepted, mut expired, mut closed) = (silent, false, false);
         loop {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
                 biased;
                 ended = &mut handler => return ended,
+                () = &mut report, if listens => {}
                 () = &mut accept, if !accepted => {
                     accepted = true;
                     if let Some(ticket) = &job.ticket {
                         self.note_begun(ticket);
                     }
-                    if request.kind == Kind::Request {
-                        self.say_begun(request);
+                    if request.kind.is_answered() {
+                        _work = Some(self.begun(job, outlet.cloned()));
                     }
                 }
                 () = &mut expire, if !expired => {
@@ -347,11 +412,38 @@ impl Server {
         }
     }
 
-    fn say_begun(&self, request: &Envelope) {
-        let Some(inbox) = inbox(request) else { return };
-        let frame = self.frame(Kind::Accepted, request.codec, request.id, Bytes::new());
-        if !self.link.try_post(inbox, frame, limits::DEFAULT_DEADLINE) {
+    /// Tells the caller that its request runs; from now on it is in every beat.
+    fn begun(&self, job: &Job, outlet: Option<Arc<Outlet>>) -> Work {
+        let request = &job.request;
+        let inbox = inbox_of(request);
+        let every = super::millis(limits::BEAT_EVERY);
+        let waited = job.since.elapsed().saturating_sub(limits::ACCEPT_AFTER);
+        let body = signs::accepted(every, super::millis(waited));
+        let frame = self.stamp.frame(Kind::Accepted, request.codec, request.id, body);
+        if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
             tracing::debug!(id = %request.id, "no room to say that a request was begun");
+        }
+        self.signals.working.begin(&inbox, request.id, outlet)
+    }
+
+    /// Sends the newest progress as it changes; never ends by itself.
+    async fn report(&self, job: &Job, newest: Option<watch::Receiver<Bytes>>) {
+        let Some(mut newest) = newest else {
+            return std::future::pending().await;
+        };
+        let request = &job.request;
+        let inbox = inbox_of(request);
+        for number in 0u64.. {
+            if newest.changed().await.is_err() {
+                // The handler has let its context go: there will be no more.
+                return std::future::pending().await;
+            }
+            let body = signs::numbered(number, &newest.borrow_and_update());
+            let frame = self.stamp.frame(Kind::Progress, request.codec, request.id, body);
+            if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
+                tracing::debug!(id = %request.id, "no room for progress");
+            }
+            sleep(limits::PROGRESS_EVERY).await;
         }
     }
 
@@ -374,30 +466,13 @@ impl Server {
     }
 
     pub(super) fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: Bytes) -> Bytes {
-        Envelope {
-            kind,
-            codec,
-            attempt: 1,
-            id,
-            ttl_ms: 0,
-            epoch: self.me.epoch,
-            method: String::new(),
-            caller: NodePath::clone(&self.me.path),
-            boot_id: self.me.boot_id.clone(),
-            traceparent: None,
-            idempotency_key: None,
-            body,
-        }
-        .encode()
+        self.stamp.frame(kind, codec, id, body)
     }
 }
 
 /// Where the answer goes, if one is wanted.
 fn inbox(request: &Envelope) -> Option<Destination> {
-    (request.kind == Kind::Request).then(|| Destination::Inbox {
-        path: request.caller.clone(),
-        boot_id: request.boot_id.clone(),
-    })
+    request.kind.is_answered().then(|| inbox_of(request))
 }
 
 /// Tells requests of one chosen key apart. An id stands for one request: its content need not be looked at.
