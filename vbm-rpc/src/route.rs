@@ -52,7 +52,7 @@ impl fmt::Display for Service {
 }
 
 /// Where a message goes. A scope is any prefix of node paths, the root included.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Route {
     /// The member with exactly this path.

@@ -253,7 +253,7 @@ impl Pending {
     /// A beat passed: calls whose worker is silent end; gives who is to be told, should they still be there.
     pub(super) fn missed(&self, now: Instant) -> Vec<(Uuid, Destination)> {
         let mut calls = self.lock();
-        let silent: Vec<Uuid> = calls
+        let mut silent: Vec<Uuid> = calls
             .iter_mut()
             .filter_map(|(id, call)| {
                 let life = call.life.as_mut()?;
@@ -263,6 +263,8 @@ impl Pending {
                 life.silence.missed(takeover).then_some(*id)
             })
             .collect();
+        // In an order that does not depend on the map's.
+        silent.sort_unstable();
         let silent: Vec<(Uuid, Call)> = silent
             .into_iter()
             .filter_map(|id| Some((id, calls.remove(&id)?)))
@@ -293,11 +295,12 @@ impl Pending {
     /// A node is gone: what was sent to it before that time and was not begun ends.
     pub(super) fn gone(&self, path: &NodePath, before: Instant) {
         let mut calls = self.lock();
-        let gone: Vec<Uuid> = calls
+        let mut gone: Vec<Uuid> = calls
             .iter()
             .filter(|(_, call)| call.waits_for(before) == Some(path))
             .map(|(id, _)| *id)
             .collect();
+        gone.sort_unstable();
         let gone: Vec<Call> = gone.into_iter().filter_map(|id| calls.remove(&id)).collect();
         drop(calls);
         for call in gone {

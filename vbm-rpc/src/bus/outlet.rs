@@ -21,7 +21,7 @@ use crate::{
     transport::{Destination, Link},
 };
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     marker::PhantomData,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -138,7 +138,7 @@ fn given_up() -> Error {
 
 /// The streams that are served here, so that grants find them.
 #[derive(Default)]
-pub(crate) struct Outlets(Mutex<HashMap<Uuid, Arc<Outlet>>>);
+pub(crate) struct Outlets(Mutex<BTreeMap<Uuid, Arc<Outlet>>>);
 
 /// One served stream; dropping it takes it off the table.
 pub(super) struct Served {
@@ -147,7 +147,7 @@ pub(super) struct Served {
 }
 
 impl Outlets {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Outlet>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Outlet>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

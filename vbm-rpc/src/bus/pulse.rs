@@ -27,7 +27,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -97,11 +97,11 @@ pub(super) fn inbox_of(envelope: &Envelope) -> Destination {
 }
 
 /// Running requests of one caller; those that stream, with their outlet.
-type Works = HashMap<Uuid, Option<Arc<Outlet>>>;
+type Works = BTreeMap<Uuid, Option<Arc<Outlet>>>;
 
 /// Requests that run here for longer than a moment, by whom they are for.
 #[derive(Default)]
-pub(crate) struct Working(Mutex<HashMap<Destination, Works>>);
+pub(crate) struct Working(Mutex<BTreeMap<Destination, Works>>);
 
 /// One of them; dropping it takes it off the table.
 pub(super) struct Work {
@@ -111,7 +111,7 @@ pub(super) struct Work {
 }
 
 impl Working {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Destination, Works>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Destination, Works>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,8 +152,8 @@ impl Drop for Work {
     }
 }
 
-/// What goes to whom at one beat.
-pub(super) type Mail = HashMap<Destination, Vec<Sign>>;
+/// What goes to whom at one beat, in an order that is the same each time: a simulation is repeated by its seed.
+pub(super) type Mail = BTreeMap<Destination, Vec<Sign>>;
 
 /// What comes in besides requests, and who is to know.
 pub(crate) struct Signals {
@@ -165,7 +165,7 @@ pub(crate) struct Signals {
     /// Our own beat came back.
     echoed: AtomicBool,
     /// Items of streams that nobody reads here: who sends them, and which.
-    strays: Mutex<HashMap<Uuid, Destination>>,
+    strays: Mutex<BTreeMap<Uuid, Destination>>,
 }
 
 impl Signals {
@@ -224,7 +224,7 @@ impl Signals {
         }
     }
 
-    fn take_strays(&self) -> HashMap<Uuid, Destination> {
+    fn take_strays(&self) -> BTreeMap<Uuid, Destination> {
         std::mem::take(&mut *self.strays.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -36,7 +36,7 @@ use tokio::{sync::mpsc, sync::watch, time::Instant};
 use vbm_core::{Name, NodePath};
 
 /// Where a frame goes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Destination {
     /// Along a route, as a request.
