@@ -223,6 +223,34 @@ impl Envelope {
     }
 }
 
+/// Flag: the frame goes on the control lane ([`Lane::Control`](crate::Lane)).
+pub(crate) const FLAG_CONTROL: u8 = 0x01;
+/// Flag: the hops of this call are recorded ([`CallOptions::traced`](crate::CallOptions::traced)).
+pub(crate) const FLAG_TRACED: u8 = 0x02;
+const FLAGS_AT: usize = 4;
+
+/// The flags of a frame, without decoding it; none when it is no frame.
+pub(crate) fn flags(frame: &[u8]) -> u8 {
+    frame.get(FLAGS_AT).copied().unwrap_or_default()
+}
+
+/// The same frame with these flags too; without a copy when nobody shares its memory.
+pub(crate) fn flagged(frame: Bytes, more: u8) -> Bytes {
+    if more == 0 || frame.len() < HEADER_BYTES {
+        return frame;
+    }
+    let mut out = frame
+        .try_into_mut()
+        .unwrap_or_else(|shared| BytesMut::from(shared.as_ref()));
+    out[FLAGS_AT] |= more;
+    out.freeze()
+}
+
+/// Whether the frame must not wait behind bulk: it says so, or it is a cancel.
+pub(crate) fn is_control(frame: &[u8]) -> bool {
+    is_cancel(frame) || flags(frame) & FLAG_CONTROL != 0
+}
+
 /// Whether the frame is a cancel, without decoding it.
 pub(crate) fn is_cancel(frame: &[u8]) -> bool {
     frame.get(3) == Some(&(Kind::Cancel as u8))
@@ -356,6 +384,21 @@ mod tests {
             ..sample()
         };
         assert_eq!(Envelope::decode(&frame).unwrap(), expected);
+    }
+
+    #[test]
+    fn flags_are_added_and_ignored_by_who_does_not_know_them() {
+        let plain = sample().encode();
+        assert!(!is_control(&plain) && flags(&plain) == 0);
+        for shared in [false, true] {
+            let frame = sample().encode();
+            let other = shared.then(|| frame.clone());
+            let both = flagged(flagged(frame, FLAG_CONTROL), FLAG_TRACED);
+            assert!(is_control(&both) && flags(&both) == FLAG_CONTROL | FLAG_TRACED);
+            assert_eq!(Envelope::decode(&both).unwrap(), sample());
+            assert!(other.is_none_or(|other| flags(&other) == 0));
+        }
+        assert!(flagged(Bytes::from_static(b"x"), FLAG_CONTROL).len() == 1 && flags(b"x") == 0);
     }
 
     proptest! {

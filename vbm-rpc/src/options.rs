@@ -4,6 +4,17 @@ use crate::{codec::Codec, limits};
 use std::time::Duration;
 use vbm_core::Epoch;
 
+/// Which way a request goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lane {
+    /// With all others, in order.
+    #[default]
+    Bulk,
+    /// Past all that wait on the bulk lane: for what steers others. At a node it has its own queue and its own handlers
+    /// ([`CONTROL_HANDLERS_MAX`](limits::CONTROL_HANDLERS_MAX)); no depth limit refuses it. Cancels always go this way.
+    Control,
+}
+
 /// What a caller may say about one call. All of it has defaults.
 ///
 /// ```
@@ -20,6 +31,8 @@ pub struct CallOptions {
     pub(crate) traceparent: Option<String>,
     pub(crate) quorum: Option<usize>,
     pub(crate) codec: Codec,
+    pub(crate) lane: Lane,
+    pub(crate) traced: bool,
 }
 
 impl Default for CallOptions {
@@ -31,6 +44,8 @@ impl Default for CallOptions {
             traceparent: None,
             quorum: None,
             codec: Codec::MessagePack,
+            lane: Lane::Bulk,
+            traced: false,
         }
     }
 }
@@ -70,6 +85,19 @@ impl CallOptions {
     /// A broadcast ends after this many replies.
     pub const fn quorum(mut self, replies: usize) -> Self {
         self.quorum = Some(replies);
+        self
+    }
+
+    /// Which way the request goes.
+    pub const fn lane(mut self, lane: Lane) -> Self {
+        self.lane = lane;
+        self
+    }
+
+    /// Records the hops of this call: queued, taken by whom, begun, ended; for `vbm bus trace` and
+    /// [`Admin::trace`](crate::admin::Admin::trace). Costs a few writes; a call that is not traced pays nothing.
+    pub const fn traced(mut self, traced: bool) -> Self {
+        self.traced = traced;
         self
     }
 

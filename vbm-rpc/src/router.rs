@@ -121,6 +121,7 @@ pub(crate) struct Entry {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) fenced: bool,
     pub(crate) kept: bool,
+    pub(crate) version: u32,
 }
 
 impl Router {
@@ -148,6 +149,7 @@ impl Router {
                 handler: Arc::new(typed),
                 fenced: M::FENCED,
                 kept: M::KEPT,
+                version: M::VERSION,
             },
         );
         self
@@ -172,6 +174,14 @@ impl Router {
     /// The names of the methods, sorted.
     pub fn methods(&self) -> Vec<String> {
         self.routes.keys().map(|&name| name.to_owned()).collect()
+    }
+
+    /// The versions of the methods, by name.
+    pub fn versions(&self) -> BTreeMap<String, u32> {
+        let pairs = self.routes.iter();
+        pairs
+            .map(|(&name, entry)| (name.to_owned(), entry.version))
+            .collect()
     }
 
     /// Whether it answers nothing.

@@ -20,8 +20,9 @@ mod server;
 pub use replies::Replies;
 
 use crate::{
-    BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
-    envelope::{EndCode, Envelope, Kind},
+    BusError, CallOptions, Fate, Lane, Member, MemberInfo, Method, Route, Router,
+    admin::{self, Admin, DeadLetters, Stage},
+    envelope::{self, EndCode, Envelope, Kind},
     limits,
     router::too_large,
     transport::{Destination, Inbound, Link, SendError, Transport},
@@ -59,6 +60,7 @@ pub struct Bus {
 struct Shared {
     me: MemberInfo,
     link: Arc<dyn Link>,
+    admin: Option<Arc<dyn Admin>>,
     pending: Arc<Pending>,
     inflight: InFlight,
     ids: SeededIds,
@@ -86,11 +88,15 @@ impl Bus {
         router: Router,
     ) -> Result<Self, BusError> {
         let transport = transport.into();
-        let me = member.into_info(router.methods())?;
+        let mut me = member.into_info(router.methods())?;
+        me.versions = router.versions();
         let pending = Arc::new(Pending::default());
         let running = Arc::new(Running::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
-        let inbound = Inbound::new(sender, control(pending.clone(), running.clone()));
+        let (urgent_sender, urgent) = mpsc::channel(limits::CONTROL_QUEUE_MAX);
+        let inbound =
+            Inbound::new(sender, control(pending.clone(), running.clone())).with_urgent(urgent_sender);
+        let admin = transport.admin();
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
@@ -108,6 +114,7 @@ impl Bus {
         let shared = Arc::new(Shared {
             me,
             link: attached.link,
+            admin,
             pending,
             inflight: InFlight::default(),
             ids: SeededIds::new(seed.finish()),
@@ -117,9 +124,14 @@ impl Bus {
             tasks: TaskTracker::new(),
         });
         let until = shared.ended.clone();
-        let serve = Arc::new(server).dispatch(requests);
+        let server = Arc::new(server);
+        let serve = server.clone().dispatch(requests);
         shared.handlers.spawn(async move {
             until.run_until_cancelled(serve).await;
+        });
+        let until = shared.ended.clone();
+        shared.handlers.spawn(async move {
+            until.run_until_cancelled(server.dispatch_urgent(urgent)).await;
         });
         shared.tasks.spawn(resend(
             shared.link.clone(),
@@ -189,6 +201,11 @@ impl Bus {
             };
             let worker = flight.pending().worker(flight.id);
             flight.over();
+            flight.note(Stage::Answered, || match &answered {
+                Ok(Ok(answer)) => format!("by {}", answer.from),
+                Ok(Err(_closed)) => "this side's bus was shut down".into(),
+                Err(_late) => "no reply by the deadline".into(),
+            });
             match answered {
                 Ok(Ok(answer)) => read::<M>(answer),
                 Ok(Err(_closed)) => Err(flight.lost(worker, "this side's bus was shut down".into())),
@@ -264,6 +281,19 @@ impl Bus {
     pub async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
         self.health()?;
         self.shared.link.members(scope).await
+    }
+
+    /// The dead letters below a scope: list, show, replay, drop. A transport that keeps none says so.
+    pub fn dead_letters(&self, scope: NodePath) -> DeadLetters {
+        DeadLetters::new(self.shared.admin.clone(), scope)
+    }
+
+    /// The operator's view.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the transport has none.
+    pub fn admin(&self) -> Result<Arc<dyn Admin>, Error> {
+        self.shared.admin.clone().ok_or_else(admin::none)
     }
 
     /// Why the bus works no more, if it does not.
@@ -394,6 +424,12 @@ impl Bus {
             body,
         }
         .encode();
+        let lane = match options.lane {
+            Lane::Bulk => 0,
+            Lane::Control => envelope::FLAG_CONTROL,
+        };
+        let traced = if options.traced { envelope::FLAG_TRACED } else { 0 };
+        let frame = envelope::flagged(frame, lane | traced);
         Ok(Flight {
             shared: self.shared.clone(),
             _slot: slot,
@@ -456,6 +492,7 @@ impl Flight {
     async fn send(&mut self) -> Result<Vec<NodePath>, Fate> {
         self.state = FlightState::Away;
         let ttl = self.deadline.saturating_duration_since(Instant::now());
+        self.note(Stage::Queued, || format!("for {}", self.to));
         let sent = timeout_at(
             self.deadline + SEND_GRACE,
             self.shared.link.send(&self.to, self.frame.clone(), ttl),
@@ -476,6 +513,13 @@ impl Flight {
         };
         self.over();
         Err(fate)
+    }
+
+    /// Records a hop, if this call is traced.
+    fn note(&self, stage: Stage, detail: impl FnOnce() -> String) {
+        if envelope::flags(&self.frame) & envelope::FLAG_TRACED != 0 {
+            self.shared.link.note(self.id, stage, detail());
+        }
     }
 
     fn lost(&self, worker: Option<NodePath>, why: String) -> Fate {

@@ -7,9 +7,10 @@
 use super::running::Running;
 use crate::{
     MemberInfo, Router,
+    admin::Stage,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
-    envelope::{EndCode, Envelope, Kind},
+    envelope::{self, EndCode, Envelope, Kind},
     limits,
     router::{Context, Entry},
     transport::{Completion, Delivery, Destination, Link},
@@ -37,6 +38,7 @@ pub(super) struct Server {
     running: Arc<Running>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
+    urgent_permits: Arc<Semaphore>,
     closing: CancellationToken,
     ended: CancellationToken,
     tasks: TaskTracker,
@@ -56,6 +58,19 @@ struct Job {
     key: Key,
     deadline: Instant,
     inbox: Option<Destination>,
+    traced: bool,
+    /// Of a cast.
+    frame: Option<Bytes>,
+}
+
+/// What is done with an answer besides sending it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// Duplicates get it too.
+    Keep,
+    Forget,
+    /// The handler panicked and nobody waits for an answer: the request goes to the dead letters.
+    Bury,
 }
 
 impl Server {
@@ -75,6 +90,7 @@ impl Server {
             running,
             dedupe: Mutex::new(Dedupe::default()),
             permits: Arc::new(Semaphore::new(limits::HANDLERS_MAX)),
+            urgent_permits: Arc::new(Semaphore::new(limits::CONTROL_HANDLERS_MAX)),
             closing: closing.clone(),
             ended: ended.clone(),
             tasks: tasks.clone(),
@@ -86,9 +102,20 @@ impl Server {
     }
 
     /// Takes requests until the bus closes. What is left in the queue then was not begun and stays with the transport.
-    pub(super) async fn dispatch(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>) {
+    pub(super) async fn dispatch(self: Arc<Self>, requests: mpsc::Receiver<Delivery>) {
+        let permits = self.permits.clone();
+        self.dispatch_from(requests, permits).await;
+    }
+
+    /// The same for the control lane, which has handlers of its own.
+    pub(super) async fn dispatch_urgent(self: Arc<Self>, requests: mpsc::Receiver<Delivery>) {
+        let permits = self.urgent_permits.clone();
+        self.dispatch_from(requests, permits).await;
+    }
+
+    async fn dispatch_from(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>, permits: Arc<Semaphore>) {
         loop {
-            let Ok(permit) = self.permits.clone().acquire_owned().await else {
+            let Ok(permit) = permits.clone().acquire_owned().await else {
                 return;
             };
             let delivery = tokio::select! {
@@ -107,13 +134,20 @@ impl Server {
             Ok(request) if matches!(request.kind, Kind::Request | Kind::Cast) => request,
             Ok(other) => {
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
-                return delivery.done.complete();
+                return delivery.done.bury(delivery.frame, "it is no request");
             }
             Err(error) => {
                 tracing::warn!(%error, bytes = delivery.frame.len(), "an entry of the request queue was skipped");
-                return delivery.done.complete();
+                return delivery.done.bury(delivery.frame, &error.to_string());
             }
         };
+        let traced = envelope::flags(&delivery.frame) & envelope::FLAG_TRACED != 0;
+        if traced {
+            self.link
+                .note(request.id, Stage::Taken, format!("attempt {}", request.attempt));
+        }
+        // A cast that cannot be handled tells nobody: its frame is kept for the dead letters.
+        let frame = (request.kind == Kind::Cast).then(|| delivery.frame.clone());
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
         let inbox = (request.kind == Kind::Request).then(|| Destination::Inbox {
             path: request.caller.clone(),
@@ -144,6 +178,8 @@ impl Server {
                     key,
                     deadline,
                     inbox,
+                    traced,
+                    frame,
                 },
                 permit,
             ),
@@ -164,14 +200,25 @@ impl Server {
         self.tasks.spawn(async move {
             let until = server.ended.clone();
             let work = async {
-                let (answer, kept) = server.execute(&job).await;
+                let (answer, after) = server.execute(&job).await;
                 drop(permit);
-                let askers = match kept {
-                    true => server.dedupe().finish(&job.key, answer.clone(), Instant::now()),
-                    false => server.dedupe().abandon(&job.key),
+                if job.traced {
+                    server
+                        .link
+                        .note(job.request.id, Stage::Ended, format!("{:?}", answer.kind));
+                }
+                let askers = match after {
+                    After::Keep => server.dedupe().finish(&job.key, answer.clone(), Instant::now()),
+                    After::Forget | After::Bury => server.dedupe().abandon(&job.key),
                 };
                 for asker in askers {
-                    server.answer(asker, &answer).await;
+                    match (&job.frame, after) {
+                        // Of its duplicates one is enough.
+                        (Some(frame), After::Bury) if asker.id == job.request.id => {
+                            asker.done.bury(frame.clone(), "its handler panicked");
+                        }
+                        _ => server.answer(asker, &answer).await,
+                    }
                 }
             };
             // Dropped at a hard end: the delivery is then not completed, and somebody else gets it.
@@ -179,40 +226,49 @@ impl Server {
         });
     }
 
-    /// The answer, and whether it is kept: the handler ran, and its answers are for keeping.
-    async fn execute(&self, job: &Job) -> (Answer, bool) {
+    /// The answer, and what becomes of it: kept when the handler ran and its answers are for keeping.
+    async fn execute(&self, job: &Job) -> (Answer, After) {
         let request = &job.request;
         if job.deadline <= Instant::now() {
-            return (ended(EndCode::Expired, ""), false);
+            return (ended(EndCode::Expired, ""), After::Forget);
         }
         let Some(entry) = self.router.find(&request.method) else {
             let why = format!("{} does not know the method '{}'", self.me.path, request.method);
-            return (ended(EndCode::NoRoute, &why), false);
+            return (ended(EndCode::NoRoute, &why), After::Forget);
         };
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
-            return (refusal(request.codec, &error), false);
+            return (refusal(request.codec, &error), After::Forget);
         }
         let token = self.closing.child_token();
         if !self.running.begin(request.id, token.clone()) {
-            return (ended(EndCode::Cancelled, ""), false);
+            return (ended(EndCode::Cancelled, ""), After::Forget);
         }
         let _end = EndGuard {
             running: &self.running,
             id: request.id,
         };
-        let answer = match self.run(entry, job, token).await {
-            Ok(body) => Answer {
-                kind: Kind::Reply,
-                codec: request.codec,
-                body,
-                repeatable: false,
-            },
-            Err(error) => refusal(request.codec, &error),
-        };
-        (answer, entry.kept)
+        if job.traced {
+            self.link.note(request.id, Stage::Begun, request.method.clone());
+        }
+        let kept = if entry.kept { After::Keep } else { After::Forget };
+        match self.run(entry, job, token).await {
+            None if job.frame.is_some() => (refusal(request.codec, &panicked(&request.method)), After::Bury),
+            None => (refusal(request.codec, &panicked(&request.method)), kept),
+            Some(Ok(body)) => (
+                Answer {
+                    kind: Kind::Reply,
+                    codec: request.codec,
+                    body,
+                    repeatable: false,
+                },
+                kept,
+            ),
+            Some(Err(error)) => (refusal(request.codec, &error), kept),
+        }
     }
 
-    async fn run(&self, entry: &Entry, job: &Job, token: CancellationToken) -> Result<Bytes, Error> {
+    /// What the handler says; nothing when it panicked.
+    async fn run(&self, entry: &Entry, job: &Job, token: CancellationToken) -> Option<Result<Bytes, Error>> {
         let request = &job.request;
         let context = Context {
             request_id: request.id,
@@ -233,7 +289,7 @@ impl Server {
             // No arm loses anything: the futures outlive the turn.
             tokio::select! {
                 biased;
-                result = &mut handler => return result.unwrap_or_else(|_| Err(panicked(&request.method))),
+                result = &mut handler => return result.ok(),
                 () = &mut accept, if !accepted => {
                     accepted = true;
                     if let Some(inbox) = &job.inbox {
