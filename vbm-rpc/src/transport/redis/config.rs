@@ -13,6 +13,8 @@ const DEFAULT_NAMESPACE: &str = "vbm";
 pub struct RedisConfig {
     pub(super) info: ConnectionInfo,
     pub(super) namespace: String,
+    /// Entries kept for one destination before senders are overloaded.
+    pub(super) depth_limit: usize,
 }
 
 impl RedisConfig {
@@ -38,6 +40,7 @@ impl RedisConfig {
         Ok(Self {
             info,
             namespace: DEFAULT_NAMESPACE.to_owned(),
+            depth_limit: crate::limits::DEPTH_SOFT_MAX_ENTRIES,
         })
     }
 
@@ -45,6 +48,15 @@ impl RedisConfig {
     #[must_use]
     pub fn namespace(mut self, namespace: &Name) -> Self {
         self.namespace = namespace.as_str().to_owned();
+        self
+    }
+
+    /// Senders of this process are [`Overloaded`](crate::Fate::Overloaded) while so many entries (of up to 256 requests)
+    /// are kept for a destination. The default is
+    /// [`DEPTH_SOFT_MAX_ENTRIES`](crate::limits::DEPTH_SOFT_MAX_ENTRIES).
+    #[must_use]
+    pub fn depth_limit(mut self, entries: usize) -> Self {
+        self.depth_limit = entries.max(1);
         self
     }
 }

@@ -3,15 +3,20 @@
 //! | key | type | what | lives |
 //! |---|---|---|---|
 //! | `ns:v1:{shard}:n:<path>` | stream | requests for one node | [`STREAM_TTL`], renewed by the node |
+//! | `ns:v1:{shard}:n:<path>:ctl` | stream | the control lane of one node | [`STREAM_TTL`], renewed by the node |
 //! | `ns:v1:{shard}:p:<path>` | string | presence of one node, JSON | [`PRESENCE_TTL`](crate::limits::PRESENCE_TTL) |
 //! | `ns:v1:{shard}:r:<path>:<boot>` | stream | replies for one process | [`INBOX_TTL`], renewed by the process |
 //! | `ns:v1:{shard}:b` | stream | broadcasts to a shard | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:g:<scope>:<service>` | stream, group | requests for any | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:l:<scope>:<service>` | sorted set | who is alive: path by expiry in Redis' ms | [`STREAM_TTL`] |
-//! | `ns:v1:{shard of scope}:d:<scope>:<service>` | stream | dead letters | [`STREAM_TTL`] |
+//! | `<key of a request queue>:k` | hash | how often entries left over by a dead process were delivered | [`STREAM_TTL`] |
+//! | `ns:v1:{shard of scope}:j:<scope>:<service>` | string | who looks after the dead of a group just now | 1 s |
+//! | `ns:v1:{shard}:dlq` | stream | dead letters | [`DEAD_LETTERS_TTL`](crate::limits::DEAD_LETTERS_TTL) |
+//! | `ns:v1:dlqs` | set | the shards that have dead letters | [`DEAD_LETTERS_TTL`](crate::limits::DEAD_LETTERS_TTL) |
+//! | `ns:v1:{call}:t` | stream | the hops of a traced call | [`HOPS_TTL`](crate::limits::HOPS_TTL) |
 
 use crate::Service;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 use vbm_core::NodePath;
 
 /// How many names of a path make its shard: `zone/cluster`.
@@ -29,9 +34,39 @@ pub(super) const FIELD_SCOPE: &str = "s";
 /// The field of a broadcast that holds its service.
 pub(super) const FIELD_SERVICE: &str = "v";
 
+/// How the key of a control lane ends.
+const CONTROL: &str = "ctl";
+
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
+}
+
+/// Whose a request queue is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    Node(NodePath),
+    Control(NodePath),
+    Any(NodePath, Service),
+}
+
+impl Owner {
+    /// Where it lies in the tree.
+    pub(super) const fn scope(&self) -> &NodePath {
+        match self {
+            Self::Node(path) | Self::Control(path) | Self::Any(path, _) => path,
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(path) => write!(f, "node {path}"),
+            Self::Control(path) => write!(f, "control of node {path}"),
+            Self::Any(scope, service) => write!(f, "any {service} in {scope}"),
+        }
+    }
 }
 
 /// The shard of a node: the first names of the path that holds it.
@@ -85,8 +120,38 @@ impl Keys {
     pub(super) fn any(&self, scope: &NodePath, service: &Service) -> String {
         self.at(&ancestor(scope, SHARD_DEPTH), &format!("g:{scope}:{service}"))
     }
-    pub(super) fn dead_letters(&self, scope: &NodePath, service: &Service) -> String {
-        self.at(&ancestor(scope, SHARD_DEPTH), &format!("d:{scope}:{service}"))
+    pub(super) fn control(&self, path: &NodePath) -> String {
+        self.at(&shard(path), &format!("n:{path}:{CONTROL}"))
+    }
+    /// How often leftovers of a request queue were delivered.
+    pub(super) fn counts(queue: &str) -> String {
+        format!("{queue}:k")
+    }
+    pub(super) fn rescuer(&self, scope: &NodePath, service: &Service) -> String {
+        self.at(&ancestor(scope, SHARD_DEPTH), &format!("j:{scope}:{service}"))
+    }
+    pub(super) fn dead_letters(&self, shard: &NodePath) -> String {
+        self.at(shard, "dlq")
+    }
+    pub(super) fn dead_letter_shards(&self) -> String {
+        format!("{}:dlqs", self.prefix)
+    }
+    pub(super) fn hops(&self, call: uuid::Uuid) -> String {
+        format!("{}:{{{call}}}:t", self.prefix)
+    }
+
+    /// Whose request queue has this key, and in which shard it lies.
+    pub(super) fn parse(&self, key: &str) -> Option<(NodePath, Owner)> {
+        let rest = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?;
+        let (shard, rest) = rest.split_once("}:")?;
+        let mut parts = rest.split(':');
+        let owner = match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
+            ("n", path, None, None) => Owner::Node(path.parse().ok()?),
+            ("n", path, Some(CONTROL), None) => Owner::Control(path.parse().ok()?),
+            ("g", scope, Some(service), None) => Owner::Any(scope.parse().ok()?, Service::new(service).ok()?),
+            _ => return None,
+        };
+        Some((shard.parse().ok()?, owner))
     }
     /// Who offers `service` below `scope`; without a service, who is there at all.
     pub(super) fn alive(&self, scope: &NodePath, service: Option<&Service>) -> String {
@@ -145,6 +210,27 @@ mod tests {
             };
             assert_eq!(tag(&any), tag(&alive));
         }
+    }
+
+    #[test]
+    fn the_owner_of_a_request_queue_is_read_back_from_its_key() {
+        let (keys, service) = (Keys::new("x"), Service::new("agent").unwrap());
+        let node = path("eu/r1/n1");
+        let owners = [
+            (keys.node(&node), Owner::Node(node.clone())),
+            (keys.control(&node), Owner::Control(node.clone())),
+            (
+                keys.any(&path("eu"), &service),
+                Owner::Any(path("eu"), service.clone()),
+            ),
+            (keys.any(&path("/"), &service), Owner::Any(path("/"), service)),
+        ];
+        for (key, owner) in owners {
+            assert_eq!(keys.parse(&key).unwrap().1, owner, "{key}");
+            assert_eq!(keys.parse(&Keys::counts(&key)), None);
+        }
+        assert_eq!(keys.parse(&keys.presence(&node)), None);
+        assert_eq!(Keys::new("other").parse(&keys.node(&node)), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
 };
 use redis::cmd;
 use std::{sync::Arc, time::Duration};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// How long the server holds a read when there is nothing.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -72,6 +72,7 @@ async fn take_until_down(
             read.arg(&**key);
         }
         read.arg(&cursors);
+        let asked = Instant::now();
         let answer = match connection.read(&read, BLOCK).await? {
             Ok(answer) => answer,
             Err(why) if why.contains("NOGROUP") => {
@@ -97,7 +98,7 @@ async fn take_until_down(
                 any = true;
             }
             for entry in entries {
-                for delivery in core.deliveries(key, entry, true) {
+                for delivery in core.deliveries(key, entry, (asked, 1), true) {
                     if !core.inbound.request(delivery).await {
                         return Ok(());
                     }
