@@ -17,10 +17,12 @@
 //! out, and has said why.
 
 mod calls;
+mod delivery;
 mod life;
 mod routes;
 
 pub use calls::*;
+pub use delivery::*;
 pub use life::*;
 pub use routes::*;
 
@@ -77,6 +79,14 @@ macro_rules! transport_conformance {
             a_shutdown_ends_every_task_and_every_wait
             a_shutdown_lets_running_handlers_answer
             a_bad_member_is_refused
+            what_cannot_be_read_goes_to_the_dead_letters
+            a_cast_whose_handler_panics_is_a_dead_letter_that_can_be_replayed
+            a_request_that_kills_its_node_again_and_again_is_a_dead_letter_and_its_neighbours_are_done
+            a_request_for_any_that_kills_its_workers_again_and_again_is_a_dead_letter
+            a_handler_that_outlives_the_lease_keeps_its_request
+            a_cancel_and_control_pass_five_thousand_bulk_requests
+            the_hops_of_a_call_are_recorded_when_it_asks_for_it_and_only_then
+            presence_tells_the_versions_of_methods
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -430,6 +430,9 @@ impl Bus {
         };
         let traced = if options.traced { envelope::FLAG_TRACED } else { 0 };
         let frame = envelope::flagged(frame, lane | traced);
+        if options.traced {
+            tracing::info!(%id, method = M::NAME, %to, "this call is traced: see `vbm bus trace ID`");
+        }
         Ok(Flight {
             shared: self.shared.clone(),
             _slot: slot,

@@ -2,10 +2,13 @@
 
 use super::{
     QUEUE_MAX_PER_NODE,
+    desk::{Desk, Given},
     faults::{Dice, Faults},
 };
 use crate::{
-    BusError, MemberInfo, Route, Service, limits,
+    BusError, MemberInfo, Route, Service,
+    admin::{Queue, QueueKind},
+    envelope, limits,
     transport::{Completion, Delivery, Destination, Inbound, Keeper, SendError, Sent},
 };
 use bytes::Bytes;
@@ -26,6 +29,7 @@ use vbm_core::NodePath;
 #[derive(Default)]
 pub(super) struct Hub {
     state: Mutex<State>,
+    pub(super) desk: Desk,
 }
 
 #[derive(Default)]
@@ -43,6 +47,14 @@ struct Node {
     kept: BTreeMap<u64, Entry>,
     /// Of `kept`, what the present process was not given yet, by when it may be.
     ready: BTreeSet<(Instant, u64)>,
+    /// The same for the control lane.
+    urgent: BTreeSet<(Instant, u64)>,
+    /// Of `kept`, what processes died with: one at a time.
+    suspects: BTreeSet<u64>,
+    /// The suspect that runs now.
+    alone: Option<u64>,
+    /// How much was ever put in.
+    added: u64,
     replies: BTreeMap<(Instant, u64), Bytes>,
     present: Option<Present>,
 }
@@ -68,6 +80,42 @@ struct Entry {
     since: Instant,
     until: Instant,
     origin: Origin,
+    /// How often it was given to a process.
+    deliveries: u32,
+}
+
+impl Node {
+    /// Everything kept may be given to the present process.
+    fn ready_all(&mut self) {
+        let all = self
+            .kept
+            .iter()
+            .map(|(serial, entry)| ((entry.since, *serial), &entry.frame));
+        let (urgent, ready): (Vec<_>, Vec<_>) = all.partition(|(_, frame)| envelope::is_control(frame));
+        self.urgent = urgent.into_iter().map(|(at, _)| at).collect();
+        self.ready = ready.into_iter().map(|(at, _)| at).collect();
+    }
+
+    /// Nothing is with a process.
+    fn forget_ready(&mut self) {
+        self.ready.clear();
+        self.urgent.clear();
+        self.suspects.clear();
+        self.alone = None;
+    }
+
+    /// An entry is done with. The next suspect may run: `true` when there is one.
+    fn over(&mut self, serial: u64, now: Instant) -> bool {
+        self.kept.remove(&serial);
+        if self.alone == Some(serial) {
+            self.alone = None;
+            if let Some(next) = self.suspects.pop_first() {
+                self.ready.insert((now, next));
+                return true;
+            }
+        }
+        false
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -82,6 +130,7 @@ pub(super) struct Seat {
     path: NodePath,
     pub(super) serial: u64,
     requests: Notify,
+    urgent: Notify,
     replies: Notify,
     pub(super) ended: watch::Sender<Option<BusError>>,
     /// Its process crashed: what it still says is not heard.
@@ -89,9 +138,15 @@ pub(super) struct Seat {
 }
 
 impl Seat {
+    /// Whose it is, for people.
+    pub(super) fn name(&self) -> String {
+        self.path.to_string()
+    }
+
     pub(super) fn wake(&self, lane: Pumped) -> &Notify {
         match lane {
             Pumped::Requests => &self.requests,
+            Pumped::Urgent => &self.urgent,
             Pumped::Replies => &self.replies,
         }
     }
@@ -100,6 +155,7 @@ impl Seat {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pumped {
     Requests,
+    Urgent,
     Replies,
 }
 
@@ -123,12 +179,60 @@ impl Keeper for Kept {
             return;
         }
         if let Some(node) = self.hub.lock().nodes.get_mut(&self.seat.path) {
-            node.kept.remove(&self.serial);
+            if node.over(self.serial, Instant::now()) {
+                self.seat.requests.notify_one();
+            }
+        }
+    }
+
+    fn buried(&self, frame: Bytes, reason: &str) {
+        if self.seat.severed.load(Ordering::SeqCst) {
+            return;
+        }
+        let entry = {
+            let state = self.hub.lock();
+            let node = state.nodes.get(&self.seat.path);
+            node.and_then(|node| node.kept.get(&self.serial))
+                .map(|entry| (entry.origin.route(&self.seat.path), entry.deliveries, entry.since))
+        };
+        if let Some((route, deliveries, since)) = entry {
+            let given = Given {
+                deliveries,
+                worker: self.seat.path.to_string(),
+                since,
+            };
+            self.hub.desk.bury(route, frame, reason, &given);
+        }
+        self.completed();
+    }
+}
+
+impl Origin {
+    /// The route that leads where it was to go; a broadcast that one member cannot handle is that member's.
+    fn route(&self, path: &NodePath) -> Route {
+        match self {
+            Self::Any(scope, service) => Route::any(scope.clone(), service.clone()),
+            Self::Node | Self::All => Route::node(path.clone()),
         }
     }
 }
 
 impl Hub {
+    /// The queues of the nodes below a scope.
+    pub(super) fn queues(&self, scope: &NodePath) -> Vec<Queue> {
+        let state = self.lock();
+        let below = state.nodes.iter().filter(|(path, _)| scope.contains(path));
+        below
+            .map(|(path, node)| Queue {
+                kind: QueueKind::Node,
+                name: path.to_string(),
+                depth: u64::try_from(node.kept.len()).unwrap_or(u64::MAX),
+                added: node.added,
+                takers: Vec::new(),
+            })
+            .collect()
+    }
+
     pub(super) fn new(faults: Faults) -> Self {
         let state = State {
             dice: Dice::new(faults),
@@ -136,6 +240,7 @@ impl Hub {
         };
         Self {
             state: Mutex::new(state),
+            desk: Desk::default(),
         }
     }
 
@@ -159,6 +264,7 @@ impl Hub {
             path: info.path.clone(),
             serial: state.next,
             requests: Notify::new(),
+            urgent: Notify::new(),
             replies: Notify::new(),
             ended: watch::Sender::new(None),
             severed: AtomicBool::new(false),
@@ -178,6 +284,7 @@ impl Hub {
                 by: info.boot_id.clone(),
             }));
             old.seat.requests.notify_one();
+            old.seat.urgent.notify_one();
             old.seat.replies.notify_one();
         }
         state.give_away(&path, now);
@@ -186,11 +293,7 @@ impl Hub {
         }
         // What the process before left undone, this one gets.
         if let Some(node) = state.nodes.get_mut(&path) {
-            node.ready = node
-                .kept
-                .iter()
-                .map(|(serial, entry)| (entry.since, *serial))
-                .collect();
+            node.ready_all();
         }
         seat
     }
@@ -272,21 +375,46 @@ impl Hub {
             };
         }
         let retired = node.present.as_ref().is_some_and(|present| present.retired);
-        while let Some(&(at, serial)) = node.ready.first() {
+        loop {
+            let ready = match lane {
+                Pumped::Urgent => &mut node.urgent,
+                _ => &mut node.ready,
+            };
+            let Some(&(at, serial)) = ready.first() else { break };
             if retired {
                 break;
             }
             if at > now {
                 return Next::Wait(Some(death.map_or(at, |death| death.min(at))));
             }
-            node.ready.pop_first();
-            let Some(entry) = node.kept.get(&serial) else {
+            ready.pop_first();
+            let Some(entry) = node.kept.get_mut(&serial) else {
                 continue;
             };
             if entry.until <= now {
-                node.kept.remove(&serial);
+                node.over(serial, now);
                 continue;
             }
+            if entry.deliveries >= limits::DELIVERIES_MAX {
+                let given = Given {
+                    deliveries: entry.deliveries,
+                    worker: seat.path.to_string(),
+                    since: entry.since,
+                };
+                let (route, frame) = (entry.origin.route(&seat.path), entry.frame.clone());
+                self.desk
+                    .bury(route, frame, "its process died with it again and again", &given);
+                node.over(serial, now);
+                continue;
+            }
+            if entry.deliveries >= limits::SUSPECT_AFTER {
+                if node.alone.is_some() {
+                    node.suspects.insert(serial);
+                    continue;
+                }
+                node.alone = Some(serial);
+            }
+            entry.deliveries += 1;
             let keeper = Kept {
                 hub: self.clone(),
                 seat: seat.clone(),
@@ -315,6 +443,12 @@ impl Hub {
         if state.present(seat).is_none() {
             return;
         }
+        // Who leaves in peace was killed by nothing.
+        if let Some(node) = state.nodes.get_mut(&seat.path) {
+            for entry in node.kept.values_mut() {
+                entry.deliveries = entry.deliveries.saturating_sub(1);
+            }
+        }
         state.vacate(&seat.path, now);
     }
 
@@ -338,6 +472,7 @@ impl State {
     fn wake_all(&self) {
         for present in self.nodes.values().filter_map(|node| node.present.as_ref()) {
             present.seat.requests.notify_one();
+            present.seat.urgent.notify_one();
         }
     }
 
@@ -354,6 +489,7 @@ impl State {
             since: now,
             until,
             origin,
+            deliveries: 0,
         };
         match route {
             Route::Node(path) => {
@@ -438,10 +574,16 @@ impl State {
                 ..entry
             };
             node.kept.insert(self.next, copy);
-            node.ready.insert((entry.since + delay, self.next));
+            let ready = match envelope::is_control(&entry.frame) {
+                true => &mut node.urgent,
+                false => &mut node.ready,
+            };
+            ready.insert((entry.since + delay, self.next));
+            node.added += 1;
         }
         if let Some(present) = &node.present {
             present.seat.requests.notify_one();
+            present.seat.urgent.notify_one();
         }
         Ok(())
     }
@@ -488,7 +630,7 @@ impl State {
         let Some(node) = self.nodes.get_mut(path) else {
             return;
         };
-        node.ready.clear();
+        node.forget_ready();
         node.replies.clear();
         let (keep, give): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut node.kept)
             .into_iter()

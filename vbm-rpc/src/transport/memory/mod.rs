@@ -11,15 +11,20 @@
 //! member. All waiting is on tokio's clock, so a test may pause it. [`Faults`] make it lose, repeat and delay messages
 //! by a seed.
 
+mod desk;
 mod faults;
 mod hub;
 
 pub use faults::Faults;
 
 use super::{Attached, Destination, Inbound, Link, SendError, Sent, Transport};
-use crate::{BusError, MemberInfo};
+use crate::{
+    BusError, MemberInfo,
+    admin::{Admin, Stage},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
+use desk::MemoryAdmin;
 use hub::{Hub, Pumped, Seat};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -94,7 +99,7 @@ impl Transport for MemoryBus {
             tasks: TaskTracker::new(),
             generations: watch::Sender::new(1),
         };
-        for lane in [Pumped::Requests, Pumped::Replies] {
+        for lane in [Pumped::Requests, Pumped::Urgent, Pumped::Replies] {
             let pump = pump(self.hub.clone(), seat.clone(), inbound.clone(), lane);
             let stop = link.stop.clone();
             link.tasks.spawn(async move {
@@ -104,6 +109,10 @@ impl Transport for MemoryBus {
         link.tasks.close();
         let nonce = seat.serial;
         Ok(Attached::new(Arc::new(link), nonce))
+    }
+
+    fn admin(&self) -> Option<Arc<dyn Admin>> {
+        Some(Arc::new(MemoryAdmin(self.hub.clone())))
     }
 }
 
@@ -155,6 +164,10 @@ impl Link for MemoryLink {
             tracing::debug!(?error, %to, "a message that nobody waits for was not delivered");
         }
         true
+    }
+
+    fn note(&self, call: uuid::Uuid, stage: Stage, detail: String) {
+        self.hub.desk.note(call, stage, self.seat.name(), detail);
     }
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {

@@ -34,18 +34,14 @@ pub(super) struct Leftovers {
 }
 
 impl Leftovers {
-    /// Looks at the start; nothing when the queue is empty.
-    pub(super) async fn find(connection: &mut Blocking, node: &Arc<str>) -> Result<Option<Self>, Down> {
-        let mut info = cmd("XINFO");
-        info.arg("STREAM").arg(&**node);
-        let Ok(info) = connection.read(&info, Duration::ZERO).await? else {
-            return Ok(None);
-        };
-        let length = pack::field(&info, "length").and_then(pack::number).unwrap_or(0);
-        let last = pack::field(&info, "last-generated-id").and_then(pack::text);
-        let (Some(until), true) = (last.and_then(parse_id), length > 0) else {
-            return Ok(None);
-        };
+    /// Looks at the start; nothing when the queue was empty. `until` is the last entry that was there before this process
+    /// could be sent anything.
+    pub(super) async fn find(
+        connection: &mut Blocking,
+        node: &Arc<str>,
+        until: Option<(u64, u64)>,
+    ) -> Result<Option<Self>, Down> {
+        let Some(until) = until else { return Ok(None) };
         let counts_key = Keys::counts(node);
         let mut all = cmd("HGETALL");
         all.arg(&counts_key);

@@ -91,13 +91,20 @@ fn ms(span: std::time::Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Makes the queues, appears in presence. Gives the place in the broadcast stream from which on this member is
-/// addressed: it was read before anyone could see the member.
+/// What was there before anyone could see the member.
+pub(super) struct Begin {
+    /// From here on broadcasts are for it.
+    pub(super) broadcast_cursor: String,
+    /// The last entry of the node's queue, if there is any: left by an earlier process.
+    pub(super) node_last: Option<(u64, u64)>,
+}
+
+/// Makes the queues, appears in presence.
 pub(super) async fn register(
     core: &Core,
     commands: &mut Commands,
     claim: Claim,
-) -> Result<Result<String, Refusal>, Down> {
+) -> Result<Result<Begin, Refusal>, Down> {
     let mut batch = pipe();
     batch.add_command(cmd("TIME"));
     let broadcast = core.keys.broadcast(&keys::shard(&core.me.path));
@@ -130,12 +137,19 @@ pub(super) async fn register(
             .arg("MKSTREAM");
         batch.cmd("PEXPIRE").arg(&key).arg(ms(STREAM_TTL));
     }
+    batch
+        .cmd("XREVRANGE")
+        .arg(core.keys.node(&core.me.path))
+        .arg("+")
+        .arg("-")
+        .arg("COUNT")
+        .arg(1);
     batch.cmd("XINFO").arg("STREAM").arg(&broadcast);
     add_presence(core, &mut batch, claim);
     let asked = Instant::now();
     let answers = commands.run(&mut batch).await?;
     set_clock(core, asked, answers.first());
-    let Some([stream, presence]) = answers.last_chunk() else {
+    let Some([left, stream, presence]) = answers.last_chunk() else {
         return Err(Down("too few answers".into()));
     };
     if let Err(refusal) = read_presence(presence, claim) {
@@ -160,7 +174,12 @@ pub(super) async fn register(
             return Ok(Err(Refusal::Redis(why)));
         }
     }
-    Ok(Ok(cursor))
+    let left = left.as_ref().map(|left| pack::entries(left.clone()));
+    let node_last = left.ok().and_then(|entries| pack::parse_id(&entries.first()?.id));
+    Ok(Ok(Begin {
+        broadcast_cursor: cursor,
+        node_last,
+    }))
 }
 
 pub(super) fn add_presence(core: &Core, batch: &mut Pipeline, claim: Claim) {

@@ -62,7 +62,14 @@ struct Reader {
     inbox_cursor: String,
 }
 
-pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, broadcast_cursor: String) {
+pub(super) async fn run(
+    core: Arc<Core>,
+    feed: mpsc::UnboundedSender<Delivery>,
+    presence::Begin {
+        broadcast_cursor,
+        node_last,
+    }: presence::Begin,
+) {
     let me = &core.me;
     let mut reader = Reader {
         control: core.keys.control(&me.path).into(),
@@ -82,7 +89,7 @@ pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, 
         match core.connector.blocking().await {
             Ok(mut connection) => {
                 if first {
-                    match Leftovers::find(&mut connection, &reader.node).await {
+                    match Leftovers::find(&mut connection, &reader.node, node_last).await {
                         Ok(leftovers) => reader.leftovers = leftovers,
                         Err(Down(why)) => {
                             tracing::debug!(why, "the reader's connection broke at once");
@@ -151,7 +158,11 @@ impl Reader {
                 let deliveries = self
                     .core
                     .deliveries(&self.control, entry, (Instant::now(), 1), false);
-                self.give(deliveries);
+                // Past all that waits for the bus; behind it only when the bus has no room for control either.
+                let full = deliveries
+                    .into_iter()
+                    .filter_map(|delivery| self.core.inbound.try_request(delivery).err());
+                self.give(full.collect());
             }
             self.control_cursor = last;
         } else if key == &*self.inbox {

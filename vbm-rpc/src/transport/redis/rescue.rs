@@ -25,7 +25,7 @@ use crate::{
     limits::{PRESENCE_TTL, SUSPECT_AFTER},
 };
 use redis::{Value, cmd};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use vbm_core::NodePath;
 
@@ -78,6 +78,8 @@ fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
 pub(super) async fn run(core: Arc<Core>) {
     let mut deaths = core.deaths.subscribe();
     let mut next = Instant::now();
+    // What an earlier run of this path had is this run's business: at the start it looks in any case.
+    let mut unsettled: BTreeSet<usize> = (0..presence::served(&core.me).len()).collect();
     loop {
         let death = *deaths.borrow_and_update();
         let at = death.map_or(next, |death| death.min(next));
@@ -93,7 +95,7 @@ pub(super) async fn run(core: Arc<Core>) {
         core.deaths
             .send_if_modified(|death| death.take_if(|at| *at <= Instant::now()).is_some());
         deaths.mark_unchanged();
-        let again = match look_at_all(&core).await {
+        let again = match look_at_all(&core, &mut unsettled).await {
             Ok(again) => again.unwrap_or(SLOW_EVERY),
             Err(Down(why)) => {
                 tracing::debug!(why, "the dead could not be looked for");
@@ -105,22 +107,29 @@ pub(super) async fn run(core: Arc<Core>) {
     }
 }
 
-/// Gives how soon to look again, if something is left.
-async fn look_at_all(core: &Arc<Core>) -> Result<Option<Duration>, Down> {
+/// Looks at each group that nobody else looks at just now. `unsettled` are those where this member knows of something
+/// left: to these it comes back. Gives how soon.
+async fn look_at_all(core: &Arc<Core>, unsettled: &mut BTreeSet<usize>) -> Result<Option<Duration>, Down> {
     let Some(mut commands) = core.conn.borrow().clone() else {
         return Ok(Some(RETRY));
     };
     let mut again = None;
-    for (scope, service) in presence::served(&core.me) {
+    for (at, (scope, service)) in presence::served(&core.me).into_iter().enumerate() {
         let mut lock = cmd("SET");
         lock.arg(core.keys.rescuer(&scope, &service))
             .arg(&core.consumer)
             .arg("NX")
             .arg("PX")
             .arg(ms(LOCK_TTL));
-        if let Ok(Value::Okay) = commands.one(lock).await? {
-            again = sooner(again, look(core, &mut commands, &scope, &service).await?);
-        }
+        let left = match commands.one(lock).await? {
+            Ok(Value::Okay) => look(core, &mut commands, &scope, &service).await?,
+            _ => unsettled.contains(&at).then_some(LOCK_TTL),
+        };
+        match left {
+            Some(_) => unsettled.insert(at),
+            None => unsettled.remove(&at),
+        };
+        again = sooner(again, left);
     }
     Ok(again)
 }
