@@ -37,7 +37,7 @@ const DISPLACED_MIN_IDLE: Duration = Duration::from_secs(1);
 const SLOW_EVERY: Duration = Duration::from_secs(30);
 /// Only one member looks at a group within this time.
 const LOCK_TTL: Duration = Duration::from_millis(400);
-/// A consumer that asked for something this short a time ago is alive.
+/// A consumer that holds nothing and asked for something this short a time ago is alive.
 const BUSY: Duration = Duration::from_secs(4);
 /// After what another look needs to see a change for certain.
 const MARGIN: Duration = Duration::from_millis(30);
@@ -171,7 +171,7 @@ async fn look(
     };
     let doubtful = |consumer: &Consumer| {
         let same_path = keys::parse_consumer(&consumer.name).is_some_and(|(path, _)| path == core.me.path);
-        consumer.name != core.consumer && (same_path || consumer.idle >= BUSY)
+        consumer.name != core.consumer && (same_path || consumer.pending > 0 || consumer.idle >= BUSY)
     };
     let doubtful: Vec<Consumer> = consumers(&answer).into_iter().filter(doubtful).collect();
     let runs: Vec<_> = doubtful
