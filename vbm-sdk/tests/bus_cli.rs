@@ -115,7 +115,10 @@ async fn top_tells_who_is_there_and_what_waits_for_them() {
     assert_eq!(top["members"][1]["path"], "eu/n1");
     assert_eq!(top["members"][1]["versions"]["test.tell"], 1);
     let queues = top["queues"].as_array().unwrap();
-    let any = queues.iter().find(|queue| queue["name"] == "worker in eu").unwrap();
+    let any = queues
+        .iter()
+        .find(|queue| queue["name"] == "worker in eu")
+        .unwrap();
     assert_eq!((&any["kind"], &any["depth"]), (&"any".into(), &0.into()));
     let plain = stage
         .vbm(&["top", "--once", "--every", "200ms", "--scope", "eu"])
@@ -191,7 +194,13 @@ async fn the_hops_of_a_traced_call_are_shown() {
 #[tokio::test]
 async fn a_redis_that_is_not_there_is_told_in_three_lines() {
     let run = Command::new(env!("CARGO_BIN_EXE_vbm"))
-        .args(["bus", "top", "--once", "--redis", "redis+unix:///nowhere/redis.sock"])
+        .args([
+            "bus",
+            "top",
+            "--once",
+            "--redis",
+            "redis+unix:///nowhere/redis.sock",
+        ])
         .output();
     let output = timeout(PATIENCE, run).await.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(8));

@@ -178,10 +178,10 @@ impl Keeper for Kept {
         if self.seat.severed.load(Ordering::SeqCst) {
             return;
         }
-        if let Some(node) = self.hub.lock().nodes.get_mut(&self.seat.path) {
-            if node.over(self.serial, Instant::now()) {
-                self.seat.requests.notify_one();
-            }
+        if let Some(node) = self.hub.lock().nodes.get_mut(&self.seat.path)
+            && node.over(self.serial, Instant::now())
+        {
+            self.seat.requests.notify_one();
         }
     }
 

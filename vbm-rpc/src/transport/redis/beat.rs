@@ -139,7 +139,7 @@ impl Beater {
         note_deaths(&core, answers.iter().skip(at + rest).take(deaths));
         self.renew_leases(commands).await?;
         self.count += 1;
-        if self.count % SLOW_BEATS == 0 {
+        if self.count.is_multiple_of(SLOW_BEATS) {
             slow_beat(&core, commands).await?;
         }
         Ok(())

@@ -384,10 +384,11 @@ pub(super) async fn forget(core: &Core) {
         let eval = batch
             .cmd("EVAL")
             .arg(scripts::FORGET_ANY)
-            .arg(3)
+            .arg(4)
             .arg(alive)
             .arg(&any)
-            .arg(Keys::counts(&any));
+            .arg(Keys::counts(&any))
+            .arg(core.keys.rescuer(&scope, &service));
         eval.arg(now).arg(GROUP).arg(&core.consumer);
     }
     for shard in keys::shards_above(&me.path) {
@@ -404,7 +405,8 @@ pub(super) async fn forget(core: &Core) {
         // Others see somebody die, and look for what is left.
         for service in &me.services {
             let alive = core.keys.alive(&NodePath::root(), Some(service));
-            batch.cmd("ZADD").arg(alive).arg(now).arg(me.path.to_string());
+            batch.cmd("ZADD").arg(&alive).arg(now).arg(me.path.to_string());
+            batch.cmd("PEXPIRE").arg(&alive).arg(ms(STREAM_TTL));
         }
     }
     run_last(core, &mut batch).await;

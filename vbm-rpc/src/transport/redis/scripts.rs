@@ -82,12 +82,12 @@ return 1
 ";
 
 /// Forgets an anycast queue when it is empty and nobody serves it; leaves the group otherwise.
-/// KEYS: liveness, stream, counts. ARGV: now in ms, group, consumer.
+/// KEYS: liveness, stream, counts, rescuer. ARGV: now in ms, group, consumer.
 pub(super) const FORGET_ANY: &str = r"
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
-if redis.call('EXISTS', KEYS[2]) == 0 then return 1 end
-if redis.call('XLEN', KEYS[2]) == 0 and redis.call('ZCARD', KEYS[1]) == 0 then
-  redis.call('DEL', KEYS[2])
+local gone = redis.call('EXISTS', KEYS[2]) == 0
+if gone or (redis.call('XLEN', KEYS[2]) == 0 and redis.call('ZCARD', KEYS[1]) == 0) then
+  redis.call('DEL', KEYS[2], KEYS[4])
   redis.call('DEL', KEYS[3])
   return 1
 end
