@@ -9,7 +9,7 @@
 //! attached: it works while every other part of the system is down. [`Bus::admin`](crate::Bus::admin) and
 //! [`Bus::dead_letters`](crate::Bus::dead_letters) give the same from a bus.
 
-use crate::{MemberInfo, envelope::Envelope};
+use crate::{Context, MemberInfo, Method, Router, envelope::Envelope};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -234,6 +234,43 @@ impl Hop {
             detail,
         }
     }
+}
+
+/// Every member answers this, whatever its router: it is there, and its handlers run. Presence does not show it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ping;
+
+impl Method for Ping {
+    const NAME: &'static str = "bus.ping";
+    const FENCED: bool = false;
+    const KEPT: bool = false;
+    type Request = ();
+    type Reply = Pong;
+}
+
+/// The answer to a [`Ping`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Pong {
+    /// Who answered.
+    pub path: NodePath,
+    /// Which run of it.
+    pub boot_id: String,
+    /// The id of the call, for [`Admin::trace`].
+    pub call: Uuid,
+}
+
+/// What every member answers besides its own methods.
+pub(crate) fn router(me: &MemberInfo) -> Router {
+    let (path, boot_id) = (me.path.clone(), me.boot_id.clone());
+    Router::new().method::<Ping, _, _>(move |context: Context, ()| {
+        let pong = Pong {
+            path: path.clone(),
+            boot_id: boot_id.clone(),
+            call: context.request_id,
+        };
+        async move { Ok(pong) }
+    })
 }
 
 /// The dead letters below a scope. See [`Bus::dead_letters`](crate::Bus::dead_letters).

@@ -87,6 +87,7 @@ macro_rules! transport_conformance {
             a_cancel_and_control_pass_five_thousand_bulk_requests
             the_hops_of_a_call_are_recorded_when_it_asks_for_it_and_only_then
             presence_tells_the_versions_of_methods
+            every_member_answers_a_ping
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -191,6 +191,23 @@ async fn the_hops_of_a_traced_call_are_shown() {
     stage.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ping_shows_its_hops_and_leaves_nothing_behind() {
+    let Some(stage) = Stage::set().await else { return };
+    let pong = stage.json(&["ping", "eu/n1", "--trace", "--control"]).await;
+    assert_eq!(
+        (&pong["path"], &pong["boot_id"]),
+        (&"eu/n1".into(), &"boot-1".into())
+    );
+    let hops = pong["hops"].as_array().unwrap();
+    assert_eq!((hops.len(), &hops[4]["stage"]), (5, &"answered".into()));
+    let nobody = stage.vbm(&["ping", "eu/n9"]).await;
+    assert_eq!(nobody.status.code(), Some(8), "{}", text(&nobody.stderr));
+    let members = stage.client.members(&vbm_core::NodePath::root()).await.unwrap();
+    assert_eq!(members.len(), 2, "{members:?}");
+    stage.end().await;
+}
+
 #[tokio::test]
 async fn a_redis_that_is_not_there_is_told_in_three_lines() {
     let run = Command::new(env!("CARGO_BIN_EXE_vbm"))

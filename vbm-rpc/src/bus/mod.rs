@@ -90,6 +90,7 @@ impl Bus {
         let transport = transport.into();
         let mut me = member.into_info(router.methods())?;
         me.versions = router.versions();
+        let router = admin::router(&me).merge(router);
         let pending = Arc::new(Pending::default());
         let running = Arc::new(Running::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);

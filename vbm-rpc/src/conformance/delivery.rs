@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     Fate, Lane,
-    admin::{DeadLetter, Stage},
+    admin::{DeadLetter, Ping, Stage},
     limits::{DELIVERIES_MAX, PRESENCE_TTL},
     transport::{Destination, Inbound},
 };
@@ -361,6 +361,24 @@ pub async fn the_hops_of_a_call_are_recorded_when_it_asks_for_it_and_only_then(
     let fate = bus.call::<Unknown>(&n1, &(), within(PATIENCE)).await;
     assert!(matches!(fate, Err(Fate::NoRoute { .. })), "{fate:?}");
     end([worker, bus]).await;
+}
+
+/// Who answers nothing of its own still answers that it is there.
+pub async fn every_member_answers_a_ping(transport: Arc<dyn Transport>) {
+    let (bus, other) = (
+        client(&transport, "eu/c1").await,
+        client(&transport, "eu/c2").await,
+    );
+    let to = Route::node(path("eu/c2"));
+    let pong = soon("a ping", bus.call::<Ping>(&to, &(), within(PATIENCE)))
+        .await
+        .expect("a pong");
+    assert_eq!(
+        (&pong.path, &pong.boot_id),
+        (&other.member().path, &other.member().boot_id)
+    );
+    assert!(other.member().methods.is_empty());
+    end([bus, other]).await;
 }
 
 /// Presence has the version of each method beside its name, and the epoch that a member knows.

@@ -6,6 +6,8 @@ use clap::{Args, Subcommand};
 pub(in crate::cli) enum Bus {
     /// Show who is alive, how deep the queues are and how fast they move
     Top(BusTop),
+    /// Call a member and show how long it takes to answer
+    Ping(BusPing),
     /// Show the hops of one traced call
     Trace(BusTrace),
     /// Dead letters: requests that can never be handled
@@ -39,6 +41,25 @@ pub(in crate::cli) struct BusTop {
     /// Print once and end; it takes one --every to know the rates
     #[arg(long)]
     pub(in crate::cli) once: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm bus ping eu/n1 --redis redis://localhost:6379
+  vbm bus ping eu/n1 --trace     where the time goes
+  vbm bus ping eu/n1 --control   past all that waits there")]
+pub(in crate::cli) struct BusPing {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// The path of the member
+    pub(in crate::cli) member: String,
+    /// Record the hops of the call and show them
+    #[arg(long)]
+    pub(in crate::cli) trace: bool,
+    /// On the control lane
+    #[arg(long)]
+    pub(in crate::cli) control: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 //! It talks to Redis itself and not to vbmd: what is wrong with the bus is looked for when vbmd does not answer.
 
 mod dlq;
+mod ping;
 mod top;
 mod trace;
 
@@ -21,6 +22,7 @@ use vbm_rpc::{
 pub(super) async fn run(on: &Session<'_>, verb: Bus) -> Result<(), Error> {
     match verb {
         Bus::Top(args) => top::run(on, &args).await,
+        Bus::Ping(args) => ping::run(on, &args).await,
         Bus::Trace(args) => trace::run(on, &args).await,
         Bus::Dlq(verb) => dlq::run(on, verb).await,
     }
@@ -28,8 +30,15 @@ pub(super) async fn run(on: &Session<'_>, verb: Bus) -> Result<(), Error> {
 
 /// The operator's view of the bus there.
 async fn admin(place: &BusPlace) -> Result<Arc<dyn Admin>, Error> {
+    of(&transport(place).await?)
+}
+
+async fn transport(place: &BusPlace) -> Result<RedisTransport, Error> {
     let config = RedisConfig::from_url(&place.redis)?;
-    let transport = RedisTransport::connect(config).await?;
+    Ok(RedisTransport::connect(config).await?)
+}
+
+fn of(transport: &RedisTransport) -> Result<Arc<dyn Admin>, Error> {
     transport.admin().ok_or_else(|| {
         Error::internal(
             "this bus has no operator's view",

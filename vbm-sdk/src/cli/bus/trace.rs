@@ -21,7 +21,7 @@ pub(super) async fn run(on: &Session<'_>, args: &BusTrace) -> Result<(), Error> 
         .list(&hops, |hop| hop.stage.to_string(), &table(&hops), NONE)
 }
 
-fn table(hops: &[Hop]) -> Table {
+pub(super) fn table(hops: &[Hop]) -> Table {
     let mut table = Table::new(&["AFTER", "HOP", "AT", "DETAIL"], &["TIME MS"]);
     let first = hops.first().map_or(0, |hop| hop.at_ms);
     for hop in hops {
