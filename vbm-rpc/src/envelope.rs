@@ -251,6 +251,36 @@ pub(crate) fn is_control(frame: &[u8]) -> bool {
     is_cancel(frame) || flags(frame) & FLAG_CONTROL != 0
 }
 
+/// What a frame says about itself, read from its header alone.
+pub(crate) struct Peek<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) ttl_ms: u32,
+    pub(crate) epoch: Epoch,
+    pub(crate) caller: &'a str,
+}
+
+/// Looks at the header; `None` when this is no frame of this version.
+pub(crate) fn peek(frame: &[u8]) -> Option<Peek<'_>> {
+    let mut reader = Reader { frame, at: 0 };
+    if reader.take(2).ok()? != MAGIC || reader.u8().ok()? != VERSION {
+        return None;
+    }
+    let kind = Kind::from_byte(reader.u8().ok()?)?;
+    reader.at = TTL_AT;
+    let ttl_ms = reader.u32().ok()?;
+    let epoch = Epoch(reader.u64().ok()?);
+    let method_len = usize::from(reader.u8().ok()?);
+    let caller_len = usize::from(reader.u16().ok()?);
+    reader.at = HEADER_BYTES.checked_add(method_len)?;
+    let caller = reader.text(caller_len).ok()?;
+    Some(Peek {
+        kind,
+        ttl_ms,
+        epoch,
+        caller,
+    })
+}
+
 /// Whether the frame is a cancel, without decoding it.
 pub(crate) fn is_cancel(frame: &[u8]) -> bool {
     frame.get(3) == Some(&(Kind::Cancel as u8))
@@ -373,6 +403,18 @@ mod tests {
         for end in 0..frame.len() {
             assert!(Envelope::decode(&frame.slice(..end)).is_err(), "cut at {end}");
         }
+    }
+
+    #[test]
+    fn a_look_at_the_header_sees_what_decoding_does() {
+        let (envelope, frame) = (sample(), sample().encode());
+        let seen = peek(&frame).unwrap();
+        let caller = envelope.caller.to_string();
+        assert_eq!(
+            (seen.kind, seen.ttl_ms, seen.epoch, seen.caller),
+            (envelope.kind, envelope.ttl_ms, envelope.epoch, caller.as_str())
+        );
+        assert!((0..HEADER_BYTES).all(|end| peek(&frame[..end]).is_none()));
     }
 
     #[test]

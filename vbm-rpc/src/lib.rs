@@ -75,9 +75,11 @@
 //! | [`envelope`], [`codec`] | the frame and the body |
 //! | [`transport`] | the contract of transports; [`memory`] and [`redis`] |
 //! | [`conformance`] | that contract as tests, for any transport |
+//! | [`auth`] | who wrote an entry: keys, trust, seals |
 //! | [`limits`] | every limit, with its unit |
 
 pub mod admin;
+pub mod auth;
 pub mod bus;
 pub mod codec;
 pub mod conformance;
