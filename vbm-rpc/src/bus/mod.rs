@@ -63,7 +63,7 @@ struct Shared {
     admin: Option<Arc<dyn Admin>>,
     pending: Arc<Pending>,
     inflight: InFlight,
-    ids: SeededIds,
+    ids: Arc<dyn IdSource>,
     /// No new work.
     closing: CancellationToken,
     /// No work at all.
@@ -118,7 +118,9 @@ impl Bus {
             admin,
             pending,
             inflight: InFlight::default(),
-            ids: SeededIds::new(seed.finish()),
+            ids: attached
+                .ids
+                .unwrap_or_else(|| Arc::new(SeededIds::new(seed.finish()))),
             closing,
             ended,
             handlers,

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, sync::watch, time::Instant};
 use uuid::Uuid;
-use vbm_core::NodePath;
+use vbm_core::{IdSource, NodePath};
 
 /// Where a frame goes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,16 @@ pub enum Destination {
         /// Its run.
         boot_id: String,
     },
+}
+
+impl Destination {
+    /// Whether `from` may answer what was sent here.
+    pub(crate) fn may_answer(&self, from: &NodePath) -> bool {
+        match self {
+            Self::Route(Route::Node(path)) | Self::Inbox { path, .. } => path == from,
+            Self::Route(Route::Any { scope, .. } | Route::All { scope, .. }) => scope.contains(from),
+        }
+    }
 }
 
 impl fmt::Display for Destination {
@@ -106,12 +116,25 @@ pub struct Attached {
     pub link: Arc<dyn Link>,
     /// A number that no other attachment of the same member to this transport was given.
     pub nonce: u64,
+    /// Where the ids of messages come from, if the transport says.
+    pub ids: Option<Arc<dyn IdSource>>,
 }
 
 impl Attached {
     /// For those who write a transport.
     pub fn new(link: Arc<dyn Link>, nonce: u64) -> Self {
-        Self { link, nonce }
+        Self {
+            link,
+            nonce,
+            ids: None,
+        }
+    }
+
+    /// Messages get their ids from `ids`: for a transport on which ids must not be guessed.
+    #[must_use]
+    pub fn with_ids(mut self, ids: Arc<dyn IdSource>) -> Self {
+        self.ids = Some(ids);
+        self
     }
 }
 

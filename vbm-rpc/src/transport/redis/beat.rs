@@ -51,6 +51,7 @@ pub(super) async fn run(core: Arc<Core>) {
             _at = beats.tick() => {}
             () = core.retired.cancelled() => break,
         }
+        core.refresh_trust().await;
         beater.try_beat().await;
     }
     // Handlers may still run: what they work on stays theirs until the process is closed.

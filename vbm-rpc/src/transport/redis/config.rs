@@ -1,6 +1,6 @@
 //! Where Redis is, and how its keys begin.
 
-use crate::BusError;
+use crate::{BusError, auth::Security};
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, io::tcp::TcpSettings};
 use std::fmt;
 use vbm_core::Name;
@@ -15,6 +15,7 @@ pub struct RedisConfig {
     pub(super) namespace: String,
     /// Entries kept for one destination before senders are overloaded.
     pub(super) depth_limit: usize,
+    pub(super) security: Security,
 }
 
 impl RedisConfig {
@@ -41,6 +42,7 @@ impl RedisConfig {
             info,
             namespace: DEFAULT_NAMESPACE.to_owned(),
             depth_limit: crate::limits::DEPTH_SOFT_MAX_ENTRIES,
+            security: Security::Off,
         })
     }
 
@@ -57,6 +59,13 @@ impl RedisConfig {
     #[must_use]
     pub fn depth_limit(mut self, entries: usize) -> Self {
         self.depth_limit = entries.max(1);
+        self
+    }
+
+    /// Whether entries are sealed and opened. All members of a namespace must do the same. The default is off.
+    #[must_use]
+    pub fn security(mut self, security: Security) -> Self {
+        self.security = security;
         self
     }
 }

@@ -14,6 +14,7 @@
 //! | `ns:v1:{shard}:dlq` | stream | dead letters | [`DEAD_LETTERS_TTL`](crate::limits::DEAD_LETTERS_TTL) |
 //! | `ns:v1:dlqs` | set | the shards that have dead letters | [`DEAD_LETTERS_TTL`](crate::limits::DEAD_LETTERS_TTL) |
 //! | `ns:v1:{call}:t` | stream | the hops of a traced call | [`HOPS_TTL`](crate::limits::HOPS_TTL) |
+//! | `ns:v1:{shard of scope}:a:<scope>:<service>:<seal>` | string | the entry a seal was first seen at; with security on | a minute and the deadline |
 
 use crate::Service;
 use std::{fmt, time::Duration};
@@ -29,6 +30,8 @@ pub(super) const INBOX_TTL: Duration = Duration::from_secs(120);
 pub(super) const GROUP: &str = "workers";
 /// The field of an entry that holds its packed frames.
 pub(super) const FIELD_FRAMES: &str = "f";
+/// The field of an entry that says who wrote it: see [`crate::auth`].
+pub(super) const FIELD_SEAL: &str = "a";
 /// The field of a broadcast that holds its scope.
 pub(super) const FIELD_SCOPE: &str = "s";
 /// The field of a broadcast that holds its service.
@@ -152,6 +155,25 @@ impl Keys {
             _ => return None,
         };
         Some((shard.parse().ok()?, owner))
+    }
+    /// Which entry a seal was first seen at.
+    pub(super) fn claim(&self, scope: &NodePath, service: &Service, name: &str) -> String {
+        self.at(
+            &ancestor(scope, SHARD_DEPTH),
+            &format!("a:{scope}:{service}:{name}"),
+        )
+    }
+    /// Every key of one kind, as a pattern: `n`, `p`, `r`, `g`, `l`.
+    pub(super) fn anywhere(&self, kind: &str) -> String {
+        format!("{}:{{*}}:{kind}:*", self.prefix)
+    }
+    /// The anycast queues of a service in every scope, as a pattern.
+    pub(super) fn any_of(&self, service: &Service) -> String {
+        format!("{}:{{*}}:g:*:{service}", self.prefix)
+    }
+    /// The broadcasts of every shard, as a pattern.
+    pub(super) fn broadcasts(&self) -> String {
+        format!("{}:{{*}}:b", self.prefix)
     }
     /// Who offers `service` below `scope`; without a service, who is there at all.
     pub(super) fn alive(&self, scope: &NodePath, service: Option<&Service>) -> String {

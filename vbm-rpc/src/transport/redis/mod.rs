@@ -29,11 +29,13 @@
 //! No clock of a client is trusted: ages come from the ids of entries, which carry Redis' time.
 //! Not there yet: Sentinel, Cluster (the keys have their hash tags), a shared result store, TLS, signatures.
 
+pub mod acl;
 mod admin;
 mod beat;
 mod config;
 mod connect;
 mod depth;
+mod guard;
 mod keys;
 mod leftovers;
 mod letters;
@@ -53,12 +55,14 @@ use super::{Attached, Completion, Delivery, Destination, Inbound, Keeper, Link, 
 use crate::{
     BusError, MemberInfo, Route,
     admin::{Admin, Stage},
+    auth::{Counts, SecretIds},
     envelope,
 };
 use admin::RedisAdmin;
 use async_trait::async_trait;
 use bytes::Bytes;
 use connect::{Commands, Connector};
+use guard::Guard;
 use keys::Keys;
 use letters::Letter;
 use pack::Entry;
@@ -97,6 +101,7 @@ pub struct RedisTransport {
     config: RedisConfig,
     connector: Connector,
     warnings: Vec<String>,
+    counts: Arc<Counts>,
 }
 
 impl RedisTransport {
@@ -117,12 +122,18 @@ impl RedisTransport {
             config,
             connector,
             warnings,
+            counts: Arc::default(),
         })
     }
 
     /// What is not as it should be with the server, one sentence each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// How many entries its attachments sealed, opened and refused; all zero with security off.
+    pub fn entries(&self) -> &Counts {
+        &self.counts
     }
 }
 
@@ -139,6 +150,13 @@ impl Transport for RedisTransport {
             server: self.config.to_string(),
             why: down.0,
         };
+        let guard = Guard::new(
+            &self.config.security,
+            &self.config.namespace,
+            &member,
+            &self.counts,
+        )?;
+        let guarded = guard.is_some();
         let mut commands = self.connector.commands().await.map_err(unreachable)?;
         let (ops, queue) = mpsc::unbounded_channel();
         let (urgent, urgent_queue) = mpsc::unbounded_channel();
@@ -154,6 +172,7 @@ impl Transport for RedisTransport {
                 urgent,
                 suspects,
             },
+            guard,
         ));
         let cursor = presence::register(&core, &mut commands, presence::Claim::Take)
             .await
@@ -172,7 +191,15 @@ impl Transport for RedisTransport {
         }
         core.spawn(quarantine::run(core.clone(), suspected));
         core.tasks.close();
-        Ok(Attached::new(Arc::new(RedisLink { core }), nonce))
+        let mut attached = Attached::new(Arc::new(RedisLink { core }), nonce);
+        if guarded {
+            let ids = SecretIds::new().map_err(|e| BusError::Untrusted {
+                path: self.config.to_string(),
+                why: e.to_string(),
+            })?;
+            attached = attached.with_ids(Arc::new(ids));
+        }
+        Ok(attached)
     }
 
     fn admin(&self) -> Option<Arc<dyn Admin>> {
@@ -235,6 +262,10 @@ struct Core {
     /// Requests between the reader and the bus.
     backlog: AtomicUsize,
     seed: u64,
+    /// Entries were taken over and could not be admitted: the taker reads again what is its own.
+    reread: AtomicBool,
+    /// With security on: seals and opens entries.
+    guard: Option<Guard>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -248,6 +279,7 @@ impl Core {
         (me, token): (MemberInfo, String),
         inbound: Inbound,
         queues: Queues,
+        guard: Option<Guard>,
     ) -> Self {
         let consumer = keys::consumer(&me.path, &me.boot_id);
         let mut seed = DefaultHasher::new();
@@ -278,6 +310,8 @@ impl Core {
             inbox_cursor: Mutex::new("0-0".into()),
             backlog: AtomicUsize::new(0),
             seed: seed.finish(),
+            reread: AtomicBool::new(false),
+            guard,
         }
     }
 
@@ -353,6 +387,9 @@ impl Core {
     /// Runs a held entry's requests alone, in its turn.
     fn suspect(&self, suspect: Suspect) {
         if self.hold(&suspect.key, &suspect.entry.id, Instant::now(), suspect.group) {
+            if !self.admits(&suspect.key, !suspect.group, &suspect.entry) {
+                return self.complete(suspect.key, suspect.entry.id, suspect.group);
+            }
             // Fails only when the process takes no more; the entry then stays.
             drop(self.queues.suspects.send(suspect));
         }
@@ -372,6 +409,11 @@ impl Core {
         group: bool,
     ) -> Vec<Delivery> {
         if !self.hold(key, &entry.id, asked, group) {
+            return Vec::new();
+        }
+        // A group's entries were admitted as they were read; those that were not are judged here.
+        if !self.admits(key, !group, &entry) {
+            self.complete(key.clone(), entry.id, group);
             return Vec::new();
         }
         if entry.frames.is_empty() {

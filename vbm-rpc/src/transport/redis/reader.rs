@@ -166,8 +166,14 @@ impl Reader {
             }
             self.control_cursor = last;
         } else if key == &*self.inbox {
-            for frame in entries.into_iter().flat_map(|entry| entry.frames) {
-                self.core.inbound.control(frame);
+            for entry in entries {
+                if !self.core.admits(&self.inbox, true, &entry) {
+                    self.core.complete(self.inbox.clone(), entry.id, false);
+                    continue;
+                }
+                for frame in entry.frames {
+                    self.core.inbound.control(frame);
+                }
             }
             lock(&self.core.inbox_cursor).clone_from(&last);
             self.inbox_cursor = last;
@@ -230,6 +236,10 @@ impl Reader {
             .iter()
             .any(|service| Some(service.as_str()) == entry.service.as_deref());
         if !offered || !scope.is_some_and(|scope| scope.contains(&me.path)) {
+            return Vec::new();
+        }
+        // Not removed when refused: it belongs to all members of the shard, and goes with its age.
+        if !self.core.admits(&self.broadcast, false, &entry) {
             return Vec::new();
         }
         let since = self.core.written_at(&entry.id);

@@ -25,7 +25,11 @@ use crate::{
     limits::{PRESENCE_TTL, SUSPECT_AFTER},
 };
 use redis::{Value, cmd};
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep_until};
 use vbm_core::NodePath;
 
@@ -193,7 +197,7 @@ async fn look(
                 None
             }
             (_, Run::Absent) if !settling.is_zero() => Some(settling + MARGIN),
-            _ => take_over(core, commands, &key, &consumer.name, min_idle).await?,
+            _ => take_over(core, commands, (scope, service), (&key, &consumer.name), min_idle).await?,
         };
         again = sooner(again, left);
     }
@@ -251,8 +255,8 @@ fn pending(answer: &Value) -> Vec<(String, Duration, i64)> {
 async fn take_over(
     core: &Arc<Core>,
     commands: &mut Commands,
-    key: &Arc<str>,
-    dead: &str,
+    (scope, service): (&NodePath, &Service),
+    (key, dead): (&Arc<str>, &str),
     min_idle: Duration,
 ) -> Result<Option<Duration>, Down> {
     loop {
@@ -287,7 +291,11 @@ async fn take_over(
         };
         let entries = pack::entries(claimed);
         tracing::info!(%key, dead, entries = entries.len(), "requests of a dead member were taken over");
-        for entry in entries {
+        let admitted = core.admit_shared(key, (scope, service), entries).await;
+        if admitted.is_err() {
+            core.reread.store(true, Ordering::SeqCst);
+        }
+        for entry in admitted? {
             let before = ripe.iter().find(|(id, ..)| *id == entry.id);
             let before = before.map_or(1, |(.., times)| u32::try_from(*times).unwrap_or(1));
             if before >= SUSPECT_AFTER && !entry.frames.is_empty() {

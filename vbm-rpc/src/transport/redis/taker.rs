@@ -8,9 +8,14 @@ use super::{
     keys::GROUP,
     pack, presence, reader,
 };
+use crate::Service;
 use redis::cmd;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
+use vbm_core::NodePath;
 
 /// How long the server holds a read when there is nothing.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -27,17 +32,20 @@ pub(super) async fn run(core: Arc<Core>) {
 }
 
 async fn take_all(core: &Arc<Core>) {
-    let keys: Vec<Arc<str>> = presence::served(&core.me)
+    let served = presence::served(&core.me);
+    let keys: Vec<Arc<str>> = served
         .iter()
         .map(|(scope, service)| core.keys.any(scope, service).into())
         .collect();
     let mut attempt = 0;
     loop {
         match core.connector.blocking().await {
-            Ok(mut connection) => match take_until_down(core, &mut connection, &keys, &mut attempt).await {
-                Ok(()) => return,
-                Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
-            },
+            Ok(mut connection) => {
+                match take_until_down(core, &mut connection, (&served, &keys), &mut attempt).await {
+                    Ok(()) => return,
+                    Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
+                }
+            }
             Err(Down(why)) => tracing::debug!(attempt, why, "the taker cannot connect"),
         }
         core.probe();
@@ -50,7 +58,7 @@ async fn take_all(core: &Arc<Core>) {
 async fn take_until_down(
     core: &Arc<Core>,
     connection: &mut Blocking,
-    keys: &[Arc<str>],
+    (served, keys): (&[(NodePath, Service)], &[Arc<str>]),
     attempt: &mut u32,
 ) -> Result<(), Down> {
     // First what was taken and may have been lost with the last connection, page by page, then what is new.
@@ -58,6 +66,9 @@ async fn take_until_down(
     loop {
         if !core.inbound.wait_for_room().await {
             return Ok(());
+        }
+        if core.reread.swap(false, Ordering::SeqCst) {
+            cursors.fill(MINE.into());
         }
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP")
@@ -90,14 +101,16 @@ async fn take_until_down(
             let Some(at) = keys.iter().position(|known| **known == *key) else {
                 continue;
             };
-            let (Some(key), Some(cursor)) = (keys.get(at), cursors.get_mut(at)) else {
+            let (Some(key), Some(cursor), Some((scope, service))) =
+                (keys.get(at), cursors.get_mut(at), served.get(at))
+            else {
                 continue;
             };
             if let (Some(last), true) = (entries.last(), cursor != NEW) {
                 cursor.clone_from(&last.id);
                 any = true;
             }
-            for entry in entries {
+            for entry in core.admit_shared(key, (scope, service), entries).await? {
                 for delivery in core.deliveries(key, entry, (asked, 1), true) {
                     if !core.inbound.request(delivery).await {
                         return Ok(());

@@ -12,7 +12,7 @@ use super::{
     admin::HOP_FIELDS,
     connect::{Answer, BACKOFF_MAX, Commands, Down, backoff},
     depth::{Depth, admit},
-    keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE, GROUP},
+    keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SEAL, FIELD_SERVICE, GROUP},
     letters::{self, Letter},
     lock,
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
@@ -234,6 +234,18 @@ impl Plan {
             && !self.probe
     }
 
+    /// Ends what cannot be sealed: with security on, what is for somebody without a trusted key.
+    fn refuse_strangers(&mut self, core: &Core) {
+        let Some(guard) = &core.guard else { return };
+        for group in &mut self.groups {
+            if let Err(error) = guard.can_seal(&group.target) {
+                for op in group.ops.drain(..) {
+                    op.settle(Err(error.clone()));
+                }
+            }
+        }
+    }
+
     /// Ends what is too late or too much, and cuts the rest into entries; the control lane comes first. `workers` is the
     /// number of consumers last seen alive.
     fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>, depths: &Depths) {
@@ -375,6 +387,7 @@ pub(super) async fn run(
             commands = writer.connect(&core).await;
             continue;
         };
+        plan.refuse_strangers(&core);
         plan.cut(Instant::now(), &writer.workers, &writer.depths);
         match writer.flush(&core, connection, &mut plan).await {
             Ok(()) => {
@@ -687,6 +700,10 @@ fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
             add.arg("MAXLEN").arg("~").arg(INBOX_MAX_ENTRIES);
         }
         add.arg("*").arg(FIELD_FRAMES).arg(&frames[..]);
+        if let Some(guard) = &core.guard {
+            let seal = guard.seal(&group.target, &key, &frames, core.now_ms());
+            add.arg(FIELD_SEAL).arg(seal);
+        }
         if let Target::Shard { scope, service, .. } = &group.target {
             add.arg(FIELD_SCOPE)
                 .arg(scope.to_string())
