@@ -811,7 +811,6 @@ async fn the_user_of_a_node_does_what_it_needs_and_nothing_else() {
         "CLIENT KILL TYPE normal",
         "CLIENT LIST",
         "CLIENT PAUSE 100",
-        "DEBUG SLEEP 0",
         "SHUTDOWN NOSAVE",
         "REPLICAOF NO ONE",
         "FAILOVER",
