@@ -46,6 +46,22 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], Error> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub [u8; 8]);
 
+impl FromStr for KeyId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut id = [0; 8];
+        hex::decode_to_slice(text, &mut id).map_err(|_| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("'{text}' is no id of a key"),
+                "an id has 16 hexadecimal digits",
+                "see the ids with `vbm bus key show`",
+            )
+        })?;
+        Ok(Self(id))
+    }
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))
@@ -247,6 +263,12 @@ impl fmt::Debug for PairKey {
     }
 }
 
+impl Clone for KeyPair {
+    fn clone(&self) -> Self {
+        Self::from_secret(*self.secret)
+    }
+}
+
 /// The keys of one process: the first seals, all open. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Keys(Arc<[KeyPair]>);
@@ -284,6 +306,34 @@ impl Keys {
     /// The key of that name.
     pub fn find(&self, id: KeyId) -> Option<&KeyPair> {
         self.0.iter().find(|pair| pair.id == id)
+    }
+
+    /// These and a new one, which opens and does not seal yet.
+    ///
+    /// # Errors
+    /// When there are 8 already.
+    pub fn with_next(&self) -> Result<Self, Error> {
+        let next = KeyPair::generate()?;
+        Self::new(self.0.iter().cloned().chain([next]).collect())
+    }
+
+    /// The same, of which that one seals.
+    ///
+    /// # Errors
+    /// Not found, when it is not among them.
+    pub fn sealing_with(&self, id: KeyId) -> Result<Self, Error> {
+        let first = self.find(id).ok_or_else(|| not_among(id))?.clone();
+        let others = self.0.iter().filter(|pair| pair.id != id).cloned();
+        Self::new(std::iter::once(first).chain(others).collect())
+    }
+
+    /// The others.
+    ///
+    /// # Errors
+    /// Not found, when it is not among them; invalid input, when it is the last.
+    pub fn without(&self, id: KeyId) -> Result<Self, Error> {
+        self.find(id).ok_or_else(|| not_among(id))?;
+        Self::new(self.0.iter().filter(|pair| pair.id != id).cloned().collect())
     }
 
     /// All, the one that seals first.
@@ -405,6 +455,15 @@ impl Keys {
     }
 }
 
+fn not_among(id: KeyId) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no key {id} in this file"),
+        "a key is named by the 16 digits of its id",
+        "see what there is with `vbm bus key show`",
+    )
+}
+
 fn secret_of(line: &str) -> Option<[u8; SECRET_BYTES]> {
     let mut secret = [0; SECRET_BYTES];
     hex::decode_to_slice(line.strip_prefix(SECRET_PREFIX)?, &mut secret).ok()?;
@@ -465,6 +524,19 @@ mod tests {
             error.why().contains("640") && error.fix().contains("chmod 600"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_key_is_added_turned_to_and_dropped() {
+        let keys = Keys::generate().unwrap().with_next().unwrap();
+        let [old, new] = [keys.all()[0].id(), keys.all()[1].id()];
+        assert_eq!(keys.active().id(), old, "the next one does not seal yet");
+        let turned = keys.sealing_with(new).unwrap();
+        assert_eq!((turned.active().id(), turned.all().len()), (new, 2));
+        let left = turned.without(old).unwrap();
+        assert_eq!((left.active().id(), left.all().len()), (new, 1));
+        assert!(left.without(new).is_err() && left.sealing_with(old).is_err());
+        assert_eq!(old.to_string().parse::<KeyId>().unwrap(), old);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //! errors have three lines like all others.
 
 mod bus;
+mod bus_auth;
 mod nouns;
 
 pub(super) use bus::*;
+pub(super) use bus_auth::*;
 pub(super) use nouns::*;
 
 use super::exit;

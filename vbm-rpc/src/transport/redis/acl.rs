@@ -14,8 +14,12 @@
 //! Nothing here lets a member read the queue of another, list keys, run admin commands, or touch other keys of the server.
 //! Scripts run with the rights of who runs them.
 
-use super::keys::{self, Keys};
-use crate::Service;
+use super::{
+    RedisConfig,
+    connect::{Connector, Down},
+    keys::{self, Keys},
+};
+use crate::{BusError, Service};
 use std::fmt;
 use vbm_core::{Name, NodePath};
 
@@ -54,6 +58,14 @@ impl Rule {
         &self.user
     }
 
+    /// Also everything that is done with data of keys that match `pattern`: for what else a member keeps on this Redis.
+    /// Not listing keys, and no admin commands.
+    #[must_use]
+    pub fn and_all_of(mut self, pattern: &str) -> Self {
+        self.words.push(format!("({ALL_OF} ~{pattern})"));
+        self
+    }
+
     /// What comes after `ACL SETUSER`, word by word, the user first.
     pub fn words(&self) -> impl Iterator<Item = &str> {
         std::iter::once(self.user.as_str()).chain(self.words.iter().map(String::as_str))
@@ -76,6 +88,39 @@ impl fmt::Display for Rule {
 impl fmt::Debug for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Rule({})", self.user)
+    }
+}
+
+/// Makes the user of a rule on a Redis, or changes it. It lasts as long as the server, or until `ACL SAVE` there where it
+/// has an `aclfile`.
+///
+/// # Errors
+/// [`BusError::Unreachable`]; [`BusError::Unsuitable`] when it refuses, as it does to who may not.
+///
+/// # Cancel safety
+/// Dropping the future may or may not make the user.
+pub async fn apply(config: &RedisConfig, rule: &Rule) -> Result<(), BusError> {
+    let unreachable = |Down(why): Down| BusError::Unreachable {
+        server: config.to_string(),
+        why,
+    };
+    let mut commands = Connector::new(config)
+        .map_err(unreachable)?
+        .commands()
+        .await
+        .map_err(unreachable)?;
+    let mut command = redis::cmd("ACL");
+    command.arg("SETUSER");
+    for word in rule.words() {
+        command.arg(word);
+    }
+    match commands.one(command).await.map_err(unreachable)? {
+        Ok(_done) => Ok(()),
+        Err(why) => Err(BusError::Unsuitable {
+            server: config.to_string(),
+            why,
+            fix: "log in as a user who may run ACL SETUSER, for example the default user".into(),
+        }),
     }
 }
 
@@ -124,6 +169,9 @@ const OWN: [&str; 27] = [
     "+eval",
     "+evalsha",
 ];
+
+/// Everything that works on named keys.
+const ALL_OF: &str = "+@read +@write +eval +evalsha -@dangerous -@admin -scan -dbsize -randomkey";
 
 /// The user of a member: what it needs and no more.
 ///

@@ -1,5 +1,6 @@
 //! What may be typed after `vbm bus`.
 
+use super::bus_auth::{BusAcl, BusKey};
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
@@ -13,6 +14,11 @@ pub(in crate::cli) enum Bus {
     /// Dead letters: requests that can never be handled
     #[command(subcommand)]
     Dlq(BusDlq),
+    /// The keys by which this host is believed on the bus
+    #[command(subcommand)]
+    Key(BusKey),
+    /// Print the Redis user of a node, who may do what it needs and nothing else
+    Acl(BusAcl),
 }
 
 /// Where the bus is. `vbm bus` asks Redis itself, so that it works while vbmd is down.

@@ -2,7 +2,9 @@
 //!
 //! It talks to Redis itself and not to vbmd: what is wrong with the bus is looked for when vbmd does not answer.
 
+mod acl;
 mod dlq;
+mod key;
 mod ping;
 mod top;
 mod trace;
@@ -25,6 +27,8 @@ pub(super) async fn run(on: &Session<'_>, verb: Bus) -> Result<(), Error> {
         Bus::Ping(args) => ping::run(on, &args).await,
         Bus::Trace(args) => trace::run(on, &args).await,
         Bus::Dlq(verb) => dlq::run(on, verb).await,
+        Bus::Key(verb) => key::run(on, verb),
+        Bus::Acl(args) => acl::run(on, &args).await,
     }
 }
 
