@@ -20,11 +20,13 @@ mod calls;
 mod delivery;
 mod life;
 mod routes;
+mod strangers;
 
 pub use calls::*;
 pub use delivery::*;
 pub use life::*;
 pub use routes::*;
+pub use strangers::*;
 
 use crate::{Bus, CallOptions, Context, Member, Method, Route, Router, Service, transport::Transport};
 use serde::{Deserialize, Serialize};
@@ -88,6 +90,7 @@ macro_rules! transport_conformance {
             the_hops_of_a_call_are_recorded_when_it_asks_for_it_and_only_then
             presence_tells_the_versions_of_methods
             every_member_answers_a_ping
+            an_answer_of_somebody_who_was_not_asked_is_dropped
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {
