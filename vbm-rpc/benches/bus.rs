@@ -160,13 +160,13 @@ fn seal_costs() {
                 true => seal_for_one(mine.active().id(), theirs.active().id(), &pair, speaker(), &bound),
                 false => seal_for_any(mine.active(), speaker(), &bound),
             };
-            let begin = std::time::Instant::now();
+            let begin = Instant::now();
             for _ in 0..TURNS {
                 std::hint::black_box(seal());
             }
             let sealed = begin.elapsed() / TURNS;
             let made = seal();
-            let begin = std::time::Instant::now();
+            let begin = Instant::now();
             for _ in 0..TURNS {
                 let opened = open(&made, &bound, for_one, &theirs, &ring, |_, _, _| {
                     Some(pair.clone())

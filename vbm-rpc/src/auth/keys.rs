@@ -431,7 +431,7 @@ impl Keys {
             "# Secret keys of the bus: the first seals, all open.\n",
         ));
         for pair in self.0.iter() {
-            let secret = Zeroizing::new(hex::encode(&*pair.secret));
+            let secret = Zeroizing::new(hex::encode(pair.secret.as_slice()));
             text.push_str(&format!("# {}\n{SECRET_PREFIX}{}\n", pair.id, *secret));
         }
         // Beside its place and renamed: a crash leaves the old or the new file, never a half.
