@@ -276,7 +276,8 @@ impl Stage {
 
     /// What VirtualBox wrote when it gave up on a VM by itself, if it did and the machine still answers.
     pub(super) fn guru(&mut self) -> Option<String> {
-        let line = "grep -rhoE --include='VBox.log*' 'Guru Meditation [0-9]+ .[A-Z0-9_]+.' /var/lib/vbm | head -n 1";
+        let line =
+            "grep -rhoE --include='VBox.log*' 'Guru Meditation [0-9]+ .[A-Z0-9_]+.' /var/lib/vbm | head -n 1";
         let reply = self.machine.run(line, INSIDE_WITHIN).ok()?;
         Some(reply.text.trim().to_owned()).filter(|said| !said.is_empty())
     }

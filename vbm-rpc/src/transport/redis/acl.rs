@@ -5,7 +5,8 @@
 //! | its own queue, presence, inboxes; the broadcasts of its shards; the queues, claims and liveness of its services | everything the bus does with them | being a member |
 //! | presence and liveness of all | read | who is there, "no route" |
 //! | inboxes of all | `XADD` | answering |
-//! | queues of whom it may ask ([`Reach`]) | `XADD`, `XDEL` | asking; `XDEL` takes an entry back that nobody is there for |
+//! | dead letters and hops of all | `XADD`, `PEXPIRE` | giving up, recording |
+//! | queues of whom it may ask ([`Reach`]) | `XADD`, `XDEL`, `XLEN` | asking; `XDEL` takes an entry back that nobody is there for |
 //!
 //! What Redis cannot tell apart, the seals of [`crate::auth`] do: whoever may add to an inbox may add anything, so a forged
 //! reply is refused by its reader. What neither prevents: `XADD` has `MAXLEN`, so who may add to a queue may also empty
@@ -140,13 +141,20 @@ const KEYLESS: [&str; 8] = [
 ];
 
 /// What a member does with its own keys. `EVAL` runs what the user may do without it.
-const OWN: [&str; 27] = [
+const OWN: [&str; 34] = [
     "+xadd",
     "+xread",
     "+xreadgroup",
     "+xack",
     "+xdel",
     "+xtrim",
+    "+xrange",
+    "+xrevrange",
+    "+hset",
+    "+hdel",
+    "+hmget",
+    "+hgetall",
+    "+hincrby",
     "+xlen",
     "+xclaim",
     "+xpending",
@@ -205,18 +213,21 @@ pub fn for_node(
     selector("+get +exists", &[keys.anywhere("p")]);
     selector("+zcount +zrangebyscore", &[keys.anywhere("l")]);
     selector("+xadd", &[keys.anywhere("r")]);
+    // It may give a request up, but not read what others gave up.
+    selector("+xadd +pexpire", &[keys.every_dead_letters(), keys.every_hops()]);
+    selector("+sadd +pexpire", &[keys.dead_letter_shards()]);
     match reach {
         Reach::Answers => {}
         Reach::Services(services) => {
             let queues: Vec<String> = services.iter().map(|service| keys.any_of(service)).collect();
-            selector("+xadd +xdel", &queues);
+            selector("+xadd +xdel +xlen", &queues);
             if !services.is_empty() {
                 selector("+xadd", &[keys.broadcasts()]);
             }
         }
         Reach::Everybody => {
             let queues = [keys.anywhere("n"), keys.anywhere("g")];
-            selector("+xadd +xdel", &queues);
+            selector("+xadd +xdel +xlen", &queues);
             selector("+xadd", &[keys.broadcasts()]);
         }
     }
@@ -233,7 +244,13 @@ pub fn user(namespace: &Name, path: &NodePath) -> String {
 }
 
 fn own_keys(keys: &Keys, path: &NodePath, services: &[Service]) -> Vec<String> {
-    let mut own = vec![keys.node(path), keys.presence(path), keys.inbox(path, "*")];
+    let mut own = vec![
+        keys.node(path),
+        Keys::counts(&keys.node(path)),
+        keys.control(path),
+        keys.presence(path),
+        keys.inbox(path, "*"),
+    ];
     // Leaving, a member forgets the broadcasts of every shard above it where nobody is left.
     own.extend(keys::shards_above(path).iter().map(|shard| keys.broadcast(shard)));
     own.push(keys.broadcast(&keys::shard(path)));
@@ -242,7 +259,8 @@ fn own_keys(keys: &Keys, path: &NodePath, services: &[Service]) -> Vec<String> {
         for service in services {
             own.push(keys.alive(&scope, Some(service)));
             own.push(keys.any(&scope, service));
-            own.push(keys.dead_letters(&scope, service));
+            own.push(Keys::counts(&keys.any(&scope, service)));
+            own.push(keys.rescuer(&scope, service));
             own.push(keys.claim(&scope, service, "*"));
         }
     }

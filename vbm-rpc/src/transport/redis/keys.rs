@@ -171,6 +171,14 @@ impl Keys {
     pub(super) fn any_of(&self, service: &Service) -> String {
         format!("{}:{{*}}:g:*:{service}", self.prefix)
     }
+    /// The dead letters of every shard, as a pattern.
+    pub(super) fn every_dead_letters(&self) -> String {
+        format!("{}:{{*}}:dlq", self.prefix)
+    }
+    /// The hops of every call, as a pattern.
+    pub(super) fn every_hops(&self) -> String {
+        format!("{}:{{*}}:t", self.prefix)
+    }
     /// The broadcasts of every shard, as a pattern.
     pub(super) fn broadcasts(&self) -> String {
         format!("{}:{{*}}:b", self.prefix)
