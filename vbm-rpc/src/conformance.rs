@@ -17,17 +17,21 @@
 //! out, and has said why.
 
 mod calls;
+mod delivery;
 mod durability;
 mod life;
 mod results;
 mod routes;
+mod strangers;
 mod tickets;
 
 pub use calls::*;
+pub use delivery::*;
 pub use durability::*;
 pub use life::*;
 pub use results::*;
 pub use routes::*;
+pub use strangers::*;
 pub use tickets::*;
 
 use crate::{Bus, CallOptions, Context, Member, Method, Route, Router, Service, transport::Transport};
@@ -103,6 +107,16 @@ macro_rules! transport_conformance {
             a_callback_is_told_the_end
             a_callback_is_told_at_least_once
             a_replicated_request_is_kept_twice_or_says_why_not
+            what_cannot_be_read_goes_to_the_dead_letters
+            a_cast_whose_handler_panics_is_a_dead_letter_that_can_be_replayed
+            a_request_that_kills_its_node_again_and_again_is_a_dead_letter_and_its_neighbours_are_done
+            a_request_for_any_that_kills_its_workers_again_and_again_is_a_dead_letter
+            a_handler_that_outlives_the_lease_keeps_its_request
+            a_cancel_and_control_pass_five_thousand_bulk_requests
+            the_hops_of_a_call_are_recorded_when_it_asks_for_it_and_only_then
+            presence_tells_the_versions_of_methods
+            every_member_answers_a_ping
+            an_answer_of_somebody_who_was_not_asked_is_dropped
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -74,11 +74,15 @@
 //! | module | holds |
 //! |---|---|
 //! | [`bus`] | attaching, verbs, fates, the receiving side |
+//! | [`admin`] | dead letters, queues, the hops of a call: the operator's view |
 //! | [`envelope`], [`codec`] | the frame and the body |
 //! | [`transport`] | the contract of transports; [`memory`] and [`redis`] |
 //! | [`conformance`] | that contract as tests, for any transport |
+//! | [`auth`] | who wrote an entry: keys, trust, seals |
 //! | [`limits`] | every limit, with its unit |
 
+pub mod admin;
+pub mod auth;
 pub mod bus;
 pub mod codec;
 pub mod conformance;
@@ -102,7 +106,7 @@ pub use error::BusError;
 pub use fate::Fate;
 pub use member::{Member, MemberInfo};
 pub use method::Method;
-pub use options::{CallOptions, Durability};
+pub use options::{CallOptions, Durability, Lane};
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};
 pub use submission::{SubmitOptions, TicketOutcome};

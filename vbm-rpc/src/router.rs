@@ -124,6 +124,7 @@ pub(crate) struct Entry {
     pub(crate) fenced: bool,
     pub(crate) kept: bool,
     pub(crate) recorded: bool,
+    pub(crate) version: u32,
     pub(crate) pace: Arc<Pace>,
 }
 
@@ -204,6 +205,7 @@ impl Router {
                 kept: M::KEPT,
                 pace: Arc::default(),
                 recorded: M::RECORDED,
+                version: M::VERSION,
             },
         );
         self
@@ -237,6 +239,14 @@ impl Router {
     /// The names of the methods, sorted.
     pub fn methods(&self) -> Vec<String> {
         self.routes.keys().map(|&name| name.to_owned()).collect()
+    }
+
+    /// The versions of the methods, by name.
+    pub fn versions(&self) -> BTreeMap<String, u32> {
+        let pairs = self.routes.iter();
+        pairs
+            .map(|(&name, entry)| (name.to_owned(), entry.version))
+            .collect()
     }
 
     /// Whether it answers nothing.

@@ -24,8 +24,9 @@ pub use replies::Replies;
 pub use submit::TicketHandle;
 
 use crate::{
-    BusError, CallOptions, Durability, Fate, Member, MemberInfo, Method, Route, Router,
-    envelope::{EndCode, Envelope, Kind},
+    BusError, CallOptions, Durability, Fate, Lane, Member, MemberInfo, Method, Route, Router,
+    admin::{self, Admin, DeadLetters, Stage},
+    envelope::{self, EndCode, Envelope, Kind},
     limits,
     router::too_large,
     transport::{Destination, Inbound, Link, SendError, SendWatch, Transport},
@@ -63,9 +64,10 @@ pub struct Bus {
 struct Shared {
     me: MemberInfo,
     link: Arc<dyn Link>,
+    admin: Option<Arc<dyn Admin>>,
     pending: Arc<Pending>,
     inflight: InFlight,
-    ids: SeededIds,
+    ids: Arc<dyn IdSource>,
     /// Where calls with a callback were submitted to.
     homes: Arc<tickets::Homes>,
     /// No new work.
@@ -92,11 +94,16 @@ impl Bus {
         router: Router,
     ) -> Result<Self, BusError> {
         let transport = transport.into();
-        let me = member.into_info(router.methods())?;
+        let mut me = member.into_info(router.methods())?;
+        me.versions = router.versions();
+        let router = admin::router(&me).merge(router);
         let pending = Arc::new(Pending::default());
         let running = Arc::new(Running::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
-        let inbound = Inbound::new(sender, control(pending.clone(), running.clone()));
+        let (urgent_sender, urgent) = mpsc::channel(limits::CONTROL_QUEUE_MAX);
+        let inbound =
+            Inbound::new(sender, control(pending.clone(), running.clone())).with_urgent(urgent_sender);
+        let admin = transport.admin();
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
@@ -114,9 +121,12 @@ impl Bus {
         let shared = Arc::new(Shared {
             me,
             link: attached.link,
+            admin,
             pending,
             inflight: InFlight::default(),
-            ids: SeededIds::new(seed.finish()),
+            ids: attached
+                .ids
+                .unwrap_or_else(|| Arc::new(SeededIds::new(seed.finish()))),
             homes: Arc::default(),
             closing,
             ended,
@@ -124,9 +134,14 @@ impl Bus {
             tasks: TaskTracker::new(),
         });
         let until = shared.ended.clone();
-        let serve = Arc::new(server).dispatch(requests);
+        let server = Arc::new(server);
+        let serve = server.clone().dispatch(requests);
         shared.handlers.spawn(async move {
             until.run_until_cancelled(serve).await;
+        });
+        let until = shared.ended.clone();
+        shared.handlers.spawn(async move {
+            until.run_until_cancelled(server.dispatch_urgent(urgent)).await;
         });
         shared.tasks.spawn(resend(
             shared.link.clone(),
@@ -208,6 +223,11 @@ impl Bus {
                 Some(answer) => Ok(answer),
                 None => timeout_at(flight.deadline, answer).await,
             };
+            flight.note(Stage::Answered, || match &answered {
+                Ok(Ok(answer)) => format!("by {}", answer.from),
+                Ok(Err(_closed)) => "this side's bus was shut down".into(),
+                Err(_late) => "no reply by the deadline".into(),
+            });
             match answered {
                 Ok(Ok(answer)) => {
                     // Whoever answers takes it off the table.
@@ -287,6 +307,19 @@ impl Bus {
     pub async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
         self.health()?;
         self.shared.link.members(scope).await
+    }
+
+    /// The dead letters below a scope: list, show, replay, drop. A transport that keeps none says so.
+    pub fn dead_letters(&self, scope: NodePath) -> DeadLetters {
+        DeadLetters::new(self.shared.admin.clone(), scope)
+    }
+
+    /// The operator's view.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the transport has none.
+    pub fn admin(&self) -> Result<Arc<dyn Admin>, Error> {
+        self.shared.admin.clone().ok_or_else(admin::none)
     }
 
     /// Why the bus works no more, if it does not.
@@ -420,6 +453,15 @@ impl Bus {
             body,
         }
         .encode();
+        let lane = match options.lane {
+            Lane::Bulk => 0,
+            Lane::Control => envelope::FLAG_CONTROL,
+        };
+        let traced = if options.traced { envelope::FLAG_TRACED } else { 0 };
+        let frame = envelope::flagged(frame, lane | traced);
+        if options.traced {
+            tracing::info!(%id, method = M::NAME, %to, "this call is traced: see `vbm bus trace ID`");
+        }
         Ok(Flight {
             shared: self.shared.clone(),
             _slot: slot,
@@ -484,6 +526,7 @@ impl Flight {
     async fn send(&mut self) -> Result<Vec<NodePath>, Fate> {
         self.state = FlightState::Away;
         let ttl = self.deadline.saturating_duration_since(Instant::now());
+        self.note(Stage::Queued, || format!("for {}", self.to));
         let link = &self.shared.link;
         let sending = link.send_durable(&self.to, self.frame.clone(), ttl, self.durability);
         let sent = timeout_at(self.deadline + SEND_GRACE, sending).await;
@@ -502,6 +545,7 @@ impl Flight {
             return false;
         }
         let watch: Arc<dyn SendWatch> = sending.clone();
+        self.note(Stage::Queued, || format!("for {}", self.to));
         let sent = self
             .shared
             .link
@@ -553,6 +597,13 @@ impl Flight {
         };
         self.over();
         fate
+    }
+
+    /// Records a hop, if this call is traced.
+    fn note(&self, stage: Stage, detail: impl FnOnce() -> String) {
+        if envelope::flags(&self.frame) & envelope::FLAG_TRACED != 0 {
+            self.shared.link.note(self.id, stage, detail());
+        }
     }
 
     fn lost(&self, worker: Option<NodePath>, why: String) -> Fate {

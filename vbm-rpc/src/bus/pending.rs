@@ -263,6 +263,11 @@ impl Pending {
     /// Something came back for a call. An answer nobody waits for is dropped.
     pub(crate) fn incoming(&self, envelope: Envelope) {
         let id = envelope.id;
+        let stranger = |call: &Call| !call.to.may_answer(&envelope.caller);
+        if self.lock().get(&id).is_some_and(stranger) {
+            tracing::warn!(%id, from = %envelope.caller, "an answer of somebody who was not asked was dropped");
+            return;
+        }
         if envelope.kind == Kind::Settled {
             if let Some(wait) = self.waits().get(&id) {
                 wait.settled.notify_waiters();

@@ -7,9 +7,10 @@
 use super::{recorded::Looked, running::Running, tickets::TicketJob};
 use crate::{
     MemberInfo, Route, Router,
+    admin::Stage,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
-    envelope::{EndCode, Envelope, Kind},
+    envelope::{self, EndCode, Envelope, Kind},
     limits,
     router::{Context, Entry, Pace},
     transport::{Completion, Delivery, Destination, Link, ResultStore},
@@ -42,6 +43,7 @@ pub(super) struct Server {
     running: Arc<Running>,
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
+    urgent_permits: Arc<Semaphore>,
     closing: CancellationToken,
     pub(super) ended: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -66,6 +68,19 @@ pub(super) struct Job {
     pub(super) home: Option<Arc<Route>>,
     /// It may have been delivered before.
     pub(super) again: bool,
+    traced: bool,
+    /// Of a cast.
+    frame: Option<Bytes>,
+}
+
+/// What is done with an answer besides sending it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// Duplicates get it too.
+    Keep,
+    Forget,
+    /// The handler panicked and nobody waits for an answer: the request goes to the dead letters.
+    Bury,
 }
 
 impl Server {
@@ -86,6 +101,7 @@ impl Server {
             running,
             dedupe: Mutex::new(Dedupe::default()),
             permits: Arc::new(Semaphore::new(limits::HANDLERS_MAX)),
+            urgent_permits: Arc::new(Semaphore::new(limits::CONTROL_HANDLERS_MAX)),
             closing: closing.clone(),
             ended: ended.clone(),
             tasks: tasks.clone(),
@@ -97,7 +113,18 @@ impl Server {
     }
 
     /// Takes requests until the bus closes. What is left in the queue then was not begun and stays with the transport.
-    pub(super) async fn dispatch(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>) {
+    pub(super) async fn dispatch(self: Arc<Self>, requests: mpsc::Receiver<Delivery>) {
+        let permits = self.permits.clone();
+        self.dispatch_from(requests, permits).await;
+    }
+
+    /// The same for the control lane, which has handlers of its own.
+    pub(super) async fn dispatch_urgent(self: Arc<Self>, requests: mpsc::Receiver<Delivery>) {
+        let permits = self.urgent_permits.clone();
+        self.dispatch_from(requests, permits).await;
+    }
+
+    async fn dispatch_from(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>, permits: Arc<Semaphore>) {
         let mut closing = std::pin::pin!(self.closing.cancelled());
         let mut taken = Vec::with_capacity(limits::DISPATCH_MAX);
         loop {
@@ -108,7 +135,7 @@ impl Server {
                 count = requests.recv_many(&mut taken, limits::DISPATCH_MAX) => if count == 0 { return },
             }
             for delivery in taken.drain(..) {
-                let Ok(permit) = self.permits.clone().acquire_owned().await else {
+                let Ok(permit) = permits.clone().acquire_owned().await else {
                     return;
                 };
                 if self.closing.is_cancelled() {
@@ -127,11 +154,11 @@ impl Server {
             }
             Ok(other) => {
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
-                return delivery.done.complete();
+                return delivery.done.bury(delivery.frame, "it is no request");
             }
             Err(error) => {
                 tracing::warn!(%error, bytes = delivery.frame.len(), "an entry of the request queue was skipped");
-                return delivery.done.complete();
+                return delivery.done.bury(delivery.frame, &error.to_string());
             }
         };
         self.take(request, None, delivery, permit).await;
@@ -145,6 +172,13 @@ impl Server {
         delivery: Delivery,
         permit: OwnedSemaphorePermit,
     ) {
+        let traced = envelope::flags(&delivery.frame) & envelope::FLAG_TRACED != 0;
+        if traced {
+            self.link
+                .note(request.id, Stage::Taken, format!("attempt {}", request.attempt));
+        }
+        // A cast that cannot be handled tells nobody: its frame is kept for the dead letters.
+        let frame = (request.kind == Kind::Cast).then(|| delivery.frame.clone());
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
         let key = match &request.idempotency_key {
             Some(key) => Key::Chosen {
@@ -176,6 +210,8 @@ impl Server {
                     ticket,
                     home,
                     again,
+                    traced,
+                    frame,
                 },
                 permit,
             ),
@@ -220,53 +256,72 @@ impl Server {
     }
 
     async fn work(self: Arc<Self>, job: Job, permit: OwnedSemaphorePermit) {
-        let (answer, kept) = self.execute(&job).await;
+        let (answer, after) = self.execute(&job).await;
         drop(permit);
-        let askers = match kept {
-            true => self.dedupe().finish(&job.key, answer.clone(), Instant::now()),
-            false => self.dedupe().abandon(&job.key),
+        if job.traced {
+            self.link
+                .note(job.request.id, Stage::Ended, format!("{:?}", answer.kind));
+        }
+        let askers = match after {
+            After::Keep => self.dedupe().finish(&job.key, answer.clone(), Instant::now()),
+            After::Forget | After::Bury => self.dedupe().abandon(&job.key),
         };
         for asker in askers {
-            self.answer(asker, &answer).await;
+            match (&job.frame, after) {
+                // Of its duplicates one is enough.
+                (Some(frame), After::Bury) if asker.id == job.request.id => {
+                    asker.done.bury(frame.clone(), "its handler panicked");
+                }
+                _ => self.answer(asker, &answer).await,
+            }
         }
     }
 
-    /// The answer, and whether it is kept: the handler ran, and its answers are for keeping.
-    async fn execute(&self, job: &Job) -> (Answer, bool) {
+    /// The answer, and what becomes of it: kept when the handler ran and its answers are for keeping.
+    async fn execute(&self, job: &Job) -> (Answer, After) {
         let request = &job.request;
         if job.deadline <= Instant::now() {
-            return (ended(EndCode::Expired, ""), false);
+            return (ended(EndCode::Expired, ""), After::Forget);
         }
         let Some(entry) = self.router.find(&request.method) else {
             let why = format!("{} does not know the method '{}'", self.me.path, request.method);
-            return (ended(EndCode::NoRoute, &why), false);
+            return (ended(EndCode::NoRoute, &why), After::Forget);
         };
         match self.look_for(entry, job).await {
             Looked::Fresh => {}
-            Looked::Recorded(answer) => return (answer, true),
-            Looked::Conflict => return (refusal(request.codec, &key_conflict()), false),
-            Looked::Late => return (ended(EndCode::Expired, ""), false),
+            Looked::Recorded(answer) => return (answer, After::Keep),
+            Looked::Conflict => return (refusal(request.codec, &key_conflict()), After::Forget),
+            Looked::Late => return (ended(EndCode::Expired, ""), After::Forget),
         }
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
-            return (refusal(request.codec, &error), false);
+            return (refusal(request.codec, &error), After::Forget);
         }
         if self.running.was_cancelled(request.id) {
-            return (ended(EndCode::Cancelled, ""), false);
+            return (ended(EndCode::Cancelled, ""), After::Forget);
+        }
+        if job.traced {
+            self.link.note(request.id, Stage::Begun, request.method.clone());
         }
         let answer = match self.run(entry, job).await {
-            Ok(body) => Answer {
+            // Not recorded either: it may be replayed.
+            None if job.frame.is_some() => {
+                return (refusal(request.codec, &panicked(&request.method)), After::Bury);
+            }
+            None => refusal(request.codec, &panicked(&request.method)),
+            Some(Ok(body)) => Answer {
                 kind: Kind::Reply,
                 codec: request.codec,
                 body,
                 repeatable: false,
             },
-            Err(error) => refusal(request.codec, &error),
+            Some(Err(error)) => refusal(request.codec, &error),
         };
         self.record(entry, job, &answer).await;
-        (answer, entry.kept)
+        (answer, if entry.kept { After::Keep } else { After::Forget })
     }
 
-    async fn run(&self, entry: &Entry, job: &Job) -> Result<Bytes, Error> {
+    /// What the handler says; nothing when it panicked.
+    async fn run(&self, entry: &Entry, job: &Job) -> Option<Result<Bytes, Error>> {
         let request = &job.request;
         let token = CancellationToken::new();
         let context = Context {
@@ -281,7 +336,7 @@ impl Server {
         };
         let begin = || entry.handler.handle(context, request.codec, &request.body);
         let Ok(handler) = catch_unwind(AssertUnwindSafe(begin)) else {
-            return Err(panicked(&request.method));
+            return None;
         };
         let mut handler = AssertUnwindSafe(handler).catch_unwind();
         // Most end at once: for them there are no timers, and no cancel could find them.
@@ -290,7 +345,7 @@ impl Server {
             // In a box of its own: the many that end at once need not have room for it.
             Poll::Pending => Box::pin(self.attend(handler, job, token)).await,
         };
-        ended.unwrap_or_else(|_| Err(panicked(&request.method)))
+        ended.ok()
     }
 
     /// Waits for a handler; says that it has begun, and tells it when nobody waits any more.

@@ -12,6 +12,7 @@
 //! messages by a seed; [`MemoryBus::partition`] and its like make trouble by order; [`MemoryBus::story`] tells it all.
 
 mod control;
+mod desk;
 mod faults;
 mod hub;
 mod results;
@@ -20,9 +21,13 @@ mod trouble;
 pub use faults::Faults;
 
 use super::{Attached, Destination, Inbound, Link, ResultStore, SendError, Sent, Transport};
-use crate::{BusError, MemberInfo};
+use crate::{
+    BusError, MemberInfo,
+    admin::{Admin, Stage},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
+use desk::MemoryAdmin;
 use hub::{Hub, Pumped, Seat};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -105,7 +110,7 @@ impl Transport for MemoryBus {
             stop,
             tasks: TaskTracker::new(),
         };
-        for lane in [Pumped::Requests, Pumped::Replies] {
+        for lane in [Pumped::Requests, Pumped::Urgent, Pumped::Replies] {
             let pump = pump(self.hub.clone(), seat.clone(), inbound.clone(), lane);
             let stop = link.stop.clone();
             link.tasks.spawn(async move {
@@ -115,6 +120,10 @@ impl Transport for MemoryBus {
         link.tasks.close();
         let nonce = seat.serial;
         Ok(Attached::new(Arc::new(link), nonce))
+    }
+
+    fn admin(&self) -> Option<Arc<dyn Admin>> {
+        Some(Arc::new(MemoryAdmin(self.hub.clone())))
     }
 }
 
@@ -179,6 +188,10 @@ impl Link for MemoryLink {
 
     fn try_post(&self, to: Destination, frame: Bytes, ttl: Duration) -> bool {
         !self.stop.is_cancelled() && self.hub.post(&self.seat, to, frame, ttl, Instant::now())
+    }
+
+    fn note(&self, call: uuid::Uuid, stage: Stage, detail: String) {
+        self.hub.desk.note(call, stage, self.seat.name(), detail);
     }
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
