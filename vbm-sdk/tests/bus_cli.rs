@@ -111,7 +111,7 @@ fn text(bytes: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn top_tells_who_is_there_and_what_waits_for_them() {
     let Some(stage) = Stage::set().await else { return };
-    let top = stage.json(&["top", "--once", "--every", "200ms"]).await;
+    let top = stage.json(&["top", "--once", "--every", "1s"]).await;
     assert_eq!(top["members"][1]["path"], "eu/n1");
     assert_eq!(top["members"][1]["versions"]["test.tell"], 1);
     let queues = top["queues"].as_array().unwrap();
@@ -121,7 +121,7 @@ async fn top_tells_who_is_there_and_what_waits_for_them() {
         .unwrap();
     assert_eq!((&any["kind"], &any["depth"]), (&"any".into(), &0.into()));
     let plain = stage
-        .vbm(&["top", "--once", "--every", "200ms", "--scope", "eu"])
+        .vbm(&["top", "--once", "--every", "1s", "--scope", "eu"])
         .await;
     let plain = text(&plain.stdout);
     assert!(plain.starts_with("1 members") && plain.contains("worker in eu/n1") && !plain.contains("c1"));

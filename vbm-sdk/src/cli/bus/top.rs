@@ -16,8 +16,6 @@ use vbm_rpc::{
     admin::{Admin, Queue, QueueKind},
 };
 
-/// The shortest time between two looks: each asks Redis about every queue.
-const EVERY_MIN: Duration = Duration::from_millis(200);
 /// Clears a terminal and goes to its first place (ECMA-48: ED, CUP).
 const CLEAR: &[u8] = b"\x1b[2J\x1b[H";
 
@@ -41,7 +39,7 @@ struct Line {
 
 pub(super) async fn run(on: &Session<'_>, args: &BusTop) -> Result<(), Error> {
     let scope: NodePath = args.scope.parse()?;
-    let every = human::parse_span(&args.every)?.max(EVERY_MIN);
+    let every = human::parse_span(&args.every)?;
     let admin = super::admin(&args.place).await?;
     let redraws = !args.once && !on.out.is_for_programs() && std::io::stdout().is_terminal();
     let mut before = look(&*admin, &scope, None).await?;
