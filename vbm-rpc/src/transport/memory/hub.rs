@@ -574,10 +574,10 @@ impl State {
             && let Some(present) = self.present(seat)
         {
             present.said.push_back(Said::Completed { serial });
-        } else if let Some(node) = self.nodes.get_mut(&seat.path) {
-            if node.over(serial, Instant::now()) {
-                seat.requests.notify_one();
-            }
+        } else if let Some(node) = self.nodes.get_mut(&seat.path)
+            && node.over(serial, Instant::now())
+        {
+            seat.requests.notify_one();
         }
     }
 
