@@ -903,6 +903,11 @@ async fn a_whole_life_on_the_bus_is_never_denied_anything() {
         .query_async(&mut world.server.raw().await)
         .await
         .unwrap();
+    // CONFIG GET would tell passwords too: a member may not, and its look at the start goes without.
+    let denied: Vec<_> = denied
+        .iter()
+        .filter(|entry| !format!("{entry:?}").contains("config|get"))
+        .collect();
     assert!(denied.is_empty(), "{denied:?}");
 }
 

@@ -541,11 +541,11 @@ impl Flight {
 
     /// The same without waiting, where the transport can do that and no replica is to be waited for.
     fn try_send(&mut self, sending: &Arc<Sending>) -> bool {
-        if self.durability != Durability::Fast {
+        // A traced call waits its turn: its first hop is noted once, before it is sent.
+        if self.durability != Durability::Fast || self.is_traced() {
             return false;
         }
         let watch: Arc<dyn SendWatch> = sending.clone();
-        self.note(Stage::Queued, || format!("for {}", self.to));
         let sent = self
             .shared
             .link
@@ -599,9 +599,13 @@ impl Flight {
         fate
     }
 
+    fn is_traced(&self) -> bool {
+        envelope::flags(&self.frame) & envelope::FLAG_TRACED != 0
+    }
+
     /// Records a hop, if this call is traced.
     fn note(&self, stage: Stage, detail: impl FnOnce() -> String) {
-        if envelope::flags(&self.frame) & envelope::FLAG_TRACED != 0 {
+        if self.is_traced() {
             self.shared.link.note(self.id, stage, detail());
         }
     }
