@@ -14,10 +14,15 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
-use vbm_rpc::{Bus, CallOptions, Member, Method, Route, Router, memory::MemoryBus};
+use vbm_rpc::{
+    Bus, CallOptions, Member, Method, Route, Router, Service,
+    auth::{Bound, Keys, Ring, Security, Speaker, Trust, Trusted, Way, open, seal_for_any, seal_for_one},
+    memory::MemoryBus,
+    redis::RedisTransport,
+};
 
 const PAYLOAD_BYTES: usize = 128;
-const KINDS: [&str; 3] = ["redis", "blpop", "memory"];
+const KINDS: [&str; 6] = ["redis", "sealed", "any", "sealed any", "blpop", "memory"];
 /// How many calls are in flight.
 const FLIGHTS: [&str; 3] = ["1", "64", "512"];
 const ROUNDS: usize = 3;
@@ -111,20 +116,107 @@ async fn info(server: Option<&RedisServer>) -> (f64, f64) {
     )
 }
 
+/// To one node by its path: the entry has one reader.
+fn to_node() -> Route {
+    Route::node("n1".parse().expect("a path"))
+}
+
+/// To any member of a service: the entry has readers that nobody knows.
+fn to_any() -> Route {
+    let worker = Service::new("worker").expect("a name");
+    Route::any("/".parse().expect("a path"), worker)
+}
+
+/// The bus with every entry sealed and opened.
+async fn sealing(server: &RedisServer) -> RedisTransport {
+    let keys = Keys::generate().expect("random bytes");
+    let mut ring = Ring::new();
+    for path in ["n1", "c1"] {
+        let path = path.parse().expect("a path");
+        ring.add(path, Trusted::new(*keys.active().public()))
+            .expect("a line");
+    }
+    let config = server.config().security(Security::On(keys, Trust::fixed(ring)));
+    RedisTransport::connect(config).await.expect("a fit server")
+}
+
+/// What sealing and opening one entry costs by itself.
+fn seal_costs() {
+    const TURNS: u32 = 2_000;
+    let (mine, theirs) = (Keys::generate().expect("keys"), Keys::generate().expect("keys"));
+    let (a, b) = ("c1".parse().expect("a path"), "n1".parse().expect("a path"));
+    let way = Way::Sending { from: &a, to: &b };
+    let public = *theirs.active().public();
+    let pair = mine.active().pair(&public, "vbm", way).expect("a key");
+    let mut ring = Ring::new();
+    ring.add(a.clone(), Trusted::new(*mine.active().public()))
+        .expect("a line");
+    let speaker = || Speaker {
+        path: a.clone(),
+        boot_id: "boot".into(),
+        session: 1,
+        seq: 1,
+        time_ms: 1,
+    };
+    println!(
+        "{:<22} {:>9} {:>9} {:>9}",
+        "one entry, us", "bytes", "seal", "open"
+    );
+    for bytes in [300, 16 * 1024, 256 * 1024] {
+        let frames = vec![7; bytes];
+        let bound = Bound {
+            stream: "vbm:v1:{/}:n:n1",
+            scope: "",
+            service: "",
+            frames: &frames,
+        };
+        for for_one in [true, false] {
+            let seal = || match for_one {
+                true => seal_for_one(mine.active().id(), theirs.active().id(), &pair, speaker(), &bound),
+                false => seal_for_any(mine.active(), speaker(), &bound),
+            };
+            let begin = Instant::now();
+            for _ in 0..TURNS {
+                std::hint::black_box(seal());
+            }
+            let sealed = begin.elapsed() / TURNS;
+            let made = seal();
+            let begin = Instant::now();
+            for _ in 0..TURNS {
+                let opened = open(&made, &bound, for_one, &theirs, &ring, |_, _, _| {
+                    Some(pair.clone())
+                });
+                std::hint::black_box(opened.expect("it fits"));
+            }
+            let opened = begin.elapsed() / TURNS;
+            let name = if for_one {
+                "tag (unicast, reply)"
+            } else {
+                "signature (any, all)"
+            };
+            let us = |span: Duration| span.as_secs_f64() * 1e6;
+            println!("{name:<22} {bytes:>9} {:>9.2} {:>9.2}", us(sealed), us(opened));
+        }
+    }
+    println!();
+}
+
 async fn bus_round(
     transport: Arc<dyn vbm_rpc::Transport>,
     server: Option<&RedisServer>,
     flights: usize,
+    route: Route,
 ) -> Row {
     let router = Router::new().method::<Echo, _, _>(|_context, text: String| async move { Ok(text) });
     let path = |text: &str| text.parse().expect("a path");
-    let worker = Bus::attach(transport.clone(), Member::new(path("n1"), "w"), router)
+    let member = Member::new(path("n1"), "w").service(Service::new("worker").expect("a name"));
+    let worker = Bus::attach(transport.clone(), member, router)
         .await
         .expect("a worker");
     let bus = Bus::attach(transport, Member::new(path("c1"), "c"), Router::new())
         .await
         .expect("a client");
-    let (caller, route) = (bus.clone(), Route::node(path("n1")));
+    let caller = bus.clone();
     let text = "x".repeat(PAYLOAD_BYTES);
     let row = measure(server, flights, move |_lane| {
         let call = caller.call::<Echo>(&route, &text, CallOptions::default());
@@ -206,6 +298,7 @@ fn median(mut rows: Vec<Row>) -> Option<Row> {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     println!("{ROUNDS} rounds of {ROUND:?} each, interleaved, medians; {PAYLOAD_BYTES}-byte payloads\n");
+    seal_costs();
     println!(
         "{:<10} {:>9} {:>12} {:>10} {:>10} {:>12} {:>9} {:>9}",
         "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "own us", "ratio"
@@ -231,14 +324,25 @@ async fn main() {
                 }
                 let server = RedisServer::start().await;
                 rows.push(match kind {
-                    "redis" => bus_round(server.transport().await.into(), Some(&server), many).await,
+                    "redis" => {
+                        bus_round(server.transport().await.into(), Some(&server), many, to_node()).await
+                    }
+                    "sealed" => {
+                        bus_round(sealing(&server).await.into(), Some(&server), many, to_node()).await
+                    }
+                    "any" => bus_round(server.transport().await.into(), Some(&server), many, to_any()).await,
+                    "sealed any" => {
+                        bus_round(sealing(&server).await.into(), Some(&server), many, to_any()).await
+                    }
                     "blpop" => naive_round(&server, many).await,
-                    _ => bus_round(MemoryBus::new().into(), None, many).await,
+                    _ => bus_round(MemoryBus::new().into(), None, many, to_node()).await,
                 });
             }
         }
         let rows: Vec<Option<Row>> = rows.into_iter().map(median).collect();
-        let naive = rows[1].as_ref().map_or(f64::NAN, |row| row.calls_per_second);
+        let naive = KINDS.iter().position(|kind| *kind == "blpop");
+        let naive = naive.and_then(|at| rows[at].as_ref());
+        let naive = naive.map_or(f64::NAN, |row| row.calls_per_second);
         for (name, row) in KINDS.into_iter().zip(&rows) {
             let Some(row) = row else { continue };
             println!(

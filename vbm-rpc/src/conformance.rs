@@ -17,22 +17,26 @@
 //! out, and has said why.
 
 mod calls;
+mod delivery;
 mod durability;
 mod leases;
 mod life;
 mod progress;
 mod results;
 mod routes;
+mod strangers;
 mod streams;
 mod tickets;
 
 pub use calls::*;
+pub use delivery::*;
 pub use durability::*;
 pub use leases::*;
 pub use life::*;
 pub use progress::*;
 pub use results::*;
 pub use routes::*;
+pub use strangers::*;
 pub use streams::*;
 pub use tickets::*;
 
@@ -138,6 +142,16 @@ macro_rules! transport_conformance {
             a_stale_leader_is_refused_by_those_who_never_heard_a_command_of_its_successor
             an_epoch_is_above_all_that_members_saw
             who_stands_down_leads_again_above_what_was_seen
+            what_cannot_be_read_goes_to_the_dead_letters
+            a_cast_whose_handler_panics_is_a_dead_letter_that_can_be_replayed
+            a_request_that_kills_its_node_again_and_again_is_a_dead_letter_and_its_neighbours_are_done
+            a_request_for_any_that_kills_its_workers_again_and_again_is_a_dead_letter
+            a_handler_that_outlives_the_lease_keeps_its_request
+            a_cancel_and_control_pass_five_thousand_bulk_requests
+            the_hops_of_a_call_are_recorded_when_it_asks_for_it_and_only_then
+            presence_tells_the_versions_of_methods
+            every_member_answers_a_ping
+            an_answer_of_somebody_who_was_not_asked_is_dropped
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -313,6 +313,64 @@ fn known_path(text: &str) -> Result<NodePath, DecodeError> {
     })
 }
 
+/// Flag: the frame goes on the control lane ([`Lane::Control`](crate::Lane)).
+pub(crate) const FLAG_CONTROL: u8 = 0x01;
+/// Flag: the hops of this call are recorded ([`CallOptions::traced`](crate::CallOptions::traced)).
+pub(crate) const FLAG_TRACED: u8 = 0x02;
+const FLAGS_AT: usize = 4;
+
+/// The flags of a frame, without decoding it; none when it is no frame.
+pub(crate) fn flags(frame: &[u8]) -> u8 {
+    frame.get(FLAGS_AT).copied().unwrap_or_default()
+}
+
+/// The same frame with these flags too; without a copy when nobody shares its memory.
+pub(crate) fn flagged(frame: Bytes, more: u8) -> Bytes {
+    if more == 0 || frame.len() < HEADER_BYTES {
+        return frame;
+    }
+    let mut out = frame
+        .try_into_mut()
+        .unwrap_or_else(|shared| BytesMut::from(shared.as_ref()));
+    out[FLAGS_AT] |= more;
+    out.freeze()
+}
+
+/// Whether the frame must not wait behind bulk: it says so, or it is a cancel.
+pub(crate) fn is_control(frame: &[u8]) -> bool {
+    is_cancel(frame) || flags(frame) & FLAG_CONTROL != 0
+}
+
+/// What a frame says about itself, read from its header alone.
+pub(crate) struct Peek<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) ttl_ms: u32,
+    pub(crate) epoch: Epoch,
+    pub(crate) caller: &'a str,
+}
+
+/// Looks at the header; `None` when this is no frame of this version.
+pub(crate) fn peek(frame: &[u8]) -> Option<Peek<'_>> {
+    let mut reader = Reader { frame, at: 0 };
+    if reader.take(2).ok()? != MAGIC || reader.u8().ok()? != VERSION {
+        return None;
+    }
+    let kind = Kind::from_byte(reader.u8().ok()?)?;
+    reader.at = TTL_AT;
+    let ttl_ms = reader.u32().ok()?;
+    let epoch = Epoch(reader.u64().ok()?);
+    let method_len = usize::from(reader.u8().ok()?);
+    let caller_len = usize::from(reader.u16().ok()?);
+    reader.at = HEADER_BYTES.checked_add(method_len)?;
+    let caller = reader.text(caller_len).ok()?;
+    Some(Peek {
+        kind,
+        ttl_ms,
+        epoch,
+        caller,
+    })
+}
+
 /// Whether the frame is a cancel, without decoding it.
 pub(crate) fn is_cancel(frame: &[u8]) -> bool {
     frame.get(3) == Some(&(Kind::Cancel as u8))
@@ -512,6 +570,18 @@ mod tests {
     }
 
     #[test]
+    fn a_look_at_the_header_sees_what_decoding_does() {
+        let (envelope, frame) = (sample(), sample().encode());
+        let seen = peek(&frame).unwrap();
+        let caller = envelope.caller.to_string();
+        assert_eq!(
+            (seen.kind, seen.ttl_ms, seen.epoch, seen.caller),
+            (envelope.kind, envelope.ttl_ms, envelope.epoch, caller.as_str())
+        );
+        assert!((0..HEADER_BYTES).all(|end| peek(&frame[..end]).is_none()));
+    }
+
+    #[test]
     fn the_next_attempt_differs_in_attempt_and_ttl_alone() {
         let frame = next_attempt(&sample().encode(), 2, 99);
         let expected = Envelope {
@@ -533,6 +603,21 @@ mod tests {
             "never longer"
         );
         assert_eq!(within(&Bytes::from_static(b"VB"), Duration::ZERO), &b"VB"[..]);
+    }
+
+    #[test]
+    fn flags_are_added_and_ignored_by_who_does_not_know_them() {
+        let plain = sample().encode();
+        assert!(!is_control(&plain) && flags(&plain) == 0);
+        for shared in [false, true] {
+            let frame = sample().encode();
+            let other = shared.then(|| frame.clone());
+            let both = flagged(flagged(frame, FLAG_CONTROL), FLAG_TRACED);
+            assert!(is_control(&both) && flags(&both) == FLAG_CONTROL | FLAG_TRACED);
+            assert_eq!(Envelope::decode(&both).unwrap(), sample());
+            assert!(other.is_none_or(|other| flags(&other) == 0));
+        }
+        assert!(flagged(Bytes::from_static(b"x"), FLAG_CONTROL).len() == 1 && flags(b"x") == 0);
     }
 
     proptest! {

@@ -38,6 +38,14 @@ pub enum BusError {
         /// What to do.
         fix: String,
     },
+    /// Security is on, and nobody would believe this member.
+    #[error("{path} is not trusted on the bus: {why}")]
+    Untrusted {
+        /// Its path.
+        path: String,
+        /// What is missing.
+        why: String,
+    },
     /// Another process attached with the same path after this one.
     #[error("{path} is served by another process now (boot {by})")]
     Displaced {
@@ -58,6 +66,7 @@ impl BusError {
             Self::InvalidConfig { .. } | Self::InvalidMember { .. } => ErrorKind::InvalidInput,
             Self::Unreachable { .. } => ErrorKind::Unavailable,
             Self::Unsuitable { .. } => ErrorKind::Unsupported,
+            Self::Untrusted { .. } => ErrorKind::PermissionDenied,
             Self::Displaced { .. } => ErrorKind::Conflict,
             Self::Closed => ErrorKind::Cancelled,
         }
@@ -97,6 +106,12 @@ impl From<BusError> for Error {
             BusError::Unsuitable { server, why, fix } => {
                 Self::new(kind, format!("{server} cannot carry the bus"), why, fix)
             }
+            BusError::Untrusted { path, why } => Self::new(
+                kind,
+                format!("{path} is not trusted on the bus"),
+                why,
+                "add the line that `vbm bus key show` prints to the trust list of every node",
+            ),
             BusError::Displaced { .. } => Self::new(
                 kind,
                 what,

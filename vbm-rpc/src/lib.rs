@@ -78,12 +78,16 @@
 //! |---|---|
 //! | [`bus`] | attaching, verbs, fates, the receiving side |
 //! | [`service`], [`layers`] | calls and handlers as tower services, and what can stand around them |
+//! | [`admin`] | dead letters, queues, the hops of a call: the operator's view |
 //! | [`envelope`], [`codec`] | the frame and the body |
 //! | [`election`] | leases, leaders, epochs that only grow |
 //! | [`transport`] | the contract of transports; [`memory`] and [`redis`] |
 //! | [`conformance`] | that contract as tests, for any transport |
+//! | [`auth`] | who wrote an entry: keys, trust, seals |
 //! | [`limits`] | every limit, with its unit |
 
+pub mod admin;
+pub mod auth;
 pub mod bus;
 pub mod codec;
 pub mod conformance;
@@ -115,7 +119,7 @@ pub use fate::Fate;
 pub use journey::{Journey, Traced};
 pub use member::{Member, MemberInfo};
 pub use method::{Method, ProgressMethod, StreamMethod};
-pub use options::{CallOptions, Durability};
+pub use options::{CallOptions, Durability, Lane};
 pub use route::{Route, Service};
 pub use router::{Context, EpochGate, MemoryEpochGate, Router, stale_epoch};
 pub use service::{Incoming, Outgoing, Replied};

@@ -28,6 +28,26 @@ pub const INFLIGHT_MAX_PER_DESTINATION: usize = 8_192;
 pub const HANDLERS_MAX: usize = 1_024;
 /// The most requests that wait in a process for a handler; further ones stay with the transport.
 pub const REQUEST_QUEUE_MAX: usize = 1_024;
+/// The most handlers of the control lane that run at once in one process, besides [`HANDLERS_MAX`].
+pub const CONTROL_HANDLERS_MAX: usize = 64;
+/// The most requests of the control lane that wait in a process for a handler.
+pub const CONTROL_QUEUE_MAX: usize = 256;
+/// The most queue entries (of up to 256 requests each) kept for one destination before senders are
+/// [`Overloaded`](crate::Fate::Overloaded). Soft: each sender looks a few times a second.
+pub const DEPTH_SOFT_MAX_ENTRIES: usize = 10_000;
+/// A request that was delivered this often and never completed goes to the dead letters.
+pub const DELIVERIES_MAX: u32 = 5;
+/// A request that was delivered this often and never completed is run alone from then on, so that it takes no others
+/// with it to the dead letters.
+pub const SUSPECT_AFTER: u32 = 2;
+/// The most dead letters of one shard; the oldest go first.
+pub const DEAD_LETTERS_MAX: usize = 1_000;
+/// How long a dead letter is kept.
+pub const DEAD_LETTERS_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The most hops kept of one traced call.
+pub const HOPS_MAX: usize = 64;
+/// How long the hops of a traced call are kept.
+pub const HOPS_TTL: Duration = Duration::from_secs(600);
 /// The most replies of a broadcast that wait to be looked at.
 pub const BROADCAST_QUEUE_MAX: usize = 4_096;
 

@@ -2,6 +2,7 @@
 
 use crate::{BusError, Service, limits};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use vbm_core::{Epoch, NodePath};
 
 /// Who I am on the bus: one attachment of one process.
@@ -79,6 +80,7 @@ impl Member {
             boot_id: self.boot_id,
             services: self.services,
             methods,
+            versions: BTreeMap::new(),
             epoch: self.epoch,
         })
     }
@@ -98,6 +100,9 @@ pub struct MemberInfo {
     /// The names of the methods it answers, sorted.
     #[serde(default)]
     pub methods: Vec<String>,
+    /// The [version](crate::Method::VERSION) of each of its methods, by name; empty in what old members show.
+    #[serde(default)]
+    pub versions: BTreeMap<String, u32>,
     /// The epoch it knew when it attached.
     #[serde(default)]
     pub epoch: Epoch,

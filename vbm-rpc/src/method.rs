@@ -27,6 +27,8 @@ pub trait Method: 'static {
     /// The name on the wire, for example `agent.vm.ensure`; at most
     /// [`METHOD_MAX_BYTES`](crate::limits::METHOD_MAX_BYTES) long.
     const NAME: &'static str;
+    /// Shown in presence with the name. Raise it when the meaning changes; an added field with a default is no change.
+    const VERSION: u32 = 1;
     /// Whether the receiver's [`EpochGate`](crate::EpochGate) must admit the caller's epoch. Set it to `false`
     /// for what only reads.
     const FENCED: bool = true;

@@ -24,6 +24,17 @@ pub enum Durability {
     Replicated,
 }
 
+/// Which way a request goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lane {
+    /// With all others, in order.
+    #[default]
+    Bulk,
+    /// Past all that wait on the bulk lane: for what steers others. At a node it has its own queue and its own handlers
+    /// ([`CONTROL_HANDLERS_MAX`](limits::CONTROL_HANDLERS_MAX)); no depth limit refuses it. Cancels always go this way.
+    Control,
+}
+
 /// What a caller may say about one call. All of it has defaults.
 ///
 /// ```
@@ -41,6 +52,8 @@ pub struct CallOptions {
     pub(crate) quorum: Option<usize>,
     pub(crate) codec: Codec,
     pub(crate) durability: Durability,
+    pub(crate) lane: Lane,
+    pub(crate) traced: bool,
 }
 
 impl Default for CallOptions {
@@ -53,6 +66,8 @@ impl Default for CallOptions {
             quorum: None,
             codec: Codec::MessagePack,
             durability: Durability::Fast,
+            lane: Lane::Bulk,
+            traced: false,
         }
     }
 }
@@ -108,6 +123,19 @@ impl CallOptions {
     /// How safely the request is kept before it counts as sent. The default is [`Durability::Fast`].
     pub const fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// Which way the request goes.
+    pub const fn lane(mut self, lane: Lane) -> Self {
+        self.lane = lane;
+        self
+    }
+
+    /// Records the hops of this call: queued, taken by whom, begun, ended; for `vbm bus trace` and
+    /// [`Admin::trace`](crate::admin::Admin::trace). Costs a few writes; a call that is not traced pays nothing.
+    pub const fn traced(mut self, traced: bool) -> Self {
+        self.traced = traced;
         self
     }
 

@@ -151,6 +151,7 @@ pub(crate) struct Entry {
     pub(crate) recorded: bool,
     /// Gives items before its end.
     pub(crate) streams: bool,
+    pub(crate) version: u32,
     pub(crate) pace: Arc<Pace>,
 }
 
@@ -231,6 +232,7 @@ impl Router {
                 kept: M::KEPT,
                 pace: Arc::default(),
                 recorded: M::RECORDED,
+                version: M::VERSION,
                 streams: false,
             },
         );
@@ -276,6 +278,7 @@ impl Router {
                 fenced: M::FENCED,
                 kept: false,
                 recorded: false,
+                version: M::VERSION,
                 streams: true,
                 pace: Arc::default(),
             },
@@ -337,6 +340,14 @@ impl Router {
     /// The names of the methods, sorted.
     pub fn methods(&self) -> Vec<String> {
         self.routes.keys().map(|&name| name.to_owned()).collect()
+    }
+
+    /// The versions of the methods, by name.
+    pub fn versions(&self) -> BTreeMap<String, u32> {
+        let pairs = self.routes.iter();
+        pairs
+            .map(|(&name, entry)| (name.to_owned(), entry.version))
+            .collect()
     }
 
     /// Whether it answers nothing.

@@ -7,7 +7,7 @@ use super::{
     read, refused,
 };
 use crate::{
-    CallOptions, Fate, Journey, Method, ProgressMethod, Route, envelope::Kind, journey::Traced,
+    CallOptions, Fate, Journey, Method, ProgressMethod, Route, admin::Stage, envelope::Kind, journey::Traced,
     transport::SendWatch,
 };
 use std::{future::Future, time::SystemTime};
@@ -68,6 +68,11 @@ pub(super) async fn exchange(
         None => timeout_at(flight.deadline, answer).await,
     };
     let queued = sending.kept_at();
+    flight.note(Stage::Answered, || match &answered {
+        Ok(Ok(answer)) => format!("by {}", answer.from),
+        Ok(Err(_closed)) => "this side's bus was shut down".into(),
+        Err(_late) => "no reply by the deadline".into(),
+    });
     match answered {
         Ok(Ok(mut answer)) => {
             // Whoever answers takes it off the table.

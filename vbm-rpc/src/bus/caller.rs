@@ -15,7 +15,6 @@ use std::{
 };
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt as _, util::BoxCloneSyncService};
-use vbm_core::IdSource as _;
 
 /// The bus as a service: the innermost one of every [`Caller`]. Always ready; the limits of the bus are fates.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use std::{future::Future, sync::Arc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use vbm_core::{IdSource as _, Name};
+use vbm_core::Name;
 
 impl Bus {
     /// The same attachment, for its own tasks: does not keep it alive.

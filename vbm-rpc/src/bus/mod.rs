@@ -44,8 +44,9 @@ pub use stream::{ItemStream, StreamOptions};
 pub use submit::TicketHandle;
 
 use crate::{
-    BusError, CallOptions, Durability, Fate, Member, MemberInfo, Method, Replied, Route, Router,
-    envelope::{EndCode, Envelope, Kind},
+    BusError, CallOptions, Durability, Fate, Lane, Member, MemberInfo, Method, Replied, Route, Router,
+    admin::{self, Admin, DeadLetters, Stage},
+    envelope::{self, EndCode, Envelope, Kind},
     limits,
     router::too_large,
     transport::{Destination, Inbound, Link, SendError, SendWatch, Transport},
@@ -84,10 +85,11 @@ pub struct Bus {
 struct Shared {
     me: MemberInfo,
     link: Arc<dyn Link>,
+    admin: Option<Arc<dyn Admin>>,
     pending: Arc<Pending>,
     inflight: InFlight,
     counters: Arc<Counters>,
-    ids: SeededIds,
+    ids: Arc<dyn IdSource>,
     /// Where calls with a callback were submitted to.
     homes: Arc<tickets::Homes>,
     /// A place for each stream that is read.
@@ -116,12 +118,16 @@ impl Bus {
         router: Router,
     ) -> Result<Self, BusError> {
         let transport = transport.into();
-        let me = member.into_info(router.methods())?;
+        let mut me = member.into_info(router.methods())?;
+        me.versions = router.versions();
+        let router = admin::router(&me).merge(router);
         let pending = Arc::new(Pending::default());
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
         let counters = Arc::new(Counters::new(sender.downgrade()));
         let signals = Arc::new(Signals::new(pending.clone(), counters.clone()));
-        let inbound = Inbound::new(sender, control(signals.clone()));
+        let (urgent_sender, urgent) = mpsc::channel(limits::CONTROL_QUEUE_MAX);
+        let inbound = Inbound::new(sender, control(signals.clone())).with_urgent(urgent_sender);
+        let admin = transport.admin();
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
         (me.path.to_string(), &me.boot_id, attached.nonce).hash(&mut seed);
@@ -139,10 +145,13 @@ impl Bus {
         let shared = Arc::new(Shared {
             me,
             link: attached.link,
+            admin,
             pending,
             inflight: InFlight::default(),
             counters,
-            ids: SeededIds::new(seed.finish()),
+            ids: attached
+                .ids
+                .unwrap_or_else(|| Arc::new(SeededIds::new(seed.finish()))),
             homes: Arc::default(),
             streams: Arc::new(Semaphore::new(limits::STREAMS_READ_MAX)),
             closing,
@@ -151,9 +160,14 @@ impl Bus {
             tasks: TaskTracker::new(),
         });
         let until = shared.ended.clone();
-        let serve = Arc::new(server).dispatch(requests);
+        let server = Arc::new(server);
+        let serve = server.clone().dispatch(requests);
         shared.handlers.spawn(async move {
             until.run_until_cancelled(serve).await;
+        });
+        let until = shared.ended.clone();
+        shared.handlers.spawn(async move {
+            until.run_until_cancelled(server.dispatch_urgent(urgent)).await;
         });
         shared.tasks.spawn(resend(
             shared.link.clone(),
@@ -282,6 +296,19 @@ impl Bus {
     pub async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
         self.health()?;
         self.shared.link.members(scope).await
+    }
+
+    /// The dead letters below a scope: list, show, replay, drop. A transport that keeps none says so.
+    pub fn dead_letters(&self, scope: NodePath) -> DeadLetters {
+        DeadLetters::new(self.shared.admin.clone(), scope)
+    }
+
+    /// The operator's view.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the transport has none.
+    pub fn admin(&self) -> Result<Arc<dyn Admin>, Error> {
+        self.shared.admin.clone().ok_or_else(admin::none)
     }
 
     /// Why the bus works no more, if it does not.
@@ -423,6 +450,15 @@ impl Bus {
             body,
         }
         .encode();
+        let lane = match options.lane {
+            Lane::Bulk => 0,
+            Lane::Control => envelope::FLAG_CONTROL,
+        };
+        let traced = if options.traced { envelope::FLAG_TRACED } else { 0 };
+        let frame = envelope::flagged(frame, lane | traced);
+        if options.traced {
+            tracing::info!(%id, method = method, %to, "this call is traced: see `vbm bus trace ID`");
+        }
         Ok(Flight {
             shared: self.shared.clone(),
             _slot: slot,
@@ -490,6 +526,7 @@ impl Flight {
     async fn send(&mut self) -> Result<Vec<NodePath>, Fate> {
         self.state = FlightState::Away;
         let ttl = self.deadline.saturating_duration_since(Instant::now());
+        self.note(Stage::Queued, || format!("for {}", self.to));
         let link = &self.shared.link;
         let sending = link.send_durable(&self.to, self.frame.clone(), ttl, self.durability);
         let sent = timeout_at(self.deadline + SEND_GRACE, sending).await;
@@ -504,7 +541,8 @@ impl Flight {
 
     /// The same without waiting, where the transport can do that and no replica is to be waited for.
     fn try_send(&mut self, sending: &Arc<Sending>) -> bool {
-        if self.durability != Durability::Fast {
+        // A traced call waits its turn: its first hop is noted once, before it is sent.
+        if self.durability != Durability::Fast || self.is_traced() {
             return false;
         }
         let watch: Arc<dyn SendWatch> = sending.clone();
@@ -564,6 +602,17 @@ impl Flight {
         };
         self.over();
         fate
+    }
+
+    fn is_traced(&self) -> bool {
+        envelope::flags(&self.frame) & envelope::FLAG_TRACED != 0
+    }
+
+    /// Records a hop, if this call is traced.
+    fn note(&self, stage: Stage, detail: impl FnOnce() -> String) {
+        if self.is_traced() {
+            self.shared.link.note(self.id, stage, detail());
+        }
     }
 
     fn lost(&self, worker: Option<NodePath>, why: String) -> Fate {

@@ -304,6 +304,11 @@ impl Pending {
     /// Something came back for a call. An answer nobody waits for is dropped.
     pub(crate) fn incoming(&self, mut envelope: Envelope) {
         let id = envelope.id;
+        let stranger = |call: &Call| !call.to.may_answer(&envelope.caller);
+        if self.lock().get(&id).is_some_and(stranger) {
+            tracing::warn!(%id, from = %envelope.caller, "an answer of somebody who was not asked was dropped");
+            return;
+        }
         match envelope.kind {
             Kind::Accepted => return self.accepted(envelope, Instant::now()),
             Kind::Progress => return self.progressed(envelope),

@@ -15,9 +15,10 @@ use super::{
 };
 use crate::{
     Fate, MemberInfo, Route, Router,
+    admin::Stage,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
-    envelope::{EndCode, Envelope, Kind},
+    envelope::{self, EndCode, Envelope, Kind},
     limits,
     progress::ProgressOut,
     router::{Context, Entry, Pace, wrong_verb},
@@ -54,6 +55,7 @@ pub(super) struct Server {
     dedupe: Mutex<Dedupe<Asker>>,
     permits: Arc<Semaphore>,
     counters: Arc<Counters>,
+    urgent_permits: Arc<Semaphore>,
     closing: CancellationToken,
     pub(super) ended: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -79,6 +81,19 @@ pub(super) struct Job {
     pub(super) home: Option<Arc<Route>>,
     /// It may have been delivered before.
     pub(super) again: bool,
+    traced: bool,
+    /// Of a cast.
+    frame: Option<Bytes>,
+}
+
+/// What is done with an answer besides sending it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// Duplicates get it too.
+    Keep,
+    Forget,
+    /// The handler panicked and nobody waits for an answer: the request goes to the dead letters.
+    Bury,
 }
 
 impl Server {
@@ -102,6 +117,7 @@ impl Server {
             dedupe: Mutex::new(Dedupe::default()),
             permits: counters.permits(),
             counters,
+            urgent_permits: Arc::new(Semaphore::new(limits::CONTROL_HANDLERS_MAX)),
             closing: closing.clone(),
             ended: ended.clone(),
             tasks: tasks.clone(),
@@ -113,7 +129,18 @@ impl Server {
     }
 
     /// Takes requests until the bus closes. What is left in the queue then was not begun and stays with the transport.
-    pub(super) async fn dispatch(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>) {
+    pub(super) async fn dispatch(self: Arc<Self>, requests: mpsc::Receiver<Delivery>) {
+        let permits = self.permits.clone();
+        self.dispatch_from(requests, permits).await;
+    }
+
+    /// The same for the control lane, which has handlers of its own.
+    pub(super) async fn dispatch_urgent(self: Arc<Self>, requests: mpsc::Receiver<Delivery>) {
+        let permits = self.urgent_permits.clone();
+        self.dispatch_from(requests, permits).await;
+    }
+
+    async fn dispatch_from(self: Arc<Self>, mut requests: mpsc::Receiver<Delivery>, permits: Arc<Semaphore>) {
         let mut closing = std::pin::pin!(self.closing.cancelled());
         let mut taken = Vec::with_capacity(limits::DISPATCH_MAX);
         loop {
@@ -124,7 +151,7 @@ impl Server {
                 count = requests.recv_many(&mut taken, limits::DISPATCH_MAX) => if count == 0 { return },
             }
             for delivery in taken.drain(..) {
-                let Ok(permit) = self.permits.clone().acquire_owned().await else {
+                let Ok(permit) = permits.clone().acquire_owned().await else {
                     return;
                 };
                 if self.closing.is_cancelled() {
@@ -144,12 +171,12 @@ impl Server {
             Ok(other) => {
                 self.counters.frame_refused();
                 tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
-                return delivery.done.complete();
+                return delivery.done.bury(delivery.frame, "it is no request");
             }
             Err(error) => {
                 self.counters.frame_refused();
                 tracing::warn!(%error, bytes = delivery.frame.len(), "an entry of the request queue was skipped");
-                return delivery.done.complete();
+                return delivery.done.bury(delivery.frame, &error.to_string());
             }
         };
         self.take(request, None, delivery, permit).await;
@@ -163,6 +190,13 @@ impl Server {
         delivery: Delivery,
         permit: OwnedSemaphorePermit,
     ) {
+        let traced = envelope::flags(&delivery.frame) & envelope::FLAG_TRACED != 0;
+        if traced {
+            self.link
+                .note(request.id, Stage::Taken, format!("attempt {}", request.attempt));
+        }
+        // A cast that cannot be handled tells nobody: its frame is kept for the dead letters.
+        let frame = (request.kind == Kind::Cast).then(|| delivery.frame.clone());
         let deadline = delivery.since + Duration::from_millis(request.ttl_ms.into());
         let key = match &request.idempotency_key {
             // Nobody can be given the items of another's stream.
@@ -196,6 +230,8 @@ impl Server {
                     ticket,
                     home,
                     again,
+                    traced,
+                    frame,
                 },
                 permit,
             ),
@@ -240,42 +276,55 @@ impl Server {
     }
 
     async fn work(self: Arc<Self>, job: Job, permit: OwnedSemaphorePermit) {
-        let (answer, kept) = self.execute(&job).await;
+        let (answer, after) = self.execute(&job).await;
         drop(permit);
-        let askers = match kept {
-            true => self.dedupe().finish(&job.key, answer.clone(), Instant::now()),
-            false => self.dedupe().abandon(&job.key),
+        if job.traced {
+            self.link
+                .note(job.request.id, Stage::Ended, format!("{:?}", answer.kind));
+        }
+        let askers = match after {
+            After::Keep => self.dedupe().finish(&job.key, answer.clone(), Instant::now()),
+            After::Forget | After::Bury => self.dedupe().abandon(&job.key),
         };
         for asker in askers {
-            self.answer(asker, &answer).await;
+            match (&job.frame, after) {
+                // Of its duplicates one is enough.
+                (Some(frame), After::Bury) if asker.id == job.request.id => {
+                    asker.done.bury(frame.clone(), "its handler panicked");
+                }
+                _ => self.answer(asker, &answer).await,
+            }
         }
     }
 
-    /// The answer, and whether it is kept: the handler ran, and its answers are for keeping.
-    async fn execute(&self, job: &Job) -> (Answer, bool) {
+    /// The answer, and what becomes of it: kept when the handler ran and its answers are for keeping.
+    async fn execute(&self, job: &Job) -> (Answer, After) {
         let request = &job.request;
         if job.deadline <= Instant::now() {
-            return (ended(EndCode::Expired, ""), false);
+            return (ended(EndCode::Expired, ""), After::Forget);
         }
         let Some(entry) = self.router.find(&request.method) else {
             let why = format!("{} does not know the method '{}'", self.me.path, request.method);
-            return (ended(EndCode::NoRoute, &why), false);
+            return (ended(EndCode::NoRoute, &why), After::Forget);
         };
         match self.look_for(entry, job).await {
             Looked::Fresh => {}
-            Looked::Recorded(answer) => return (answer, true),
-            Looked::Conflict => return (refusal(request.codec, &key_conflict()), false),
-            Looked::Late => return (ended(EndCode::Expired, ""), false),
+            Looked::Recorded(answer) => return (answer, After::Keep),
+            Looked::Conflict => return (refusal(request.codec, &key_conflict()), After::Forget),
+            Looked::Late => return (ended(EndCode::Expired, ""), After::Forget),
         }
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
-            return (refusal(request.codec, &error), false);
+            return (refusal(request.codec, &error), After::Forget);
         }
         if entry.streams != (request.kind == Kind::Open) {
             let refused = refusal(request.codec, &wrong_verb(&request.method, entry.streams));
-            return (refused, false);
+            return (refused, After::Forget);
         }
         if self.running.was_cancelled(request.id) {
-            return (ended(EndCode::Cancelled, ""), false);
+            return (ended(EndCode::Cancelled, ""), After::Forget);
+        }
+        if job.traced {
+            self.link.note(request.id, Stage::Begun, request.method.clone());
         }
         let token = CancellationToken::new();
         let served = match entry.streams {
@@ -283,32 +332,37 @@ impl Server {
                 Some(served) => Some(served),
                 None => {
                     let why = format!("{} streams are served", limits::STREAMS_SERVED_MAX);
-                    return (ended(EndCode::Overloaded, &why), false);
+                    return (ended(EndCode::Overloaded, &why), After::Forget);
                 }
             },
             false => None,
         };
         let outlet = served.as_ref().map(|served| &served.outlet);
         let answer = match (self.run(entry, job, token, outlet).await, outlet) {
-            (Ok(body), None) => Answer {
+            // Not recorded either: it may be replayed.
+            (None, _) if job.frame.is_some() => {
+                return (refusal(request.codec, &panicked(&request.method)), After::Bury);
+            }
+            (None, _) => refusal(request.codec, &panicked(&request.method)),
+            (Some(Ok(body)), None) => Answer {
                 kind: Kind::Reply,
                 codec: request.codec,
                 body,
                 repeatable: false,
             },
-            (Ok(body), Some(outlet)) => Answer {
+            (Some(Ok(body)), Some(outlet)) => Answer {
                 kind: Kind::Finish,
                 codec: request.codec,
                 body: signs::numbered(outlet.sent(), &body),
                 repeatable: false,
             },
-            (Err(fate), _) => match ended_by(&fate) {
-                Some(ended) => return (ended, false),
+            (Some(Err(fate)), _) => match ended_by(&fate) {
+                Some(ended) => return (ended, After::Forget),
                 None => refusal(request.codec, &Error::from(fate)),
             },
         };
         self.record(entry, job, &answer).await;
-        (answer, entry.kept)
+        (answer, if entry.kept { After::Keep } else { After::Forget })
     }
 
     fn open(&self, job: &Job, token: &CancellationToken) -> Option<Served> {
@@ -322,13 +376,14 @@ impl Server {
         ))
     }
 
+    /// What the handler says; nothing when it panicked.
     async fn run(
         &self,
         entry: &Entry,
         job: &Job,
         token: CancellationToken,
         outlet: Option<&Arc<Outlet>>,
-    ) -> Result<Bytes, Fate> {
+    ) -> Option<Result<Bytes, Fate>> {
         let request = &job.request;
         let listens = request.kind == Kind::Watched;
         let (progress, newest) = listens.then(|| ProgressOut::new(request.codec)).unzip();
@@ -346,7 +401,7 @@ impl Server {
         };
         let begin = || entry.handler.handle(context, request.codec, &request.body);
         let Ok(handler) = catch_unwind(AssertUnwindSafe(begin)) else {
-            return Err(Fate::Refused(panicked(&request.method)));
+            return None;
         };
         let mut handler = AssertUnwindSafe(handler).catch_unwind();
         // Most end at once: for them there are no timers, and no cancel could find them.
@@ -355,7 +410,7 @@ impl Server {
             // In a box of its own: the many that end at once need not have room for it.
             Poll::Pending => Box::pin(self.attend(handler, job, token, outlet, newest)).await,
         };
-        ended.unwrap_or_else(|_| Err(Fate::Refused(panicked(&request.method))))
+        ended.ok()
     }
 
     /// Waits for a handler; says that it has begun, and tells it when nobody waits any more.

@@ -132,7 +132,9 @@ impl Server {
     ) {
         let (Some(job), Some(store)) = (unwrap(&mut request), self.results.clone()) else {
             tracing::warn!(id = %request.id, from = %request.caller, "a submitted request without a proper ticket was skipped");
-            return delivery.done.complete();
+            return delivery
+                .done
+                .bury(delivery.frame, "it is submitted without a proper ticket");
         };
         let (server, job) = (self.clone(), Arc::new(job));
         self.tasks.spawn(async move {
@@ -391,6 +393,7 @@ mod tests {
             services: Vec::new(),
             methods: Vec::new(),
             epoch: vbm_core::Epoch::default(),
+            versions: std::collections::BTreeMap::new(),
         };
         let id = Uuid::from_u128(5);
         let header = |id: Uuid| {

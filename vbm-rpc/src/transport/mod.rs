@@ -26,6 +26,7 @@ pub use results::{ResultStore, TicketPlace, TicketRecord};
 
 use crate::{
     BusError, Durability, MemberInfo, Route,
+    admin::{Admin, Stage},
     election::{LeaseAnswer, LeaseOp},
     envelope,
 };
@@ -33,7 +34,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, sync::watch, time::Instant};
-use vbm_core::{Name, NodePath};
+use uuid::Uuid;
+use vbm_core::{IdSource, Name, NodePath};
 
 /// Where a frame goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +50,16 @@ pub enum Destination {
         /// Its run.
         boot_id: String,
     },
+}
+
+impl Destination {
+    /// Whether `from` may answer what was sent here.
+    pub(crate) fn may_answer(&self, from: &NodePath) -> bool {
+        match self {
+            Self::Route(Route::Node(path)) | Self::Inbox { path, .. } => path == from,
+            Self::Route(Route::Any { scope, .. } | Route::All { scope, .. }) => scope.contains(from),
+        }
+    }
 }
 
 impl fmt::Display for Destination {
@@ -107,6 +119,11 @@ pub trait Transport: Send + Sync + 'static {
     /// # Cancel safety
     /// Dropping the future may leave the member present until its presence runs out.
     async fn attach(&self, member: MemberInfo, inbound: Inbound) -> Result<Attached, BusError>;
+
+    /// The operator's view of this transport, if it has one.
+    fn admin(&self) -> Option<Arc<dyn Admin>> {
+        None
+    }
 }
 
 /// What joining gives.
@@ -116,12 +133,25 @@ pub struct Attached {
     pub link: Arc<dyn Link>,
     /// A number that no other attachment of the same member to this transport was given.
     pub nonce: u64,
+    /// Where the ids of messages come from, if the transport says.
+    pub ids: Option<Arc<dyn IdSource>>,
 }
 
 impl Attached {
     /// For those who write a transport.
     pub fn new(link: Arc<dyn Link>, nonce: u64) -> Self {
-        Self { link, nonce }
+        Self {
+            link,
+            nonce,
+            ids: None,
+        }
+    }
+
+    /// Messages get their ids from `ids`: for a transport on which ids must not be guessed.
+    #[must_use]
+    pub fn with_ids(mut self, ids: Arc<dyn IdSource>) -> Self {
+        self.ids = Some(ids);
+        self
     }
 }
 
@@ -188,6 +218,9 @@ pub trait Link: Send + Sync + 'static {
         self.try_post(to, frame, ttl)
     }
 
+    /// Records a hop of a traced call, as well as it can. Does not wait.
+    fn note(&self, _call: Uuid, _stage: Stage, _detail: String) {}
+
     /// Who is present below a scope, sorted by path.
     ///
     /// # Errors
@@ -237,13 +270,42 @@ pub trait Link: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct Inbound {
     requests: mpsc::Sender<Delivery>,
+    /// For requests of the control lane.
+    urgent: Option<mpsc::Sender<Delivery>>,
     control: Arc<dyn Fn(Bytes) + Send + Sync>,
 }
 
 impl Inbound {
     /// Requests go through a bounded queue; replies and cancels go to a function that does not block.
     pub fn new(requests: mpsc::Sender<Delivery>, control: Arc<dyn Fn(Bytes) + Send + Sync>) -> Self {
-        Self { requests, control }
+        Self {
+            requests,
+            urgent: None,
+            control,
+        }
+    }
+
+    /// Requests of the control lane go through this bounded queue; when it is full, with all others.
+    #[must_use]
+    pub fn with_urgent(mut self, urgent: mpsc::Sender<Delivery>) -> Self {
+        self.urgent = Some(urgent);
+        self
+    }
+
+    /// Gives a frame of the control lane to the bus without waiting.
+    ///
+    /// # Errors
+    /// Gives the delivery back when it is none, or there is no room.
+    fn try_urgent(&self, delivery: Delivery) -> Result<(), Delivery> {
+        if envelope::is_cancel(&delivery.frame) {
+            self.control(delivery.frame);
+            delivery.done.complete();
+            return Ok(());
+        }
+        match &self.urgent {
+            Some(urgent) if envelope::is_control(&delivery.frame) => urgent.try_send(delivery).map_err(back),
+            _ => Err(delivery),
+        }
     }
 
     /// How many requests can be taken now.
@@ -265,12 +327,10 @@ impl Inbound {
     /// # Cancel safety
     /// Dropping the future drops the delivery uncompleted.
     pub async fn request(&self, delivery: Delivery) -> bool {
-        if envelope::is_cancel(&delivery.frame) {
-            self.control(delivery.frame);
-            delivery.done.complete();
-            return true;
+        match self.try_urgent(delivery) {
+            Ok(()) => true,
+            Err(delivery) => self.requests.send(delivery).await.is_ok(),
         }
-        self.requests.send(delivery).await.is_ok()
     }
 
     /// Gives a request to the bus if there is room.
@@ -278,21 +338,21 @@ impl Inbound {
     /// # Errors
     /// Gives the delivery back when there is none, or never will be.
     pub fn try_request(&self, delivery: Delivery) -> Result<(), Delivery> {
-        if envelope::is_cancel(&delivery.frame) {
-            self.control(delivery.frame);
-            delivery.done.complete();
-            return Ok(());
+        match self.try_urgent(delivery) {
+            Ok(()) => Ok(()),
+            Err(delivery) => self.requests.try_send(delivery).map_err(back),
         }
-        self.requests.try_send(delivery).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(delivery) | mpsc::error::TrySendError::Closed(delivery) => {
-                delivery
-            }
-        })
     }
 
     /// Gives a reply to the bus. Does not wait.
     pub fn control(&self, frame: Bytes) {
         (self.control)(frame);
+    }
+}
+
+fn back(error: mpsc::error::TrySendError<Delivery>) -> Delivery {
+    match error {
+        mpsc::error::TrySendError::Full(delivery) | mpsc::error::TrySendError::Closed(delivery) => delivery,
     }
 }
 
@@ -325,6 +385,17 @@ pub trait Keeper: Send + Sync + 'static {
     fn again(&self) -> bool {
         false
     }
+
+    /// One delivery of this keeper can never be handled: it goes to the dead letters where there are any, and is
+    /// done with. Must not block.
+    fn buried(&self, frame: Bytes, reason: &str) {
+        tracing::warn!(
+            reason,
+            bytes = frame.len(),
+            "a request that cannot be handled was dropped"
+        );
+        self.completed();
+    }
 }
 
 impl Completion {
@@ -346,6 +417,13 @@ impl Completion {
     /// Whether it may have been delivered before.
     pub fn again(&self) -> bool {
         self.0.as_ref().is_some_and(|keeper| keeper.again())
+    }
+
+    /// The delivery can never be handled: keeps its frame as a dead letter, where the transport has those.
+    pub fn bury(self, frame: Bytes, reason: &str) {
+        if let Some(keeper) = self.0 {
+            keeper.buried(frame, reason);
+        }
     }
 
     /// The delivery is done with.

@@ -38,6 +38,24 @@ struct Args {
     /// The bus, for `controller` and `agent`: redis://HOST:PORT or redis+unix:///PATH.
     #[arg(long, global = true, env = "VBM_REDIS")]
     redis: Option<String>,
+    /// Whom this daemon believes on the bus: a list of nodes and their keys. With it, what is not sealed is refused.
+    #[arg(
+        long,
+        global = true,
+        env = "VBM_BUS_TRUST",
+        value_name = "FILE",
+        requires = "redis"
+    )]
+    bus_trust: Option<PathBuf>,
+    /// The keys that this daemon seals with; made by `vbm bus key new`. [default: DATA_DIR/bus.key]
+    #[arg(
+        long,
+        global = true,
+        env = "VBM_BUS_KEY",
+        value_name = "FILE",
+        requires = "bus_trust"
+    )]
+    bus_key: Option<PathBuf>,
     /// Where a controller keeps its records. [default: redis where --redis is given, else redb]
     #[arg(long, global = true, value_enum)]
     store: Option<StoreArg>,
@@ -156,6 +174,7 @@ async fn run(args: Args) -> Result<()> {
         Some(RoleArg::Controller) => Role::Controller,
         Some(RoleArg::Agent) => Role::Agent,
     };
+    let bus_key = args.bus_key.unwrap_or_else(|| args.data_dir.join("bus.key"));
     let mut builder = Server::builder(args.data_dir)
         .role(role)
         .node(args.node)
@@ -182,6 +201,9 @@ async fn run(args: Args) -> Result<()> {
     }
     if let Some(redis) = args.redis {
         builder = builder.redis(redis);
+    }
+    if let Some(trust) = args.bus_trust {
+        builder = builder.bus_security(bus_key, trust);
     }
     if let Some(store) = args.store {
         builder = builder.store(match store {

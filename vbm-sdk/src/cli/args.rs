@@ -1,8 +1,12 @@
 //! What may be typed. Values with a form of their own stay text here and are read by `forms`, so that their
 //! errors have three lines like all others.
 
+mod bus;
+mod bus_auth;
 mod nouns;
 
+pub(super) use bus::*;
+pub(super) use bus_auth::*;
 pub(super) use nouns::*;
 
 use super::exit;
@@ -137,6 +141,9 @@ pub(super) enum Command {
     /// Nodes: the machines that run VMs
     #[command(subcommand)]
     Node(Node),
+    /// The bus under it all: who is alive, queues, dead letters; works while vbmd is down
+    #[command(subcommand)]
+    Bus(Bus),
     /// Operations: what takes time
     #[command(subcommand)]
     Operation(Operation),

@@ -30,6 +30,7 @@
 //! Errors are three lines on stderr, `error:`, `why:` and `fix:`; with `-o json` they are the API's problem JSON.
 
 mod args;
+mod bus;
 mod console;
 mod dev;
 mod doctor;
@@ -155,6 +156,7 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Volume(verb) => volume::run(&on, verb).await,
         Command::Image(verb) => image::run(&on, verb).await,
         Command::Node(verb) => node::run(&on, verb).await,
+        Command::Bus(verb) => bus::run(&on, verb).await,
         Command::Operation(verb) => operation::run(&on, verb).await,
         Command::Web(verb) => web::run(&on, verb).await,
         Command::Events(args) => events::run(&on, &args).await,

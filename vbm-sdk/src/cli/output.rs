@@ -42,6 +42,16 @@ impl Output {
         !self.quiet && !self.is_for_programs()
     }
 
+    /// How answers are printed.
+    pub(super) const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The width of the terminal that answers go to, if it is one.
+    pub(super) fn width() -> Option<u16> {
+        width()
+    }
+
     /// Whether stderr is a terminal, where a line may be redrawn.
     pub(super) fn can_redraw() -> bool {
         io::stderr().is_terminal()

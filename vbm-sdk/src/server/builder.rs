@@ -84,6 +84,7 @@ pub struct Builder {
     web: Option<SocketAddr>,
     role: Role,
     pub(super) redis: Option<String>,
+    bus_keys: Option<(PathBuf, PathBuf)>,
     own_transport: Option<Arc<dyn Transport>>,
     store: Option<StoreChoice>,
     name: Option<String>,
@@ -118,6 +119,7 @@ impl Builder {
             web: None,
             role: Role::All,
             redis: None,
+            bus_keys: None,
             own_transport: None,
             store: None,
             name: None,
@@ -163,6 +165,13 @@ impl Builder {
     /// The bus: a Redis server's URL.
     pub fn redis(mut self, url: impl Into<String>) -> Self {
         self.redis = Some(url.into());
+        self
+    }
+
+    /// Seals what it says on the bus with the keys in `keys`, and believes only those whom the list in `trust` names. Both
+    /// are files: see `vbm bus key`. Only where there is a Redis; a bus inside the process needs no seals.
+    pub fn bus_security(mut self, keys: impl Into<PathBuf>, trust: impl Into<PathBuf>) -> Self {
+        self.bus_keys = Some((keys.into(), trust.into()));
         self
     }
 
@@ -446,7 +455,7 @@ impl Builder {
             return Ok(Arc::clone(transport));
         }
         match (&self.redis, self.role) {
-            (Some(url), _) => parts::redis(url).await,
+            (Some(url), _) => parts::redis(url, self.bus_keys.as_ref()).await,
             (None, Role::All) => Ok(Arc::new(vbm_rpc::memory::MemoryBus::new())),
             (None, _) => Err(Error::new(
                 ErrorKind::InvalidInput,

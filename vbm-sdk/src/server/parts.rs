@@ -5,13 +5,20 @@ use super::{
     instance::InstanceRecord,
 };
 use crate::store::{RedbStore, RedisStore, Store};
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use vbm_core::{Error, ErrorKind, Result};
 use vbm_hyper::{
     Driver, ImageStore, Pool, QemuConfig, QemuDriver, SimDriver, VirtualBoxConfig, VirtualBoxDriver,
 };
 use vbm_net::{HostConfig, HostNetwork, NetworkBackend, SimNetwork};
-use vbm_rpc::Transport;
+use vbm_rpc::{
+    Transport,
+    auth::{Keys, Security, Trust},
+};
 
 pub(super) async fn store(builder: &Builder, record: &InstanceRecord) -> Result<Arc<dyn Store>> {
     if let Some(store) = &builder.own_store {
@@ -134,8 +141,12 @@ pub(super) async fn networks(builder: &Builder, record: &InstanceRecord) -> Resu
     })
 }
 
-pub(super) async fn redis(url: &str) -> Result<Arc<dyn Transport>> {
-    let config = vbm_rpc::redis::RedisConfig::from_url(url).map_err(Error::from)?;
+pub(super) async fn redis(url: &str, keys: Option<&(PathBuf, PathBuf)>) -> Result<Arc<dyn Transport>> {
+    let mut config = vbm_rpc::redis::RedisConfig::from_url(url).map_err(Error::from)?;
+    if let Some((keys, trust)) = keys {
+        let security = Security::On(Keys::load(keys)?, Trust::file(trust)?);
+        config = config.security(security);
+    }
     Ok(Arc::new(
         vbm_rpc::redis::RedisTransport::connect(config)
             .await

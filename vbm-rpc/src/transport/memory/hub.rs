@@ -4,11 +4,14 @@ mod orders;
 
 use super::{
     QUEUE_MAX_PER_NODE,
+    desk::{Desk, Given},
     faults::{Dice, Faults},
     trouble::{Said, Trouble},
 };
 use crate::{
-    BusError, MemberInfo, Route, Service, envelope, limits,
+    BusError, MemberInfo, Route, Service,
+    admin::{Queue, QueueKind},
+    envelope, limits,
     transport::{Completion, Delivery, Destination, Inbound, Keeper, SendError, Sent},
 };
 use bytes::Bytes;
@@ -29,6 +32,7 @@ use vbm_core::NodePath;
 #[derive(Default)]
 pub(super) struct Hub {
     state: Mutex<State>,
+    pub(super) desk: Desk,
 }
 
 #[derive(Default)]
@@ -47,6 +51,14 @@ struct Node {
     kept: BTreeMap<u64, Entry>,
     /// Of `kept`, what the present process was not given yet, by when it may be.
     ready: BTreeSet<(Instant, u64)>,
+    /// The same for the control lane.
+    urgent: BTreeSet<(Instant, u64)>,
+    /// Of `kept`, what processes died with: one at a time.
+    suspects: BTreeSet<u64>,
+    /// The suspect that runs now.
+    alone: Option<u64>,
+    /// How much was ever put in.
+    added: u64,
     replies: BTreeMap<(Instant, u64), Bytes>,
     /// Of `kept`, what a partition holds up.
     held_up: BTreeSet<u64>,
@@ -91,6 +103,43 @@ struct Entry {
     origin: Origin,
     /// Somebody was given it.
     given: bool,
+    /// How often it was given to a process.
+    deliveries: u32,
+}
+
+impl Node {
+    /// A kept entry may be given to the present process from then on.
+    fn ready(&mut self, at: Instant, serial: u64) {
+        let Some(entry) = self.kept.get(&serial) else {
+            return;
+        };
+        let ready = match envelope::is_control(&entry.frame) {
+            true => &mut self.urgent,
+            false => &mut self.ready,
+        };
+        ready.insert((at, serial));
+    }
+
+    /// Nothing is with a process.
+    fn forget_ready(&mut self) {
+        self.ready.clear();
+        self.urgent.clear();
+        self.suspects.clear();
+        self.alone = None;
+    }
+
+    /// An entry is done with. The next suspect may run: `true` when there is one.
+    fn over(&mut self, serial: u64, now: Instant) -> bool {
+        self.kept.remove(&serial);
+        if self.alone == Some(serial) {
+            self.alone = None;
+            if let Some(next) = self.suspects.pop_first() {
+                self.ready.insert((now, next));
+                return true;
+            }
+        }
+        false
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -116,6 +165,7 @@ pub(super) struct Seat {
     path: NodePath,
     pub(super) serial: u64,
     requests: Notify,
+    urgent: Notify,
     replies: Notify,
     /// It is heard again, or severed.
     pub(super) voice: Notify,
@@ -126,9 +176,15 @@ pub(super) struct Seat {
 }
 
 impl Seat {
+    /// Whose it is, for people.
+    pub(super) fn name(&self) -> String {
+        self.path.to_string()
+    }
+
     pub(super) fn wake(&self, lane: Pumped) -> &Notify {
         match lane {
             Pumped::Requests => &self.requests,
+            Pumped::Urgent => &self.urgent,
             Pumped::Replies => &self.replies,
         }
     }
@@ -137,6 +193,7 @@ impl Seat {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pumped {
     Requests,
+    Urgent,
     Replies,
 }
 
@@ -172,9 +229,55 @@ impl Keeper for Kept {
         }
         self.hub.lock().completed(&self.seat, self.serial);
     }
+
+    fn buried(&self, frame: Bytes, reason: &str) {
+        if self.seat.severed.load(Ordering::SeqCst) {
+            return;
+        }
+        let entry = {
+            let state = self.hub.lock();
+            let node = state.nodes.get(&self.seat.path);
+            node.and_then(|node| node.kept.get(&self.serial))
+                .map(|entry| (entry.origin.route(&self.seat.path), entry.deliveries, entry.since))
+        };
+        if let Some((route, deliveries, since)) = entry {
+            let given = Given {
+                deliveries,
+                worker: self.seat.path.to_string(),
+                since,
+            };
+            self.hub.desk.bury(route, frame, reason, &given);
+        }
+        self.completed();
+    }
+}
+
+impl Origin {
+    /// The route that leads where it was to go; a broadcast that one member cannot handle is that member's.
+    fn route(&self, path: &NodePath) -> Route {
+        match self {
+            Self::Any(scope, service) => Route::any(scope.clone(), service.clone()),
+            Self::Node | Self::All => Route::node(path.clone()),
+        }
+    }
 }
 
 impl Hub {
+    /// The queues of the nodes below a scope.
+    pub(super) fn queues(&self, scope: &NodePath) -> Vec<Queue> {
+        let state = self.lock();
+        let below = state.nodes.iter().filter(|(path, _)| scope.contains(path));
+        below
+            .map(|(path, node)| Queue {
+                kind: QueueKind::Node,
+                name: path.to_string(),
+                depth: u64::try_from(node.kept.len()).unwrap_or(u64::MAX),
+                added: node.added,
+                takers: Vec::new(),
+            })
+            .collect()
+    }
+
     pub(super) fn new(faults: Faults) -> Self {
         let state = State {
             dice: Dice::new(faults),
@@ -182,6 +285,7 @@ impl Hub {
         };
         Self {
             state: Mutex::new(state),
+            desk: Desk::default(),
         }
     }
 
@@ -205,6 +309,7 @@ impl Hub {
             path: info.path.clone(),
             serial: state.next,
             requests: Notify::new(),
+            urgent: Notify::new(),
             replies: Notify::new(),
             voice: Notify::new(),
             generations: watch::Sender::new(1),
@@ -228,6 +333,7 @@ impl Hub {
                 by: info.boot_id.clone(),
             }));
             old.seat.requests.notify_one();
+            old.seat.urgent.notify_one();
             old.seat.replies.notify_one();
             old.seat.voice.notify_waiters();
         }
@@ -266,6 +372,19 @@ impl Hub {
         let mut state = self.lock();
         let (sent, direct) = state.send(&seat.path, to, &frame, now + ttl, now)?;
         drop(state);
+        hand_over(direct);
+        Ok(sent)
+    }
+
+    /// Puts a frame back into the queue of a route, on behalf of nobody.
+    pub(super) fn replay(
+        &self,
+        to: &Destination,
+        frame: &Bytes,
+        ttl: Duration,
+        now: Instant,
+    ) -> Result<Sent, SendError> {
+        let (sent, direct) = self.lock().send(&NodePath::root(), to, frame, now + ttl, now)?;
         hand_over(direct);
         Ok(sent)
     }
@@ -333,21 +452,46 @@ impl Hub {
             };
         }
         let retired = node.present.as_ref().is_some_and(|present| present.retired);
-        while let Some(&(at, serial)) = node.ready.first() {
+        loop {
+            let ready = match lane {
+                Pumped::Urgent => &mut node.urgent,
+                _ => &mut node.ready,
+            };
+            let Some(&(at, serial)) = ready.first() else { break };
             if retired {
                 break;
             }
             if at > now {
                 return Next::Wait(Some(death.map_or(at, |death| death.min(at))));
             }
-            node.ready.pop_first();
+            ready.pop_first();
             let Some(entry) = node.kept.get_mut(&serial) else {
                 continue;
             };
             if entry.until <= now {
-                node.kept.remove(&serial);
+                node.over(serial, now);
                 continue;
             }
+            if entry.deliveries >= limits::DELIVERIES_MAX {
+                let given = Given {
+                    deliveries: entry.deliveries,
+                    worker: seat.path.to_string(),
+                    since: entry.since,
+                };
+                let (route, frame) = (entry.origin.route(&seat.path), entry.frame.clone());
+                self.desk
+                    .bury(route, frame, "its process died with it again and again", &given);
+                node.over(serial, now);
+                continue;
+            }
+            if entry.deliveries >= limits::SUSPECT_AFTER {
+                if node.alone.is_some() {
+                    node.suspects.insert(serial);
+                    continue;
+                }
+                node.alone = Some(serial);
+            }
+            entry.deliveries += 1;
             let keeper = Kept {
                 hub: self.clone(),
                 seat: seat.clone(),
@@ -376,6 +520,12 @@ impl Hub {
         let mut state = self.lock();
         if state.present(seat).is_none() {
             return;
+        }
+        // Who leaves in peace was killed by nothing.
+        if let Some(node) = state.nodes.get_mut(&seat.path) {
+            for entry in node.kept.values_mut() {
+                entry.deliveries = entry.deliveries.saturating_sub(1);
+            }
         }
         state.vacate(&seat.path, now);
     }
@@ -414,6 +564,7 @@ impl State {
     fn wake_all(&self) {
         for present in self.nodes.values().filter_map(|node| node.present.as_ref()) {
             present.seat.requests.notify_one();
+            present.seat.urgent.notify_one();
             present.seat.replies.notify_one();
         }
     }
@@ -423,8 +574,10 @@ impl State {
             && let Some(present) = self.present(seat)
         {
             present.said.push_back(Said::Completed { serial });
-        } else if let Some(node) = self.nodes.get_mut(&seat.path) {
-            node.kept.remove(&serial);
+        } else if let Some(node) = self.nodes.get_mut(&seat.path)
+            && node.over(serial, Instant::now())
+        {
+            seat.requests.notify_one();
         }
     }
 
@@ -521,6 +674,7 @@ impl State {
             until,
             origin,
             given: false,
+            deliveries: 0,
         };
         match route {
             Route::Node(path) => {
@@ -610,14 +764,16 @@ impl State {
                 ..entry
             };
             node.kept.insert(self.next, copy);
+            node.added += 1;
             if cut {
                 node.held_up.insert(self.next);
             } else {
-                node.ready.insert((entry.since + delay, self.next));
+                node.ready(entry.since + delay, self.next);
             }
         }
         if let Some(present) = &node.present {
             present.seat.requests.notify_one();
+            present.seat.urgent.notify_one();
         }
         Ok(())
     }
@@ -628,11 +784,19 @@ impl State {
             return;
         };
         node.held_up.clear();
-        for (serial, entry) in &node.kept {
-            if self.trouble.is_cut(&entry.from, path) {
-                node.held_up.insert(*serial);
+        let all: Vec<_> = node
+            .kept
+            .iter()
+            .map(|(serial, entry)| {
+                let cut = self.trouble.is_cut(&entry.from, path);
+                (*serial, entry.since.min(now), cut)
+            })
+            .collect();
+        for (serial, at, cut) in all {
+            if cut {
+                node.held_up.insert(serial);
             } else {
-                node.ready.insert((entry.since.min(now), *serial));
+                node.ready(at, serial);
             }
         }
     }
@@ -682,7 +846,7 @@ impl State {
         let Some(node) = self.nodes.get_mut(path) else {
             return;
         };
-        node.ready.clear();
+        node.forget_ready();
         node.replies.clear();
         node.cut_off.clear();
         let (keep, give): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut node.kept)

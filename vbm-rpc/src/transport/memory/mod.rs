@@ -12,6 +12,7 @@
 //! messages by a seed; [`MemoryBus::partition`] and its like make trouble by order; [`MemoryBus::story`] tells it all.
 
 mod control;
+mod desk;
 mod faults;
 mod hub;
 mod leases;
@@ -23,10 +24,12 @@ pub use faults::Faults;
 use super::{Attached, Destination, Inbound, Link, ResultStore, SendError, Sent, Transport};
 use crate::{
     BusError, MemberInfo,
+    admin::{Admin, Stage},
     election::{LeaseAnswer, LeaseOp},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use desk::MemoryAdmin;
 use hub::{Hub, Pumped, Seat};
 use leases::Leases;
 use std::{sync::Arc, time::Duration};
@@ -118,7 +121,7 @@ impl Transport for MemoryBus {
             stop,
             tasks: TaskTracker::new(),
         };
-        for lane in [Pumped::Requests, Pumped::Replies] {
+        for lane in [Pumped::Requests, Pumped::Urgent, Pumped::Replies] {
             let pump = pump(self.hub.clone(), seat.clone(), inbound.clone(), lane);
             let stop = link.stop.clone();
             link.tasks.spawn(async move {
@@ -128,6 +131,10 @@ impl Transport for MemoryBus {
         link.tasks.close();
         let nonce = seat.serial;
         Ok(Attached::new(Arc::new(link), nonce))
+    }
+
+    fn admin(&self) -> Option<Arc<dyn Admin>> {
+        Some(Arc::new(MemoryAdmin(self.hub.clone())))
     }
 }
 
@@ -193,6 +200,10 @@ impl Link for MemoryLink {
 
     fn try_post(&self, to: Destination, frame: Bytes, ttl: Duration) -> bool {
         !self.stop.is_cancelled() && self.hub.post(&self.seat, to, frame, ttl, Instant::now())
+    }
+
+    fn note(&self, call: uuid::Uuid, stage: Stage, detail: String) {
+        self.hub.desk.note(call, stage, self.seat.name(), detail);
     }
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {

@@ -1,270 +1,288 @@
-//! The heartbeat: renews what lives as long as this process, and looks after the groups it serves.
+//! The heartbeat: renews what lives as long as this process. One batch a beat:
+//!
+//! | commands | why |
+//! |---|---|
+//! | `TIME`, one script | presence, and Redis' clock |
+//! | `EXISTS`, one a hash tag | did Redis forget a queue of ours? |
+//! | `ZADD`, one a scope and service | found by calls for any, for all |
+//! | `ZRANGEBYSCORE`, one a service | is somebody about to die? The rescuer looks at that very moment |
+//! | `XTRIM`, when replies were read | the inbox |
+//! | one script a queue, when handlers run longer than a beat | the lease of what they work on |
+//!
+//! What need not be so often (lives of keys, old broadcasts, forgetting the dead) is done every [`SLOW_BEATS`] beats.
 
 use super::{
     Core,
-    connect::{Commands, Down},
+    connect::{Answer, Commands, Down},
     keys::{self, GROUP, INBOX_TTL, STREAM_TTL},
     lock, pack,
     presence::{self, Claim, Refusal},
+    scripts,
 };
-use crate::{Service, limits::HEARTBEAT_EVERY};
+use crate::limits::HEARTBEAT_EVERY;
 use redis::{Pipeline, Value, cmd, pipe};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use vbm_core::NodePath;
 
 /// Broadcasts are kept this long for readers that lag.
 const BROADCAST_KEEP: Duration = Duration::from_secs(600);
-/// The most entries taken over from one dead member at one beat.
-const TAKEOVER_MAX_ENTRIES: usize = 64;
-/// An entry that somebody took within this time is not taken over: two do not take it one after the other.
-const TAKEOVER_MIN_IDLE: Duration = Duration::from_secs(1);
-/// A request that was delivered this often without being completed goes to the dead letters.
-const DELIVERIES_MAX: i64 = 5;
-/// The most dead letters of one queue.
-const DEAD_LETTERS_MAX: usize = 1_000;
+/// What need not be renewed at each beat is renewed once in so many: every 30 s.
+const SLOW_BEATS: u64 = 15;
+/// How much longer than to the next beat it is looked ahead for deaths.
+const DEATHS_MARGIN: Duration = Duration::from_millis(500);
+/// How long after a presence ran out the rescuer looks: clocks are reckoned to a few milliseconds.
+const DEATHS_DELAY: Duration = Duration::from_millis(50);
+/// The most entries that one script renews.
+const RENEW_MAX_ENTRIES: usize = 512;
 
 pub(super) async fn run(core: Arc<Core>) {
     let mut beats = interval(HEARTBEAT_EVERY);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beats.tick().await;
+    let mut beater = Beater {
+        core: core.clone(),
+        // Members do not do their slow work all at once.
+        count: core.seed % SLOW_BEATS,
+        trimmed: String::new(),
+    };
     loop {
         tokio::select! {
             // Cancel safe: a tick missed here is not needed any more.
             _at = beats.tick() => {}
-            () = core.retired.cancelled() => return,
+            () = core.retired.cancelled() => break,
         }
+        core.refresh_trust().await;
+        beater.try_beat().await;
+    }
+    // Handlers may still run: what they work on stays theirs until the process is closed.
+    loop {
+        beats.tick().await;
         let Some(mut commands) = core.conn.borrow().clone() else {
             continue;
         };
-        match beat(&core, &mut commands).await {
+        if beater.renew_leases(&mut commands).await.is_err() {
+            core.probe();
+        }
+    }
+}
+
+struct Beater {
+    core: Arc<Core>,
+    count: u64,
+    /// Up to where the inbox was trimmed.
+    trimmed: String,
+}
+
+fn ms(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Beater {
+    async fn try_beat(&mut self) {
+        let Some(mut commands) = self.core.conn.borrow().clone() else {
+            return;
+        };
+        match self.beat(&mut commands).await {
             Ok(()) => {}
             Err(Down(why)) => {
                 tracing::debug!(why, "a heartbeat was not answered");
-                core.probe();
+                self.core.probe();
             }
         }
     }
+
+    async fn beat(&mut self, commands: &mut Commands) -> Result<(), Down> {
+        let core = self.core.clone();
+        let mut batch = pipe();
+        batch.add_command(cmd("TIME"));
+        presence::add_presence(&core, &mut batch, Claim::Keep);
+        let expected = ask_for_keys(&core, &mut batch);
+        let mut rest = presence::renew_liveness(&core, &mut batch);
+        let inbox_cursor = self.trim_inbox(&mut batch);
+        rest += usize::from(inbox_cursor.is_some());
+        let ahead = core.now_ms() + ms(HEARTBEAT_EVERY + DEATHS_MARGIN);
+        let deaths = presence::ask_for_deaths(&core, &mut batch, ahead);
+        let asked = Instant::now();
+        let answers = commands.run(&mut batch).await?;
+        presence::set_clock(&core, asked, answers.first());
+        match answers
+            .get(1)
+            .map(|answer| presence::read_presence(answer, Claim::Keep))
+        {
+            Some(Err(Refusal::Displaced(by))) => {
+                core.displaced(&by);
+                return Ok(());
+            }
+            Some(Err(Refusal::Redis(why))) => tracing::warn!(why, "presence was not renewed"),
+            Some(Ok(())) | None => {}
+        }
+        let found = answers.get(2..2 + expected.len()).unwrap_or_default();
+        if is_gone(&expected, found) {
+            tracing::warn!("queues of this process are gone from Redis: made again");
+            if let Err(Refusal::Displaced(by)) = presence::register(&core, commands, Claim::Keep).await? {
+                core.displaced(&by);
+                return Ok(());
+            }
+            core.generations.send_modify(|generation| *generation += 1);
+        }
+        let at = 2 + expected.len();
+        for why in answers
+            .iter()
+            .skip(at)
+            .take(rest)
+            .filter_map(|answer| answer.as_ref().err())
+        {
+            tracing::warn!(why, "a heartbeat was answered with an error");
+        }
+        if let Some(cursor) = inbox_cursor {
+            self.trimmed = cursor;
+        }
+        note_deaths(&core, answers.iter().skip(at + rest).take(deaths));
+        self.renew_leases(commands).await?;
+        self.count += 1;
+        if self.count.is_multiple_of(SLOW_BEATS) {
+            slow_beat(&core, commands).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets replies that were read; gives up to where, when there are any.
+    fn trim_inbox(&self, batch: &mut Pipeline) -> Option<String> {
+        let me = &self.core.me;
+        let read = lock(&self.core.inbox_cursor).clone();
+        if read == self.trimmed {
+            return None;
+        }
+        batch
+            .cmd("XTRIM")
+            .arg(self.core.keys.inbox(&me.path, &me.boot_id))
+            .arg("MINID")
+            .arg(&read);
+        Some(read)
+    }
+
+    /// Says of what was taken before the last beat that it is still worked on; hears of what was taken over.
+    async fn renew_leases(&self, commands: &mut Commands) -> Result<(), Down> {
+        let core = &self.core;
+        let held = core.held_longer(HEARTBEAT_EVERY / 2);
+        let chunks: Vec<_> = held
+            .iter()
+            .flat_map(|(key, ids)| ids.chunks(RENEW_MAX_ENTRIES).map(move |ids| (key, ids)))
+            .collect();
+        let mut batch = pipe();
+        for (key, ids) in &chunks {
+            let eval = batch.cmd("EVAL").arg(scripts::RENEW_HELD).arg(1).arg(&***key);
+            eval.arg(GROUP).arg(&core.consumer).arg(*ids);
+        }
+        let answers = commands.run(&mut batch).await?;
+        for ((key, _), answer) in chunks.iter().zip(answers) {
+            match answer {
+                Ok(lost) => {
+                    let lost = pack::texts(&lost);
+                    if !lost.is_empty() {
+                        core.lose(key, &lost);
+                    }
+                }
+                Err(why) => tracing::debug!(why, "leases were not renewed"),
+            }
+        }
+        Ok(())
+    }
 }
 
-async fn beat(core: &Arc<Core>, commands: &mut Commands) -> Result<(), Down> {
-    let mut batch = pipe();
-    batch.add_command(cmd("TIME"));
-    presence::add_presence(core, &mut batch, Claim::Keep);
-    add_renewals(core, &mut batch);
-    let asked = Instant::now();
-    let answers = commands.run(&mut batch).await?;
-    presence::set_clock(core, asked, answers.first());
-    match answers
-        .get(1)
-        .map(|answer| presence::read_presence(answer, Claim::Keep))
-    {
-        Some(Err(Refusal::Displaced(by))) => {
-            core.displaced(&by);
-            return Ok(());
-        }
-        Some(Err(Refusal::Redis(why))) => tracing::warn!(why, "presence was not renewed"),
-        Some(Ok(())) | None => {}
+/// Asks whether the queues of this member are there, at once for those of one hash tag; gives how many each answer
+/// must tell.
+fn ask_for_keys(core: &Core, batch: &mut Pipeline) -> Vec<i64> {
+    let me = &core.me;
+    let shard = keys::shard(&me.path);
+    let mut keys = vec![
+        core.keys.node(&me.path),
+        core.keys.control(&me.path),
+        core.keys.inbox(&me.path, &me.boot_id),
+        core.keys.broadcast(&shard),
+    ];
+    keys.extend(
+        presence::served(me)
+            .iter()
+            .map(|(scope, service)| core.keys.any(scope, service)),
+    );
+    let mut by_tag: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for key in keys {
+        let tag = key.split('}').next().unwrap_or_default().to_owned();
+        by_tag.entry(tag).or_default().push(key);
     }
-    let gone = answers
-        .iter()
-        .skip(2)
-        .any(|answer| matches!(answer, Ok(Value::Int(0))));
-    if gone {
-        tracing::warn!("queues of this process are gone from Redis: made again");
-        if let Err(Refusal::Displaced(by)) = presence::register(core, commands, Claim::Keep).await? {
-            core.displaced(&by);
-            return Ok(());
-        }
-        core.generations.send_modify(|generation| *generation += 1);
+    for keys in by_tag.values() {
+        batch.cmd("EXISTS").arg(keys);
     }
-    let mut batch = pipe();
-    presence::add_liveness(core, &mut batch);
-    add_trims(core, &mut batch);
-    for why in commands
-        .run(&mut batch)
-        .await?
-        .into_iter()
-        .filter_map(Result::err)
-    {
-        tracing::warn!(why, "a heartbeat was answered with an error");
-    }
-    for (scope, service) in presence::served(&core.me) {
-        look_after(core, commands, &scope, &service).await?;
-    }
-    Ok(())
+    by_tag
+        .values()
+        .map(|keys| i64::try_from(keys.len()).unwrap_or(i64::MAX))
+        .collect()
 }
 
-/// Each is answered with 0 when the key is gone.
-fn add_renewals(core: &Core, batch: &mut Pipeline) {
-    let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+/// Whether a queue is gone. An error tells nothing.
+fn is_gone(expected: &[i64], found: &[Answer]) -> bool {
+    let mut pairs = expected.iter().zip(found);
+    pairs.any(|(expected, found)| {
+        found
+            .as_ref()
+            .ok()
+            .and_then(pack::number)
+            .is_some_and(|found| found < *expected)
+    })
+}
+
+/// Tells the rescuer when the next one is expected to be dead.
+fn note_deaths<'a>(core: &Core, answers: impl Iterator<Item = &'a Answer>) {
+    let first = answers
+        .filter_map(|answer| {
+            let texts = pack::texts(answer.as_ref().ok()?);
+            texts.get(1)?.parse::<u64>().ok()
+        })
+        .min();
+    let Some(at_ms) = first else { return };
+    let at = Instant::now() + Duration::from_millis(at_ms.saturating_sub(core.now_ms())) + DEATHS_DELAY;
+    core.deaths.send_replace(Some(at));
+}
+
+/// What need not be done at each beat.
+async fn slow_beat(core: &Core, commands: &mut Commands) -> Result<(), Down> {
+    let mut batch = pipe();
     let me = &core.me;
     let mut renew = |key: String, ttl| {
         batch.cmd("PEXPIRE").arg(key).arg(ms(ttl));
     };
     renew(core.keys.node(&me.path), STREAM_TTL);
+    renew(core.keys.control(&me.path), STREAM_TTL);
     renew(core.keys.inbox(&me.path, &me.boot_id), INBOX_TTL);
     renew(core.keys.broadcast(&keys::shard(&me.path)), STREAM_TTL);
     for (scope, service) in presence::served(me) {
         renew(core.keys.any(&scope, &service), STREAM_TTL);
     }
-}
-
-fn add_trims(core: &Core, batch: &mut Pipeline) {
-    let me = &core.me;
-    let oldest = core
-        .now_ms()
-        .saturating_sub(u64::try_from(BROADCAST_KEEP.as_millis()).unwrap_or(u64::MAX));
-    let broadcast = core.keys.broadcast(&keys::shard(&me.path));
+    presence::add_liveness(core, &mut batch);
+    let oldest = core.now_ms().saturating_sub(ms(BROADCAST_KEEP));
     batch
         .cmd("XTRIM")
-        .arg(broadcast)
+        .arg(core.keys.broadcast(&keys::shard(&me.path)))
         .arg("MINID")
         .arg(format!("{oldest}-0"));
-    let read = lock(&core.inbox_cursor).clone();
-    batch
-        .cmd("XTRIM")
-        .arg(core.keys.inbox(&me.path, &me.boot_id))
-        .arg("MINID")
-        .arg(read);
-}
-
-/// Takes over what dead consumers of a group had taken, and forgets those that have nothing.
-async fn look_after(
-    core: &Arc<Core>,
-    commands: &mut Commands,
-    scope: &NodePath,
-    service: &Service,
-) -> Result<(), Down> {
-    let key: Arc<str> = core.keys.any(scope, service).into();
-    let mut info = cmd("XINFO");
-    info.arg("CONSUMERS").arg(&*key).arg(GROUP);
-    let Ok(Value::Array(consumers)) = commands.one(info).await? else {
-        return Ok(());
-    };
-    let others: Vec<(String, i64)> = consumers
-        .iter()
-        .filter_map(|consumer| {
-            let name = pack::text(pack::field(consumer, "name")?)?;
-            Some((name.to_owned(), pack::number(pack::field(consumer, "pending")?)?))
-        })
-        .filter(|(name, _)| *name != core.consumer)
-        .collect();
-    if others.is_empty() {
-        return Ok(());
-    }
-    let runs: Vec<_> = others
-        .iter()
-        .map(|(name, _)| match keys::parse_consumer(name) {
-            Some((path, boot_id)) => (path, boot_id.to_owned()),
-            // No consumer of ours: counts as dead, since no member has the empty boot id.
-            None => (NodePath::root(), String::new()),
-        })
-        .collect();
-    let alive = presence::runs_alive(core, commands, &runs).await?;
-    for ((name, pending), alive) in others.iter().zip(alive) {
-        match (alive, *pending) {
-            (true, _) => {}
-            (false, 0) => {
-                let mut forget = cmd("XGROUP");
-                forget.arg("DELCONSUMER").arg(&*key).arg(GROUP).arg(name);
-                // An error means that the group is gone too.
-                drop(commands.one(forget).await?);
-            }
-            (false, _) => take_over(core, commands, (scope, service), &key, name).await?,
-        }
+    let answers: Vec<Result<Value, String>> = commands.run(&mut batch).await?;
+    for why in answers.into_iter().filter_map(Result::err) {
+        tracing::warn!(why, "a slow heartbeat was answered with an error");
     }
     Ok(())
 }
 
-async fn take_over(
-    core: &Arc<Core>,
-    commands: &mut Commands,
-    (scope, service): (&NodePath, &Service),
-    key: &Arc<str>,
-    dead: &str,
-) -> Result<(), Down> {
-    let min_idle = u64::try_from(TAKEOVER_MIN_IDLE.as_millis()).unwrap_or(u64::MAX);
-    let mut pending = cmd("XPENDING");
-    pending
-        .arg(&**key)
-        .arg(GROUP)
-        .arg("IDLE")
-        .arg(min_idle)
-        .arg("-")
-        .arg("+")
-        .arg(TAKEOVER_MAX_ENTRIES)
-        .arg(dead);
-    let Ok(Value::Array(pending)) = commands.one(pending).await? else {
-        return Ok(());
-    };
-    let deliveries: Vec<(String, i64)> = pending
-        .iter()
-        .filter_map(|entry| match entry {
-            Value::Array(parts) => Some((
-                pack::text(parts.first()?)?.to_owned(),
-                pack::number(parts.get(3)?)?,
-            )),
-            _ => None,
-        })
-        .collect();
-    if deliveries.is_empty() {
-        return Ok(());
-    }
-    let mut claim = cmd("XCLAIM");
-    claim.arg(&**key).arg(GROUP).arg(&core.consumer).arg(min_idle);
-    for (id, _) in &deliveries {
-        claim.arg(id);
-    }
-    let Ok(claimed) = commands.one(claim).await? else {
-        return Ok(());
-    };
-    let poison = |id: &str| {
-        deliveries
-            .iter()
-            .any(|(known, times)| known == id && *times >= DELIVERIES_MAX)
-    };
-    let entries = pack::entries(claimed);
-    tracing::info!(%key, dead, entries = entries.len(), "requests of a dead member were taken over");
-    for entry in entries {
-        if poison(&entry.id) {
-            bury(core, commands, (scope, service), key, entry).await?;
-            continue;
-        }
-        for delivery in core.deliveries(key, entry, true, true) {
-            if !core.inbound.request(delivery).await {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Moves an entry that killed its workers to the dead letters.
-async fn bury(
-    core: &Arc<Core>,
-    commands: &mut Commands,
-    (scope, service): (&NodePath, &Service),
-    key: &Arc<str>,
-    entry: pack::Entry,
-) -> Result<(), Down> {
-    tracing::error!(%key, id = entry.id, "a request was delivered {DELIVERIES_MAX} times and never completed: given up");
-    let letters = core.keys.dead_letters(scope, service);
-    let mut batch = pipe();
-    let add = batch
-        .cmd("XADD")
-        .arg(&letters)
-        .arg("MAXLEN")
-        .arg("~")
-        .arg(DEAD_LETTERS_MAX)
-        .arg("*");
-    add.arg(keys::FIELD_FRAMES)
-        .arg(&pack::pack(entry.frames.iter())[..]);
-    batch
-        .cmd("PEXPIRE")
-        .arg(&letters)
-        .arg(u64::try_from(STREAM_TTL.as_millis()).unwrap_or(u64::MAX));
-    commands.run(&mut batch).await?;
-    core.complete(key.clone(), entry.id, true);
-    Ok(())
+    #[test]
+    fn a_queue_is_gone_when_fewer_are_there_than_were_made() {
+        let number = |n| Ok(Value::Int(n));
+        assert!(!is_gone(&[4, 1], &[number(4), number(1)]));
+        assert!(is_gone(&[4, 1], &[number(4), number(0)]));
+        assert!(!is_gone(&[4], &[Err("no".into())]));
+        assert!(!is_gone(&[4], &[]));
+    }
 }

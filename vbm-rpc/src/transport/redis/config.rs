@@ -9,7 +9,7 @@
 //! | `rediss://`, `rediss+sentinel://`, `rediss+cluster://` | the same over TLS |
 
 use super::tls::TlsFiles;
-use crate::BusError;
+use crate::{BusError, auth::Security};
 use redis::{
     ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
     io::tcp::TcpSettings,
@@ -90,6 +90,9 @@ pub struct RedisConfig {
     pub(super) secure: bool,
     pub(super) tls: TlsFiles,
     pub(super) namespace: String,
+    /// Entries kept for one destination before senders are overloaded.
+    pub(super) depth_limit: usize,
+    pub(super) security: Security,
 }
 
 impl RedisConfig {
@@ -131,6 +134,8 @@ impl RedisConfig {
             secure,
             tls: TlsFiles::default(),
             namespace: DEFAULT_NAMESPACE.to_owned(),
+            depth_limit: crate::limits::DEPTH_SOFT_MAX_ENTRIES,
+            security: Security::Off,
         })
     }
 
@@ -164,6 +169,22 @@ impl RedisConfig {
         if let Some(user) = user {
             self.sentinel_login = self.sentinel_login.set_username(user);
         }
+        self
+    }
+
+    /// Senders of this process are [`Overloaded`](crate::Fate::Overloaded) while so many entries (of up to 256 requests)
+    /// are kept for a destination. The default is
+    /// [`DEPTH_SOFT_MAX_ENTRIES`](crate::limits::DEPTH_SOFT_MAX_ENTRIES).
+    #[must_use]
+    pub fn depth_limit(mut self, entries: usize) -> Self {
+        self.depth_limit = entries.max(1);
+        self
+    }
+
+    /// Whether entries are sealed and opened. All members of a namespace must do the same. The default is off.
+    #[must_use]
+    pub fn security(mut self, security: Security) -> Self {
+        self.security = security;
         self
     }
 

@@ -3,6 +3,7 @@
 //! | key | type | what | lives |
 //! |---|---|---|---|
 //! | `ns:v1:{shard}:n:<path>` | stream | requests for one node | [`STREAM_TTL`], renewed by the node |
+//! | `ns:v1:{shard}:n:<path>:ctl` | stream | the control lane of one node | [`STREAM_TTL`], renewed by the node |
 //! | `ns:v1:{shard}:p:<path>` | string | presence of one node, JSON | [`PRESENCE_TTL`](crate::limits::PRESENCE_TTL) |
 //! | `ns:v1:{shard}:r:<path>:<boot>` | stream | replies for one process | [`INBOX_TTL`], renewed by the process |
 //! | `ns:v1:{shard}:b` | stream | broadcasts to a shard | [`STREAM_TTL`], renewed by its members |
@@ -11,12 +12,17 @@
 //! | `ns:v1:{shard}:idem:<home>:<bucket>` | hash | recorded answers, by key | [`DEDUPE_TTL`](crate::limits::DEDUPE_TTL) and a bucket |
 //! | `ns:v1:{shard}:t:<home>:<id>` | hash | one ticket | until it is kept no longer |
 //! | `ns:v1:{shard}:due` | sorted set | tickets to look after, by when in Redis' ms | [`STREAM_TTL`] from the last one |
+//! | `<key of a request queue>:k` | hash | how often entries left over by a dead process were delivered | [`STREAM_TTL`] |
+//! | `ns:v1:{shard of scope}:j:<scope>:<service>` | string | who looks after the dead of a group just now | 1 s |
+//! | `ns:v1:{shard}:dlq` | stream | dead letters | [`DEAD_LETTERS_TTL`](crate::limits::DEAD_LETTERS_TTL) |
+//! | `ns:v1:dlqs` | set | the shards that have dead letters | [`DEAD_LETTERS_TTL`](crate::limits::DEAD_LETTERS_TTL) |
+//! | `ns:v1:{call}:t` | stream | the hops of a traced call | [`HOPS_TTL`](crate::limits::HOPS_TTL) |
+//! | `ns:v1:{shard of scope}:a:<scope>:<service>:<seal>` | string | the entry a seal was first seen at; with security on | a minute and the deadline |
 //! | `ns:v1:{e:<election>}:lease` | string | who leads: `epoch holder` | the lease |
 //! | `ns:v1:{e:<election>}:epoch` | string | the last epoch of that election | for ever: it must only grow |
-//! | `ns:v1:{shard of scope}:d:<scope>:<service>` | stream | dead letters | [`STREAM_TTL`] |
 
 use crate::{Route, Service};
-use std::time::Duration;
+use std::{fmt, time::Duration};
 use vbm_core::{Name, NodePath};
 
 /// How many names of a path make its shard: `zone/cluster`.
@@ -29,14 +35,46 @@ pub(super) const INBOX_TTL: Duration = Duration::from_secs(120);
 pub(super) const GROUP: &str = "workers";
 /// The field of an entry that holds its packed frames.
 pub(super) const FIELD_FRAMES: &str = "f";
+/// The field of an entry that says who wrote it: see [`crate::auth`].
+pub(super) const FIELD_SEAL: &str = "a";
 /// The field of a broadcast that holds its scope.
 pub(super) const FIELD_SCOPE: &str = "s";
 /// The field of a broadcast that holds its service.
 pub(super) const FIELD_SERVICE: &str = "v";
 
+/// How the key of a control lane ends.
+const CONTROL: &str = "ctl";
+
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
+}
+
+/// Whose a request queue is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    Node(NodePath),
+    Control(NodePath),
+    Any(NodePath, Service),
+}
+
+impl Owner {
+    /// Where it lies in the tree.
+    pub(super) const fn scope(&self) -> &NodePath {
+        match self {
+            Self::Node(path) | Self::Control(path) | Self::Any(path, _) => path,
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(path) => write!(f, "node {path}"),
+            Self::Control(path) => write!(f, "control of node {path}"),
+            Self::Any(scope, service) => write!(f, "any {service} in {scope}"),
+        }
+    }
 }
 
 /// The shard of a node: the first names of the path that holds it.
@@ -90,8 +128,65 @@ impl Keys {
     pub(super) fn any(&self, scope: &NodePath, service: &Service) -> String {
         self.at(&ancestor(scope, SHARD_DEPTH), &format!("g:{scope}:{service}"))
     }
-    pub(super) fn dead_letters(&self, scope: &NodePath, service: &Service) -> String {
-        self.at(&ancestor(scope, SHARD_DEPTH), &format!("d:{scope}:{service}"))
+    pub(super) fn control(&self, path: &NodePath) -> String {
+        self.at(&shard(path), &format!("n:{path}:{CONTROL}"))
+    }
+    /// How often leftovers of a request queue were delivered.
+    pub(super) fn counts(queue: &str) -> String {
+        format!("{queue}:k")
+    }
+    pub(super) fn rescuer(&self, scope: &NodePath, service: &Service) -> String {
+        self.at(&ancestor(scope, SHARD_DEPTH), &format!("j:{scope}:{service}"))
+    }
+    pub(super) fn dead_letters(&self, shard: &NodePath) -> String {
+        self.at(shard, "dlq")
+    }
+    pub(super) fn dead_letter_shards(&self) -> String {
+        format!("{}:dlqs", self.prefix)
+    }
+    pub(super) fn hops(&self, call: uuid::Uuid) -> String {
+        format!("{}:{{{call}}}:t", self.prefix)
+    }
+
+    /// Whose request queue has this key, and in which shard it lies.
+    pub(super) fn parse(&self, key: &str) -> Option<(NodePath, Owner)> {
+        let rest = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?;
+        let (shard, rest) = rest.split_once("}:")?;
+        let mut parts = rest.split(':');
+        let owner = match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
+            ("n", path, None, None) => Owner::Node(path.parse().ok()?),
+            ("n", path, Some(CONTROL), None) => Owner::Control(path.parse().ok()?),
+            ("g", scope, Some(service), None) => Owner::Any(scope.parse().ok()?, Service::new(service).ok()?),
+            _ => return None,
+        };
+        Some((shard.parse().ok()?, owner))
+    }
+    /// Which entry a seal was first seen at.
+    pub(super) fn claim(&self, scope: &NodePath, service: &Service, name: &str) -> String {
+        self.at(
+            &ancestor(scope, SHARD_DEPTH),
+            &format!("a:{scope}:{service}:{name}"),
+        )
+    }
+    /// Every key of one kind, as a pattern: `n`, `p`, `r`, `g`, `l`.
+    pub(super) fn anywhere(&self, kind: &str) -> String {
+        format!("{}:{{*}}:{kind}:*", self.prefix)
+    }
+    /// The anycast queues of a service in every scope, as a pattern.
+    pub(super) fn any_of(&self, service: &Service) -> String {
+        format!("{}:{{*}}:g:*:{service}", self.prefix)
+    }
+    /// The dead letters of every shard, as a pattern.
+    pub(super) fn every_dead_letters(&self) -> String {
+        format!("{}:{{*}}:dlq", self.prefix)
+    }
+    /// The hops of every call, as a pattern.
+    pub(super) fn every_hops(&self) -> String {
+        format!("{}:{{*}}:t", self.prefix)
+    }
+    /// The broadcasts of every shard, as a pattern.
+    pub(super) fn broadcasts(&self) -> String {
+        format!("{}:{{*}}:b", self.prefix)
     }
     /// The hash that holds the answers which the members of `home` recorded in one span of time.
     pub(super) fn answers(&self, home: &Route, bucket: u64) -> String {
@@ -101,6 +196,24 @@ impl Keys {
     pub(super) fn ticket(&self, home: &Route, id: &uuid::Uuid) -> String {
         let (shard, home) = home_parts(home);
         self.at(&shard, &format!("t:{home}:{}", id.simple()))
+    }
+    /// All recorded answers of one destination, as a pattern.
+    pub(super) fn answers_of(&self, home: &Route) -> String {
+        let (shard, home) = home_parts(home);
+        self.at(&shard, &format!("idem:{home}:*"))
+    }
+    /// All tickets of one destination, as a pattern.
+    pub(super) fn tickets_of(&self, home: &Route) -> String {
+        let (shard, home) = home_parts(home);
+        self.at(&shard, &format!("t:{home}:*"))
+    }
+    /// The tickets of a service in every scope, as a pattern.
+    pub(super) fn tickets_of_any(&self, service: &Service) -> String {
+        format!("{}:{{*}}:t:g:*:{service}:*", self.prefix)
+    }
+    /// The due tickets of every shard, as a pattern.
+    pub(super) fn every_due(&self) -> String {
+        format!("{}:{{*}}:due", self.prefix)
     }
     /// The tickets of a shard that somebody must look after.
     pub(super) fn due(&self, shard: &NodePath) -> String {
@@ -202,6 +315,27 @@ mod tests {
             "vbm:v1:{eu/r1}:t:g:eu/r1/x/y:agent:00000000000000000000000000000007"
         );
         assert_eq!(keys.due(&home_shard(&any)), "vbm:v1:{eu/r1}:due");
+    }
+
+    #[test]
+    fn the_owner_of_a_request_queue_is_read_back_from_its_key() {
+        let (keys, service) = (Keys::new("x"), Service::new("agent").unwrap());
+        let node = path("eu/r1/n1");
+        let owners = [
+            (keys.node(&node), Owner::Node(node.clone())),
+            (keys.control(&node), Owner::Control(node.clone())),
+            (
+                keys.any(&path("eu"), &service),
+                Owner::Any(path("eu"), service.clone()),
+            ),
+            (keys.any(&path("/"), &service), Owner::Any(path("/"), service)),
+        ];
+        for (key, owner) in owners {
+            assert_eq!(keys.parse(&key).unwrap().1, owner, "{key}");
+            assert_eq!(keys.parse(&Keys::counts(&key)), None);
+        }
+        assert_eq!(keys.parse(&keys.presence(&node)), None);
+        assert_eq!(Keys::new("other").parse(&keys.node(&node)), None);
     }
 
     #[test]

@@ -21,8 +21,10 @@
 //!   goes when its requests are completed. After each reconnect the cursor of requests is set back to the
 //!   beginning (what is left there is not done), and the others are compared with the stream's last id.
 //! - The *taker* blocks on another connection over the groups of its services, in every scope above it.
-//! - The *beat* renews presence and the life of the queues, takes over what dead members had taken, and gives up
-//!   on requests that killed their workers again and again (dead letters).
+//! - The *beat* renews presence, the life of the queues and the lease of what handlers work on.
+//! - The *rescuer* takes over what dead members had taken. The *quarantine* runs requests alone whose workers died, and
+//!   gives up on those that kill them again and again (dead letters).
+//! - What steers (cancels, the control lane) has a stream of its own, read and written before all else.
 //!
 //! No clock of a client is trusted: ages come from the ids of entries, which carry Redis' time.
 //! - Recorded answers and tickets (`records.rs`) go through the writer too.
@@ -30,20 +32,28 @@
 //! Behind it stands one server, the master that sentinels name, or a cluster (`connect.rs` is the supervisor of
 //! connections); with TLS or without. What is lost when one of them dies: `docs/rpc/connections.md`.
 
+pub mod acl;
+mod admin;
 mod beat;
 mod cluster;
 mod config;
 mod connect;
 mod countdown;
+mod depth;
 #[cfg(test)]
 mod fuzz;
+mod guard;
 mod keys;
 mod last_word;
 mod lease;
+mod leftovers;
+mod letters;
 mod pack;
 mod presence;
+mod quarantine;
 mod reader;
 mod records;
+mod rescue;
 mod results;
 mod scripts;
 mod sentinel;
@@ -60,17 +70,24 @@ use super::{
 };
 use crate::{
     BusError, Durability, MemberInfo, Route,
+    admin::{Admin, Stage},
+    auth::{Counts, SecretIds},
     election::{LeaseAnswer, LeaseOp},
+    envelope,
 };
+use admin::RedisAdmin;
 use async_trait::async_trait;
 use bytes::Bytes;
 use connect::{Commands, Connector};
 use countdown::Countdown;
+use guard::Guard;
 use keys::Keys;
 use last_word::LastWord;
+use letters::Letter;
 use pack::Entry;
+use quarantine::Suspect;
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -88,6 +105,8 @@ use writer::{Lane, Op, SendOp, Target};
 
 /// The most bytes of frames that wait in a process for the writer, and so the most that one batch holds.
 const QUEUE_MAX_BYTES: usize = 32 * 1024 * 1024;
+/// The same for the control lane.
+const CONTROL_QUEUE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// What a frame counts besides its own bytes.
 const FRAME_OVERHEAD_BYTES: usize = 512;
 /// How long closing waits for the last writes and for the clean-up.
@@ -106,6 +125,7 @@ pub struct RedisTransport {
     config: RedisConfig,
     connector: Connector,
     warnings: Vec<String>,
+    counts: Arc<Counts>,
 }
 
 impl RedisTransport {
@@ -127,12 +147,18 @@ impl RedisTransport {
             config,
             connector,
             warnings,
+            counts: Arc::default(),
         })
     }
 
     /// What is not as it should be with the server, one sentence each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// How many entries its attachments sealed, opened and refused; all zero with security off.
+    pub fn entries(&self) -> &Counts {
+        &self.counts
     }
 }
 
@@ -149,18 +175,33 @@ impl Transport for RedisTransport {
             server: self.config.to_string(),
             why: down.0,
         };
+        let guard = Guard::new(
+            &self.config.security,
+            &self.config.namespace,
+            &member,
+            &self.counts,
+        )?;
+        let guarded = guard.is_some();
         let home = Keys::new(&self.config.namespace).node(&member.path);
         let connector = self.connector.clone().at_home(&home);
         let mut commands = connector.commands().await.map_err(unreachable)?;
         let (ops, queue) = mpsc::unbounded_channel();
         let (replicated, replicated_queue) = mpsc::unbounded_channel();
+        let (urgent, urgent_queue) = mpsc::unbounded_channel();
+        let (suspects, suspected) = mpsc::unbounded_channel();
         let token = presence::token(&mut commands).await.map_err(unreachable)?;
         let core = Arc::new(Core::new(
             &self.config,
             connector,
             (member, token),
             inbound,
-            (ops, replicated),
+            Queues {
+                ops,
+                urgent,
+                replicated,
+                suspects,
+            },
+            guard,
         ));
         let cursor = presence::register(&core, &mut commands, presence::Claim::Take)
             .await
@@ -169,11 +210,16 @@ impl Transport for RedisTransport {
         core.conn.send_replace(Some(commands.clone()));
         let nonce = core.now_micros();
         let (feed, fed) = mpsc::unbounded_channel();
-        core.spawn(writer::run(core.clone(), Lane::Fast, queue, Some(commands)));
+        core.spawn(writer::run(
+            core.clone(),
+            Lane::Fast,
+            (Some(urgent_queue), queue),
+            Some(commands),
+        ));
         core.spawn(writer::run(
             core.clone(),
             Lane::Replicated,
-            replicated_queue,
+            (None, replicated_queue),
             None,
         ));
         let watched = core.clone();
@@ -190,9 +236,44 @@ impl Transport for RedisTransport {
                 core.spawn(taker::run(core.clone(), queues));
             }
         }
+        if !core.me.services.is_empty() {
+            core.spawn(rescue::run(core.clone()));
+        }
+        core.spawn(quarantine::run(core.clone(), suspected));
         core.tasks.close();
-        Ok(Attached::new(Arc::new(RedisLink { core }), nonce))
+        let mut attached = Attached::new(Arc::new(RedisLink { core }), nonce);
+        if guarded {
+            let ids = SecretIds::new().map_err(|e| BusError::Untrusted {
+                path: self.config.to_string(),
+                why: e.to_string(),
+            })?;
+            attached = attached.with_ids(Arc::new(ids));
+        }
+        Ok(attached)
     }
+
+    fn admin(&self) -> Option<Arc<dyn Admin>> {
+        Some(Arc::new(RedisAdmin::new(&self.config, self.connector.clone())))
+    }
+}
+
+/// What the tasks of one attachment hand to each other. Unbounded in themselves: sends hold a permit of a room,
+/// completions and suspects are as many as deliveries, which are bounded.
+struct Queues {
+    ops: mpsc::UnboundedSender<Op>,
+    urgent: mpsc::UnboundedSender<Op>,
+    /// Frames that a replica must have.
+    replicated: mpsc::UnboundedSender<Op>,
+    suspects: mpsc::UnboundedSender<Suspect>,
+}
+
+/// An entry that was given to the bus and is not yet removed from Redis.
+struct HeldEntry {
+    /// When the read was begun that brought it.
+    asked: Instant,
+    group: bool,
+    /// It has been taken over by another: its completion is nobody's business any more.
+    lost: bool,
 }
 
 /// What the tasks of one attachment share.
@@ -205,11 +286,15 @@ struct Core {
     token: String,
     consumer: String,
     inbound: Inbound,
-    /// Unbounded in itself: sends hold a permit of `room`, completions are as many as deliveries, which are bounded.
-    ops: mpsc::UnboundedSender<Op>,
-    /// The same for frames that a replica must have.
-    replicated: mpsc::UnboundedSender<Op>,
+    queues: Queues,
     room: Arc<Semaphore>,
+    /// The room of the control lane.
+    urgent_room: Arc<Semaphore>,
+    depth_limit: usize,
+    /// When somebody's presence is expected to run out: the rescuer looks then.
+    deaths: watch::Sender<Option<Instant>>,
+    /// From when on absence of others is believed after an outage.
+    settled: Mutex<Instant>,
     /// The writer's connection, while there is one.
     conn: watch::Sender<Option<Commands>>,
     generations: watch::Sender<u64>,
@@ -222,8 +307,8 @@ struct Core {
     tasks: TaskTracker,
     /// Redis' time in microseconds at a point of this process' clock.
     clock: Mutex<(Instant, u64)>,
-    /// Entries given to the bus and not yet removed from Redis: key and id.
-    held: Mutex<HashSet<(Arc<str>, String)>>,
+    /// By key and id.
+    held: Mutex<HashMap<Arc<str>, HashMap<String, HeldEntry>>>,
     /// Up to where replies were read.
     inbox_cursor: Mutex<String>,
     /// Requests between the reader and the bus.
@@ -234,6 +319,10 @@ struct Core {
     /// or before Redis forgot what was done.
     suspect_ms: AtomicU64,
     seed: u64,
+    /// Entries were taken over and could not be admitted: the taker reads again what is its own.
+    reread: AtomicBool,
+    /// With security on: seals and opens entries.
+    guard: Option<Guard>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -246,7 +335,8 @@ impl Core {
         connector: Connector,
         (me, token): (MemberInfo, String),
         inbound: Inbound,
-        (ops, replicated): (mpsc::UnboundedSender<Op>, mpsc::UnboundedSender<Op>),
+        queues: Queues,
+        guard: Option<Guard>,
     ) -> Self {
         let consumer = keys::consumer(&me.path, &me.boot_id);
         let mut seed = DefaultHasher::new();
@@ -264,9 +354,12 @@ impl Core {
             token,
             consumer,
             inbound,
-            ops,
-            replicated,
+            queues,
             room: Arc::new(Semaphore::new(QUEUE_MAX_BYTES)),
+            urgent_room: Arc::new(Semaphore::new(CONTROL_QUEUE_MAX_BYTES)),
+            depth_limit: config.depth_limit,
+            deaths: watch::Sender::new(None),
+            settled: Mutex::new(Instant::now()),
             conn: watch::Sender::new(None),
             generations: watch::Sender::new(1),
             ended: watch::Sender::new(None),
@@ -281,6 +374,8 @@ impl Core {
             homes,
             suspect_ms: AtomicU64::new(0),
             seed: seed.finish(),
+            reread: AtomicBool::new(false),
+            guard,
         }
     }
 
@@ -309,14 +404,94 @@ impl Core {
         now.checked_sub(Duration::from_millis(age)).unwrap_or(now)
     }
 
-    /// Gives an entry's requests for the bus; nothing when it has them already. Garbage is removed. `again`: somebody
-    /// else may have had it before.
-    fn deliveries(self: &Arc<Self>, key: &Arc<str>, entry: Entry, group: bool, again: bool) -> Vec<Delivery> {
-        if !lock(&self.held).insert((key.clone(), entry.id.clone())) {
+    /// Notes that this process has an entry; `false` when it had it already.
+    fn hold(&self, key: &Arc<str>, id: &str, asked: Instant, group: bool) -> bool {
+        let mut held = lock(&self.held);
+        let entry = HeldEntry {
+            asked,
+            group,
+            lost: false,
+        };
+        match held.get_mut(key) {
+            Some(ids) if ids.contains_key(id) => return false,
+            Some(ids) => drop(ids.insert(id.to_owned(), entry)),
+            None => drop(held.insert(key.clone(), HashMap::from([(id.to_owned(), entry)]))),
+        }
+        true
+    }
+
+    /// Of entries with a group that were read more than `age` ago and are still worked on: their keys and ids.
+    fn held_longer(&self, age: Duration) -> Vec<(Arc<str>, Vec<String>)> {
+        let held = lock(&self.held);
+        let old = |(id, entry): (&String, &HeldEntry)| {
+            (entry.group && !entry.lost && entry.asked.elapsed() >= age).then(|| id.clone())
+        };
+        let by_key = held
+            .iter()
+            .map(|(key, ids)| (key.clone(), ids.iter().filter_map(old).collect::<Vec<_>>()));
+        by_key.filter(|(_, ids)| !ids.is_empty()).collect()
+    }
+
+    /// These entries are another one's now.
+    fn lose(&self, key: &str, ids: &[&str]) {
+        tracing::warn!(
+            key,
+            entries = ids.len(),
+            "requests that this process works on were taken over by another"
+        );
+        let mut held = lock(&self.held);
+        let Some(entries) = held.get_mut(key) else { return };
+        for id in ids {
+            if let Some(entry) = entries.get_mut(*id) {
+                entry.lost = true;
+            }
+        }
+    }
+
+    /// Runs a held entry's requests alone, in its turn.
+    fn suspect(&self, suspect: Suspect) {
+        if self.hold(&suspect.key, &suspect.entry.id, Instant::now(), suspect.group) {
+            if !self.admits(&suspect.key, !suspect.group, &suspect.entry) {
+                return self.complete(suspect.key, suspect.entry.id, suspect.group);
+            }
+            // Fails only when the process takes no more; the entry then stays.
+            drop(self.queues.suspects.send(suspect));
+        }
+    }
+
+    fn settled_at(&self) -> Instant {
+        *lock(&self.settled)
+    }
+
+    /// Gives an entry's requests for the bus; nothing when it has them already. Garbage goes to the dead letters.
+    /// `asked` is when the read was begun that brought it, and the so-many-th delivery it is. `again`:
+    /// somebody else may have had it before.
+    fn deliveries(
+        self: &Arc<Self>,
+        key: &Arc<str>,
+        entry: Entry,
+        (asked, deliveries): (Instant, u32),
+        group: bool,
+        again: bool,
+    ) -> Vec<Delivery> {
+        if !self.hold(key, &entry.id, asked, group) {
+            return Vec::new();
+        }
+        // A group's entries were admitted as they were read; those that were not are judged here.
+        if !self.admits(key, !group, &entry) {
+            self.complete(key.clone(), entry.id, group);
             return Vec::new();
         }
         if entry.frames.is_empty() {
             tracing::warn!(%key, id = entry.id, "an entry that is no frame of the bus was removed");
+            self.push(Op::Bury(Letter {
+                queue: key.clone(),
+                entry: entry.id.clone(),
+                frame: Bytes::new(),
+                reason: "not a frame of the bus: its entry cannot be read".into(),
+                deliveries,
+                worker: self.consumer.clone(),
+            }));
             self.complete(key.clone(), entry.id, group);
             return Vec::new();
         }
@@ -328,6 +503,7 @@ impl Core {
             id: entry.id,
             group,
             home: self.homes.get(&**key).cloned(),
+            deliveries,
             left: Countdown::new(entry.frames.len()),
         });
         let delivery = |frame| Delivery {
@@ -345,12 +521,33 @@ impl Core {
 
     fn complete(&self, key: Arc<str>, id: String, group: bool) {
         // Fails only when the writer has ended; the entry then stays for the next process.
-        drop(self.ops.send(Op::Complete { key, id, group }));
+        self.push(Op::Complete { key, id, group });
+    }
+
+    fn push(&self, op: Op) {
+        drop(self.queues.ops.send(op));
+    }
+
+    /// Puts a frame into the queue of its lane.
+    fn push_send(&self, op: SendOp, durability: Durability) -> bool {
+        let queue = match (durability, op.is_control()) {
+            (Durability::Replicated, _) => &self.queues.replicated,
+            (Durability::Fast, true) => &self.queues.urgent,
+            (Durability::Fast, false) => &self.queues.ops,
+        };
+        queue.send(Op::Send(op)).is_ok()
+    }
+
+    fn room_of(&self, target: &Target) -> &Arc<Semaphore> {
+        match target {
+            Target::Control(_) => &self.urgent_room,
+            _ => &self.room,
+        }
     }
 
     /// Makes the writer look whether its connection lives.
     fn probe(&self) {
-        drop(self.ops.send(Op::Probe));
+        self.push(Op::Probe);
     }
 
     fn displaced(&self, by: &str) {
@@ -437,6 +634,7 @@ struct Held {
     group: bool,
     home: Option<Arc<Route>>,
     again: bool,
+    deliveries: u32,
     left: Countdown,
 }
 
@@ -453,6 +651,18 @@ impl Keeper for Held {
 
     fn again(&self) -> bool {
         self.again
+    }
+
+    fn buried(&self, frame: Bytes, reason: &str) {
+        self.core.push(Op::Bury(Letter {
+            queue: self.key.clone(),
+            entry: self.id.clone(),
+            frame,
+            reason: reason.to_owned(),
+            deliveries: self.deliveries,
+            worker: self.core.consumer.clone(),
+        }));
+        self.completed();
     }
 }
 
@@ -480,20 +690,25 @@ impl RedisLink {
                 self.core.server
             ))
         };
-        let permit =
-            match timeout_at(until, self.core.room.clone().acquire_many_owned(room_for(&frame))).await {
-                Ok(Ok(permit)) => permit,
-                Ok(Err(_closed)) => return Err(SendError::Closed),
-                Err(_late) => return Err(late()),
-            };
+        let permit = match timeout_at(
+            until,
+            self.core
+                .room_of(&target)
+                .clone()
+                .acquire_many_owned(room_for(&frame)),
+        )
+        .await
+        {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_closed)) => return Err(SendError::Closed),
+            Err(_late) => return Err(late()),
+        };
         let (done, answer) = oneshot::channel();
         let claim = Arc::new(LastWord::new());
         let op = SendOp::new(target, frame, until, permit).answering(done, claim.clone());
-        let lane = match durability {
-            Durability::Fast => &self.core.ops,
-            Durability::Replicated => &self.core.replicated,
-        };
-        lane.send(Op::Send(op)).map_err(|_| SendError::Closed)?;
+        if !self.core.push_send(op, durability) {
+            return Err(SendError::Closed);
+        }
         let mut answer = std::pin::pin!(answer);
         match timeout_at(until, &mut answer).await {
             Ok(answer) => answer.unwrap_or(Err(SendError::Closed)),
@@ -548,14 +763,14 @@ impl RedisLink {
 
     fn push(
         &self,
-        to: Destination,
+        target: Result<Target, (NodePath, crate::Service)>,
         frame: Bytes,
         ttl: Duration,
         permit: tokio::sync::OwnedSemaphorePermit,
         patient: bool,
     ) {
         let until = Instant::now() + ttl;
-        let target = match Target::of(to) {
+        let target = match target {
             Ok(target) => target,
             Err((scope, service)) => {
                 let link = Self {
@@ -575,13 +790,17 @@ impl RedisLink {
         };
         let op = SendOp::new(target, frame, until, permit).patient(patient);
         // Fails only when the writer has ended.
-        drop(self.core.ops.send(Op::Send(op)));
+        let _ended = !self.core.push_send(op, Durability::Fast);
     }
 
     fn try_push(&self, to: Destination, frame: Bytes, ttl: Duration, patient: bool) -> bool {
-        match self.core.room.clone().try_acquire_many_owned(room_for(&frame)) {
+        let target = Target::of(to, &frame);
+        let room = target
+            .as_ref()
+            .map_or(&self.core.room, |target| self.core.room_of(target));
+        match room.clone().try_acquire_many_owned(room_for(&frame)) {
             Ok(permit) if !self.core.stop.is_cancelled() => {
-                self.push(to, frame, ttl, permit, patient);
+                self.push(target, frame, ttl, permit, patient);
                 true
             }
             _ => false,
@@ -603,7 +822,7 @@ impl Link for RedisLink {
         durability: Durability,
     ) -> Result<Sent, SendError> {
         let until = Instant::now() + ttl;
-        match Target::of(to.clone()) {
+        match Target::of(to.clone(), &frame) {
             Ok(target) => {
                 let enqueued = self.enqueue(target, frame, until, durability).await;
                 enqueued.map(|()| Sent::default())
@@ -613,19 +832,24 @@ impl Link for RedisLink {
     }
 
     fn try_send(&self, to: &Destination, frame: &Bytes, until: Instant, watch: &Arc<dyn SendWatch>) -> bool {
-        let Ok(target) = Target::of(to.clone()) else {
+        let Ok(target) = Target::of(to.clone(), frame) else {
             return false;
         };
-        let Ok(permit) = self.core.room.clone().try_acquire_many_owned(room_for(frame)) else {
+        let room = self.core.room_of(&target).clone();
+        let Ok(permit) = room.try_acquire_many_owned(room_for(frame)) else {
             return false;
         };
         let op = SendOp::new(target, frame.clone(), until, permit).watched(watch.clone());
-        self.core.ops.send(Op::Send(op)).is_ok()
+        self.core.push_send(op, Durability::Fast)
     }
 
     async fn post(&self, to: Destination, frame: Bytes, ttl: Duration) {
-        if let Ok(permit) = self.core.room.clone().acquire_many_owned(room_for(&frame)).await {
-            self.push(to, frame, ttl, permit, false);
+        let target = Target::of(to, &frame);
+        let room = target
+            .as_ref()
+            .map_or(&self.core.room, |target| self.core.room_of(target));
+        if let Ok(permit) = room.clone().acquire_many_owned(room_for(&frame)).await {
+            self.push(target, frame, ttl, permit, false);
         }
     }
 
@@ -635,6 +859,16 @@ impl Link for RedisLink {
 
     fn try_resend(&self, to: Destination, frame: Bytes, ttl: Duration) -> bool {
         self.try_push(to, frame, ttl, true)
+    }
+
+    fn note(&self, call: uuid::Uuid, stage: Stage, detail: String) {
+        let me = &self.core.me;
+        self.core.push(Op::Note(writer::Note {
+            call,
+            stage,
+            by: format!("{} ({})", me.path, me.boot_id),
+            detail,
+        }));
     }
 
     async fn members(&self, scope: &NodePath) -> Result<Vec<MemberInfo>, BusError> {
@@ -666,7 +900,7 @@ impl Link for RedisLink {
     async fn close(&self) {
         let (done, flushed) = oneshot::channel();
         let last = async {
-            if self.core.ops.send(Op::Flushed(done)).is_ok() && flushed.await.is_ok() {
+            if self.core.queues.ops.send(Op::Flushed(done)).is_ok() && flushed.await.is_ok() {
                 presence::forget(&self.core).await;
             }
         };
@@ -677,12 +911,14 @@ impl Link for RedisLink {
             );
         }
         self.core.room.close();
+        self.core.urgent_room.close();
         self.core.stop.cancel();
         self.core.tasks.wait().await;
     }
 
     fn sever(&self) {
         self.core.retired.cancel();
+        self.core.urgent_room.close();
         self.core.room.close();
         self.core.stop.cancel();
     }
@@ -695,8 +931,9 @@ impl Link for RedisLink {
 
 impl Target {
     /// Where a frame is written, or the scope and service of a broadcast, which needs presence first.
-    fn of(to: Destination) -> Result<Self, (NodePath, crate::Service)> {
+    fn of(to: Destination, frame: &[u8]) -> Result<Self, (NodePath, crate::Service)> {
         Ok(match to {
+            Destination::Route(Route::Node(path)) if envelope::is_control(frame) => Self::Control(path),
             Destination::Route(Route::Node(path)) => Self::Node(path),
             Destination::Route(Route::Any { scope, service }) => Self::Any { scope, service },
             Destination::Route(Route::All { scope, service }) => return Err((scope, service)),

@@ -3,7 +3,7 @@
 //! An entry's frames stand one after the other, each behind its length as u32, big-endian. What cannot be read is
 //! reported as garbage with its id, so that it can be skipped and removed; it never stops a reader.
 
-use super::keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE};
+use super::keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SEAL, FIELD_SERVICE};
 use crate::envelope;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redis::Value;
@@ -52,13 +52,19 @@ pub(super) fn unpack(mut content: Bytes) -> Option<Vec<Bytes>> {
 }
 
 /// One stream entry.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) id: String,
     /// Empty: garbage.
     pub(super) frames: Vec<Bytes>,
     pub(super) scope: Option<String>,
     pub(super) service: Option<String>,
+    /// The frames as they were packed: what the seal is over.
+    pub(super) content: Bytes,
+    /// Who wrote it.
+    pub(super) seal: Option<Bytes>,
+    /// Its seal was found to fit, and it was not seen before.
+    pub(super) admitted: bool,
 }
 
 /// The streams of an XREAD or XREADGROUP answer, with their entries. Nothing when the block timed out.
@@ -92,9 +98,7 @@ fn entry(value: Value) -> Option<Entry> {
     let id = text(&pair.next()?)?.to_owned();
     let mut entry = Entry {
         id,
-        frames: Vec::new(),
-        scope: None,
-        service: None,
+        ..Entry::default()
     };
     let Some(Value::Array(fields)) = pair.next() else {
         return Some(entry);
@@ -103,8 +107,10 @@ fn entry(value: Value) -> Option<Entry> {
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match (text(&name), value) {
             (Some(FIELD_FRAMES), Value::BulkString(content)) => {
-                entry.frames = unpack(content.into()).unwrap_or_default();
+                entry.content = content.into();
+                entry.frames = unpack(entry.content.clone()).unwrap_or_default();
             }
+            (Some(FIELD_SEAL), Value::BulkString(seal)) => entry.seal = Some(seal.into()),
             (Some(FIELD_SCOPE), value) => entry.scope = text(&value).map(str::to_owned),
             (Some(FIELD_SERVICE), value) => entry.service = text(&value).map(str::to_owned),
             _ => {}

@@ -4,13 +4,15 @@ use super::{
     Core,
     config::RedisConfig,
     connect::{Answer, Commands, Down, NODE_DOWN},
-    keys::{self, GROUP, INBOX_TTL, STREAM_TTL},
-    lock, pack, scripts,
+    keys::{self, GROUP, INBOX_TTL, Keys, STREAM_TTL},
+    lock, pack,
+    rescue::Run,
+    scripts,
 };
 use crate::{BusError, MemberInfo, Service, limits::PRESENCE_TTL};
 use redis::{Pipeline, Value, cmd, pipe};
 use serde::Serialize;
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::Instant;
 use vbm_core::NodePath;
 
@@ -94,18 +96,26 @@ fn ms(span: std::time::Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Makes the queues, appears in presence. Gives the place in the broadcast stream from which on this member is
-/// addressed: it was read before anyone could see the member.
+/// What was there before anyone could see the member.
+pub(super) struct Begin {
+    /// From here on broadcasts are for it.
+    pub(super) broadcast_cursor: String,
+    /// The last entry of the node's queue, if there is any: left by an earlier process.
+    pub(super) node_last: Option<(u64, u64)>,
+}
+
+/// Makes the queues, appears in presence.
 pub(super) async fn register(
     core: &Core,
     commands: &mut Commands,
     claim: Claim,
-) -> Result<Result<String, Refusal>, Down> {
+) -> Result<Result<Begin, Refusal>, Down> {
     let mut batch = pipe();
     batch.add_command(cmd("TIME"));
     let broadcast = core.keys.broadcast(&keys::shard(&core.me.path));
     let own = [
         (core.keys.node(&core.me.path), STREAM_TTL),
+        (core.keys.control(&core.me.path), STREAM_TTL),
         (core.keys.inbox(&core.me.path, &core.me.boot_id), INBOX_TTL),
         (broadcast.clone(), STREAM_TTL),
     ];
@@ -132,6 +142,13 @@ pub(super) async fn register(
             .arg("MKSTREAM");
         batch.cmd("PEXPIRE").arg(&key).arg(ms(STREAM_TTL));
     }
+    batch
+        .cmd("XREVRANGE")
+        .arg(core.keys.node(&core.me.path))
+        .arg("+")
+        .arg("-")
+        .arg("COUNT")
+        .arg(1);
     batch.cmd("XINFO").arg("STREAM").arg(&broadcast);
     add_presence(core, &mut batch, claim);
     let asked = Instant::now();
@@ -140,7 +157,7 @@ pub(super) async fn register(
     // The clock lags by no more than the answers took.
     let by_now = core.now_ms() + ms(asked.elapsed()) + 1;
     core.suspect_ms.fetch_max(by_now, Ordering::Relaxed);
-    let Some([stream, presence]) = answers.last_chunk() else {
+    let Some([left, stream, presence]) = answers.last_chunk() else {
         return Err(Down("too few answers".into()));
     };
     if let Err(refusal) = read_presence(presence, claim) {
@@ -170,7 +187,12 @@ pub(super) async fn register(
             Ok(_) => {}
         }
     }
-    Ok(Ok(cursor))
+    let left = left.as_ref().map(|left| pack::entries(left.clone()));
+    let node_last = left.ok().and_then(|entries| pack::parse_id(&entries.first()?.id));
+    Ok(Ok(Begin {
+        broadcast_cursor: cursor,
+        node_last,
+    }))
 }
 
 pub(super) fn add_presence(core: &Core, batch: &mut Pipeline, claim: Claim) {
@@ -210,14 +232,45 @@ pub(super) fn read_presence(answer: &Answer, claim: Claim) -> Result<(), Refusal
     }
 }
 
+/// Everything about liveness; at the start, and rarely later.
 pub(super) fn add_liveness(core: &Core, batch: &mut Pipeline) {
-    let path = core.me.path.to_string();
+    renew_liveness(core, batch);
     let now = core.now_ms();
     for key in liveness_keys(core) {
-        batch.cmd("ZADD").arg(&key).arg(now + ms(PRESENCE_TTL)).arg(&path);
-        batch.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now);
         batch.cmd("PEXPIRE").arg(&key).arg(ms(STREAM_TTL));
     }
+    // Of those who offered a service the rescuer forgets the dead when nothing is left of them.
+    for scope in keys::scopes(&core.me.path) {
+        let key = core.keys.alive(&scope, None);
+        batch.cmd("ZREMRANGEBYSCORE").arg(&key).arg("-inf").arg(now);
+    }
+}
+
+/// Alive for another while. Gives how many commands.
+pub(super) fn renew_liveness(core: &Core, batch: &mut Pipeline) -> usize {
+    let path = core.me.path.to_string();
+    let until = core.now_ms() + ms(PRESENCE_TTL);
+    let keys = liveness_keys(core);
+    for key in &keys {
+        batch.cmd("ZADD").arg(key).arg(until).arg(&path);
+    }
+    keys.len()
+}
+
+/// Asks for each service who is the next to die: path and when. Gives how many commands.
+pub(super) fn ask_for_deaths(core: &Core, batch: &mut Pipeline, before_ms: u64) -> usize {
+    for service in &core.me.services {
+        batch
+            .cmd("ZRANGEBYSCORE")
+            .arg(core.keys.alive(&NodePath::root(), Some(service)))
+            .arg("-inf")
+            .arg(before_ms)
+            .arg("WITHSCORES")
+            .arg("LIMIT")
+            .arg(0)
+            .arg(1);
+    }
+    core.me.services.len()
 }
 
 /// Notes Redis' time. It was told somewhere between asking and now; the middle is taken.
@@ -254,23 +307,28 @@ pub(super) async fn members(core: &Core, scope: &NodePath) -> Result<Vec<MemberI
     Ok(answers.into_iter().filter_map(read).collect())
 }
 
-/// Whether that very run of a member is alive, for each.
-pub(super) async fn runs_alive(
+/// What has become of runs of members, for each.
+pub(super) async fn runs(
     core: &Core,
     commands: &mut Commands,
     runs: &[(NodePath, String)],
-) -> Result<Vec<bool>, Down> {
+) -> Result<Vec<Run>, Down> {
     let mut batch = pipe();
     for (path, _) in runs {
         batch.cmd("GET").arg(core.keys.presence(path));
     }
     let answers = commands.run(&mut batch).await?;
+    // An answer that cannot be read says nothing against the run: the next look tells.
     let same = |(answer, (_, boot_id)): (Answer, &(NodePath, String))| {
         let value = answer.ok();
         let member = value
             .as_ref()
             .and_then(|v| serde_json::from_str::<MemberInfo>(pack::text(v)?).ok());
-        member.is_some_and(|member| member.boot_id == *boot_id)
+        match member {
+            Some(member) if member.boot_id == *boot_id => Run::Alive,
+            Some(_) => Run::Displaced,
+            None => Run::Absent,
+        }
     };
     Ok(answers.into_iter().zip(runs).map(same).collect())
 }
@@ -314,9 +372,23 @@ pub(super) async fn forget(core: &Core) {
     batch
         .cmd("EVAL")
         .arg(scripts::FORGET_NODE)
-        .arg(2)
+        .arg(4)
         .arg(core.keys.presence(&me.path))
-        .arg(core.keys.node(&me.path));
+        .arg(core.keys.node(&me.path))
+        .arg(Keys::counts(&core.keys.node(&me.path)))
+        .arg(core.keys.control(&me.path))
+        .arg(ms(STREAM_TTL));
+    let given_up = core.held_longer(Duration::ZERO);
+    for (key, ids) in &given_up {
+        // Nobody need wait for the lease of what will certainly not be done here.
+        let claim = batch
+            .cmd("XCLAIM")
+            .arg(&**key)
+            .arg(GROUP)
+            .arg(&core.consumer)
+            .arg(0);
+        claim.arg(ids).arg("IDLE").arg(ms(PRESENCE_TTL)).arg("JUSTID");
+    }
     for (scope, service) in served(me) {
         let (alive, any) = (
             core.keys.alive(&scope, Some(&service)),
@@ -325,9 +397,11 @@ pub(super) async fn forget(core: &Core) {
         let eval = batch
             .cmd("EVAL")
             .arg(scripts::FORGET_ANY)
-            .arg(2)
+            .arg(4)
             .arg(alive)
-            .arg(any);
+            .arg(&any)
+            .arg(Keys::counts(&any))
+            .arg(core.keys.rescuer(&scope, &service));
         eval.arg(now).arg(GROUP).arg(&core.consumer);
     }
     for shard in keys::shards_above(&me.path) {
@@ -339,6 +413,14 @@ pub(super) async fn forget(core: &Core) {
             .arg(alive)
             .arg(stream)
             .arg(now);
+    }
+    if !given_up.is_empty() {
+        // Others see somebody die, and look for what is left.
+        for service in &me.services {
+            let alive = core.keys.alive(&NodePath::root(), Some(service));
+            batch.cmd("ZADD").arg(&alive).arg(now).arg(me.path.to_string());
+            batch.cmd("PEXPIRE").arg(&alive).arg(ms(STREAM_TTL));
+        }
     }
     run_last(core, &mut batch).await;
 }

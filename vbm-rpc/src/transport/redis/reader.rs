@@ -1,19 +1,29 @@
-//! The reader: requests for this node, broadcasts to its shard, replies for its process, on one blocking connection.
+//! The reader: what steers this node, requests for it, broadcasts to its shard, replies for its process, on one blocking connection.
 
 use super::{
     Core,
     connect::{Blocking, Down},
-    keys, lock,
+    keys,
+    leftovers::Leftovers,
+    lock,
     pack::{self, Entry, parse_id},
     presence::{self, Claim},
+    quarantine::Suspect,
 };
-use crate::transport::{Completion, Delivery};
+use crate::{
+    limits::SUSPECT_AFTER,
+    transport::{Completion, Delivery},
+};
 use redis::cmd;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::{sync::mpsc, task::yield_now, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::yield_now,
+    time::{Instant, sleep},
+};
 use vbm_core::NodePath;
 
 /// How long the server holds a read when there is nothing.
@@ -47,6 +57,10 @@ struct Reader {
     core: Arc<Core>,
     /// Unbounded in itself: requests are read only while it is empty.
     feed: mpsc::UnboundedSender<Delivery>,
+    control: Arc<str>,
+    control_cursor: String,
+    /// While there may be some.
+    leftovers: Option<Leftovers>,
     node: Arc<str>,
     node_cursor: String,
     broadcast: Arc<str>,
@@ -61,9 +75,19 @@ struct Reader {
     inbox_bytes: usize,
 }
 
-pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, broadcast_cursor: String) {
+pub(super) async fn run(
+    core: Arc<Core>,
+    feed: mpsc::UnboundedSender<Delivery>,
+    presence::Begin {
+        broadcast_cursor,
+        node_last,
+    }: presence::Begin,
+) {
     let me = &core.me;
     let mut reader = Reader {
+        control: core.keys.control(&me.path).into(),
+        control_cursor: START.into(),
+        leftovers: None,
         node: core.keys.node(&me.path).into(),
         node_cursor: START.into(),
         broadcast: core.keys.broadcast(&keys::shard(&me.path)).into(),
@@ -76,10 +100,22 @@ pub(super) async fn run(core: Arc<Core>, feed: mpsc::UnboundedSender<Delivery>, 
         core: core.clone(),
         feed,
     };
-    let mut attempt = 0;
+    let (mut attempt, mut first) = (0, true);
     loop {
         match core.connector.blocking(&reader.node).await {
             Ok(mut connection) => {
+                if first {
+                    match Leftovers::find(&mut connection, &reader.node, node_last).await {
+                        Ok(leftovers) => reader.leftovers = leftovers,
+                        Err(Down(why)) => {
+                            tracing::debug!(why, "the reader's connection broke at once");
+                            core.connector.pause(attempt, core.seed ^ 1).await;
+                            attempt += 1;
+                            continue;
+                        }
+                    }
+                    first = false;
+                }
                 let Err(Down(why)) = reader.read_all(&mut connection, &mut attempt).await;
                 tracing::debug!(why, "the reader's connection broke");
             }
@@ -107,19 +143,21 @@ impl Reader {
                 read.arg("BLOCK")
                     .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
             }
-            read.arg("STREAMS").arg(&*self.inbox);
+            // What steers comes first, and is read also while requests wait here.
+            read.arg("STREAMS").arg(&*self.control).arg(&*self.inbox);
             if busy || self.core.retired.is_cancelled() {
-                read.arg(&self.inbox_cursor);
+                read.arg(&self.control_cursor).arg(&self.inbox_cursor);
             } else {
                 read.arg(&*self.node).arg(&*self.broadcast);
-                read.arg(&self.inbox_cursor)
+                read.arg(&self.control_cursor)
+                    .arg(&self.inbox_cursor)
                     .arg(&self.node_cursor)
                     .arg(&self.broadcast_cursor);
             }
             let answer = connection.read(&read, BLOCK).await?.map_err(Down)?;
             *attempt = 0;
             for (key, entries) in pack::streams(answer) {
-                self.take(&key, entries);
+                self.take(connection, &key, entries).await?;
             }
             if self.inbox_bytes >= INBOX_TRIM_BYTES {
                 self.trim_inbox(connection).await?;
@@ -133,20 +171,51 @@ impl Reader {
         }
     }
 
-    fn take(&mut self, key: &str, entries: Vec<Entry>) {
+    async fn take(&mut self, connection: &mut Blocking, key: &str, entries: Vec<Entry>) -> Result<(), Down> {
         let Some(last) = entries.last().map(|entry| entry.id.clone()) else {
-            return;
+            return Ok(());
         };
-        if key == &*self.inbox {
-            for frame in entries.into_iter().flat_map(|entry| entry.frames) {
-                self.inbox_bytes += frame.len();
-                self.core.inbound.control(frame);
+        if key == &*self.control {
+            for entry in entries {
+                let deliveries =
+                    self.core
+                        .deliveries(&self.control, entry, (Instant::now(), 1), false, false);
+                // Past all that waits for the bus; behind it only when the bus has no room for control either.
+                let full = deliveries
+                    .into_iter()
+                    .filter_map(|delivery| self.core.inbound.try_request(delivery).err());
+                self.give(full.collect());
+            }
+            self.control_cursor = last;
+        } else if key == &*self.inbox {
+            for entry in entries {
+                if !self.core.admits(&self.inbox, true, &entry) {
+                    self.core.complete(self.inbox.clone(), entry.id, false);
+                    continue;
+                }
+                for frame in entry.frames {
+                    self.inbox_bytes += frame.len();
+                    self.core.inbound.control(frame);
+                }
             }
             lock(&self.core.inbox_cursor).clone_from(&last);
             self.inbox_cursor = last;
         } else if key == &*self.node {
-            for entry in entries {
-                let deliveries = self.core.deliveries(&self.node, entry, false, false);
+            let counts = self.count_leftovers(connection, &entries).await?;
+            for (at, entry) in entries.into_iter().enumerate() {
+                let before = counts.get(at).copied().unwrap_or(0);
+                if before >= SUSPECT_AFTER && !entry.frames.is_empty() {
+                    self.core.suspect(Suspect {
+                        key: self.node.clone(),
+                        entry,
+                        group: false,
+                        worker: self.core.me.path.to_string(),
+                    });
+                    continue;
+                }
+                let deliveries =
+                    self.core
+                        .deliveries(&self.node, entry, (Instant::now(), before + 1), false, before > 0);
                 self.give(deliveries);
             }
             self.node_cursor = last;
@@ -157,6 +226,25 @@ impl Reader {
             }
             self.broadcast_cursor = last;
         }
+        Ok(())
+    }
+
+    /// How many processes died with each of these entries of the node's queue.
+    async fn count_leftovers(
+        &mut self,
+        connection: &mut Blocking,
+        entries: &[Entry],
+    ) -> Result<Vec<u32>, Down> {
+        let Some(leftovers) = &mut self.leftovers else {
+            return Ok(Vec::new());
+        };
+        let ids: Vec<&str> = entries.iter().map(|entry| entry.id.as_str()).collect();
+        let counts = leftovers.count(connection, &ids).await?;
+        if leftovers.are_behind(&ids) {
+            leftovers.forget_the_done(connection).await?;
+            self.leftovers = None;
+        }
+        Ok(counts)
     }
 
     async fn trim_inbox(&mut self, connection: &mut Blocking) -> Result<(), Down> {
@@ -181,6 +269,10 @@ impl Reader {
             .iter()
             .any(|service| Some(service.as_str()) == entry.service.as_deref());
         if !offered || !scope.is_some_and(|scope| scope.contains(&me.path)) {
+            return Vec::new();
+        }
+        // Not removed when refused: it belongs to all members of the shard, and goes with its age.
+        if !self.core.admits(&self.broadcast, false, &entry) {
             return Vec::new();
         }
         let since = self.core.written_at(&entry.id);
@@ -214,6 +306,7 @@ impl Reader {
     /// the next ones by its own clock; a server that lost its memory begins anew.
     async fn rewind(&mut self, connection: &mut Blocking) -> Result<(), Down> {
         self.node_cursor = START.into();
+        self.control_cursor = START.into();
         let origin = connection.origin();
         let moved = self.origin.as_ref().is_some_and(|before| *before != origin);
         self.origin = Some(origin);

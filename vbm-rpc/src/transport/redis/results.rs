@@ -28,7 +28,7 @@ pub(super) struct RedisResults {
 impl RedisResults {
     fn push(&self, op: StoreOp) {
         // Fails only when the writer has ended.
-        drop(self.core.ops.send(Op::Store(op)));
+        self.core.push(Op::Store(op));
     }
 
     fn ticket(&self, ticket: &TicketPlace, what: TicketOp, room: Option<OwnedSemaphorePermit>) {

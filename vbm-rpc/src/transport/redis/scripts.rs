@@ -1,4 +1,5 @@
-//! Every script of the bus. Each runs once a heartbeat or once a life, never once a message.
+//! Every script of the bus. Each runs once a heartbeat or once a life, never once a message; [`COMPLETE_HELD`] once a
+//! batch, for what took long.
 
 /// Renews presence unless another process took the path.
 /// KEYS: presence. ARGV: value, token, ttl ms. Returns the boot id of the other, or ''.
@@ -25,19 +26,69 @@ return 1
 ";
 
 /// Forgets the queue of a node when it is empty and nobody serves it.
-/// KEYS: presence, stream.
+/// Otherwise notes that its process ended in peace: what is left in the queue has killed nobody.
+/// KEYS: presence, stream, counts, control stream. ARGV: ttl ms of the note.
 pub(super) const FORGET_NODE: &str = r"
-if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('XLEN', KEYS[2]) == 0 then redis.call('DEL', KEYS[2]) end
+if redis.call('EXISTS', KEYS[1]) ~= 0 then return 1 end
+if redis.call('XLEN', KEYS[4]) == 0 then redis.call('DEL', KEYS[4]) end
+if redis.call('XLEN', KEYS[2]) == 0 then
+  redis.call('DEL', KEYS[2], KEYS[3])
+else
+  redis.call('HSET', KEYS[3], 'peace', 1)
+  redis.call('PEXPIRE', KEYS[3], ARGV[1])
+end
+return 1
+";
+
+/// Says that these entries are still worked on: nobody takes them over for another lease.
+/// KEYS: stream. ARGV: group, consumer, entries. Returns those that are another one's by now.
+pub(super) const RENEW_HELD: &str = r"
+local lost = {}
+for i = 3, #ARGV do
+  local mine = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  if #mine == 1 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return lost
+";
+
+/// Completes entries that may have been taken over: only those that are still this consumer's.
+/// KEYS: stream. ARGV: group, consumer, entries. Returns how many were not.
+pub(super) const COMPLETE_HELD: &str = r"
+local lost = 0
+for i = 3, #ARGV do
+  local mine = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
+  if #mine == 1 then
+    redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
+    redis.call('XDEL', KEYS[1], ARGV[i])
+  else
+    lost = lost + 1
+  end
+end
+return lost
+";
+
+/// Puts a dead letter back into its queue, if that is there and the letter still is.
+/// KEYS: dead letters, stream. ARGV: letter, then the fields of the entry. Returns 1, 0 for no queue, -1 for no letter.
+pub(super) const REPLAY: &str = r"
+if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) == 0 then return -1 end
+local put = redis.call('XADD', KEYS[2], 'NOMKSTREAM', '*', unpack(ARGV, 2))
+if not put then return 0 end
+redis.call('XDEL', KEYS[1], ARGV[1])
 return 1
 ";
 
 /// Forgets an anycast queue when it is empty and nobody serves it; leaves the group otherwise.
-/// KEYS: liveness, stream. ARGV: now in ms, group, consumer.
+/// KEYS: liveness, stream, counts, rescuer. ARGV: now in ms, group, consumer.
 pub(super) const FORGET_ANY: &str = r"
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
-if redis.call('EXISTS', KEYS[2]) == 0 then return 1 end
-if redis.call('XLEN', KEYS[2]) == 0 and redis.call('ZCARD', KEYS[1]) == 0 then
-  redis.call('DEL', KEYS[2])
+local gone = redis.call('EXISTS', KEYS[2]) == 0
+if gone or (redis.call('XLEN', KEYS[2]) == 0 and redis.call('ZCARD', KEYS[1]) == 0) then
+  redis.call('DEL', KEYS[2], KEYS[4])
+  redis.call('DEL', KEYS[3])
   return 1
 end
 local held = redis.pcall('XPENDING', KEYS[2], ARGV[2], '-', '+', 1, ARGV[3])
@@ -93,4 +144,13 @@ end
 if word == 'take' and (kept or ARGV[5] == '1') then return hold(math.max(last, given) + 1) end
 if not kept then return {'blank'} end
 return {'free', string.format('%.0f', last)}
+";
+
+/// Forgets a consumer that holds nothing.
+/// KEYS: stream. ARGV: group, consumer.
+pub(super) const FORGET_CONSUMER: &str = r"
+if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) == 0 then
+  redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+end
+return 1
 ";

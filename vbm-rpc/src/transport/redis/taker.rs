@@ -5,13 +5,18 @@
 
 use super::{
     Core,
-    connect::{Blocking, Down, backoff},
+    connect::{Blocking, Down},
     keys::GROUP,
-    pack, reader,
+    pack, presence, reader,
 };
+use crate::Service;
 use redis::cmd;
-use std::{sync::Arc, time::Duration};
-use tokio::time::sleep;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::time::Instant;
+use vbm_core::NodePath;
 
 /// How long the server holds a read when there is nothing.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -30,13 +35,22 @@ pub(super) async fn run(core: Arc<Core>, keys: Vec<Arc<str>>) {
 
 async fn take_all(core: &Arc<Core>, keys: &[Arc<str>]) {
     let Some(first) = keys.first() else { return };
+    let all = presence::served(&core.me);
+    let of = |key: &Arc<str>| {
+        let mut all = all.iter();
+        all.find(|(scope, service)| core.keys.any(scope, service) == **key)
+            .cloned()
+    };
+    let served: Vec<(NodePath, Service)> = keys.iter().filter_map(of).collect();
     let mut attempt = 0;
     loop {
         match core.connector.blocking(first).await {
-            Ok(mut connection) => match take_until_down(core, &mut connection, keys, &mut attempt).await {
-                Ok(()) => return,
-                Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
-            },
+            Ok(mut connection) => {
+                match take_until_down(core, &mut connection, (&served, keys), &mut attempt).await {
+                    Ok(()) => return,
+                    Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
+                }
+            }
             Err(Down(why)) => tracing::debug!(attempt, why, "the taker cannot connect"),
         }
         core.probe();
@@ -49,7 +63,7 @@ async fn take_all(core: &Arc<Core>, keys: &[Arc<str>]) {
 async fn take_until_down(
     core: &Arc<Core>,
     connection: &mut Blocking,
-    keys: &[Arc<str>],
+    (served, keys): (&[(NodePath, Service)], &[Arc<str>]),
     attempt: &mut u32,
 ) -> Result<(), Down> {
     // First what was taken and may have been lost with the last connection, page by page, then what is new.
@@ -57,6 +71,9 @@ async fn take_until_down(
     loop {
         if !core.inbound.wait_for_room().await {
             return Ok(());
+        }
+        if core.reread.swap(false, Ordering::SeqCst) {
+            cursors.fill(MINE.into());
         }
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP")
@@ -71,12 +88,13 @@ async fn take_until_down(
             read.arg(&**key);
         }
         read.arg(&cursors);
+        let asked = Instant::now();
         let answer = match connection.read(&read, BLOCK).await? {
             Ok(answer) => answer,
             Err(why) if why.contains("NOGROUP") => {
                 tracing::warn!("Redis has forgotten a group: it is made again");
                 reader::register_again(core).await?;
-                sleep(backoff(*attempt, core.seed ^ 3)).await;
+                core.connector.pause(*attempt, core.seed ^ 3).await;
                 *attempt += 1;
                 continue;
             }
@@ -88,7 +106,9 @@ async fn take_until_down(
             let Some(at) = keys.iter().position(|known| **known == *key) else {
                 continue;
             };
-            let (Some(key), Some(cursor)) = (keys.get(at), cursors.get_mut(at)) else {
+            let (Some(key), Some(cursor), Some((scope, service))) =
+                (keys.get(at), cursors.get_mut(at), served.get(at))
+            else {
                 continue;
             };
             let again = cursor != NEW;
@@ -96,8 +116,8 @@ async fn take_until_down(
                 cursor.clone_from(&last.id);
                 any = true;
             }
-            for entry in entries {
-                for delivery in core.deliveries(key, entry, true, again) {
+            for entry in core.admit_shared(key, (scope, service), entries).await? {
+                for delivery in core.deliveries(key, entry, (asked, 1), true, again) {
                     if !core.inbound.request(delivery).await {
                         return Ok(());
                     }

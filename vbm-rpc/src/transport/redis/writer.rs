@@ -13,16 +13,22 @@
 
 use super::{
     Core,
+    admin::HOP_FIELDS,
     connect::{Answer, BACKOFF_MAX, Commands, Down, NODE_DOWN},
-    keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SERVICE, GROUP},
+    depth::{Depth, admit},
+    keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SEAL, FIELD_SERVICE, GROUP},
     last_word::LastWord,
+    letters::{self, Letter},
     lock,
     pack::{self, PACK_MAX_BYTES, PACK_MAX_FRAMES},
     presence::{self, Claim},
     records::{Recorded, StoreOp, StorePlan},
+    scripts,
 };
 use crate::{
     Service,
+    admin::Stage,
+    limits::{HOPS_MAX, HOPS_TTL, PRESENCE_TTL},
     transport::{SendError, SendWatch},
 };
 use bytes::Bytes;
@@ -39,12 +45,16 @@ use tokio::{
     task::yield_now,
     time::{Instant, sleep_until},
 };
+use uuid::Uuid;
 use vbm_core::NodePath;
 
 /// The most operations of one batch.
 const BATCH_MAX_OPS: usize = 4_096;
 /// The most entries of a reply inbox; its reader trims it at each heartbeat.
 const INBOX_MAX_ENTRIES: usize = 16_384;
+/// What was held longer than this is completed only if it was not taken over meanwhile: half of the shortest time after
+/// which an entry is.
+const FENCE_AFTER: Duration = Duration::from_millis(500);
 /// How often a frame whose destination is coming back is tried.
 const PARK_EVERY: Duration = Duration::from_millis(100);
 /// After a reconnect members register again; until this has passed, absence is not believed.
@@ -53,12 +63,14 @@ const SETTLE: Duration = BACKOFF_MAX.saturating_mul(3);
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
 /// The replicas that must have a frame of the replicated lane.
 const REPLICAS: u64 = 1;
-/// The most destinations whose number of workers is remembered.
-const WORKERS_MAX_REMEMBERED: usize = 1_024;
+/// The most destinations whose number of workers and whose depth are remembered.
+const TARGETS_MAX_REMEMBERED: usize = 1_024;
 
 /// Where a frame is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Target {
+    /// The control lane of a node.
+    Control(NodePath),
     Node(NodePath),
     Any {
         scope: NodePath,
@@ -75,6 +87,16 @@ pub(super) enum Target {
     },
 }
 
+impl Target {
+    /// Where it goes when a member that is there has no such queue: those of an older version have no control lane.
+    fn of_older_version(&self) -> Option<Self> {
+        match self {
+            Self::Control(path) => Some(Self::Node(path.clone())),
+            _ => None,
+        }
+    }
+}
+
 pub(super) enum Op {
     Send(SendOp),
     /// An entry is done with.
@@ -85,6 +107,10 @@ pub(super) enum Op {
     },
     /// Something with recorded answers or tickets.
     Store(StoreOp),
+    /// A request is given up.
+    Bury(Letter),
+    /// A hop of a traced call.
+    Note(Note),
     /// Look whether the connection lives.
     Probe,
     /// Say when everything before this is written.
@@ -98,6 +124,14 @@ enum Asker {
     Waiting(oneshot::Sender<Result<(), SendError>>, Arc<LastWord>),
     /// Is not woken when all is well.
     Watching(Arc<dyn SendWatch>),
+}
+
+/// A hop of a traced call.
+pub(super) struct Note {
+    pub(super) call: Uuid,
+    pub(super) stage: Stage,
+    pub(super) by: String,
+    pub(super) detail: String,
 }
 
 /// A frame to be written.
@@ -154,6 +188,15 @@ impl SendOp {
         }
     }
 
+    pub(super) const fn is_control(&self) -> bool {
+        matches!(self.target, Target::Control(_))
+    }
+
+    /// Whether it may be refused because its queue is deep: not what may be in the queue already.
+    const fn can_be_refused(&self) -> bool {
+        !self.uncertain && !self.patient
+    }
+
     fn settle(self, result: Result<(), SendError>) {
         match (self.asker, result) {
             // An error means that the caller has given up.
@@ -173,6 +216,8 @@ struct Group {
     target: Target,
     ops: Vec<SendOp>,
     chunks: Vec<Range<usize>>,
+    /// The batch asks how deep the queue is.
+    asks: bool,
 }
 
 /// What one batch does.
@@ -182,6 +227,8 @@ struct Plan {
     /// Entries done with: by key and whether it has a group.
     completed: BTreeMap<(Arc<str>, bool), Vec<String>>,
     stores: StorePlan,
+    letters: Vec<Letter>,
+    notes: Vec<Note>,
     flushed: Vec<oneshot::Sender<()>>,
     probe: bool,
 }
@@ -200,6 +247,7 @@ impl Plan {
                         target: op.target.clone(),
                         ops: Vec::new(),
                         chunks: Vec::new(),
+                        asks: false,
                     });
                     self.groups.len() - 1
                 });
@@ -207,6 +255,8 @@ impl Plan {
             }
             Op::Complete { key, id, group } => self.completed.entry((key, group)).or_default().push(id),
             Op::Store(op) => self.stores.add(op),
+            Op::Bury(letter) => self.letters.push(letter),
+            Op::Note(note) => self.notes.push(note),
             Op::Probe => self.probe = true,
             Op::Flushed(done) => self.flushed.push(done),
         }
@@ -216,12 +266,29 @@ impl Plan {
         self.groups.is_empty()
             && self.completed.is_empty()
             && self.stores.is_empty()
+            && self.letters.is_empty()
+            && self.notes.is_empty()
             && self.flushed.is_empty()
             && !self.probe
     }
 
-    /// Ends what is too late, and cuts the rest into entries. `workers` is the number of consumers last seen alive.
-    fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>) {
+    /// Ends what cannot be sealed: with security on, what is for somebody without a trusted key.
+    fn refuse_strangers(&mut self, core: &Core) {
+        let Some(guard) = &core.guard else { return };
+        for group in &mut self.groups {
+            if let Err(error) = guard.can_seal(&group.target) {
+                for op in group.ops.drain(..) {
+                    op.settle(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Ends what is too late or too much, and cuts the rest into entries; the control lane comes first. `workers` is the
+    /// number of consumers last seen alive.
+    fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>, depths: &Depths) {
+        self.groups
+            .sort_by_key(|group| !matches!(group.target, Target::Control(_)));
         for group in &mut self.groups {
             // Who has given up was told that it expired: it must not be written any more.
             let (late, ready): (Vec<_>, Vec<_>) = mem::take(&mut group.ops)
@@ -234,6 +301,7 @@ impl Plan {
                 };
                 op.settle(Err(error));
             }
+            let ready = depths.refuse(group, ready, now);
             let share = match (&group.target, workers.get(&group.target)) {
                 (Target::Any { .. }, Some(&workers)) => ready.len().div_ceil(workers.max(1)),
                 (Target::Any { .. }, None) => 1,
@@ -244,6 +312,55 @@ impl Plan {
             group.ops = ready;
         }
         self.groups.retain(|group| !group.ops.is_empty());
+    }
+}
+
+/// How deep queues are, as far as it is known.
+struct Depths {
+    limit: usize,
+    known: HashMap<Target, Depth>,
+}
+
+impl Depths {
+    /// Refuses what a deep queue has no room for; gives the rest, and notes whether to ask for the depth.
+    fn refuse(&self, group: &mut Group, ready: Vec<SendOp>, now: Instant) -> Vec<SendOp> {
+        group.asks = false;
+        if !matches!(group.target, Target::Node(_) | Target::Any { .. }) || ready.is_empty() {
+            return ready;
+        }
+        let admission = admit(self.known.get(&group.target), self.limit, now);
+        group.asks = admission.ask;
+        if admission.frames == usize::MAX {
+            return ready;
+        }
+        let mut room = admission.frames;
+        let mut kept = Vec::new();
+        for op in ready {
+            if !op.can_be_refused() {
+                kept.push(op);
+            } else if room > 0 {
+                room -= 1;
+                kept.push(op);
+            } else {
+                let why = format!("its queue holds {} entries or more (the depth limit)", self.limit);
+                op.settle(Err(SendError::Overloaded(why)));
+            }
+        }
+        kept
+    }
+
+    fn answered(&mut self, target: &Target, entries: usize) {
+        if self.known.len() >= TARGETS_MAX_REMEMBERED {
+            self.known.clear();
+        }
+        self.known
+            .insert(target.clone(), Depth::answered(entries, Instant::now()));
+    }
+
+    fn wrote(&mut self, target: &Target, entries: usize) {
+        if let Some(depth) = self.known.get_mut(target) {
+            depth.wrote(entries);
+        }
     }
 }
 
@@ -272,11 +389,19 @@ pub(super) enum Lane {
     Replicated,
 }
 
+/// The next operation of what steers; never, for a writer without that queue.
+async fn urgent_op(urgent: &mut Option<mpsc::UnboundedReceiver<Op>>) -> Option<Op> {
+    match urgent {
+        Some(urgent) => urgent.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Without `commands` it connects when there is something to write.
 pub(super) async fn run(
     core: Arc<Core>,
     lane: Lane,
-    mut queue: mpsc::UnboundedReceiver<Op>,
+    (mut urgent, mut queue): (Option<mpsc::UnboundedReceiver<Op>>, mpsc::UnboundedReceiver<Op>),
     mut commands: Option<Commands>,
 ) {
     let mut writer = Writer {
@@ -286,6 +411,10 @@ pub(super) async fn run(
         parked: Vec::new(),
         workers: HashMap::new(),
         recorded: Recorded::default(),
+        depths: Depths {
+            limit: core.depth_limit,
+            known: HashMap::new(),
+        },
     };
     let (mut plan, mut index) = (Plan::default(), HashMap::new());
     let mut taken = Vec::new();
@@ -293,7 +422,12 @@ pub(super) async fn run(
         if plan.is_empty() {
             let next = writer.parked.iter().map(|(at, _)| *at).min();
             tokio::select! {
+                biased;
                 // Cancel safe: nothing is taken when another arm wins.
+                op = urgent_op(&mut urgent) => match op {
+                    Some(op) => plan.add(&mut index, op),
+                    None => return,
+                },
                 count = queue.recv_many(&mut taken, BATCH_MAX_OPS) => if count == 0 { return },
                 () = wait_until(next) => {}
             }
@@ -305,6 +439,9 @@ pub(super) async fn run(
                 taken.push(op);
             }
         }
+        while let Some(Ok(op)) = urgent.as_mut().map(mpsc::UnboundedReceiver::try_recv) {
+            plan.add(&mut index, op);
+        }
         for op in writer.due(Instant::now()) {
             plan.add(&mut index, Op::Send(op));
         }
@@ -315,7 +452,8 @@ pub(super) async fn run(
             commands = writer.connect(&core).await;
             continue;
         };
-        plan.cut(Instant::now(), &writer.workers);
+        plan.refuse_strangers(&core);
+        plan.cut(Instant::now(), &writer.workers, &writer.depths);
         match writer.flush(&core, connection, &mut plan).await {
             Ok(()) => {
                 (plan, index) = (Plan::default(), HashMap::new());
@@ -357,6 +495,7 @@ struct Writer {
     /// How many workers each anycast target had.
     workers: HashMap<Target, usize>,
     recorded: Recorded,
+    depths: Depths,
 }
 
 impl Writer {
@@ -386,6 +525,7 @@ impl Writer {
                 Ok(commands) => {
                     self.connected_at = Instant::now();
                     self.again = true;
+                    *lock(&core.settled) = self.connected_at + PRESENCE_TTL;
                     tracing::info!("connected to {} again", core.server);
                     core.conn.send_replace(Some(commands.clone()));
                     core.generations.send_modify(|generation| *generation += 1);
@@ -407,14 +547,21 @@ impl Writer {
         let mut batch = redis::pipe();
         // First, so that no reply is there before its record is.
         let layout = self.recorded.add(core, &mut batch, &plan.stores);
+        let mut uninteresting = 0;
+        for note in &plan.notes {
+            uninteresting += add_note(core, &mut batch, note);
+        }
+        for letter in &plan.letters {
+            uninteresting += letters::add(&core.keys, &mut batch, letter, core.guard.is_some());
+        }
         for group in &plan.groups {
             add_group(core, &mut batch, group);
         }
         for ((key, group), ids) in &plan.completed {
-            if *group {
-                batch.cmd("XACK").arg(&**key).arg(GROUP).arg(ids);
+            match group {
+                true => add_completions(core, &mut batch, key, ids),
+                false => drop(batch.cmd("XDEL").arg(&**key).arg(ids)),
             }
-            batch.cmd("XDEL").arg(&**key).arg(ids);
         }
         if batch.is_empty() && plan.probe {
             batch.cmd("PING");
@@ -434,6 +581,13 @@ impl Writer {
         let mut answers = answers.into_iter();
         self.recorded
             .settle(mem::take(&mut plan.stores), layout, &mut answers);
+        for answer in answers.by_ref().take(uninteresting) {
+            if let Err(why) = answer {
+                tracing::error!(why, "a dead letter or a hop was not written");
+            }
+        }
+        plan.notes.clear();
+        plan.letters.clear();
         for group in mem::take(&mut plan.groups) {
             self.settle(core, group, &mut answers, replicas);
         }
@@ -443,8 +597,14 @@ impl Writer {
         }
         let mut held = lock(&core.held);
         for ((key, _), ids) in mem::take(&mut plan.completed) {
+            let Some(entries) = held.get_mut(&key) else {
+                continue;
+            };
             for id in ids {
-                held.remove(&(key.clone(), id));
+                entries.remove(&id);
+            }
+            if entries.is_empty() {
+                held.remove(&key);
             }
         }
         drop(held);
@@ -465,7 +625,7 @@ impl Writer {
         replicas: Option<i64>,
     ) {
         let alive = match &group.target {
-            Target::Node(_) | Target::Any { .. } => {
+            Target::Control(_) | Target::Node(_) | Target::Any { .. } => {
                 let count = answers
                     .next()
                     .and_then(Result::ok)
@@ -480,8 +640,18 @@ impl Writer {
             Target::Inbox { .. } => 0,
         };
         let inbox = matches!(group.target, Target::Inbox { .. });
+        if group.asks {
+            let depth = answers
+                .next()
+                .and_then(Result::ok)
+                .as_ref()
+                .and_then(pack::number);
+            self.depths
+                .answered(&group.target, usize::try_from(depth.unwrap_or(0)).unwrap_or(0));
+        }
+        self.depths.wrote(&group.target, group.chunks.len());
         if matches!(group.target, Target::Any { .. }) {
-            if self.workers.len() >= WORKERS_MAX_REMEMBERED {
+            if self.workers.len() >= TARGETS_MAX_REMEMBERED {
                 self.workers.clear();
             }
             self.workers.insert(group.target.clone(), alive);
@@ -516,6 +686,12 @@ impl Writer {
             for op in chunk {
                 if stays {
                     op.settle(kept(replicas));
+                } else if let Some(fallback) = op.target.of_older_version().filter(|_| alive > 0) {
+                    let fallback = SendOp {
+                        target: fallback,
+                        ..op
+                    };
+                    self.parked.push((Instant::now(), fallback));
                 } else if op.patient || settling || alive > 0 {
                     // Somebody is there and makes the stream at the next heartbeat, or comes back.
                     self.parked.push((Instant::now() + PARK_EVERY, op));
@@ -549,7 +725,7 @@ fn refusal(why: &str) -> SendError {
 
 fn absent(target: &Target) -> String {
     match target {
-        Target::Node(path) => format!("no live process has the path {path}"),
+        Target::Control(path) | Target::Node(path) => format!("no live process has the path {path}"),
         Target::Any { scope, service } | Target::Shard { scope, service, .. } => {
             format!("no live member below {scope} offers {service}")
         }
@@ -559,6 +735,7 @@ fn absent(target: &Target) -> String {
 
 fn stream_key(core: &Core, target: &Target) -> String {
     match target {
+        Target::Control(path) => core.keys.control(path),
         Target::Node(path) => core.keys.node(path),
         Target::Any { scope, service } => core.keys.any(scope, service),
         Target::Shard { shard, .. } => core.keys.broadcast(shard),
@@ -566,10 +743,58 @@ fn stream_key(core: &Core, target: &Target) -> String {
     }
 }
 
+/// The commands that record a hop; gives how many.
+fn add_note(core: &Core, batch: &mut Pipeline, note: &Note) -> usize {
+    let key = core.keys.hops(note.call);
+    let [stage, by, detail] = HOP_FIELDS;
+    let add = batch
+        .cmd("XADD")
+        .arg(&key)
+        .arg("MAXLEN")
+        .arg("~")
+        .arg(HOPS_MAX)
+        .arg("*");
+    add.arg(stage)
+        .arg(note.stage.as_str())
+        .arg(by)
+        .arg(&note.by)
+        .arg(detail)
+        .arg(&note.detail);
+    batch
+        .cmd("PEXPIRE")
+        .arg(&key)
+        .arg(u64::try_from(HOPS_TTL.as_millis()).unwrap_or(u64::MAX));
+    2
+}
+
+/// Completes entries of a group: at once what was held for a short time; if it is still ours what was held longer; not
+/// at all what is known to be another one's.
+fn add_completions(core: &Core, batch: &mut Pipeline, key: &Arc<str>, ids: &[String]) {
+    let (mut fresh, mut old) = (Vec::new(), Vec::new());
+    let held = lock(&core.held);
+    let entries = held.get(key);
+    for id in ids {
+        match entries.and_then(|entries| entries.get(id)) {
+            Some(entry) if entry.lost => {}
+            Some(entry) if entry.asked.elapsed() > FENCE_AFTER => old.push(id),
+            _ => fresh.push(id),
+        }
+    }
+    drop(held);
+    if !fresh.is_empty() {
+        batch.cmd("XACK").arg(&**key).arg(GROUP).arg(&fresh);
+        batch.cmd("XDEL").arg(&**key).arg(&fresh);
+    }
+    if !old.is_empty() {
+        let eval = batch.cmd("EVAL").arg(scripts::COMPLETE_HELD).arg(1).arg(&**key);
+        eval.arg(GROUP).arg(&core.consumer).arg(&old);
+    }
+}
+
 /// The commands of one group: is somebody there, then its entries. `settle` reads the answers in the same order.
 fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
     match &group.target {
-        Target::Node(path) => {
+        Target::Control(path) | Target::Node(path) => {
             batch.cmd("EXISTS").arg(core.keys.presence(path));
         }
         Target::Any { scope, service } => {
@@ -582,6 +807,9 @@ fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
         Target::Shard { .. } | Target::Inbox { .. } => {}
     }
     let key = stream_key(core, &group.target);
+    if group.asks {
+        batch.cmd("XLEN").arg(&key);
+    }
     let now = Instant::now();
     for chunk in &group.chunks {
         let ops = group.ops[chunk.clone()].iter();
@@ -591,6 +819,10 @@ fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
             add.arg("MAXLEN").arg("~").arg(INBOX_MAX_ENTRIES);
         }
         add.arg("*").arg(FIELD_FRAMES).arg(&frames[..]);
+        if let Some(guard) = &core.guard {
+            let seal = guard.seal(&group.target, &key, &frames, core.now_ms());
+            add.arg(FIELD_SEAL).arg(seal);
+        }
         if let Target::Shard { scope, service, .. } = &group.target {
             add.arg(FIELD_SCOPE)
                 .arg(scope.to_string())

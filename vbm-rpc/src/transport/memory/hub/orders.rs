@@ -22,9 +22,7 @@ impl Hub {
         state.trouble.tell(format_args!("HEALED: all partitions"));
         for node in state.nodes.values_mut() {
             for serial in std::mem::take(&mut node.held_up) {
-                if node.kept.contains_key(&serial) {
-                    node.ready.insert((now, serial));
-                }
+                node.ready(now, serial);
             }
             for frame in std::mem::take(&mut node.cut_off) {
                 state.next += 1;
@@ -76,7 +74,7 @@ impl Hub {
         state.orphans.clear();
         for node in state.nodes.values_mut() {
             node.kept.clear();
-            node.ready.clear();
+            node.forget_ready();
             node.held_up.clear();
             node.replies.clear();
             node.cut_off.clear();
@@ -145,7 +143,7 @@ impl State {
                 match word {
                     Said::Completed { serial } => {
                         if let Some(node) = self.nodes.get_mut(&path) {
-                            node.kept.remove(&serial);
+                            let _next = node.over(serial, now);
                         }
                     }
                     Said::Post { until, .. } if until <= now => {}

@@ -1,0 +1,124 @@
+//! What may be typed after `vbm bus`.
+
+use super::bus_auth::{BusAcl, BusKey};
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Bus {
+    /// Show who is alive, how deep the queues are and how fast they move
+    Top(BusTop),
+    /// Call a member and show how long it takes to answer
+    Ping(BusPing),
+    /// Show the hops of one traced call
+    Trace(BusTrace),
+    /// Dead letters: requests that can never be handled
+    #[command(subcommand)]
+    Dlq(BusDlq),
+    /// The keys by which this host is believed on the bus
+    #[command(subcommand)]
+    Key(BusKey),
+    /// Print the Redis user of a node, who may do what it needs and nothing else
+    Acl(BusAcl),
+}
+
+/// Where the bus is. `vbm bus` asks Redis itself, so that it works while vbmd is down.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct BusPlace {
+    /// The Redis of the bus: redis://HOST:PORT or redis+unix:///PATH
+    #[arg(long, env = "VBM_REDIS", value_name = "URL", hide_env_values = true)]
+    pub(in crate::cli) redis: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm bus top --redis redis://localhost:6379
+  vbm bus top --scope eu/rack1 --every 5s
+  vbm bus top --once -o json")]
+pub(in crate::cli) struct BusTop {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// Only what is below this scope
+    #[arg(long, value_name = "SCOPE", default_value = "/")]
+    pub(in crate::cli) scope: String,
+    /// How often to look, such as 2s; the rates are those between two looks
+    #[arg(long, value_name = "SPAN", default_value = "2s")]
+    pub(in crate::cli) every: String,
+    /// Print once and end; it takes one --every to know the rates
+    #[arg(long)]
+    pub(in crate::cli) once: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm bus ping eu/n1 --redis redis://localhost:6379
+  vbm bus ping eu/n1 --trace     where the time goes
+  vbm bus ping eu/n1 --control   past all that waits there")]
+pub(in crate::cli) struct BusPing {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// The path of the member
+    pub(in crate::cli) member: String,
+    /// Record the hops of the call and show them
+    #[arg(long)]
+    pub(in crate::cli) trace: bool,
+    /// On the control lane
+    #[arg(long)]
+    pub(in crate::cli) control: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct BusTrace {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// The id of the request
+    pub(in crate::cli) id: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum BusDlq {
+    /// List dead letters, the oldest first
+    List(BusDlqList),
+    /// Show one of them
+    Show(BusDlqOne),
+    /// Put dead letters back into their queues
+    Replay(BusDlqReplay),
+    /// Forget dead letters
+    Drop(BusDlqSome),
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct BusDlqList {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// Only those for what is below this scope
+    #[arg(long, value_name = "SCOPE", default_value = "/")]
+    pub(in crate::cli) scope: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct BusDlqOne {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// The dead letter: see `vbm bus dlq list`
+    pub(in crate::cli) letter: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct BusDlqSome {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// The dead letters: see `vbm bus dlq list`
+    #[arg(required = true, value_name = "LETTER")]
+    pub(in crate::cli) letters: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct BusDlqReplay {
+    #[command(flatten)]
+    pub(in crate::cli) some: BusDlqSome,
+    /// How long they may wait to be started, such as 30s; as long as at first when left out
+    #[arg(long, value_name = "SPAN")]
+    pub(in crate::cli) ttl: Option<String>,
+}
