@@ -917,10 +917,11 @@ impl Link for RedisLink {
     }
 
     fn sever(&self) {
+        // First of all: who retires in peace takes back that a request was begun, and a crash must not.
+        self.core.stop.cancel();
         self.core.retired.cancel();
         self.core.urgent_room.close();
         self.core.room.close();
-        self.core.stop.cancel();
     }
 
     fn results(&self) -> Option<Arc<dyn ResultStore>> {
