@@ -7,6 +7,7 @@
 //! | inboxes of all | `XADD` | answering |
 //! | recorded answers and tickets of its own queues, the list of due tickets beside them | everything | results |
 //! | tickets of whom it may ask, and the lists of due ones | the hash and sorted set commands of tickets | submitting |
+//! | leases and epochs of elections, for who may ask everybody | those of the one script | standing for election |
 //! | dead letters and hops of all | `XADD`, `PEXPIRE` | giving up, recording |
 //! | queues of whom it may ask ([`Reach`]) | `XADD`, `XDEL`, `XLEN` | asking; `XDEL` takes an entry back that nobody is there for |
 //!
@@ -253,6 +254,8 @@ pub fn for_node(
             let queues = [keys.anywhere("n"), keys.anywhere("g")];
             selector("+xadd +xdel +xlen", &queues);
             selector("+xadd", &[keys.broadcasts()]);
+            // Who may command everybody may stand for election.
+            selector("+eval +get +set +del +pexpire +pttl", &[keys.every_lease()]);
         }
     }
     Rule {

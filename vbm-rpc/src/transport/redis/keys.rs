@@ -219,6 +219,10 @@ impl Keys {
     pub(super) fn due(&self, shard: &NodePath) -> String {
         self.at(shard, "due")
     }
+    /// The leases and epochs of every election, as a pattern.
+    pub(super) fn every_lease(&self) -> String {
+        format!("{}:{{e:*}}:*", self.prefix)
+    }
     pub(super) fn lease(&self, election: &Name) -> String {
         format!("{}:{{e:{election}}}:lease", self.prefix)
     }
