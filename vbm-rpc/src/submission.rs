@@ -66,7 +66,7 @@ impl From<CallOptions> for SubmitOptions {
 }
 
 impl SubmitOptions {
-    /// The ticket is kept until its deadline and this long have passed, and is [`TicketState::Expired`] then. At most
+    /// The ticket is kept until its deadline and this long have passed, and is [`TicketState::Expired`](crate::TicketState::Expired) then. At most
     /// [`TICKET_KEEP_MAX`](limits::TICKET_KEEP_MAX).
     pub fn keep(mut self, keep: Duration) -> Self {
         self.keep = keep.min(limits::TICKET_KEEP_MAX);

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Tasks of an attachment, all ended by [`Bus::shutdown`]: the *dispatcher* takes requests off the queue; one task a
-//! running handler; the *sweep* looks after tickets (see [`tickets`]); the *resender* sends unanswered requests again
+//! running handler; the *sweep* looks after tickets (see `tickets.rs`); the *resender* sends unanswered requests again
 //! when the transport lost its memory; the *watcher* ends the bus when its link ends; the *pulse* gives and misses signs
 //! of life; the *look-out* asks presence about what nobody begins. The transport has tasks of its own.
 
