@@ -157,10 +157,7 @@ impl Runner {
             let Some(complaint) = answer.complaint.take() else {
                 return Ok(answer);
             };
-            let chance =
-                u32::try_from(self.inner.chance.hash_one(begun.elapsed()) % 1000).unwrap_or_default();
-            let pause = words::retry_pause(tries, begun.elapsed(), chance);
-            match pause.filter(|_| words::is_locked(&complaint)) {
+            match self.pause(tries, begun).filter(|_| words::is_locked(&complaint)) {
                 Some(pause) => sleep(pause).await,
                 None => return Err(Fault::Refused(call.name(), complaint)),
             }
@@ -168,8 +165,31 @@ impl Runner {
         }
     }
 
-    /// Runs a command once; a complaint is part of the answer.
+    /// How long to wait before the next try, while there is one.
+    fn pause(&self, tries: u32, begun: Instant) -> Option<Duration> {
+        let chance = u32::try_from(self.inner.chance.hash_one(begun.elapsed()) % 1000).unwrap_or_default();
+        words::retry_pause(tries, begun.elapsed(), chance)
+    }
+
+    /// Runs a command, again only when it found no VirtualBox to ask; a complaint is part of the answer.
+    ///
+    /// # Cancel safety
+    /// As that of [`run`](Self::run).
     pub(super) async fn ask(&self, call: &Call) -> Result<Answer> {
+        let begun = Instant::now();
+        let mut tries = 1;
+        loop {
+            let answer = self.ask_once(call).await?;
+            let is_alone = answer.complaint.as_ref().is_some_and(words::found_no_server);
+            match self.pause(tries, begun).filter(|_| is_alone) {
+                Some(pause) => sleep(pause).await,
+                None => return Ok(answer),
+            }
+            tries += 1;
+        }
+    }
+
+    async fn ask_once(&self, call: &Call) -> Result<Answer> {
         const CLOSED: Error = Error::ShutDown("the VirtualBox driver");
         let _slot = self.inner.slots.acquire().await.map_err(|_| CLOSED)?;
         let _registry = if call.registry {
@@ -352,21 +372,40 @@ mod tests {
         assert!(shell().run(&flood(2, 2 * VBOX_ERRORS_MAX_BYTES)).await.is_ok());
     }
 
+    /// A command that works at the third try and complains with `words` before.
+    fn third_time(dir: &tempfile::TempDir, words: &str) -> Call {
+        script(&format!(
+            "cd {}; echo >> tries; test $(wc -l < tries) -ge 3 || {{ echo \"VBoxManage: error: {words}\" >&2; exit 1; }}",
+            dir.path().display()
+        ))
+    }
+
+    fn tries(dir: &tempfile::TempDir) -> usize {
+        let tries = std::fs::read_to_string(dir.path().join("tries")).unwrap();
+        tries.lines().count()
+    }
+
     #[tokio::test]
     async fn a_locked_session_is_tried_again() {
         let dir = tempfile::tempdir().unwrap();
-        let text = format!(
-            "cd {}; echo >> tries; test $(wc -l < tries) -ge 3 || {{ echo \"VBoxManage: error: The machine 'a' is already locked for a session (or being unlocked)\" >&2; exit 1; }}",
-            dir.path().display()
-        );
-        shell().run(&script(&text)).await.unwrap();
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("tries"))
-                .unwrap()
-                .lines()
-                .count(),
-            3
-        );
+        let locked = "The machine 'a' is already locked for a session (or being unlocked)";
+        shell().run(&third_time(&dir, locked)).await.unwrap();
+        assert_eq!(tries(&dir), 3);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_just_ending_is_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let ending = "Failed to create the VirtualBox object!";
+        let answer = shell().ask(&third_time(&dir, ending)).await.unwrap();
+        assert_eq!((answer.complaint, tries(&dir)), (None, 3));
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_is_not_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let answer = shell().ask(&third_time(&dir, "Could not find it")).await.unwrap();
+        assert_eq!((answer.complaint.is_some(), tries(&dir)), (true, 1));
     }
 
     #[tokio::test]

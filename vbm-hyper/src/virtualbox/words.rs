@@ -112,6 +112,12 @@ pub(super) fn is_locked(complaint: &Complaint) -> bool {
         || (complaint.code == Some(Code::NotReady) && why.contains("not ready"))
 }
 
+/// Whether VBoxManage found no server to ask: VBoxSVC ends some seconds after its last caller, and who comes at that moment
+/// fails. Nothing was done.
+pub(super) fn found_no_server(complaint: &Complaint) -> bool {
+    complaint.why.contains("Failed to create the VirtualBox object")
+}
+
 /// How long to wait before try number `tries` + 1; `None` when it was tried long enough. `jitter` is 0 to 999.
 pub(super) fn retry_pause(tries: u32, waited: Duration, jitter: u32) -> Option<Duration> {
     let full = RETRY_FIRST
