@@ -274,12 +274,19 @@ impl Stage {
             .map_or_else(|fault| fault.to_string(), |reply| reply.text)
     }
 
-    /// What VirtualBox wrote when it gave up on a VM by itself, if it did and the machine still answers.
-    pub(super) fn guru(&mut self) -> Option<String> {
+    /// What [`gave_up`](Self::gave_up) says of a machine that does not even run `true`.
+    pub(super) const HUNG: &str = "the emulated machine itself answers nothing any more";
+
+    /// What went wrong below our agent: the emulated machine hangs, or VirtualBox gave up on a VM by itself.
+    pub(super) fn gave_up(&mut self) -> Option<String> {
+        if self.machine.run("true", INSIDE_WITHIN).is_err() {
+            return Some(Self::HUNG.to_owned());
+        }
         let line =
             "grep -rhoE --include='VBox.log*' 'Guru Meditation [0-9]+ .[A-Z0-9_]+.' /var/lib/vbm | head -n 1";
         let reply = self.machine.run(line, INSIDE_WITHIN).ok()?;
-        Some(reply.text.trim().to_owned()).filter(|said| !said.is_empty())
+        let said = reply.text.trim();
+        (!said.is_empty()).then(|| format!("VirtualBox itself gave up on the VM ({said})"))
     }
 
     /// All logs that are in the machine, kept on this host for whoever looks for a cause.

@@ -17,7 +17,7 @@ const CIDR: &str = "10.77.0.0/24";
 const LEASE_SECONDS: u32 = 180;
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const CONSOLE_SECONDS: u32 = 60;
-/// How often the story may be begun: only again when VirtualBox itself gave up on the VM.
+/// How often the story may be begun: only again when VirtualBox itself gave up on the VM, or the machine hangs.
 const TELLINGS: u32 = 3;
 /// The processes that run VMs. One that has ended is listed until VirtualBox looks after it: that one runs nothing.
 const RUNNING: &str = "pgrep -a --runstates R,S,D,T VBoxHeadless";
@@ -49,7 +49,8 @@ const STORY: [Chapter; 14] = [
     chapter("delete", delete),
 ];
 
-/// Sets the stage, tells the story, clears up. Begins anew, and says so, when VirtualBox itself gave up on the VM.
+/// Sets the stage, tells the story, clears up. Begins anew, and says so, when VirtualBox itself gave up on the VM or
+/// the emulated machine hangs.
 pub(super) fn tell(dir: &Path, image: &Image, interrupts: &Interrupts, times: &mut Times) -> Done {
     say::title("story: a VirtualBox VM, run by our agent in the machine");
     let since = Instant::now();
@@ -69,9 +70,11 @@ pub(super) fn tell(dir: &Path, image: &Image, interrupts: &Interrupts, times: &m
                 return Ok(());
             }
             Err((chapter, took, fault)) => {
-                stage.keep_logs();
-                let guru = stage.guru().filter(|_| telling < TELLINGS);
-                let Some(guru) = guru else {
+                let gave_up = stage.gave_up();
+                if gave_up.as_deref() != Some(Stage::HUNG) {
+                    stage.keep_logs();
+                }
+                let Some(gave_up) = gave_up.filter(|_| telling < TELLINGS) else {
                     times.failed(&format!("  {chapter}"), &fault.what, took);
                     say::note("the end of the agent's log:");
                     say::note(&stage.agent_log());
@@ -80,9 +83,7 @@ pub(super) fn tell(dir: &Path, image: &Image, interrupts: &Interrupts, times: &m
                         ..fault
                     });
                 };
-                say::note(&format!(
-                    "{chapter}: VirtualBox itself gave up on the VM ({guru}): the story begins anew"
-                ));
+                say::note(&format!("{chapter}: {gave_up}: the story begins anew"));
             }
         }
     }
