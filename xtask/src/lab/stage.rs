@@ -209,6 +209,25 @@ impl Stage {
         }
     }
 
+    /// Waits, within a time, until the events tell of something.
+    pub(super) fn event(&self, kind: &str, limit: Duration) -> Done {
+        let deadline = Instant::now() + limit;
+        loop {
+            let events = self.silent("vbm events")?.unwrap_or_default();
+            if events.contains(kind) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Fault::new(
+                    format!("no event tells of {kind} within {} s", limit.as_secs()),
+                    events,
+                    "see log/agent.log and log/controller.log in target/lab/virtualbox",
+                ));
+            }
+            pause(&self.interrupts, LOOK_EVERY)?;
+        }
+    }
+
     /// Asks until the guest's server itself says that it has no such page.
     pub(super) fn absent(&self, path: &str, limit: Duration) -> Done {
         const NOT_FOUND: &str = "404";

@@ -219,6 +219,8 @@ fn crash(stage: &mut Stage) -> Done<String> {
     still_the_same_boot(stage)?;
     stage.start_agent(DRIVER)?;
     stage.must("vbm wait web --for running --timeout 60")?;
+    // Told once the agent has found the VM as it is wanted; nothing else is asked for before that.
+    stage.event("VmAdopted", ANSWER_WITHIN)?;
     let after = stage.inside(RUNNING)?;
     claim(
         before == after,
