@@ -113,6 +113,7 @@ pub(super) struct Keeper {
     ledger: Ledger,
     failures: u32,
     problem: Option<Error>,
+    /// Found running after a restart of the agent, which is still to be told.
     adopted: bool,
     status: watch::Sender<VmStatus>,
 }
@@ -158,6 +159,8 @@ impl Keeper {
             self.ledger.prune(&want);
             let doing = self.next(&want, &seen.borrow_and_update());
             self.report(Some(machine), &want, None);
+            // An adoption happened once, whatever is wanted by now; the reporter keeps it until it was heard.
+            self.adopted = false;
             let gone = match doing {
                 None => tokio::select! {
                     changed = wanted.changed() => changed.is_err(),
@@ -333,7 +336,7 @@ impl Keeper {
             id: self.id,
             status,
             doing: doing.map(str::to_owned),
-            adopted: self.adopted && self.memory.reached == Some(want.generation),
+            adopted: self.adopted,
             snapshots: self.ledger.snapshots(),
             reverted: self.ledger.reverted(),
         });

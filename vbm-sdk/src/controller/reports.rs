@@ -184,21 +184,33 @@ impl Controller {
             if let Some(doing) = &seen.doing {
                 self.note_step(seen.id, doing).await?;
             }
-            self.saw_vm(&report.node, seen.id, &seen.status, seen.adopted)
-                .await?;
+            if seen.adopted {
+                self.saw_adoption(&report.node, seen.id, seen.status.power)
+                    .await?;
+            }
+            self.saw_vm(&report.node, seen.id, &seen.status).await?;
             self.saw_snapshots(&report.node, &seen).await?;
         }
         Ok(())
     }
 
+    /// Tells that a node found a VM that had run on without its agent. It happened, also when something newer is wanted by now.
+    async fn saw_adoption(&self, node: &NodePath, id: VmId, power: PowerState) -> Result<()> {
+        let Some(vm) = self.records().get::<Vm>(id).await? else {
+            return Ok(());
+        };
+        if vm.value.spec.node.as_ref() != Some(node) || !power.is_live() {
+            return Ok(());
+        }
+        let target = ObjectRef::new(Kind::Vm, id, &vm.value.meta.name);
+        let message = format!("found {power} after a restart of the agent");
+        let event = self.event(EventKind::VmAdopted, target, message);
+        self.records().commit(Edit::default().event(&event)).await?;
+        Ok(())
+    }
+
     /// Writes down how a VM is, and tells what happened to it.
-    pub(super) async fn saw_vm(
-        &self,
-        node: &NodePath,
-        id: VmId,
-        status: &VmStatus,
-        adopted: bool,
-    ) -> Result<()> {
+    pub(super) async fn saw_vm(&self, node: &NodePath, id: VmId, status: &VmStatus) -> Result<()> {
         let now = self.inner.clock.now();
         let mut happened = None;
         let mut ended = false;
@@ -221,7 +233,7 @@ impl Controller {
                     vm.status.since = now;
                 }
                 settle_guest_shutdown(vm);
-                happened = event_of(&before, vm, adopted);
+                happened = event_of(&before, vm);
                 let was_on = before.status.power.is_live() || before.status.power == PowerState::Unknown;
                 ended = was_on && !vm.status.power.is_live() && vm.status.power != PowerState::Unknown;
                 Ok(*vm != before)
@@ -350,7 +362,7 @@ fn settle_guest_shutdown(vm: &mut Vm) {
 }
 
 /// The event that the step from one record to the next is, for people.
-fn event_of(before: &Vm, after: &Vm, adopted: bool) -> Option<(EventKind, String)> {
+fn event_of(before: &Vm, after: &Vm) -> Option<(EventKind, String)> {
     use PowerState as P;
     let (was, is) = (before.status.power, after.status.power);
     if let Some(problem) = &after.status.problem
@@ -359,10 +371,6 @@ fn event_of(before: &Vm, after: &Vm, adopted: bool) -> Option<(EventKind, String
         return Some((EventKind::VmFailed, Error::inline(problem)));
     }
     match (was, is) {
-        _ if adopted && is.is_live() => Some((
-            EventKind::VmAdopted,
-            format!("found {is} after a restart of the agent"),
-        )),
         (P::Paused(_), P::Running) => Some((EventKind::VmResumed, String::new())),
         (P::Running | P::Unknown | P::Unresponsive | P::Stopping, P::Running) => None,
         (P::MigratingOut | P::MigratingIn, P::Running) => None,

@@ -31,6 +31,32 @@ async fn vms_run_on_while_their_daemon_is_away_and_are_adopted_when_it_returns()
 }
 
 #[tokio::test]
+async fn an_adoption_is_told_also_when_the_vm_is_stopped_before_all_is_as_wanted() {
+    let mut house = House::new();
+    let (server, client) = house.furnished().await;
+    launch(&client, "web").await;
+    server.shutdown().await;
+    house.networks = SimNetwork::new(std::sync::Arc::new(SystemClock));
+
+    let server = house.serve().await;
+    let client = server.client().unwrap();
+    let mut events = client.events().follow().open();
+    through(&client, client.vms().power("web", PowerAction::Stop).await)
+        .await
+        .unwrap();
+    let mut told = Vec::new();
+    let stopped = async {
+        while told.last() != Some(&EventKind::VmStopped) {
+            told.push(events.next().await.unwrap().unwrap().event.kind);
+        }
+    };
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap();
+    let adoptions = told.iter().filter(|kind| **kind == EventKind::VmAdopted).count();
+    assert_eq!(adoptions, 1, "told were {told:?}");
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_vm_that_shall_run_is_started_again_after_its_host_was_off() {
     let mut house = House::new();
     let (server, client) = house.furnished().await;
