@@ -52,7 +52,8 @@ pub(super) fn settings(
 ) -> Vec<String> {
     let mut args = words(&format!(
         "modifyvm {} --cpus {} --memory {} --vram 16 --graphicscontroller vboxvga --firmware bios --ioapic on --rtc-use-utc on \
-         --boot1 disk --boot2 none --boot3 none --boot4 none --audio-enabled off --mouse ps2 --usb-ohci off",
+         --boot1 disk --boot2 none --boot3 none --boot4 none --audio-enabled off --mouse ps2 --usb-ohci off \
+         --bios-boot-menu disabled --bios-logo-fade-in off --bios-logo-fade-out off --bios-logo-display-time 0",
         definition.id, definition.vcpus, definition.memory_mib
     ));
     args.push("--description".into());

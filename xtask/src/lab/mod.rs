@@ -113,6 +113,7 @@ struct Row {
 enum How {
     Well,
     LeftOut,
+    NotRun,
     Failed,
 }
 
@@ -135,6 +136,11 @@ impl Times {
         self.add(step, format!("LEFT OUT: {why}"), took, How::LeftOut);
     }
 
+    /// Neither well nor failed, because what it needs gave up by itself each time: nobody knows how it would have ended.
+    fn not_run(&mut self, step: &str, why: &str, took: Duration) {
+        self.add(step, format!("NOT RUN: {why}"), took, How::NotRun);
+    }
+
     fn add(&mut self, step: &str, proof: String, took: Duration, how: How) {
         let mark = if how == How::Well { "ok: " } else { "" };
         say::line(&format!(
@@ -154,6 +160,14 @@ impl Times {
     fn count(&self) -> (u64, u64) {
         let of = |how| self.0.iter().filter(|row| row.how == how).count() as u64;
         (of(How::Well), of(How::Failed))
+    }
+
+    /// The steps that nobody knows the end of, each with its reason.
+    fn unknown(&self) -> Vec<String> {
+        let unknown = self.0.iter().filter(|row| row.how == How::NotRun);
+        unknown
+            .map(|row| format!("{}: {}", row.step.trim(), row.proof))
+            .collect()
     }
 
     fn print(&self) {
@@ -279,11 +293,19 @@ impl Drop for ForTests {
     }
 }
 
+/// What the lab came to as a level of the tests.
+pub(crate) struct Level {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// What VirtualBox itself gave up on each time, with the reason.
+    pub(crate) not_run: Vec<String>,
+}
+
 /// The lab as a level of the tests: how many claims were found true and how many not, with the table of times.
 ///
 /// # Errors
 /// What [`command`] gives before the story begins; a claim that is not true is a count.
-pub(crate) fn as_level() -> Provided<(u64, u64)> {
+pub(crate) fn as_level() -> Provided<Level> {
     setup::ensure(&NEEDS)?;
     let mut times = Times::default();
     let args = Args {
@@ -292,15 +314,20 @@ pub(crate) fn as_level() -> Provided<(u64, u64)> {
     };
     let done = run(&dir(), &args, &mut times);
     times.print();
-    let (well, failed) = times.count();
+    let (passed, mut failed) = times.count();
     match done {
-        Ok(()) => Ok((well, failed)),
         Err(Unable::Failed(fault)) => {
             say::fault(&fault);
-            Ok((well, failed.max(1)))
+            failed = failed.max(1);
         }
-        Err(not_provided) => Err(not_provided),
+        Ok(()) => {}
+        Err(not_provided) => return Err(not_provided),
     }
+    Ok(Level {
+        passed,
+        failed,
+        not_run: times.unknown(),
+    })
 }
 
 fn needs_root() -> Done {

@@ -73,7 +73,14 @@ pub(crate) fn all(filters: &[String]) -> Done<Counts> {
         if virtualbox.is_some() {
             say::title("lab");
             match lab::as_level() {
-                Ok((passed, failed)) => counts.add("lab", passed, failed),
+                Ok(level) => {
+                    counts.add("lab", level.passed, level.failed);
+                    let gave_up = level.not_run.into_iter();
+                    counts.not_run.extend(gave_up.map(|why| NotRun {
+                        part: VIRTUALBOX,
+                        why,
+                    }));
+                }
                 Err(unable) => counts.not_run.push(excuse(unable)?),
             }
         }
