@@ -78,9 +78,10 @@ pub(super) fn add_completions(core: &Core, batch: &mut Pipeline, key: &Arc<str>,
     }
 }
 
-/// The commands of one group: is somebody there, then its entries. `settle` reads the answers in the same order.
+/// The commands of one group: is somebody there (unless that is believed), then its entries. `settle` reads the answers in the same order.
 pub(super) fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
     match &group.target {
+        _ if !group.looks => {}
         Target::Control(path) | Target::Node(path) => {
             batch.cmd("EXISTS").arg(core.keys.presence(path));
         }

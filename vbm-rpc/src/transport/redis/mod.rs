@@ -37,6 +37,7 @@ mod admin;
 mod attachment;
 mod batch;
 mod beat;
+mod belief;
 mod cluster;
 mod config;
 mod connect;

@@ -2,6 +2,7 @@
 
 use super::{
     attachment::Core,
+    belief::Beliefs,
     depth::{Depth, admit},
     letters::Letter,
     op::{Note, Op, SendOp, Target},
@@ -25,6 +26,8 @@ pub(super) struct Group {
     pub(super) target: Target,
     pub(super) ops: Vec<SendOp>,
     pub(super) chunks: Vec<Range<usize>>,
+    /// The batch asks whether somebody is there.
+    pub(super) looks: bool,
     /// The batch asks how deep the queue is.
     pub(super) asks: bool,
 }
@@ -56,6 +59,7 @@ impl Plan {
                         target: op.target.clone(),
                         ops: Vec::new(),
                         chunks: Vec::new(),
+                        looks: true,
                         asks: false,
                     });
                     self.groups.len() - 1
@@ -94,22 +98,27 @@ impl Plan {
     }
 
     /// Ends what is too late or too much, and cuts the rest into entries; the control lane comes first. `workers` is the
-    /// number of consumers last seen alive.
-    pub(super) fn cut(&mut self, now: Instant, workers: &HashMap<Target, usize>, depths: &Depths) {
+    /// number of consumers last seen alive, `beliefs` whom need not be asked about.
+    pub(super) fn cut(
+        &mut self,
+        now: Instant,
+        workers: &HashMap<Target, usize>,
+        depths: &Depths,
+        beliefs: &Beliefs,
+    ) {
         self.groups
             .sort_by_key(|group| !matches!(group.target, Target::Control(_)));
         for group in &mut self.groups {
             // Who has given up was told that it expired: it must not be written any more.
-            let (late, ready): (Vec<_>, Vec<_>) = mem::take(&mut group.ops)
-                .into_iter()
-                .partition(|op| op.until <= now || !op.writing());
-            for op in late {
+            for op in group.ops.extract_if(.., |op| op.until <= now || !op.writing()) {
                 let error = match op.uncertain {
                     true => SendError::Uncertain("the connection to Redis broke while it was written".into()),
                     false => SendError::Expired("the queue of this process".into()),
                 };
                 op.settle(Err(error));
             }
+            let ready = mem::take(&mut group.ops);
+            group.looks = beliefs.asks(&group.target, now);
             let ready = depths.refuse(group, ready, now);
             let share = match (&group.target, workers.get(&group.target)) {
                 (Target::Any { .. }, Some(&workers)) => ready.len().div_ceil(workers.max(1)),

@@ -14,6 +14,7 @@
 use super::{
     attachment::{Core, lock},
     batch::{add_completions, add_group, add_note, stream_key},
+    belief::Beliefs,
     connect::{Answer, BACKOFF_MAX, Commands, Down, NODE_DOWN},
     letters,
     op::{Op, SendOp, Target},
@@ -72,6 +73,8 @@ pub(super) async fn run(
         parked: Vec::new(),
         workers: HashMap::new(),
         recorded: Recorded::default(),
+        beliefs: Beliefs::default(),
+        asked: Instant::now(),
         depths: Depths {
             limit: core.depth_limit,
             known: HashMap::new(),
@@ -114,7 +117,8 @@ pub(super) async fn run(
             continue;
         };
         plan.refuse_strangers(&core);
-        plan.cut(Instant::now(), &writer.workers, &writer.depths);
+        writer.asked = Instant::now();
+        plan.cut(writer.asked, &writer.workers, &writer.depths, &writer.beliefs);
         match writer.flush(&core, connection, &mut plan).await {
             Ok(()) => {
                 (plan, index) = (Plan::default(), HashMap::new());
@@ -125,6 +129,7 @@ pub(super) async fn run(
                     core.conn.send_replace(None);
                 }
                 commands = None;
+                writer.beliefs.clear();
                 for op in plan.groups.iter_mut().flat_map(|group| &mut group.ops) {
                     op.uncertain = true;
                 }
@@ -156,6 +161,9 @@ struct Writer {
     /// How many workers each anycast target had.
     workers: HashMap<Target, usize>,
     recorded: Recorded,
+    beliefs: Beliefs,
+    /// When the batch that is under way was made.
+    asked: Instant,
     depths: Depths,
 }
 
@@ -254,6 +262,7 @@ impl Writer {
         }
         if self.lane == Lane::Fast && commands.recovered() {
             // What a server of the cluster had may be forgotten.
+            self.beliefs.clear();
             recovered(core, commands).await?;
         }
         let mut held = lock(&core.held);
@@ -285,7 +294,10 @@ impl Writer {
         answers: &mut impl Iterator<Item = Answer>,
         replicas: Option<i64>,
     ) {
+        let node = matches!(group.target, Target::Control(_) | Target::Node(_));
+        let believed = node && !group.looks;
         let alive = match &group.target {
+            _ if believed => 1,
             Target::Control(_) | Target::Node(_) | Target::Any { .. } => {
                 let count = answers
                     .next()
@@ -318,17 +330,19 @@ impl Writer {
             self.workers.insert(group.target.clone(), alive);
         }
         let settling = self.settling();
+        let mut taken = true;
         let mut ops = group.ops.into_iter();
         for chunk in group.chunks {
             let answer = answers.next().unwrap_or_else(|| Err("no answer".into()));
             let refused = answer.as_ref().err().cloned();
             let id = answer.ok().as_ref().and_then(pack::text).map(str::to_owned);
-            let chunk: Vec<SendOp> = ops.by_ref().take(chunk.len()).collect();
+            taken &= id.is_some();
+            let chunk = ops.by_ref().take(chunk.len());
             if let Some(why) = refused {
                 if why.starts_with(NODE_DOWN) {
                     // It may have got it before it went; it is tried until the deadline.
                     let again = Instant::now() + PARK_EVERY;
-                    self.parked.extend(chunk.into_iter().map(|mut op| {
+                    self.parked.extend(chunk.map(|mut op| {
                         op.uncertain = true;
                         (again, op)
                     }));
@@ -340,13 +354,26 @@ impl Writer {
                 continue;
             }
             // With somebody there, or about to be, the entry stays; else it is taken out again.
-            let stays = id.is_some() && (alive > 0 || inbox || settling || chunk.iter().any(|op| op.patient));
+            let certain = id.is_some() && (alive > 0 || inbox || settling);
+            let chunk: Vec<SendOp> = match certain {
+                true => {
+                    for op in chunk {
+                        op.settle(kept(replicas));
+                    }
+                    continue;
+                }
+                false => chunk.collect(),
+            };
+            let stays = id.is_some() && chunk.iter().any(|op| op.patient);
             if let (Some(id), false) = (id, stays) {
                 core.complete(stream_key(core, &group.target).into(), id, false);
             }
             for op in chunk {
                 if stays {
                     op.settle(kept(replicas));
+                } else if believed {
+                    // Believed too long: the next batch asks.
+                    self.parked.push((Instant::now(), op));
                 } else if let Some(fallback) = op.target.of_older_version().filter(|_| alive > 0) {
                     self.parked.push((Instant::now(), op.to(fallback)));
                 } else if op.patient || settling || alive > 0 {
@@ -357,6 +384,11 @@ impl Writer {
                     op.settle(Err(SendError::NoRoute(why)));
                 }
             }
+        }
+        if !taken {
+            self.beliefs.doubt(&group.target);
+        } else if group.looks && alive > 0 {
+            self.beliefs.there(&group.target, self.asked);
         }
     }
 }
