@@ -10,7 +10,7 @@ use super::{
 use crate::{
     BusError, CallOptions, Durability, Fate, Lane, Method, Route,
     admin::Stage,
-    envelope::{self, Envelope, Kind},
+    envelope::{self, Envelope, Kind, Parts},
     limits,
     router::too_large,
     transport::{Destination, SendError, SendWatch},
@@ -89,16 +89,14 @@ impl Bus {
             ))
         };
         text("the method name", method.len(), limits::METHOD_MAX_BYTES)?;
-        let key = options.idempotency_key.clone();
         text(
             "the idempotency key",
-            key.as_ref().map_or(0, String::len),
+            options.idempotency_key.as_ref().map_or(0, String::len),
             limits::IDEMPOTENCY_KEY_MAX_BYTES,
         )?;
-        let trace = options.traceparent.clone();
         text(
             "the traceparent",
-            trace.as_ref().map_or(0, String::len),
+            options.traceparent.as_ref().map_or(0, String::len),
             limits::TRACEPARENT_MAX_BYTES,
         )?;
         if body.len() > limits::PAYLOAD_MAX_BYTES {
@@ -116,27 +114,27 @@ impl Bus {
             ),
         })?;
         let (id, attempt) = again.unwrap_or_else(|| (self.shared.ids.next(), 1));
-        let frame = Envelope {
-            kind,
-            codec: options.codec,
-            attempt,
-            id,
-            ttl_ms: millis(options.deadline),
-            epoch: options.epoch,
-            method: method.to_owned(),
-            caller: self.shared.me.path.clone(),
-            boot_id: self.shared.me.boot_id.clone(),
-            traceparent: trace,
-            idempotency_key: key,
-            body,
-        }
-        .encode();
         let lane = match options.lane {
             Lane::Bulk => 0,
             Lane::Control => envelope::FLAG_CONTROL,
         };
         let traced = if options.traced { envelope::FLAG_TRACED } else { 0 };
-        let frame = envelope::flagged(frame, lane | traced);
+        let frame = Parts {
+            kind,
+            flags: lane | traced,
+            codec: options.codec,
+            attempt,
+            id,
+            ttl_ms: millis(options.deadline),
+            epoch: options.epoch,
+            method,
+            caller: &self.shared.me.path,
+            boot_id: &self.shared.me.boot_id,
+            traceparent: options.traceparent.as_deref(),
+            idempotency_key: options.idempotency_key.as_deref(),
+            body: &body,
+        }
+        .encode();
         if options.traced {
             tracing::info!(%id, method = method, %to, "this call is traced: see `vbm bus trace ID`");
         }
