@@ -1,4 +1,4 @@
-//! `vbm-benches AREA [--quick] [--json FILE]`: every figure that is told of VBM comes from here.
+//! `vbm-benches AREA [--quick] [--only TEXT]... [--json FILE]`: every figure that is told of VBM comes from here.
 //!
 //! ```text
 //!   ground: own network namespace, guest, programs
@@ -42,6 +42,9 @@ struct Args {
     /// Smaller loads and three rounds: for a first look.
     #[arg(long)]
     quick: bool,
+    /// Only rows of the bus whose name contains one of these texts.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// Also write rows, machine and command to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -88,6 +91,7 @@ fn run(args: &Args) -> Outcome<u8> {
     };
     let ground = Ground {
         quick: args.quick,
+        only: args.only.clone(),
         guest: Guest::find(),
         programs,
         namespace: ground::enter_namespace(),

@@ -4,116 +4,28 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod load;
 
 use common::RedisServer;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
-use tokio::time::{Instant, sleep};
+use load::{Echo, PAYLOAD_BYTES, ROUND, ROUNDS, Row, chosen, measure, median};
+use std::sync::Arc;
+use tokio::time::Instant;
 use vbm_rpc::{
-    Bus, CallOptions, Member, Method, Route, Router, Service,
+    Bus, CallOptions, Member, Route, Router, Service,
     auth::{Bound, Keys, Ring, Security, Speaker, Trust, Trusted, Way, open, seal_for_any, seal_for_one},
     memory::MemoryBus,
     redis::RedisTransport,
 };
 
-const PAYLOAD_BYTES: usize = 128;
 const KINDS: [&str; 6] = ["redis", "sealed", "any", "sealed any", "blpop", "memory"];
 /// How many calls are in flight.
 const FLIGHTS: [&str; 3] = ["1", "64", "512"];
-const ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_secs(2);
 
-struct Echo;
-impl Method for Echo {
-    const NAME: &'static str = "bench.echo";
-    type Request = String;
-    type Reply = String;
-}
-
-struct Row {
-    calls_per_second: f64,
-    p50: Duration,
-    commands_per_call: f64,
-    broker_micros_per_call: f64,
-    /// CPU time of this process: callers, workers and load. It bears a busy machine better than calls a second.
-    own_micros_per_call: f64,
-}
-
-/// CPU seconds of this process so far.
-fn own_cpu() -> f64 {
-    // Ticks are a hundredth of a second on every Linux (`getconf CLK_TCK`); user and system are fields 14 and 15.
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
-}
-
-/// Runs `one` in `flights` loops for a round.
-async fn measure<F, Fut>(server: Option<&RedisServer>, flights: usize, one: F) -> Row
-where
-    F: Fn(usize) -> Fut + Clone + Send + 'static,
-    Fut: Future<Output = ()> + Send,
-{
-    let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (before, own_before) = (info(server).await, own_cpu());
-    let begin = Instant::now();
-    let loops: Vec<_> = (0..flights)
-        .map(|lane| {
-            let (stop, count, one) = (stop.clone(), count.clone(), one.clone());
-            tokio::spawn(async move {
-                let mut times = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    let at = Instant::now();
-                    one(lane).await;
-                    times.push(at.elapsed());
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
-                times
-            })
-        })
-        .collect();
-    sleep(ROUND).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut times = Vec::new();
-    for one in loops {
-        times.extend(one.await.expect("no panic"));
+async fn raw(server: Option<&RedisServer>) -> Option<redis::aio::MultiplexedConnection> {
+    match server {
+        Some(server) => Some(server.raw().await),
+        None => None,
     }
-    let elapsed = begin.elapsed().as_secs_f64();
-    let (after, own_after) = (info(server).await, own_cpu());
-    times.sort_unstable();
-    let calls = times.len().max(1) as f64;
-    Row {
-        calls_per_second: calls / elapsed,
-        p50: times.get(times.len() / 2).copied().unwrap_or_default(),
-        commands_per_call: (after.0 - before.0) / calls,
-        broker_micros_per_call: (after.1 - before.1) * 1e6 / calls,
-        own_micros_per_call: (own_after - own_before) * 1e6 / calls,
-    }
-}
-
-/// Commands and CPU seconds of the server so far.
-async fn info(server: Option<&RedisServer>) -> (f64, f64) {
-    let Some(server) = server else { return (0.0, 0.0) };
-    let text: String = redis::cmd("INFO")
-        .query_async(&mut server.raw().await)
-        .await
-        .expect("INFO");
-    let field = |name: &str| -> f64 {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|value| value.trim().parse().ok())
-            .unwrap_or_default()
-    };
-    (
-        field("total_commands_processed"),
-        field("used_cpu_sys") + field("used_cpu_user"),
-    )
 }
 
 /// To one node by its path: the entry has one reader.
@@ -218,7 +130,7 @@ async fn bus_round(
         .expect("a client");
     let caller = bus.clone();
     let text = "x".repeat(PAYLOAD_BYTES);
-    let row = measure(server, flights, move |_lane| {
+    let row = measure(raw(server).await, flights, move |_lane| {
         let call = caller.call::<Echo>(&route, &text, CallOptions::default());
         async move { drop(call.await.expect("a reply")) }
     })
@@ -256,7 +168,7 @@ async fn naive_round(server: &RedisServer, flights: usize) -> Row {
         clients.push(blocking(server).await);
     }
     let clients = Arc::new(clients);
-    let row = measure(Some(server), flights, move |lane| {
+    let row = measure(Some(server.raw().await), flights, move |lane| {
         let mut connection = clients[lane].clone();
         async move {
             let request = format!("{}{lane}", "x".repeat(PAYLOAD_BYTES));
@@ -290,11 +202,6 @@ async fn blocking(server: &RedisServer) -> redis::aio::MultiplexedConnection {
         .expect("a connection")
 }
 
-fn median(mut rows: Vec<Row>) -> Option<Row> {
-    rows.sort_by(|a, b| a.calls_per_second.total_cmp(&b.calls_per_second));
-    (!rows.is_empty()).then(|| rows.swap_remove(rows.len() / 2))
-}
-
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     println!("{ROUNDS} rounds of {ROUND:?} each, interleaved, medians; {PAYLOAD_BYTES}-byte payloads\n");
@@ -304,13 +211,6 @@ async fn main() {
         "what", "in flight", "calls/s", "p50 us", "cmds/call", "broker us", "own us", "ratio"
     );
     // `cargo bench -p vbm-rpc --bench bus -- redis 512`: only these, for a look with a profiler.
-    let words: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| word != "--bench")
-        .collect();
-    let chosen = |all: &[&str], word: &str| {
-        words.iter().any(|given| given == word) || !words.iter().any(|given| all.contains(&given.as_str()))
-    };
     for flights in FLIGHTS {
         if !chosen(&FLIGHTS, flights) {
             continue;

@@ -16,16 +16,30 @@ use crate::limits;
 use bytes::Bytes;
 use std::{
     collections::{HashMap, VecDeque},
+    hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState},
     time::Duration,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
 
 /// How a request is known.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
     Id(Uuid),
     Chosen { method: String, key: String },
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Id(id) => {
+                let (high, low) = id.as_u64_pair();
+                state.write_u64(high);
+                state.write_u64(low);
+            }
+            Self::Chosen { method, key } => (method, key).hash(state),
+        }
+    }
 }
 
 /// An answer: the kind byte of its frame and its body, enough to write the frame again for another asker.
@@ -48,8 +62,100 @@ pub(crate) enum Begun {
     Full,
 }
 
+/// Who gets an answer: mostly one.
+pub(crate) struct Askers<A> {
+    first: Option<A>,
+    more: Vec<A>,
+}
+
+impl<A> Askers<A> {
+    const fn none() -> Self {
+        Self {
+            first: None,
+            more: Vec::new(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    fn add(&mut self, asker: Option<A>) {
+        match self.first {
+            None => self.first = asker,
+            Some(_) => self.more.extend(asker),
+        }
+    }
+}
+
+impl<A> IntoIterator for Askers<A> {
+    type Item = A;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<A>, std::vec::IntoIter<A>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.more)
+    }
+}
+
+/// Ids are mixed well by who gives them, but that is another process: a number of our own makes its choice useless for
+/// filling one slot of the table. Texts, which anybody may choose, are hashed as usual.
+#[derive(Clone)]
+struct KeyHashes {
+    number: u64,
+    texts: RandomState,
+}
+
+impl Default for KeyHashes {
+    fn default() -> Self {
+        let texts = RandomState::new();
+        Self {
+            number: texts.hash_one(0) | 1,
+            texts,
+        }
+    }
+}
+
+impl BuildHasher for KeyHashes {
+    type Hasher = KeyHasher;
+
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher {
+            number: self.number,
+            texts: self.texts.clone(),
+            id: 0,
+            text: None,
+        }
+    }
+}
+
+struct KeyHasher {
+    number: u64,
+    texts: RandomState,
+    id: u64,
+    text: Option<DefaultHasher>,
+}
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let texts = &self.texts;
+        self.text.get_or_insert_with(|| texts.build_hasher()).write(bytes);
+    }
+
+    fn write_u64(&mut self, half: u64) {
+        // Folded: a multiplication alone mixes upwards only.
+        let number = self.number.rotate_left(32);
+        let product = u128::from(half ^ self.number) * u128::from(self.id ^ number);
+        let (high, low) = Uuid::from_u128(product).as_u64_pair();
+        self.id = high ^ low;
+    }
+
+    fn finish(&self) -> u64 {
+        self.text.as_ref().map_or(self.id, Hasher::finish)
+    }
+}
+
 enum State<A> {
-    Running { waiters: Vec<A> },
+    Running { waiters: Askers<A> },
     Done { answer: Answer, at: Instant },
 }
 
@@ -62,7 +168,7 @@ struct Record<A> {
 
 /// The table; `A` is an asker, who gets an answer.
 pub(crate) struct Dedupe<A> {
-    records: HashMap<Key, Record<A>>,
+    records: HashMap<Key, Record<A>, KeyHashes>,
     /// Done records, oldest first. An entry whose serial is not that of its record is stale.
     order: VecDeque<(Key, u64)>,
     bytes: usize,
@@ -85,7 +191,7 @@ impl<A> Default for Dedupe<A> {
 impl<A> Dedupe<A> {
     pub(crate) fn with_limits(ttl: Duration, max_records: usize, max_bytes: usize) -> Self {
         Self {
-            records: HashMap::new(),
+            records: HashMap::default(),
             order: VecDeque::new(),
             bytes: 0,
             serial: 0,
@@ -114,7 +220,7 @@ impl<A> Dedupe<A> {
                     return Begun::Full;
                 }
                 State::Running { waiters } => {
-                    waiters.extend(asker.take());
+                    waiters.add(asker.take());
                     return Begun::Joined;
                 }
                 State::Done { answer, .. } if record.id == id || !answer.repeatable => {
@@ -124,24 +230,24 @@ impl<A> Dedupe<A> {
             }
         }
         self.serial += 1;
+        let mut waiters = Askers::none();
+        waiters.add(asker.take());
         self.records.insert(
             key.clone(),
             Record {
                 id,
                 digest,
                 serial: self.serial,
-                state: State::Running {
-                    waiters: asker.take().into_iter().collect(),
-                },
+                state: State::Running { waiters },
             },
         );
         Begun::New
     }
 
     /// The answer is there: who gets it.
-    pub(crate) fn finish(&mut self, key: &Key, answer: Answer, now: Instant) -> Vec<A> {
+    pub(crate) fn finish(&mut self, key: &Key, answer: Answer, now: Instant) -> Askers<A> {
         let Some(record) = self.records.get_mut(key) else {
-            return Vec::new();
+            return Askers::none();
         };
         self.bytes += answer.body.len();
         let before = std::mem::replace(&mut record.state, State::Done { answer, at: now });
@@ -151,20 +257,20 @@ impl<A> Dedupe<A> {
             State::Running { waiters } => waiters,
             State::Done { answer, .. } => {
                 self.bytes = self.bytes.saturating_sub(answer.body.len());
-                Vec::new()
+                Askers::none()
             }
         }
     }
 
     /// The request leaves no record, as it was not run or its answer is not for keeping: who was to get its answer.
-    pub(crate) fn abandon(&mut self, key: &Key) -> Vec<A> {
+    pub(crate) fn abandon(&mut self, key: &Key) -> Askers<A> {
         match self.records.remove(key).map(|record| record.state) {
             Some(State::Running { waiters }) => waiters,
             Some(State::Done { answer, .. }) => {
                 self.bytes = self.bytes.saturating_sub(answer.body.len());
-                Vec::new()
+                Askers::none()
             }
-            None => Vec::new(),
+            None => Askers::none(),
         }
     }
 
@@ -224,6 +330,9 @@ mod tests {
             key: name.into(),
         }
     }
+    pub(super) fn told(askers: Askers<u32>) -> Vec<u32> {
+        askers.into_iter().collect()
+    }
     fn id(n: u128) -> Uuid {
         Uuid::from_u128(n)
     }
@@ -240,7 +349,7 @@ mod tests {
     fn a_duplicate_gets_the_recorded_answer() {
         let (mut table, now) = (table(), Instant::now());
         assert_eq!(table.begin(&key("a"), id(1), 7, &mut Some(1), now), Begun::New);
-        assert_eq!(table.finish(&key("a"), answer("x", false), now), [1]);
+        assert_eq!(told(table.finish(&key("a"), answer("x", false), now)), [1]);
         assert_eq!(
             table.begin(&key("a"), id(2), 7, &mut Some(2), now),
             Begun::Recorded(answer("x", false))
@@ -252,7 +361,7 @@ mod tests {
         let (mut table, now) = (table(), Instant::now());
         table.begin(&key("a"), id(1), 7, &mut Some(1), now);
         assert_eq!(table.begin(&key("a"), id(2), 7, &mut Some(2), now), Begun::Joined);
-        assert_eq!(table.finish(&key("a"), answer("x", false), now), [1, 2]);
+        assert_eq!(told(table.finish(&key("a"), answer("x", false), now)), [1, 2]);
     }
 
     #[test]

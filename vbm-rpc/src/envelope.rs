@@ -195,45 +195,22 @@ pub struct DecodeError(&'static str);
 impl Envelope {
     /// Writes the frame. Parts that are too long for their length field are cut off by the checks of the caller.
     pub fn encode(&self) -> Bytes {
-        let caller = self.caller.as_str();
-        let tlvs = [
-            (TAG_BOOT_ID, Some(self.boot_id.as_str())),
-            (TAG_IDEMPOTENCY_KEY, self.idempotency_key.as_deref()),
-            (TAG_TRACEPARENT, self.traceparent.as_deref()),
-        ];
-        let tlvs = || {
-            tlvs.iter().filter_map(|&(tag, value)| {
-                let value = value?;
-                Some((tag, u16::try_from(value.len()).ok()?, value.as_bytes()))
-            })
-        };
-        let tlv_len: usize = tlvs().map(|(.., value)| TLV_HEADER_BYTES + value.len()).sum();
-        let length = HEADER_BYTES + self.method.len() + caller.len() + tlv_len + self.body.len();
-        // Of exactly this size: nothing grows, and the buffer becomes the frame as it is.
-        let mut out = Vec::with_capacity(length);
-        out.put_slice(&MAGIC);
-        out.put_u8(VERSION);
-        let (kind, flags) = self.kind.on_wire();
-        out.put_u8(kind);
-        out.put_u8(flags);
-        out.put_u8(self.codec.byte());
-        out.put_u16(self.attempt);
-        out.put_slice(self.id.as_bytes());
-        out.put_u32(self.ttl_ms);
-        out.put_u64(self.epoch.0);
-        out.put_u8(u8::try_from(self.method.len()).unwrap_or(u8::MAX));
-        out.put_u16(u16::try_from(caller.len()).unwrap_or(u16::MAX));
-        out.put_u16(u16::try_from(tlv_len).unwrap_or(u16::MAX));
-        out.put_u32(u32::try_from(self.body.len()).unwrap_or(u32::MAX));
-        out.put_slice(self.method.as_bytes());
-        out.put_slice(caller.as_bytes());
-        for (tag, length, value) in tlvs() {
-            out.put_u8(tag);
-            out.put_u16(length);
-            out.put_slice(value);
+        Parts {
+            kind: self.kind,
+            flags: 0,
+            codec: self.codec,
+            attempt: self.attempt,
+            id: self.id,
+            ttl_ms: self.ttl_ms,
+            epoch: self.epoch,
+            method: &self.method,
+            caller: &self.caller,
+            boot_id: &self.boot_id,
+            traceparent: self.traceparent.as_deref(),
+            idempotency_key: self.idempotency_key.as_deref(),
+            body: &self.body,
         }
-        out.put_slice(&self.body);
-        out.into()
+        .encode()
     }
 
     /// Reads a frame; the body shares its memory.
@@ -285,6 +262,69 @@ impl Envelope {
     }
 }
 
+/// What a frame is written from: an [`Envelope`] whose parts stay where they are.
+pub(crate) struct Parts<'a> {
+    pub(crate) kind: Kind,
+    /// Besides those of the kind.
+    pub(crate) flags: u8,
+    pub(crate) codec: Codec,
+    pub(crate) attempt: u16,
+    pub(crate) id: Uuid,
+    pub(crate) ttl_ms: u32,
+    pub(crate) epoch: Epoch,
+    pub(crate) method: &'a str,
+    pub(crate) caller: &'a NodePath,
+    pub(crate) boot_id: &'a str,
+    pub(crate) traceparent: Option<&'a str>,
+    pub(crate) idempotency_key: Option<&'a str>,
+    pub(crate) body: &'a [u8],
+}
+
+impl Parts<'_> {
+    /// As [`Envelope::encode`].
+    pub(crate) fn encode(&self) -> Bytes {
+        let caller = self.caller.as_str();
+        let tlvs = [
+            (TAG_BOOT_ID, Some(self.boot_id)),
+            (TAG_IDEMPOTENCY_KEY, self.idempotency_key),
+            (TAG_TRACEPARENT, self.traceparent),
+        ];
+        let tlvs = || {
+            tlvs.iter().filter_map(|&(tag, value)| {
+                let value = value?;
+                Some((tag, u16::try_from(value.len()).ok()?, value.as_bytes()))
+            })
+        };
+        let tlv_len: usize = tlvs().map(|(.., value)| TLV_HEADER_BYTES + value.len()).sum();
+        let length = HEADER_BYTES + self.method.len() + caller.len() + tlv_len + self.body.len();
+        // Of exactly this size: nothing grows, and the buffer becomes the frame as it is.
+        let mut out = Vec::with_capacity(length);
+        out.put_slice(&MAGIC);
+        out.put_u8(VERSION);
+        let (kind, flags) = self.kind.on_wire();
+        out.put_u8(kind);
+        out.put_u8(flags | self.flags);
+        out.put_u8(self.codec.byte());
+        out.put_u16(self.attempt);
+        out.put_slice(self.id.as_bytes());
+        out.put_u32(self.ttl_ms);
+        out.put_u64(self.epoch.0);
+        out.put_u8(u8::try_from(self.method.len()).unwrap_or(u8::MAX));
+        out.put_u16(u16::try_from(caller.len()).unwrap_or(u16::MAX));
+        out.put_u16(u16::try_from(tlv_len).unwrap_or(u16::MAX));
+        out.put_u32(u32::try_from(self.body.len()).unwrap_or(u32::MAX));
+        out.put_slice(self.method.as_bytes());
+        out.put_slice(caller.as_bytes());
+        for (tag, length, value) in tlvs() {
+            out.put_u8(tag);
+            out.put_u16(length);
+            out.put_slice(value);
+        }
+        out.put_slice(self.body);
+        out.into()
+    }
+}
+
 /// How many paths a thread remembers; their slot is chosen by their text.
 const KNOWN_PATHS: usize = 256;
 
@@ -322,18 +362,6 @@ const FLAGS_AT: usize = 4;
 /// The flags of a frame, without decoding it; none when it is no frame.
 pub(crate) fn flags(frame: &[u8]) -> u8 {
     frame.get(FLAGS_AT).copied().unwrap_or_default()
-}
-
-/// The same frame with these flags too; without a copy when nobody shares its memory.
-pub(crate) fn flagged(frame: Bytes, more: u8) -> Bytes {
-    if more == 0 || frame.len() < HEADER_BYTES {
-        return frame;
-    }
-    let mut out = frame
-        .try_into_mut()
-        .unwrap_or_else(|shared| BytesMut::from(shared.as_ref()));
-    out[FLAGS_AT] |= more;
-    out.freeze()
 }
 
 /// Whether the frame must not wait behind bulk: it says so, or it is a cancel.
@@ -606,18 +634,14 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_added_and_ignored_by_who_does_not_know_them() {
+    fn flags_are_ignored_by_who_does_not_know_them() {
         let plain = sample().encode();
         assert!(!is_control(&plain) && flags(&plain) == 0);
-        for shared in [false, true] {
-            let frame = sample().encode();
-            let other = shared.then(|| frame.clone());
-            let both = flagged(flagged(frame, FLAG_CONTROL), FLAG_TRACED);
-            assert!(is_control(&both) && flags(&both) == FLAG_CONTROL | FLAG_TRACED);
-            assert_eq!(Envelope::decode(&both).unwrap(), sample());
-            assert!(other.is_none_or(|other| flags(&other) == 0));
-        }
-        assert!(flagged(Bytes::from_static(b"x"), FLAG_CONTROL).len() == 1 && flags(b"x") == 0);
+        let mut both = BytesMut::from(plain.as_ref());
+        both[FLAGS_AT] |= FLAG_CONTROL | FLAG_TRACED;
+        assert!(is_control(&both) && flags(&both) == FLAG_CONTROL | FLAG_TRACED);
+        assert_eq!(Envelope::decode(&both.freeze()).unwrap(), sample());
+        assert!(flags(b"x") == 0);
     }
 
     proptest! {

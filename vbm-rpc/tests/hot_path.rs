@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{sleep, timeout};
-use vbm_rpc::{Bus, CallOptions, Context, Member, Method, Route, Router, memory::MemoryBus};
+use vbm_rpc::{Bus, CallOptions, Context, Fate, Member, Method, Route, Router, memory::MemoryBus};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -139,4 +139,89 @@ async fn replies_that_were_read_do_not_fill_redis() {
     assert!(most < 6 * 1024 * 1024, "{most} bytes in the inbox");
     bus.shutdown().await;
     worker.shutdown().await;
+}
+
+/// That a node is there is believed for some milliseconds, but not of one that has said that it leaves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_left_a_moment_ago_is_known_to_be_gone() {
+    if left_out() {
+        return;
+    }
+    let server = RedisServer::start().await;
+    let bus = Bus::attach(
+        server.transport().await,
+        Member::new("c1".parse().unwrap(), "c"),
+        Router::new(),
+    )
+    .await
+    .unwrap();
+    let route = Route::node("n1".parse().unwrap());
+    for turn in 0..5 {
+        let router =
+            Router::new().method::<Echo, _, _>(|_context: Context, text: String| async move { Ok(text) });
+        let member = Member::new("n1".parse().unwrap(), format!("w{turn}"));
+        let worker = Bus::attach(server.transport().await, member, router)
+            .await
+            .unwrap();
+        // Believed from here on.
+        let reply = bus.call::<Echo>(&route, &"x".to_owned(), options()).await;
+        assert_eq!(reply.unwrap(), "x");
+        worker.shutdown().await;
+        let fate = bus.call::<Echo>(&route, &"x".to_owned(), options());
+        let fate = timeout(PATIENCE / 3, fate).await.expect("it is known at once");
+        assert!(matches!(fate, Err(Fate::NoRoute { .. })), "{fate:?}");
+    }
+    bus.shutdown().await;
+}
+
+/// One that vanished without a word, with its queue still there, is believed in for longer: the call ends typed all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_to_a_node_that_vanished_while_it_was_believed_in_ends_before_its_deadline() {
+    if left_out() {
+        return;
+    }
+    let server = RedisServer::start().await;
+    let router =
+        Router::new().method::<Echo, _, _>(|_context: Context, text: String| async move { Ok(text) });
+    let member = Member::new("n1".parse().unwrap(), "w");
+    let worker = Bus::attach(server.transport().await, member, router)
+        .await
+        .unwrap();
+    let bus = Bus::attach(
+        server.transport().await,
+        Member::new("c1".parse().unwrap(), "c"),
+        Router::new(),
+    )
+    .await
+    .unwrap();
+    let route = Route::node("n1".parse().unwrap());
+    let reply = bus.call::<Echo>(&route, &"x".to_owned(), options()).await;
+    assert_eq!(reply.unwrap(), "x");
+    worker.kill().await;
+    let call = tokio::spawn(bus.call::<Echo>(&route, &"x".to_owned(), options()));
+    // Its presence runs out now rather than in some seconds.
+    let mut redis = server.raw().await;
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*:p:n1")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    let _gone: i64 = redis::cmd("DEL")
+        .arg(&keys)
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    let fate = timeout(PATIENCE / 2, call)
+        .await
+        .expect("long before its deadline")
+        .unwrap();
+    assert!(
+        matches!(
+            fate,
+            Err(Fate::NoRoute { .. } | Fate::Lost { started: false, .. })
+        ),
+        "{fate:?}"
+    );
+    bus.shutdown().await;
 }

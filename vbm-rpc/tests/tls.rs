@@ -9,14 +9,10 @@ mod common;
 
 use common::{
     left_out,
+    papers::Papers,
     sets::{MASTER, REDIS, Server, free_ports},
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
-use tempfile::TempDir;
+use std::{path::Path, time::Duration};
 use tokio::time::timeout;
 use vbm_rpc::{
     Bus, BusError, CallOptions, Context, Member, Method, Route, Router,
@@ -30,51 +26,6 @@ impl Method for Same {
     const NAME: &'static str = "test.same";
     type Request = usize;
     type Reply = usize;
-}
-
-/// Certificates in a folder: of an authority, of a server at 127.0.0.1, of a client, and of another authority.
-struct Papers(TempDir);
-
-impl Papers {
-    fn make() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = |name: &str| {
-            let mut params = CertificateParams::default();
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.distinguished_name.push(DnType::CommonName, name);
-            let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-            std::fs::write(dir.path().join(format!("{name}.pem")), ca.pem()).unwrap();
-            ca
-        };
-        let (ca, _other) = (authority("ca"), authority("other-ca"));
-        for (name, names) in [
-            ("server", vec!["127.0.0.1".to_owned()]),
-            ("client", vec!["node".to_owned()]),
-        ] {
-            let key = KeyPair::generate().unwrap();
-            let certificate = CertificateParams::new(names)
-                .unwrap()
-                .signed_by(&key, &ca)
-                .unwrap();
-            std::fs::write(dir.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
-            std::fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        }
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn configuration(&self, tls_port: u16, clients: &str) -> String {
-        let path = |name| self.path(name).display().to_string();
-        format!(
-            "tls-port {tls_port}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\ntls-auth-clients {clients}\n",
-            path("server.pem"),
-            path("server.key"),
-            path("ca.pem")
-        )
-    }
 }
 
 /// A server with a TLS port besides the plain one.

@@ -20,6 +20,8 @@ const PROGRAMS_VARIABLE: &str = "VBM_BIN_DIR";
 /// What is there to work with. What is missing says why.
 pub(crate) struct Ground {
     pub(crate) quick: bool,
+    /// Names of rows contain one of these, when there are any.
+    pub(crate) only: Vec<String>,
     pub(crate) namespace: Outcome<()>,
     pub(crate) guest: Outcome<Guest>,
     pub(crate) programs: Outcome<Programs>,
@@ -34,6 +36,11 @@ impl Ground {
     /// One of two sizes of a load.
     pub(crate) const fn size(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
+    }
+
+    /// Whether rows of that name are wanted.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|text| name.contains(text))
     }
 
     pub(crate) fn guest(&self) -> Outcome<&Guest> {

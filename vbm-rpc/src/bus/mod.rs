@@ -14,7 +14,10 @@
 
 mod call;
 mod caller;
+mod fates;
+mod flight;
 mod flow;
+mod follow;
 mod inflight;
 mod inside;
 mod life;
@@ -44,16 +47,17 @@ pub use stream::{ItemStream, StreamOptions};
 pub use submit::TicketHandle;
 
 use crate::{
-    BusError, CallOptions, Durability, Fate, Lane, Member, MemberInfo, Method, Replied, Route, Router,
-    admin::{self, Admin, DeadLetters, Stage},
-    envelope::{self, EndCode, Envelope, Kind},
+    BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
+    admin::{self, Admin, DeadLetters},
+    envelope::Kind,
     limits,
-    router::too_large,
-    transport::{Destination, Inbound, Link, SendError, SendWatch, Transport},
+    transport::{Inbound, Link, Transport},
 };
-use bytes::Bytes;
-use inflight::{InFlight, Slot};
-use pending::{Answer, End, Pending, Sending};
+use fates::{decode, read, read_failure, refused, replied};
+use flight::{Flight, FlightState, write};
+use follow::{control, resend, watch_end};
+use inflight::InFlight;
+use pending::{Answer, Pending};
 use pulse::{Signals, Stamp};
 use server::Server;
 use stats::Counters;
@@ -65,14 +69,13 @@ use std::{
 };
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::{Instant, timeout, timeout_at},
+    time::timeout,
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use uuid::Uuid;
-use vbm_core::{Error, ErrorKind, IdSource, NodePath, Outcome, SeededIds};
+use vbm_core::{Error, IdSource, NodePath, SeededIds};
 
 /// One attachment of a process to the bus. Cheap to clone. End it with [`Bus::shutdown`]; when the last clone is
 /// dropped without it, the member is gone as after a crash: at once here, for others when its presence runs out.
@@ -367,110 +370,6 @@ impl Bus {
     pub fn task_count(&self) -> usize {
         self.shared.tasks.len() + self.shared.handlers.len()
     }
-
-    /// Writes a request down and launches it.
-    fn launch<M: Method>(
-        &self,
-        kind: Kind,
-        route: &Route,
-        request: &M::Request,
-        options: &CallOptions,
-    ) -> Result<Flight, Fate> {
-        let body = write::<M>(options.codec, request)?;
-        self.launch_body(kind, route, M::NAME, body, options, None)
-    }
-
-    /// Checks a request and makes its frame; `again` is the id and the number of its sending when they are chosen.
-    fn launch_body(
-        &self,
-        kind: Kind,
-        route: &Route,
-        method: &'static str,
-        body: Bytes,
-        options: &CallOptions,
-        again: Option<(Uuid, u16)>,
-    ) -> Result<Flight, Fate> {
-        // Whatever ends the bus fires that too.
-        if self.shared.closing.is_cancelled() {
-            self.health().map_err(|error| match error {
-                BusError::Closed => Fate::Cancelled,
-                error => Fate::Refused(error.into()),
-            })?;
-        }
-        let text = |what: &str, length: usize, max: usize| {
-            if length <= max {
-                return Ok(());
-            }
-            Err(refused(
-                &format!("{what} is too long"),
-                &format!("it has {length} bytes; {max} are allowed"),
-                "shorten it",
-            ))
-        };
-        text("the method name", method.len(), limits::METHOD_MAX_BYTES)?;
-        let key = options.idempotency_key.clone();
-        text(
-            "the idempotency key",
-            key.as_ref().map_or(0, String::len),
-            limits::IDEMPOTENCY_KEY_MAX_BYTES,
-        )?;
-        let trace = options.traceparent.clone();
-        text(
-            "the traceparent",
-            trace.as_ref().map_or(0, String::len),
-            limits::TRACEPARENT_MAX_BYTES,
-        )?;
-        if body.len() > limits::PAYLOAD_MAX_BYTES {
-            return Err(Fate::Refused(too_large(
-                &format!("the request of {method}"),
-                body.len(),
-            )));
-        }
-        let to = Destination::Route(route.clone());
-        let slot = self.shared.inflight.enter(&to).ok_or_else(|| Fate::Overloaded {
-            at: "this process".into(),
-            why: format!(
-                "{} messages to {to} are unanswered",
-                limits::INFLIGHT_MAX_PER_DESTINATION
-            ),
-        })?;
-        let (id, attempt) = again.unwrap_or_else(|| (self.shared.ids.next(), 1));
-        let frame = Envelope {
-            kind,
-            codec: options.codec,
-            attempt,
-            id,
-            ttl_ms: millis(options.deadline),
-            epoch: options.epoch,
-            method: method.to_owned(),
-            caller: self.shared.me.path.clone(),
-            boot_id: self.shared.me.boot_id.clone(),
-            traceparent: trace,
-            idempotency_key: key,
-            body,
-        }
-        .encode();
-        let lane = match options.lane {
-            Lane::Bulk => 0,
-            Lane::Control => envelope::FLAG_CONTROL,
-        };
-        let traced = if options.traced { envelope::FLAG_TRACED } else { 0 };
-        let frame = envelope::flagged(frame, lane | traced);
-        if options.traced {
-            tracing::info!(%id, method = method, %to, "this call is traced: see `vbm bus trace ID`");
-        }
-        Ok(Flight {
-            shared: self.shared.clone(),
-            _slot: slot,
-            id,
-            to,
-            frame,
-            deadline: Instant::now() + options.deadline,
-            patience: options.deadline,
-            durability: options.durability,
-            state: FlightState::Ready,
-        })
-    }
 }
 
 impl std::fmt::Debug for Bus {
@@ -488,310 +387,6 @@ impl Shared {
         self.handlers.wait().await;
         self.tasks.wait().await;
     }
-}
-
-/// A link ends a send at its deadline by itself and knows more then; this much later it is ended from outside.
-const SEND_GRACE: Duration = Duration::from_millis(50);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum FlightState {
-    /// Not handed to the transport yet.
-    Ready,
-    /// With the transport or a worker.
-    Away,
-    /// Ended.
-    Over,
-}
-
-/// A message on its way. Dropped before its end, it is forgotten here and cancelled there.
-struct Flight {
-    shared: Arc<Shared>,
-    _slot: Slot,
-    id: Uuid,
-    to: Destination,
-    frame: Bytes,
-    deadline: Instant,
-    /// How long its caller waits from the call to the deadline.
-    patience: Duration,
-    durability: Durability,
-    state: FlightState,
-}
-
-impl Flight {
-    fn pending(&self) -> &Arc<Pending> {
-        &self.shared.pending
-    }
-
-    /// Hands the frame to the transport; gives who should get a broadcast.
-    async fn send(&mut self) -> Result<Vec<NodePath>, Fate> {
-        self.state = FlightState::Away;
-        let ttl = self.deadline.saturating_duration_since(Instant::now());
-        self.note(Stage::Queued, || format!("for {}", self.to));
-        let link = &self.shared.link;
-        let sending = link.send_durable(&self.to, self.frame.clone(), ttl, self.durability);
-        let sent = timeout_at(self.deadline + SEND_GRACE, sending).await;
-        let fate = match sent {
-            Ok(Ok(sent)) => return Ok(sent.members),
-            Ok(Err(error)) => self.unsent(error),
-            Err(_late) => self.lost(None, "the transport did not take it in time".into()),
-        };
-        self.over();
-        Err(fate)
-    }
-
-    /// The same without waiting, where the transport can do that and no replica is to be waited for.
-    fn try_send(&mut self, sending: &Arc<Sending>) -> bool {
-        // A traced call waits its turn: its first hop is noted once, before it is sent.
-        if self.durability != Durability::Fast || self.is_traced() {
-            return false;
-        }
-        let watch: Arc<dyn SendWatch> = sending.clone();
-        let sent = self
-            .shared
-            .link
-            .try_send(&self.to, &self.frame, self.deadline, &watch);
-        if sent {
-            self.state = FlightState::Away;
-        }
-        sent
-    }
-
-    fn unsent(&self, error: SendError) -> Fate {
-        let to = self.to.to_string();
-        match error {
-            SendError::NoRoute(why) => Fate::NoRoute { to, why },
-            SendError::Overloaded(why) => Fate::Overloaded { at: to, why },
-            SendError::Expired(at) => Fate::Expired { at },
-            SendError::Unsupported(why) => refused(
-                "this call cannot be kept as safely as it asks",
-                &why,
-                "use Durability::Fast, or a Redis with replicas",
-            ),
-            SendError::Closed => Fate::Cancelled,
-            SendError::Uncertain(why) => self.lost(None, why),
-        }
-    }
-
-    /// The fate of a call whose bus was shut down.
-    fn closed(&mut self, sending: &Sending) -> Fate {
-        let fate = match sending.give_up() {
-            true => Fate::Cancelled,
-            false => self.lost(None, "this side's bus was shut down".into()),
-        };
-        self.over();
-        fate
-    }
-
-    /// When it was called.
-    fn called_at(&self) -> Instant {
-        self.deadline - self.patience
-    }
-
-    /// The fate of a call that was not answered by its deadline; `tale` is what else is known of it.
-    fn late(&mut self, sending: &Sending, tale: &str) -> Fate {
-        let worker = self.pending().worker(self.id);
-        let fate = if worker.is_none() && sending.give_up() {
-            Fate::Expired {
-                at: "the queue of this process: its server does not answer".into(),
-            }
-        } else if worker.is_none() && !sending.is_kept() {
-            self.lost(None, "the transport did not say that it has it".into())
-        } else {
-            let why = format!("no reply within {} ms{tale}", self.patience.as_millis());
-            self.lost(worker, why)
-        };
-        self.over();
-        fate
-    }
-
-    fn is_traced(&self) -> bool {
-        envelope::flags(&self.frame) & envelope::FLAG_TRACED != 0
-    }
-
-    /// Records a hop, if this call is traced.
-    fn note(&self, stage: Stage, detail: impl FnOnce() -> String) {
-        if self.is_traced() {
-            self.shared.link.note(self.id, stage, detail());
-        }
-    }
-
-    fn lost(&self, worker: Option<NodePath>, why: String) -> Fate {
-        Fate::Lost {
-            started: worker.is_some(),
-            to: self.to.to_string(),
-            worker,
-            why,
-        }
-    }
-
-    /// It is forgotten here.
-    fn over(&mut self) {
-        self.pending().remove(self.id);
-        self.state = FlightState::Over;
-    }
-
-    /// Where a cancel can be sent: to who has begun, or to where the request went if that is certain.
-    fn cancel_route(&self) -> Option<Destination> {
-        let worker = self.pending().worker(self.id);
-        match (&self.to, worker) {
-            (Destination::Route(Route::Any { .. }), Some(worker)) => {
-                Some(Destination::Route(Route::node(worker)))
-            }
-            (Destination::Route(Route::Any { .. }), None) => None,
-            (to, _) => Some(to.clone()),
-        }
-    }
-
-    fn cancel(&self) {
-        let Some(to) = self.cancel_route() else { return };
-        let ttl = self.deadline.saturating_duration_since(Instant::now());
-        let frame = Envelope {
-            kind: Kind::Cancel,
-            codec: crate::codec::Codec::MessagePack,
-            attempt: 1,
-            id: self.id,
-            ttl_ms: millis(ttl),
-            epoch: vbm_core::Epoch::default(),
-            method: String::new(),
-            caller: self.shared.me.path.clone(),
-            boot_id: String::new(),
-            traceparent: None,
-            idempotency_key: None,
-            body: Bytes::new(),
-        }
-        .encode();
-        if !self.shared.link.try_post(to, frame, ttl) {
-            tracing::debug!(id = %self.id, "no room to send a cancel");
-        }
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if self.state == FlightState::Over {
-            return;
-        }
-        if self.state == FlightState::Away {
-            self.cancel();
-        }
-        self.pending().remove(self.id);
-    }
-}
-
-fn refused(what: &str, why: &str, fix: &str) -> Fate {
-    Fate::Refused(Error::new(ErrorKind::InvalidInput, what, why, fix))
-}
-
-fn write<M: Method>(codec: crate::Codec, request: &M::Request) -> Result<Bytes, Fate> {
-    codec.encode(request).map_err(|why| {
-        Fate::Refused(Error::internal(
-            format!("the request of {} cannot be written", M::NAME),
-            why,
-        ))
-    })
-}
-
-fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
-    decode::<M>(&replied(answer)?)
-}
-
-fn decode<M: Method>(replied: &Replied) -> Result<M::Reply, Fate> {
-    replied.codec.decode(&replied.body).map_err(|why| {
-        Fate::Refused(
-            Error::internal(format!("the reply of {} cannot be read", M::NAME), why)
-                .with_outcome(Outcome::Applied),
-        )
-    })
-}
-
-/// The reply, or the fate that the answer is.
-fn replied(answer: Answer) -> Result<Replied, Fate> {
-    match answer.end {
-        End::Reply(codec, body) => Ok(Replied::new(answer.from, codec, body)),
-        _ => Err(read_failure(answer)),
-    }
-}
-
-/// What an answer that is no reply means.
-fn read_failure(answer: Answer) -> Fate {
-    let node = |from: NodePath| format!("node {from}");
-    match answer.end {
-        End::Refused(error) => Fate::Refused(error),
-        End::Fate(fate) => fate,
-        End::Ended(EndCode::NoRoute, why) => Fate::NoRoute {
-            to: node(answer.from),
-            why,
-        },
-        End::Ended(EndCode::Overloaded, why) => Fate::Overloaded {
-            at: node(answer.from),
-            why,
-        },
-        End::Ended(EndCode::Expired, _) => Fate::Expired {
-            at: node(answer.from),
-        },
-        End::Ended(EndCode::Cancelled, _) => Fate::Cancelled,
-        End::Ended(EndCode::Lost, text) => submit::lost(&text),
-        End::Unsent(_) => Fate::Cancelled,
-        End::Reply(..) | End::Finished(..) => Fate::Refused(
-            Error::internal(
-                format!("{} answered in another way than it was asked", answer.from),
-                "a stream was answered as a call, or a call as a stream",
-            )
-            .with_outcome(Outcome::Unknown),
-        ),
-    }
-}
-
-/// Replies go to who waits; cancels to what runs.
-fn control(signals: Arc<Signals>) -> Arc<dyn Fn(Bytes) + Send + Sync> {
-    Arc::new(move |frame: Bytes| signals.incoming(&frame))
-}
-
-/// Sends unanswered requests again whenever the transport may have forgotten them.
-async fn resend(link: Arc<dyn Link>, pending: Arc<Pending>, ended: CancellationToken) {
-    let mut generations = link.generations();
-    generations.mark_unchanged();
-    loop {
-        tokio::select! {
-            () = ended.cancelled() => return,
-            // Cancel safe: a change is seen by the next turn.
-            changed = generations.changed() => if changed.is_err() { return },
-        }
-        let now = Instant::now();
-        let again = pending.again(now);
-        if !again.is_empty() {
-            tracing::info!(
-                calls = again.len(),
-                "the transport came back: unanswered calls are sent again"
-            );
-        }
-        for call in again {
-            let ttl = call.deadline.saturating_duration_since(now);
-            if !link.try_resend(call.to, call.frame, ttl) {
-                tracing::warn!("no room to send a call again; it ends at its deadline");
-            }
-        }
-    }
-}
-
-/// Ends the bus when its link has ended, and the link when the bus has.
-async fn watch_end(
-    link: Arc<dyn Link>,
-    pending: Arc<Pending>,
-    closing: CancellationToken,
-    ended: CancellationToken,
-) {
-    let mut failure = link.ended();
-    let failed = async { failure.wait_for(Option::is_some).await.is_ok() };
-    // Cancel safe: only looks.
-    if ended.run_until_cancelled(failed).await.is_some() {
-        closing.cancel();
-        pending.clear();
-        ended.cancelled().await;
-    }
-    closing.cancel();
-    link.sever();
-    pending.clear();
 }
 
 /// A span in whole milliseconds as the wire has it, at least 1 when there is anything left.

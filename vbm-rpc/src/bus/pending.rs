@@ -304,20 +304,8 @@ impl Pending {
     /// Something came back for a call. An answer nobody waits for is dropped.
     pub(crate) fn incoming(&self, mut envelope: Envelope) {
         let id = envelope.id;
-        let stranger = |call: &Call| !call.to.may_answer(&envelope.caller);
-        if self.lock().get(&id).is_some_and(stranger) {
-            tracing::warn!(%id, from = %envelope.caller, "an answer of somebody who was not asked was dropped");
-            return;
-        }
         match envelope.kind {
-            Kind::Accepted => return self.accepted(envelope, Instant::now()),
-            Kind::Progress => return self.progressed(envelope),
-            Kind::Settled => {
-                if let Some(wait) = self.waits().get(&id) {
-                    wait.settled.notify_waiters();
-                }
-                return;
-            }
+            Kind::Accepted | Kind::Progress | Kind::Settled => return self.told(envelope),
             _ => {}
         }
         let boot_id = std::mem::take(&mut envelope.boot_id);
@@ -326,6 +314,10 @@ impl Pending {
         };
         let mut calls = self.lock();
         let Some(call) = calls.get_mut(&id) else { return };
+        if !call.to.may_answer(&answer.from) {
+            drop(calls);
+            return stranger(id, &answer.from);
+        }
         match &call.waiter {
             Waiter::Many(sender) => {
                 let full = sender.try_send(answer).is_err();
@@ -358,6 +350,24 @@ impl Pending {
                 {
                     drop(calls);
                     inlet.end(answer, &to);
+                }
+            }
+        }
+    }
+
+    /// A word about a call that does not end it.
+    fn told(&self, envelope: Envelope) {
+        let id = envelope.id;
+        let strange = |call: &Call| !call.to.may_answer(&envelope.caller);
+        if self.lock().get(&id).is_some_and(strange) {
+            return stranger(id, &envelope.caller);
+        }
+        match envelope.kind {
+            Kind::Accepted => self.accepted(envelope, Instant::now()),
+            Kind::Progress => self.progressed(envelope),
+            _ => {
+                if let Some(wait) = self.waits().get(&id) {
+                    wait.settled.notify_waiters();
                 }
             }
         }
@@ -410,6 +420,10 @@ impl Pending {
             }
         }
     }
+}
+
+fn stranger(id: Uuid, from: &NodePath) {
+    tracing::warn!(%id, %from, "an answer of somebody who was not asked was dropped");
 }
 
 pub(crate) fn read_answer(envelope: Envelope) -> Option<Answer> {

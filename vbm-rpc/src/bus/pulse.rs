@@ -21,7 +21,7 @@ use super::{
 use crate::{
     MemberInfo,
     codec::Codec,
-    envelope::{Envelope, Kind},
+    envelope::{Envelope, Kind, Parts},
     limits,
     transport::{Destination, Link},
 };
@@ -62,20 +62,21 @@ impl Stamp {
         }
     }
 
-    pub(super) fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: Bytes) -> Bytes {
-        Envelope {
+    pub(super) fn frame(&self, kind: Kind, codec: Codec, id: Uuid, body: impl AsRef<[u8]>) -> Bytes {
+        Parts {
             kind,
+            flags: 0,
             codec,
             attempt: 1,
             id,
             ttl_ms: 0,
             epoch: self.epoch,
-            method: String::new(),
-            caller: self.path.clone(),
-            boot_id: self.boot_id.clone(),
+            method: "",
+            caller: &self.path,
+            boot_id: &self.boot_id,
             traceparent: None,
             idempotency_key: None,
-            body,
+            body: body.as_ref(),
         }
         .encode()
     }

@@ -1,6 +1,6 @@
 //! The table against a model so simple that it can be seen to be right: a list that is searched from its beginning.
 
-use super::*;
+use super::{tests::told, *};
 use crate::{codec::Codec, envelope::Kind};
 use proptest::prelude::*;
 
@@ -113,10 +113,10 @@ proptest! {
                         body: Bytes::from(asker.to_string()),
                         repeatable,
                     };
-                    prop_assert_eq!(table.finish(&name(key), answer.clone(), now), model.finish(key, answer, now));
+                    prop_assert_eq!(told(table.finish(&name(key), answer.clone(), now)), model.finish(key, answer, now));
                 }
                 Step::Abandon { key } if model.running(key).is_some() => {
-                    prop_assert_eq!(table.abandon(&name(key)), model.abandon(key));
+                    prop_assert_eq!(told(table.abandon(&name(key))), model.abandon(key));
                 }
                 Step::Finish { .. } | Step::Abandon { .. } => {}
             }

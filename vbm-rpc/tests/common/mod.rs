@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "says what was left out")]
 
 pub(crate) mod dice;
+pub(crate) mod papers;
 pub(crate) mod sets;
 
 use std::{path::Path, process::Stdio, time::Duration};

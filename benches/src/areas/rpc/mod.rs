@@ -103,6 +103,9 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
     }
     for flights in [1, 64, 512] {
         let name = format!("memory, {flights} in flight");
+        if !ground.wants(&name) {
+            continue;
+        }
         rows.measure(&name, "calls/s", memory(ground, flights)).await;
     }
     raw::run(ground, rows).await;
@@ -111,6 +114,9 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
 /// Ours and the peers that are there, in turn; all rows come from the same samples.
 async fn contest(ground: &Ground, rows: &mut Rows, shape: Shape, peers: &[Peer]) {
     let name = name_of(shape);
+    if !ground.wants(&name) {
+        return;
+    }
     let peers: Vec<Peer> = peers.iter().copied().filter(|peer| peer.fits(shape)).collect();
     rows.measure_all(&[(&name, "calls/s")], samples(ground, shape, &peers))
         .await;

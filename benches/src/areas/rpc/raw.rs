@@ -25,6 +25,9 @@ const COMMANDS: [(&str, &[&str]); 2] = [
 pub(super) async fn run(ground: &Ground, rows: &mut Rows) {
     for (name, words) in COMMANDS {
         let name = format!("redis-benchmark -P 32, {name}");
+        if !ground.wants(&name) {
+            continue;
+        }
         rows.measure(&name, "commands/s", one(ground, &name, words)).await;
     }
 }

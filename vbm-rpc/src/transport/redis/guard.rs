@@ -18,8 +18,8 @@ use super::{
     connect::Down,
     keys::Keys as RedisKeys,
     lock,
+    op::Target,
     pack::{self, Entry, PACK_MAX_BYTES, parse_id},
-    writer::Target,
 };
 use crate::{
     BusError, MemberInfo, Service,

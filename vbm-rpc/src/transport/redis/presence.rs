@@ -339,8 +339,10 @@ pub(super) async fn retire(core: &Core) {
         let mut command = cmd("EVAL");
         command
             .arg(scripts::RETIRE)
-            .arg(1)
+            .arg(3)
             .arg(core.keys.presence(&core.me.path))
+            .arg(core.keys.node(&core.me.path))
+            .arg(core.keys.control(&core.me.path))
             .arg(&core.token);
         command
     };

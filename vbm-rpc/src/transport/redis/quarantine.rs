@@ -12,10 +12,11 @@
 //! n-th request was begun alone, or [`DONE`].
 
 use super::{
-    Core, Op,
+    Core,
     connect::BACKOFF_MAX,
     keys::{Keys, STREAM_TTL},
     letters::Letter,
+    op::Op,
     pack::{self, Entry},
 };
 use crate::{

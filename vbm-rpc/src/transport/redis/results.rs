@@ -2,11 +2,11 @@
 //! [`records`](super::records) for what becomes of it there).
 
 use super::{
-    Core, QUESTION_TIMEOUT,
+    attachment::{Core, QUESTION_TIMEOUT},
     keys::{self, home_shard},
+    link::room_for,
+    op::Op,
     records::{Asked, StoreOp, TicketOp},
-    room_for,
-    writer::Op,
 };
 use crate::{
     BusError, Route,

@@ -13,8 +13,9 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return ''
 ";
 
-/// Takes a member off presence if it is still its own.
-/// KEYS: presence. ARGV: token. Returns 1 when it was.
+/// Takes a member off presence if it is still its own, and with it its queues where they are empty: who still believes it
+/// to be there is refused.
+/// KEYS: presence, stream, control stream. ARGV: token. Returns 1 when it was.
 pub(super) const RETIRE: &str = r"
 local now = redis.call('GET', KEYS[1])
 if now then
@@ -22,6 +23,8 @@ if now then
   if ok and type(member) == 'table' and member.token ~= ARGV[1] then return 0 end
 end
 redis.call('DEL', KEYS[1])
+if redis.call('XLEN', KEYS[2]) == 0 then redis.call('DEL', KEYS[2]) end
+if redis.call('XLEN', KEYS[3]) == 0 then redis.call('DEL', KEYS[3]) end
 return 1
 ";
 
