@@ -39,10 +39,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::{
-    sync::{CancellationToken, ReusableBoxFuture},
-    task::TaskTracker,
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 use vbm_core::{Error, ErrorKind, Outcome};
 
@@ -62,8 +59,6 @@ pub(super) struct Server {
     closing: CancellationToken,
     pub(super) ended: CancellationToken,
     pub(super) tasks: TaskTracker,
-    /// The box of a request that has ended, for the next one.
-    spare: Mutex<Option<ReusableBoxFuture<'static, ()>>>,
 }
 
 /// Who gets an answer, and what is completed with it.
@@ -126,7 +121,6 @@ impl Server {
             closing: closing.clone(),
             ended: ended.clone(),
             tasks: tasks.clone(),
-            spare: Mutex::default(),
         }
     }
 
@@ -260,16 +254,15 @@ impl Server {
             .find(&job.request.method)
             .map(|entry| entry.pace.clone());
         let quick = pace.as_ref().is_none_or(|pace| pace.is_quick());
-        let mut work = self.boxed(self.clone().work(job, permit));
-        if quick && timed(pace.as_deref(), || begin(Pin::new(&mut work))).is_ready() {
-            *self.spare() = Some(work);
+        let mut work = Box::pin(self.clone().work(job, permit));
+        if quick && timed(pace.as_deref(), || begin(work.as_mut())).is_ready() {
             return;
         }
         let until = self.ended.clone();
         self.tasks.spawn(async move {
             let work = async {
                 if !quick
-                    && poll_fn(|cx| Poll::Ready(timed(pace.as_deref(), || Pin::new(&mut work).poll(cx))))
+                    && poll_fn(|cx| Poll::Ready(timed(pace.as_deref(), || work.as_mut().poll(cx))))
                         .await
                         .is_ready()
                 {
@@ -280,22 +273,6 @@ impl Server {
             // Dropped at a hard end: the delivery is then not completed, and somebody else gets it.
             until.run_until_cancelled(work).await;
         });
-    }
-
-    /// The future in a box; mostly in that of one that has ended: it is too large for what an allocator does fast.
-    fn boxed(&self, work: impl Future<Output = ()> + Send + 'static) -> ReusableBoxFuture<'static, ()> {
-        let spare = self.spare().take();
-        match spare {
-            Some(mut spare) => {
-                spare.set(work);
-                spare
-            }
-            None => ReusableBoxFuture::new(work),
-        }
-    }
-
-    fn spare(&self) -> MutexGuard<'_, Option<ReusableBoxFuture<'static, ()>>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn work(self: Arc<Self>, job: Job, permit: OwnedSemaphorePermit) {

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 /// How long it is believed that a node is there.
 pub(super) const BELIEVED_FOR: Duration = Duration::from_millis(25);
+/// With more frames than this it is asked each time.
+const FRAMES_MAX_BELIEVED: usize = 8;
 /// The most destinations that are remembered.
 const BELIEFS_MAX: usize = 4_096;
 
@@ -18,9 +20,10 @@ const BELIEFS_MAX: usize = 4_096;
 pub(super) struct Beliefs(HashMap<Target, Instant>);
 
 impl Beliefs {
-    /// Whether it must be asked with what is written there now.
-    pub(super) fn asks(&self, target: &Target, now: Instant) -> bool {
+    /// Whether it must be asked with so many frames that are written there now. Among many the question costs nothing.
+    pub(super) fn asks(&self, target: &Target, frames: usize, now: Instant) -> bool {
         match target {
+            Target::Node(_) | Target::Control(_) if frames > FRAMES_MAX_BELIEVED => true,
             Target::Node(_) | Target::Control(_) => self
                 .0
                 .get(target)
@@ -60,17 +63,18 @@ mod tests {
     fn a_yes_is_believed_for_a_while_and_not_after_a_doubt() {
         let (mut beliefs, now) = (Beliefs::default(), Instant::now());
         let node = Target::Node("n1".parse().unwrap());
-        assert!(beliefs.asks(&node, now));
+        assert!(beliefs.asks(&node, 1, now));
         beliefs.there(&node, now);
-        assert!(!beliefs.asks(&node, now));
-        assert!(beliefs.asks(&node, now + BELIEVED_FOR));
+        assert!(!beliefs.asks(&node, FRAMES_MAX_BELIEVED, now));
+        assert!(beliefs.asks(&node, FRAMES_MAX_BELIEVED + 1, now));
+        assert!(beliefs.asks(&node, 1, now + BELIEVED_FOR));
         let control = Target::Control("n1".parse().unwrap());
-        assert!(beliefs.asks(&control, now), "it is another queue");
+        assert!(beliefs.asks(&control, 1, now), "it is another queue");
         beliefs.doubt(&node);
-        assert!(beliefs.asks(&node, now));
+        assert!(beliefs.asks(&node, 1, now));
         beliefs.there(&node, now);
         beliefs.clear();
-        assert!(beliefs.asks(&node, now));
+        assert!(beliefs.asks(&node, 1, now));
     }
 
     #[test]
@@ -81,7 +85,7 @@ mod tests {
             service: crate::Service::new("w").unwrap(),
         };
         beliefs.there(&any, now);
-        assert!(beliefs.asks(&any, now));
+        assert!(beliefs.asks(&any, 1, now));
         for n in 0..=BELIEFS_MAX {
             beliefs.there(&Target::Node(format!("n{n}").parse().unwrap()), now);
         }

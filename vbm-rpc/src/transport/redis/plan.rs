@@ -118,7 +118,7 @@ impl Plan {
                 op.settle(Err(error));
             }
             let ready = mem::take(&mut group.ops);
-            group.looks = beliefs.asks(&group.target, now);
+            group.looks = beliefs.asks(&group.target, ready.len(), now);
             let ready = depths.refuse(group, ready, now);
             let share = match (&group.target, workers.get(&group.target)) {
                 (Target::Any { .. }, Some(&workers)) => ready.len().div_ceil(workers.max(1)),
