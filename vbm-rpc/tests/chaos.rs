@@ -26,8 +26,6 @@ mod cell;
 mod common;
 #[path = "chaos/ledger.rs"]
 mod ledger;
-#[path = "chaos/proxy.rs"]
-mod proxy;
 
 use common::{dice::seeds, left_out};
 use ledger::Counts;

@@ -1,9 +1,8 @@
 //! One seed: a Redis, two proxies, three workers, two callers, and what happens to them.
 
 use crate::{
-    common::{RedisServer, dice::Dice},
+    common::{RedisServer, dice::Dice, proxy::Proxy},
     ledger::{Counts, Known, Ledger},
-    proxy::Proxy,
 };
 use nix::{
     sys::signal::{Signal, kill},
