@@ -8,7 +8,7 @@ mod load;
 
 use common::RedisServer;
 use load::{Echo, PAYLOAD_BYTES, ROUND, ROUNDS, Row, chosen, measure, median};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use vbm_rpc::{
     Bus, CallOptions, Member, Route, Router, Service,
