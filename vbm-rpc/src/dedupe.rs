@@ -93,7 +93,7 @@ impl<A> Askers<A> {
         true
     }
 
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         usize::from(self.first.is_some()) + self.more.len()
     }
 
