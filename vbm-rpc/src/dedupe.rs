@@ -58,14 +58,18 @@ pub(crate) enum Begun {
     Joined,
     Recorded(Answer),
     Conflict,
-    /// Too many duplicates wait already.
+    /// Too many other requests with this key wait already. The same one sent again always finds its place: that it runs is
+    /// no reason to end it.
     Full,
 }
 
 /// Who gets an answer: mostly one.
 pub(crate) struct Askers<A> {
     first: Option<A>,
+    /// As many as were delivered: each holds an entry that the transport keeps until it is completed.
     more: Vec<A>,
+    /// The ids that wait besides that of the record, each once.
+    others: Vec<Uuid>,
 }
 
 impl<A> Askers<A> {
@@ -73,10 +77,23 @@ impl<A> Askers<A> {
         Self {
             first: None,
             more: Vec::new(),
+            others: Vec::new(),
         }
     }
 
-    fn len(&self) -> usize {
+    /// Takes another asker, if there is room for its id.
+    fn join(&mut self, is_first: bool, id: Uuid, asker: &mut Option<A>) -> bool {
+        if !is_first && !self.others.contains(&id) {
+            if self.others.len() + 1 >= limits::DEDUPE_MAX_WAITERS {
+                return false;
+            }
+            self.others.push(id);
+        }
+        self.add(asker.take());
+        true
+    }
+
+    pub(crate) fn len(&self) -> usize {
         usize::from(self.first.is_some()) + self.more.len()
     }
 
@@ -216,12 +233,11 @@ impl<A> Dedupe<A> {
                 return Begun::Conflict;
             }
             match &mut record.state {
-                State::Running { waiters } if waiters.len() >= limits::DEDUPE_MAX_WAITERS => {
-                    return Begun::Full;
-                }
                 State::Running { waiters } => {
-                    waiters.add(asker.take());
-                    return Begun::Joined;
+                    return match waiters.join(record.id == id, id, asker) {
+                        true => Begun::Joined,
+                        false => Begun::Full,
+                    };
                 }
                 State::Done { answer, .. } if record.id == id || !answer.repeatable => {
                     return Begun::Recorded(answer.clone());
@@ -362,6 +378,25 @@ mod tests {
         table.begin(&key("a"), id(1), 7, &mut Some(1), now);
         assert_eq!(table.begin(&key("a"), id(2), 7, &mut Some(2), now), Begun::Joined);
         assert_eq!(told(table.finish(&key("a"), answer("x", false), now)), [1, 2]);
+    }
+
+    #[test]
+    fn only_so_many_requests_wait_for_one_answer_and_each_may_be_sent_again() {
+        let (mut table, now) = (table(), Instant::now());
+        table.begin(&key("a"), id(0), 7, &mut Some(0), now);
+        for n in 1..limits::DEDUPE_MAX_WAITERS as u128 {
+            assert_eq!(table.begin(&key("a"), id(n), 7, &mut Some(0), now), Begun::Joined);
+        }
+        assert_eq!(
+            table.begin(&key("a"), id(1_000), 7, &mut Some(0), now),
+            Begun::Full
+        );
+        for n in 0..1_000 {
+            let known = id(n % limits::DEDUPE_MAX_WAITERS as u128);
+            assert_eq!(table.begin(&key("a"), known, 7, &mut Some(0), now), Begun::Joined);
+        }
+        let askers = table.finish(&key("a"), answer("x", false), now);
+        assert_eq!(told(askers).len(), limits::DEDUPE_MAX_WAITERS + 1_000);
     }
 
     #[test]

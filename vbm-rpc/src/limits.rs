@@ -100,7 +100,8 @@ pub const DEDUPE_TTL: Duration = Duration::from_secs(600);
 pub const DEDUPE_MAX_RECORDS: usize = 65_536;
 /// The most bytes of recorded answers of a process.
 pub const DEDUPE_MAX_BYTES: usize = 64 * 1024 * 1024;
-/// The most duplicates of one running request that wait for its answer.
+/// The most calls with one key that wait for its answer while it runs; more are [`Overloaded`](crate::Fate::Overloaded),
+/// and may be repeated. A call that is sent again counts once.
 pub const DEDUPE_MAX_WAITERS: usize = 64;
 
 /// How long a shutdown waits for running handlers before it drops them.

@@ -1,5 +1,7 @@
 //! Chaos by a seed on real processes and a real Redis: SIGKILL, SIGSTOP and restart of workers, callers and Redis, and
-//! connections cut and stalled, while calls are in flight. Judged from the files that the processes wrote.
+//! connections cut and stalled, while calls are in flight. Judged from the files that the processes wrote. Every fifth
+//! seed has a master under Sentinel, which is killed or stopped, instead of the one Redis; there one in four is a
+//! replicated cast, and none that was taken may be lost.
 //!
 //! ```text
 //!   caller, caller --TCP--> proxy --+                      every process: its own append-only file
@@ -9,11 +11,8 @@
 //! ```
 //!
 //! By hand: `VBM_SEEDS=100` runs more seeds, `VBM_SEED=7` one, `VBM_CHAOS_CALLS=10000` that many calls a seed,
-//! `VBM_CHAOS_LANES=1` one seed at a time. The timing of processes is not in the hands of a seed: it repeats the plan,
-//! not the interleaving.
-//!
-//! The death of a master under Sentinel is a trouble for `chaos/cell.rs` once the fixtures for it are there: a
-//! [`cell::Trouble`] and its arm in [`cell::Cell::make`] are all that it needs.
+//! `VBM_CHAOS_LANES=1` one seed at a time, `VBM_CHAOS_SENTINEL=1` every seed under Sentinel (`0`: none). The timing of
+//! processes is not in the hands of a seed: it repeats the plan, not the interleaving.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,8 +25,8 @@ mod cell;
 mod common;
 #[path = "chaos/ledger.rs"]
 mod ledger;
-#[path = "chaos/proxy.rs"]
-mod proxy;
+#[path = "chaos/servers.rs"]
+mod servers;
 
 use common::{dice::seeds, left_out};
 use ledger::Counts;
@@ -37,6 +36,8 @@ use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 /// How many seeds run when nobody says otherwise; 500 calls each make 10,000.
 const SEEDS: u64 = 20;
 const CALLS: u64 = 500;
+/// Of so many seeds one is under Sentinel.
+const SENTINEL_ONE_IN: u64 = 5;
 /// Seeds that run at once: each waits most of its time.
 const LANES: usize = 4;
 /// No further seed is begun after this long, on a slow machine.
@@ -66,8 +67,10 @@ async fn processes_die_stand_still_and_lose_their_server_and_every_call_has_its_
             not_begun += 1;
             continue;
         }
+        let every = knob("VBM_CHAOS_SENTINEL", SENTINEL_ONE_IN);
+        let watched = every != 0 && seed % every == every - 1;
         running.spawn(async move {
-            let outcome = cell::run(seed, calls).await;
+            let outcome = cell::run(seed, calls, watched).await;
             drop(lane);
             outcome
         });
@@ -76,8 +79,9 @@ async fn processes_die_stand_still_and_lose_their_server_and_every_call_has_its_
     while let Some(outcome) = running.join_next().await {
         let outcome = outcome.unwrap();
         println!(
-            "seed {}: recovered in {:.1} s; {}",
+            "seed {}{}: recovered in {:.1} s; {}",
             outcome.seed,
+            if outcome.watched { " (Sentinel)" } else { "" },
             outcome.recovery.as_secs_f64(),
             outcome.counts
         );

@@ -110,3 +110,40 @@ async fn answers_that_are_not_kept_displace_none_that_are() {
     bus.shutdown().await;
     worker.shutdown().await;
 }
+
+/// The caller sends its unanswered request again at each generation. That it runs is no reason to end it as overloaded.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_sent_again_a_hundred_times_while_it_runs_is_answered() {
+    const TIMES: usize = 100;
+    assert!(TIMES > vbm_rpc::limits::DEDUPE_MAX_WAITERS);
+    let (ran, hub) = (Arc::new(Mutex::new(0)), MemoryBus::new());
+    let seen = ran.clone();
+    let router = Router::new().method::<Put, _, _>(move |_context: Context, n: u64| {
+        *seen.lock().unwrap() += 1;
+        async move {
+            tokio::time::sleep(Duration::from_secs(200)).await;
+            Ok(n)
+        }
+    });
+    let worker = Bus::attach(hub.clone(), Member::new("n1".parse().unwrap(), "w"), router)
+        .await
+        .unwrap();
+    let bus = Bus::attach(
+        hub.clone(),
+        Member::new("c1".parse().unwrap(), "c"),
+        Router::new(),
+    )
+    .await
+    .unwrap();
+    let options = CallOptions::default().deadline(Duration::from_secs(600));
+    let call = tokio::spawn(bus.call::<Put>(&Route::node("n1".parse().unwrap()), &7, options));
+    for _ in 0..TIMES {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        hub.outage();
+        hub.restore();
+    }
+    assert_eq!(call.await.unwrap(), Ok(7));
+    assert_eq!(*ran.lock().unwrap(), 1);
+    bus.shutdown().await;
+    worker.shutdown().await;
+}

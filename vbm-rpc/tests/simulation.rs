@@ -16,6 +16,8 @@
 #![allow(clippy::print_stdout, reason = "prints what was counted")]
 
 mod common;
+#[path = "simulation/flows.rs"]
+mod flows;
 #[path = "simulation/ledger.rs"]
 mod ledger;
 #[path = "simulation/plan.rs"]
@@ -32,6 +34,9 @@ use tokio::time::Instant;
 const REMEMBERED: [u64; 2] = [198, 1264];
 /// How many seeds run when nobody says otherwise.
 const SEEDS: u64 = 200;
+/// The same where streams and tickets join the calls.
+const FLOW_SEEDS: u64 = 100;
+const FLOWS_REMEMBERED: [u64; 0] = [];
 /// No further seed is begun after this long, on a slow machine.
 const SEEDS_TIME_MAX: Duration = Duration::from_secs(90);
 /// So many must have run in that time for the test to mean anything.
@@ -43,21 +48,21 @@ struct Outcome {
     story: Vec<String>,
 }
 
-fn simulate(seed: u64) -> Outcome {
+fn simulate(seed: u64, with_flows: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    runtime.block_on(world::run(seed))
+    runtime.block_on(world::run(seed, with_flows))
 }
 
-#[test]
-fn whatever_happens_every_call_has_one_fate_in_time_and_no_key_two_effects() {
-    let (begin, mut seeds) = (Instant::now(), seeds(SEEDS));
+/// Runs the seeds, `by_default` many of them if nobody says otherwise, and those that are remembered.
+fn simulate_all(by_default: u64, remembered: &[u64], with_flows: bool) {
+    let (begin, mut seeds) = (Instant::now(), seeds(by_default));
     let one = seeds.len() == 1;
     if !one {
-        seeds.splice(0..0, REMEMBERED);
+        seeds.splice(0..0, remembered.iter().copied());
     }
     let by_hand = one || std::env::var("VBM_SEEDS").is_ok();
     let (mut counts, mut ran) = (Counts::default(), 0);
@@ -66,7 +71,7 @@ fn whatever_happens_every_call_has_one_fate_in_time_and_no_key_two_effects() {
             println!("the time is up after {ran} of {} seeds", seeds.len());
             break;
         }
-        let outcome = simulate(*seed);
+        let outcome = simulate(*seed, with_flows);
         if one {
             println!("{}", outcome.story.join("\n"));
         }
@@ -87,13 +92,29 @@ fn whatever_happens_every_call_has_one_fate_in_time_and_no_key_two_effects() {
             counts.done > 0 && counts.lost > 0 && counts.effects > 0,
             "nothing was simulated: {counts}"
         );
+        let flows = &counts.flows;
+        assert!(
+            !with_flows || flows.ended_well > 0 && flows.tickets > 0 && flows.callbacks > 0,
+            "no streams and tickets were simulated: {counts}"
+        );
     }
+}
+
+#[test]
+fn whatever_happens_every_call_has_one_fate_in_time_and_no_key_two_effects() {
+    simulate_all(SEEDS, &REMEMBERED, false);
+}
+
+#[test]
+fn whatever_happens_streams_end_once_in_order_and_tickets_have_one_end_for_all() {
+    simulate_all(FLOW_SEEDS, &FLOWS_REMEMBERED, true);
 }
 
 #[test]
 fn a_seed_tells_the_same_story_twice() {
     for seed in 0..6 {
-        let (first, second) = (simulate(seed), simulate(seed));
+        let with_flows = seed % 2 == 1;
+        let (first, second) = (simulate(seed, with_flows), simulate(seed, with_flows));
         for (at, (a, b)) in first.story.iter().zip(&second.story).enumerate() {
             assert_eq!(a, b, "seed {seed}, line {at}");
         }

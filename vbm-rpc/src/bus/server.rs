@@ -27,6 +27,7 @@ use crate::{
 use bytes::Bytes;
 use futures::{FutureExt, poll};
 use std::{
+    collections::HashSet,
     future::poll_fn,
     hash::{DefaultHasher, Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -240,7 +241,7 @@ impl Server {
                 self.answer(asker, &refusal(request.codec, &key_conflict())).await
             }
             (Begun::Full, Some(asker)) => {
-                let why = "too many duplicates of one request wait for its answer";
+                let why = "too many calls with one key wait for its answer (DEDUPE_MAX_WAITERS)";
                 self.answer(asker, &ended(EndCode::Overloaded, why)).await;
             }
             (Begun::Joined | Begun::Recorded(_) | Begun::Conflict | Begun::Full, _) => {}
@@ -286,7 +287,13 @@ impl Server {
             After::Keep => self.dedupe().finish(&job.key, answer.clone(), Instant::now()),
             After::Forget | After::Bury => self.dedupe().abandon(&job.key),
         };
+        let (several, mut told) = (askers.len() > 1, HashSet::new());
         for asker in askers {
+            if several && !told.insert(asker.id) {
+                // The same request sent again: one answer is enough.
+                asker.done.complete();
+                continue;
+            }
             match (&job.frame, after) {
                 // Of its duplicates one is enough.
                 (Some(frame), After::Bury) if asker.id == job.request.id => {

@@ -14,6 +14,8 @@ struct Known {
     digest: u8,
     /// Who waits, while it runs.
     waiters: Vec<u32>,
+    /// The ids that were seen while it runs.
+    ids: Vec<u8>,
     done: Option<(Answer, Instant)>,
 }
 
@@ -32,8 +34,13 @@ impl Model {
             let known = &mut self.0[at];
             match &known.done {
                 _ if known.digest != digest => return Begun::Conflict,
-                None if known.waiters.len() >= limits::DEDUPE_MAX_WAITERS => return Begun::Full,
+                None if !known.ids.contains(&id) && known.ids.len() >= limits::DEDUPE_MAX_WAITERS => {
+                    return Begun::Full;
+                }
                 None => {
+                    if !known.ids.contains(&id) {
+                        known.ids.push(id);
+                    }
                     known.waiters.push(asker);
                     return Begun::Joined;
                 }
@@ -48,6 +55,7 @@ impl Model {
             id,
             digest,
             waiters: vec![asker],
+            ids: vec![id],
             done: None,
         });
         Begun::New
@@ -83,7 +91,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0u8..5, 0u8..4, 0u8..8).prop_map(|(key, id, digest)| Step::Begin { key, id, digest: digest / 7 }),
+        6 => (0u8..5, 0u8..100, 0u8..8).prop_map(|(key, id, digest)| Step::Begin { key, id, digest: digest / 7 }),
         3 => (0u8..5, any::<bool>()).prop_map(|(key, repeatable)| Step::Finish { key, repeatable }),
         1 => (0u8..5).prop_map(|key| Step::Abandon { key }),
     ]

@@ -1,9 +1,9 @@
-//! One seed: a Redis, two proxies, three workers, two callers, and what happens to them.
+//! One seed: what Redis there is, three workers, two callers, and what happens to them.
 
 use crate::{
-    common::{RedisServer, dice::Dice},
+    common::dice::Dice,
     ledger::{Counts, Known, Ledger},
-    proxy::Proxy,
+    servers::Servers,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -21,10 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use vbm_core::NodePath;
-use vbm_rpc::{
-    Bus, CallOptions, Member, Method, Route, Router, Service,
-    redis::{RedisConfig, RedisTransport},
-};
+use vbm_rpc::{Bus, CallOptions, Member, Method, Route, Router, Service, redis::RedisTransport};
 
 #[derive(Serialize, Deserialize)]
 struct Work {
@@ -49,6 +46,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const STOP_MAX: Duration = Duration::from_millis(2_500);
 /// The longest that somebody is dead.
 const DEATH_MAX: Duration = Duration::from_millis(1_000);
+/// The longest that a master under Sentinel is away: longer than a failover.
+const MASTER_AWAY_MAX: Duration = Duration::from_secs(6);
+/// After all works again, casts that were taken have had their effect within this: dead workers' entries are taken over
+/// when their presence has run out (8 s), in the next second.
+const OWED_MAX: Duration = Duration::from_secs(30);
 /// Calls over which a caller takes longer than the span to make them.
 const CALLS_A_SECOND: u64 = 2_000;
 /// Nothing takes longer than this.
@@ -70,6 +72,12 @@ pub(crate) enum Trouble {
     StartRedis,
     StopRedis,
     ContinueRedis,
+    /// Of the master that sentinels watch.
+    KillMaster,
+    StopMaster,
+    /// What of the set is dead or stopped goes on; the old master becomes a replica, if there is another by then.
+    HealSet,
+    KillSentinel,
     Cut(usize),
     Stall(usize),
     Flow(usize),
@@ -77,14 +85,29 @@ pub(crate) enum Trouble {
 
 pub(crate) struct Outcome {
     pub(crate) seed: u64,
+    pub(crate) watched: bool,
     pub(crate) counts: Counts,
     pub(crate) wrong: Vec<String>,
     pub(crate) story: Vec<String>,
     pub(crate) recovery: Duration,
 }
 
-fn plan(dice: &mut Dice) -> Vec<(Duration, Trouble)> {
+/// Under Sentinel the master goes once, for shorter or longer than it takes to have another one, besides the troubles of
+/// workers and callers.
+fn plan(dice: &mut Dice, watched: bool) -> Vec<(Duration, Trouble)> {
     let mut troubles = Vec::new();
+    if watched {
+        let begin = dice.span(Duration::from_millis(300), SPAN / 2);
+        let back = begin + dice.span(STOP_MAX / 5, MASTER_AWAY_MAX);
+        let how = match dice.one_in(2) {
+            true => Trouble::KillMaster,
+            false => Trouble::StopMaster,
+        };
+        troubles.extend([(begin, how), (back, Trouble::HealSet)]);
+        if dice.one_in(3) {
+            troubles.push((begin, Trouble::KillSentinel));
+        }
+    }
     for _ in 0..3 + dice.below(5) {
         let begin = dice.span(Duration::from_millis(300), SPAN);
         let (death, stop) = (
@@ -93,7 +116,8 @@ fn plan(dice: &mut Dice) -> Vec<(Duration, Trouble)> {
         );
         let worker = usize::try_from(dice.below(WORKERS.len() as u64)).unwrap();
         let two = usize::try_from(dice.below(2)).unwrap();
-        troubles.extend(match dice.below(11) {
+        // One server has its own, which a set has not.
+        troubles.extend(match dice.below(if watched { 6 } else { 11 }) {
             0..=2 => vec![
                 (begin, Trouble::KillWorker(worker)),
                 (death, Trouble::StartWorker(worker)),
@@ -136,10 +160,8 @@ struct Cell {
     seed: u64,
     calls: u64,
     dir: TempDir,
-    redis: RedisServer,
-    redis_lives: bool,
-    /// Of the workers, of the callers.
-    proxies: [Proxy; 2],
+    servers: Servers,
+    watched: bool,
     workers: Vec<Option<Process>>,
     callers: Vec<Process>,
     known: Known,
@@ -149,19 +171,20 @@ struct Cell {
 }
 
 impl Cell {
-    async fn new(seed: u64, calls: u64, dice: &mut Dice) -> Self {
+    async fn new(seed: u64, calls: u64, watched: bool, dice: &mut Dice) -> Self {
         let fsync = if dice.one_in(2) { "always" } else { "everysec" };
-        let redis = RedisServer::with(&["--appendonly", "yes", "--appendfsync", fsync]).await;
+        let servers = match watched {
+            true => Servers::watched(fsync).await,
+            false => Servers::one(fsync).await,
+        };
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("effects")).unwrap();
-        let proxies = [Proxy::to(&redis.socket()).await, Proxy::to(&redis.socket()).await];
         let mut cell = Self {
             seed,
             calls,
             dir,
-            redis,
-            redis_lives: true,
-            proxies,
+            servers,
+            watched,
             workers: Vec::new(),
             callers: Vec::new(),
             known: Known::default(),
@@ -169,7 +192,12 @@ impl Cell {
             story: Vec::new(),
             begin: Instant::now(),
         };
-        cell.tell(format!("appendfsync {fsync}"));
+        let what = if watched {
+            "a set of three under Sentinel"
+        } else {
+            "one Redis"
+        };
+        cell.tell(format!("{what}, appendfsync {fsync}"));
         for at in WORKERS {
             let worker = cell.spawn("worker", at, 0, &[]).await;
             cell.workers.push(Some(worker));
@@ -200,7 +228,7 @@ impl Cell {
             .await
             .unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_chaos-member"))
-            .args([role, &self.proxies[proxy].url()])
+            .args([role, &self.servers.url(proxy)])
             .arg(self.dir.path())
             .args([at, &boot])
             .args(numbers.iter().map(u64::to_string))
@@ -220,15 +248,25 @@ impl Cell {
     async fn caller(&mut self, which: usize) -> Process {
         let calls = self.calls / CALLERS.len() as u64;
         let span = SPAN.max(Duration::from_millis(calls * 1_000 / CALLS_A_SECOND));
-        let numbers = [self.seed ^ (self.lives << 32), calls, ms(span), ms(DEADLINE)];
+        let numbers = [
+            self.seed ^ (self.lives << 32),
+            calls,
+            ms(span),
+            ms(DEADLINE),
+            self.watched.into(),
+        ];
         self.spawn("caller", CALLERS[which], 1, &numbers).await
     }
 
     async fn make(&mut self, trouble: Trouble) {
         self.tell(format!("{trouble:?}"));
-        if matches!(trouble, Trouble::StopRedis | Trouble::Stall(_)) {
-            self.known.in_transit = STOP_MAX;
-        }
+        let in_transit = match trouble {
+            Trouble::StopRedis | Trouble::Stall(_) => STOP_MAX,
+            // What waits for its writer waits in its process; what was on its way is done when the master goes on.
+            Trouble::StopMaster => MASTER_AWAY_MAX,
+            _ => Duration::ZERO,
+        };
+        self.known.in_transit = self.known.in_transit.max(in_transit);
         match trouble {
             Trouble::KillWorker(which) => {
                 if let Some(mut worker) = self.workers[which].take() {
@@ -253,33 +291,26 @@ impl Cell {
             }
             Trouble::StopCaller(which) => stop(self.callers.get_mut(which)),
             Trouble::ContinueCaller(which) => go_on(self.callers.get_mut(which), &mut self.known),
-            Trouble::KillRedis | Trouble::ForgetRedis => {
-                if self.redis_lives {
-                    self.redis.kill().await;
-                    self.redis_lives = false;
-                }
-                if matches!(trouble, Trouble::ForgetRedis) {
-                    self.redis.forget();
-                }
+            Trouble::KillRedis => self.servers.kill(false).await,
+            Trouble::ForgetRedis => self.servers.kill(true).await,
+            Trouble::StopRedis => self.servers.signal(Signal::SIGSTOP),
+            Trouble::ContinueRedis => self.servers.signal(Signal::SIGCONT),
+            Trouble::KillMaster | Trouble::StopMaster => {
+                let kill = matches!(trouble, Trouble::KillMaster);
+                let which = self.servers.take_master(kill).await;
+                self.tell(format!("the master was {which:?}"));
             }
-            Trouble::StartRedis => {
-                if !self.redis_lives {
-                    self.redis.restart().await;
-                    self.redis_lives = true;
-                }
-            }
-            Trouble::StopRedis => self.redis.signal(Signal::SIGSTOP),
-            Trouble::ContinueRedis => self.redis.signal(Signal::SIGCONT),
-            Trouble::Cut(which) => self.proxies[which].cut(),
-            Trouble::Stall(which) => self.proxies[which].stall(true),
-            Trouble::Flow(which) => self.proxies[which].stall(false),
+            Trouble::KillSentinel => self.servers.kill_sentinel(),
+            Trouble::StartRedis | Trouble::HealSet => self.servers.heal().await,
+            Trouble::Cut(which) => self.servers.cut(which),
+            Trouble::Stall(which) => self.servers.stall(which, true),
+            Trouble::Flow(which) => self.servers.stall(which, false),
         }
     }
 
     /// Ends every trouble.
     async fn heal(&mut self) {
-        self.redis.signal(Signal::SIGCONT);
-        self.make(Trouble::StartRedis).await;
+        self.make(Trouble::HealSet).await;
         for which in 0..WORKERS.len() {
             self.make(Trouble::ContinueWorker(which)).await;
             self.make(Trouble::StartWorker(which)).await;
@@ -293,8 +324,14 @@ impl Cell {
     /// Waits until every way works, and gives how long that took.
     async fn probe(&mut self) -> Duration {
         let begin = Instant::now();
-        let config = RedisConfig::from_url(&self.redis.url()).unwrap();
-        let transport = RedisTransport::connect(config).await.unwrap();
+        let transport = loop {
+            match RedisTransport::connect(self.servers.config()).await {
+                Ok(transport) => break transport,
+                Err(error) if begin.elapsed() > PATIENCE => panic!("{error}"),
+                // A failover may be under way.
+                Err(_error) => sleep(Duration::from_millis(100)).await,
+            }
+        };
         let member = Member::new("probe/p".parse().unwrap(), "probe");
         let bus = Bus::attach(transport, member, Router::new()).await.unwrap();
         let any = Route::any(NodePath::root(), Service::new("worker").unwrap());
@@ -360,10 +397,10 @@ fn go_on(process: Option<&mut Process>, known: &mut Known) {
     }
 }
 
-pub(crate) async fn run(seed: u64, calls: u64) -> Outcome {
+pub(crate) async fn run(seed: u64, calls: u64, watched: bool) -> Outcome {
     let mut dice = Dice::new(seed, 2);
-    let mut cell = Cell::new(seed, calls, &mut dice).await;
-    let troubles = plan(&mut dice);
+    let mut cell = Cell::new(seed, calls, watched, &mut dice).await;
+    let troubles = plan(&mut dice, watched);
     for which in 0..CALLERS.len() {
         let caller = cell.caller(which).await;
         cell.callers.push(caller);
@@ -385,6 +422,10 @@ pub(crate) async fn run(seed: u64, calls: u64) -> Outcome {
             other => wrong.push(format!("caller {} did not end well: {other:?}", caller.boot)),
         }
     }
+    let begin = Instant::now();
+    while Ledger::read(cell.dir.path()).owed() > 0 && begin.elapsed() < OWED_MAX {
+        sleep(Duration::from_millis(200)).await;
+    }
     for worker in cell.workers.iter_mut().flatten() {
         worker.child.kill().await.unwrap();
     }
@@ -400,6 +441,7 @@ pub(crate) async fn run(seed: u64, calls: u64) -> Outcome {
     }
     Outcome {
         seed,
+        watched,
         counts: ledger.counts(),
         wrong,
         story: cell.story,

@@ -172,6 +172,11 @@ impl Ledger {
                 "done" if !self.effects.contains(&call.key) => {
                     wrong.push(format!("{tag} is done and there is no effect"));
                 }
+                "taken" if !self.effects.contains(&call.key) => {
+                    wrong.push(format!(
+                        "{tag} is a cast that a replica had confirmed, and there is no effect"
+                    ));
+                }
                 "no-route" | "overloaded" | "expired" if ran.contains(tag.as_str()) => {
                     wrong.push(format!("{tag} ended as {fate} after {took} ms and ran"));
                 }
@@ -209,6 +214,13 @@ impl Ledger {
             }
         }
         wrong
+    }
+
+    /// Casts that were taken and have had no effect yet.
+    pub(crate) fn owed(&self) -> usize {
+        let taken = |call: &&Try| matches!(call.ends.first(), Some((fate, _)) if fate == "taken");
+        let calls = self.tries.values().filter(taken);
+        calls.filter(|call| !self.effects.contains(&call.key)).count()
     }
 
     pub(crate) fn has_ended(&self, boot: &str) -> bool {

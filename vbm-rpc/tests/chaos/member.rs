@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `R <tag> <key> <ms>` | worker | a handler began |
 //! | `B <tag> <key> <deadline ms> <ms>` | caller | a call was made |
-//! | `E <tag> <fate> <took ms>` | caller | its end |
+//! | `E <tag> <fate> <took ms>` | caller | its end; `taken` of a replicated cast that the bus took |
 //! | `END` | caller | all its calls have ended |
 //!
 //! The effect of a request is a file named by its key, created once: the record of the key and the effect are one
@@ -35,12 +35,16 @@ use tokio::{
 };
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Fate, Member, Method, Route, Router, Service,
+    Bus, CallOptions, Context, Durability, Fate, Member, Method, Route, Router, Service,
     redis::{RedisConfig, RedisTransport},
 };
 
 /// How often one call is tried, with the same key, while its fate allows it.
 const TRIES_MAX: u32 = 3;
+/// Of so many calls of a caller that may cast, one is a replicated cast.
+const CAST_ONE_IN: u64 = 4;
+/// A cast that was taken is delivered while this lasts: longer than a seed.
+const CAST_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a process tries to reach Redis when it starts.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -150,8 +154,8 @@ const fn chance(seed: u64, at: u64) -> u64 {
 }
 
 async fn call(arguments: Arguments) {
-    let [seed, calls, span_ms, deadline_ms] = arguments.rest[..] else {
-        panic!("a caller wants: seed, calls, span in ms, deadline in ms");
+    let [seed, calls, span_ms, deadline_ms, casts] = arguments.rest[..] else {
+        panic!("a caller wants: seed, calls, span in ms, deadline in ms, whether it casts (0 or 1)");
     };
     let log = Log::new(arguments.dir.join(format!("caller-{}.log", arguments.boot)));
     let bus = attach(&arguments, Router::new(), None).await;
@@ -172,6 +176,11 @@ async fn call(arguments: Arguments) {
         } else {
             0
         };
+        let cast = casts == 1 && dice(5).is_multiple_of(CAST_ONE_IN);
+        let deadline = match cast {
+            true => CAST_DEADLINE,
+            false => Duration::from_millis(deadline_ms),
+        };
         flying.spawn(async move {
             sleep_until(at).await;
             let key = format!("{boot}-{n}");
@@ -181,17 +190,24 @@ async fn call(arguments: Arguments) {
             };
             for attempt in 0..TRIES_MAX {
                 let tag = format!("{key}.{attempt}");
-                log.line(&format!("B {tag} {key} {deadline_ms} {}", now_ms()));
+                log.line(&format!("B {tag} {key} {} {}", deadline.as_millis(), now_ms()));
                 let options = CallOptions::default()
-                    .deadline(Duration::from_millis(deadline_ms))
+                    .deadline(deadline)
                     .idempotency_key(key.clone())
                     .traceparent(tag.clone());
                 let begun = Instant::now();
-                let ended = bus.call::<Put>(&route, &work, options).await;
+                let ended = match cast {
+                    true => {
+                        let safe = options.durability(Durability::Replicated);
+                        bus.cast::<Put>(&route, &work, safe).await.map(|()| None)
+                    }
+                    false => bus.call::<Put>(&route, &work, options).await.map(Some),
+                };
                 let took = begun.elapsed().as_millis();
                 let word = match &ended {
-                    Ok(reply) if *reply == key => "done",
-                    Ok(_other) => "wrong-reply",
+                    Ok(None) => "taken",
+                    Ok(Some(reply)) if *reply == key => "done",
+                    Ok(Some(_other)) => "wrong-reply",
                     Err(end) => fate(end),
                 };
                 log.line(&format!("E {tag} {word} {took}"));

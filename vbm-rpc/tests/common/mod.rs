@@ -4,6 +4,7 @@
 
 pub(crate) mod dice;
 pub(crate) mod papers;
+pub(crate) mod proxy;
 pub(crate) mod sets;
 
 use std::{path::Path, process::Stdio, time::Duration};

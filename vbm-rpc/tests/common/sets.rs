@@ -308,9 +308,13 @@ impl SentinelSet {
         set
     }
 
-    pub(crate) fn config(&self) -> RedisConfig {
+    pub(crate) fn url(&self) -> String {
         let hosts: Vec<String> = self.sentinels.iter().map(Server::address).collect();
-        RedisConfig::from_url(&format!("redis+sentinel://{}/{MASTER}", hosts.join(","))).expect("an address")
+        format!("redis+sentinel://{}/{MASTER}", hosts.join(","))
+    }
+
+    pub(crate) fn config(&self) -> RedisConfig {
+        RedisConfig::from_url(&self.url()).expect("an address")
     }
 
     pub(crate) async fn transport(&self) -> RedisTransport {

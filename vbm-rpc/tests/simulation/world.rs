@@ -3,6 +3,7 @@
 use crate::{
     Outcome,
     common::dice::Dice,
+    flows::{self, Books},
     ledger::{Call, Counts, End, Excuses, Ledger, Run, Verb, is_refused},
     plan::{Plan, SPAN, Trouble},
 };
@@ -19,7 +20,7 @@ use tokio::{
 use vbm_core::{Error, ErrorKind, NodePath};
 use vbm_rpc::{Bus, CallOptions, Context, Member, Method, Route, Router, Service, limits, memory::MemoryBus};
 
-const WORKERS: [&str; 4] = ["eu/r1/n1", "eu/r1/n2", "eu/r2/n3", "us/n4"];
+pub(crate) const WORKERS: [&str; 4] = ["eu/r1/n1", "eu/r1/n2", "eu/r2/n3", "us/n4"];
 const CALLERS: [&str; 3] = ["c/c1", "c/c2", "eu/r1/c3"];
 /// The longest pause between two calls of one caller.
 const GAP_MAX: Duration = Duration::from_millis(300);
@@ -31,25 +32,25 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const SETTLE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
-struct Work {
-    key: u64,
-    slow_ms: u64,
+pub(crate) struct Work {
+    pub(crate) key: u64,
+    pub(crate) slow_ms: u64,
 }
 
-struct Put;
+pub(crate) struct Put;
 impl Method for Put {
     const NAME: &'static str = "simulation.put";
     type Request = Work;
     type Reply = u64;
 }
 
-type Shared = Arc<Mutex<Ledger>>;
+pub(crate) type Shared = Arc<Mutex<Ledger>>;
 
-fn path(text: &str) -> NodePath {
+pub(crate) fn path(text: &str) -> NodePath {
     text.parse().unwrap()
 }
 
-fn service() -> Service {
+pub(crate) fn service() -> Service {
     Service::new("worker").unwrap()
 }
 
@@ -83,6 +84,8 @@ fn router(at: &'static str, boot: &str, ledger: &Shared) -> Router {
 struct World {
     hub: MemoryBus,
     ledger: Shared,
+    /// Of streams and tickets, where there are any.
+    book: Option<Books>,
     workers: Vec<Option<Bus>>,
     callers: Arc<Mutex<Vec<Bus>>>,
     lives: u64,
@@ -96,7 +99,11 @@ impl World {
         self.lives += 1;
         let (at, boot) = (WORKERS[which], format!("w{}", self.lives));
         let member = Member::new(path(at), boot.clone()).service(service());
-        let bus = Bus::attach(self.hub.clone(), member, router(at, &boot, &self.ledger)).await;
+        let mut router = router(at, &boot, &self.ledger);
+        if let Some(book) = &self.book {
+            router = router.merge(flows::router(book));
+        }
+        let bus = Bus::attach(self.hub.clone(), member, router).await;
         self.hub.note(&format!("STARTED: {at} as {boot}"));
         self.workers[which] = Some(bus.unwrap());
     }
@@ -229,7 +236,7 @@ async fn broadcast(bus: &Bus, ledger: &Shared, route: &Route, work: Work, deadli
     ledger.lock().unwrap().end(n, end);
 }
 
-fn issue(
+pub(crate) fn issue(
     ledger: &Shared,
     verb: Verb,
     node: Option<&'static str>,
@@ -298,12 +305,14 @@ async fn prove_it_works(world: &World, ledger: &Shared) -> Vec<String> {
     wrong
 }
 
-pub(crate) async fn run(seed: u64) -> Outcome {
+/// `with_flows`: streams and tickets too.
+pub(crate) async fn run(seed: u64, with_flows: bool) -> Outcome {
     let plan = Plan::of(seed, &WORKERS, &CALLERS);
     let ledger = Shared::default();
     let mut world = World {
         hub: MemoryBus::new(),
         ledger: ledger.clone(),
+        book: with_flows.then(Books::default),
         workers: WORKERS.iter().map(|_| None).collect(),
         callers: Arc::default(),
         lives: 0,
@@ -316,12 +325,32 @@ pub(crate) async fn run(seed: u64) -> Outcome {
         let bus = world.caller(which).await;
         world.callers.lock().unwrap().push(bus);
     }
+    let watcher = match &world.book {
+        Some(book) => Some((flows::watcher(&world.hub, book).await, book.clone())),
+        None => None,
+    };
     world.hub.set_faults(plan.dice);
     let begin = Instant::now();
     let mut loads = JoinSet::new();
     for which in 0..CALLERS.len() {
         loads.spawn(load(which, seed, world.callers.clone(), ledger.clone()));
     }
+    if let Some((watcher, book)) = &watcher {
+        for which in 0..CALLERS.len() {
+            let books = (ledger.clone(), book.clone());
+            loads.spawn(flows::load(
+                which,
+                seed,
+                world.callers.clone(),
+                watcher.clone(),
+                books,
+            ));
+        }
+    }
+    let forgets = plan
+        .troubles
+        .iter()
+        .any(|(_, trouble)| matches!(trouble, Trouble::LoseMemory));
     for (at, trouble) in plan.troubles {
         sleep_until(begin + at).await;
         world.make(trouble).await;
@@ -338,7 +367,22 @@ pub(crate) async fn run(seed: u64) -> Outcome {
     }
     sleep(SETTLE.max(limits::PRESENCE_TTL)).await;
     wrong.extend(prove_it_works(&world, &ledger).await);
-    let buses: Vec<Bus> = std::mem::take(&mut *world.callers.lock().unwrap());
+    let mut buses: Vec<Bus> = std::mem::take(&mut *world.callers.lock().unwrap());
+    let mut flow_counts = flows::FlowCounts::default();
+    if let Some((watcher, book)) = watcher {
+        wrong.extend(
+            flows::close(
+                &watcher,
+                &buses,
+                &ledger,
+                &book,
+                (forgets, plan.requests_are_lost),
+            )
+            .await,
+        );
+        flow_counts = book.lock().unwrap().counts.clone();
+        buses.push(watcher);
+    }
     for bus in buses.into_iter().chain(world.workers.into_iter().flatten()) {
         if timeout(PATIENCE, bus.shutdown()).await.is_err() {
             wrong.push("a shutdown hangs".to_owned());
@@ -351,6 +395,7 @@ pub(crate) async fn run(seed: u64) -> Outcome {
     Outcome {
         counts: Counts {
             troubles: plan.count,
+            flows: flow_counts,
             ..ledger.counts()
         },
         wrong,

@@ -1,6 +1,7 @@
 //! What the tasks of one attachment share.
 
 use super::{
+    clock::Clock,
     config::RedisConfig,
     connect::{Commands, Connector},
     guard::Guard,
@@ -73,8 +74,9 @@ pub(super) struct Core {
     pub(super) retired: CancellationToken,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
-    /// Redis' time in microseconds at a point of this process' clock.
-    pub(super) clock: Mutex<(Instant, u64)>,
+    pub(super) clock: Mutex<Clock>,
+    /// Until when this member is surely in presence.
+    pub(super) present_until: watch::Sender<Instant>,
     /// By key and id.
     pub(super) held: Mutex<HashMap<Arc<str>, HashMap<String, HeldEntry>>>,
     /// Up to where replies were read.
@@ -135,7 +137,8 @@ impl Core {
             retired: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            clock: Mutex::new((Instant::now(), 0)),
+            clock: Mutex::default(),
+            present_until: watch::Sender::new(Instant::now()),
             held: Mutex::default(),
             inbox_cursor: Mutex::new("0-0".into()),
             backlog: AtomicUsize::new(0),
@@ -157,8 +160,7 @@ impl Core {
 
     /// Redis' time, as this process reckons it.
     pub(super) fn now_micros(&self) -> u64 {
-        let (at, micros) = *lock(&self.clock);
-        micros.saturating_add(u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX))
+        lock(&self.clock).read(Instant::now())
     }
 
     pub(super) fn now_ms(&self) -> u64 {

@@ -78,10 +78,9 @@ pub(super) fn add_completions(core: &Core, batch: &mut Pipeline, key: &Arc<str>,
     }
 }
 
-/// The commands of one group: is somebody there (unless that is believed), then its entries. `settle` reads the answers in the same order.
-pub(super) fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
-    match &group.target {
-        _ if !group.looks => {}
+/// The command that asks how many are there, where that is asked with each batch.
+pub(super) fn ask_who_is_there(core: &Core, batch: &mut Pipeline, target: &Target) {
+    match target {
         Target::Control(path) | Target::Node(path) => {
             batch.cmd("EXISTS").arg(core.keys.presence(path));
         }
@@ -93,6 +92,13 @@ pub(super) fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
                 .arg("+inf");
         }
         Target::Shard { .. } | Target::Inbox { .. } => {}
+    }
+}
+
+/// The commands of one group: is somebody there (unless that is believed), then its entries. `settle` reads the answers in the same order.
+pub(super) fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
+    if group.looks {
+        ask_who_is_there(core, batch, &group.target);
     }
     let key = stream_key(core, &group.target);
     if group.asks {

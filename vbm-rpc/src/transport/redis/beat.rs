@@ -13,7 +13,7 @@
 
 use super::{
     Core,
-    connect::{Answer, Commands, Down},
+    connect::{Answer, Commands, Down, NODE_DOWN},
     keys::{self, GROUP, INBOX_TTL, STREAM_TTL},
     lock, pack,
     presence::{self, Claim, Refusal},
@@ -105,6 +105,7 @@ impl Beater {
         let asked = Instant::now();
         let answers = commands.run(&mut batch).await?;
         presence::set_clock(&core, asked, answers.first());
+        let mut renewed = false;
         match answers
             .get(1)
             .map(|answer| presence::read_presence(answer, Claim::Keep))
@@ -114,7 +115,8 @@ impl Beater {
                 return Ok(());
             }
             Some(Err(Refusal::Redis(why))) => tracing::warn!(why, "presence was not renewed"),
-            Some(Ok(())) | None => {}
+            Some(Ok(())) => renewed = true,
+            None => {}
         }
         let found = answers.get(2..2 + expected.len()).unwrap_or_default();
         if is_gone(&expected, found) {
@@ -133,6 +135,11 @@ impl Beater {
             .filter_map(|answer| answer.as_ref().err())
         {
             tracing::warn!(why, "a heartbeat was answered with an error");
+        }
+        // Where a server of the cluster is down nobody can ask for this member either.
+        let missed = |answer: &Answer| answer.as_ref().is_err_and(|why| !why.starts_with(NODE_DOWN));
+        if renewed && !answers.iter().skip(at).take(rest).any(missed) {
+            core.renewed(asked);
         }
         if let Some(cursor) = inbox_cursor {
             self.trimmed = cursor;

@@ -163,6 +163,17 @@ impl SendOp {
         !self.uncertain && !self.patient
     }
 
+    /// This attempt was refused. That says nothing about an earlier one that broke off.
+    pub(super) fn not_kept(self, error: SendError) {
+        let error = match (self.uncertain, error) {
+            (true, SendError::NoRoute(why) | SendError::Overloaded(why)) => SendError::Uncertain(format!(
+                "the connection to Redis broke while it was written, and now: {why}"
+            )),
+            (_, error) => error,
+        };
+        self.settle(Err(error));
+    }
+
     pub(super) fn settle(self, result: Result<(), SendError>) {
         match (self.asker, result) {
             // An error means that the caller has given up.

@@ -65,6 +65,8 @@ pub(super) struct Entry {
     pub(super) seal: Option<Bytes>,
     /// Its seal was found to fit, and it was not seen before.
     pub(super) admitted: bool,
+    /// It was removed since it was taken.
+    pub(super) gone: bool,
 }
 
 /// The streams of an XREAD or XREADGROUP answer, with their entries. Nothing when the block timed out.
@@ -101,6 +103,7 @@ fn entry(value: Value) -> Option<Entry> {
         ..Entry::default()
     };
     let Some(Value::Array(fields)) = pair.next() else {
+        entry.gone = true;
         return Some(entry);
     };
     let mut fields = fields.into_iter();

@@ -32,10 +32,20 @@ pub(super) struct Group {
     pub(super) asks: bool,
 }
 
+/// An entry that was written for nobody, to be taken back.
+pub(super) struct Retraction {
+    pub(super) target: Target,
+    pub(super) id: String,
+    pub(super) ops: Vec<SendOp>,
+    /// An attempt to take it back broke off.
+    pub(super) broke: bool,
+}
+
 /// What one batch does.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) groups: Vec<Group>,
+    pub(super) retractions: Vec<Retraction>,
     /// Entries done with: by key and whether it has a group.
     pub(super) completed: BTreeMap<(Arc<str>, bool), Vec<String>>,
     pub(super) stores: StorePlan,
@@ -77,6 +87,7 @@ impl Plan {
 
     pub(super) fn is_empty(&self) -> bool {
         self.groups.is_empty()
+            && self.retractions.is_empty()
             && self.completed.is_empty()
             && self.stores.is_empty()
             && self.letters.is_empty()

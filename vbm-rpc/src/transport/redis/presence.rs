@@ -187,6 +187,7 @@ pub(super) async fn register(
             Ok(_) => {}
         }
     }
+    core.renewed(asked);
     let left = left.as_ref().map(|left| pack::entries(left.clone()));
     let node_last = left.ok().and_then(|entries| pack::parse_id(&entries.first()?.id));
     Ok(Ok(Begin {
@@ -273,7 +274,7 @@ pub(super) fn ask_for_deaths(core: &Core, batch: &mut Pipeline, before_ms: u64) 
     core.me.services.len()
 }
 
-/// Notes Redis' time. It was told somewhere between asking and now; the middle is taken.
+/// Notes Redis' time, which it told between asking and now.
 pub(super) fn set_clock(core: &Core, asked: Instant, answer: Option<&Answer>) {
     let Some(Ok(Value::Array(parts))) = answer else {
         return;
@@ -283,8 +284,8 @@ pub(super) fn set_clock(core: &Core, asked: Instant, answer: Option<&Answer>) {
         .filter_map(pack::number)
         .filter_map(|n| u64::try_from(n).ok());
     if let (Some(seconds), Some(micros)) = (parts.next(), parts.next()) {
-        let middle = asked + asked.elapsed() / 2;
-        *lock(&core.clock) = (middle, seconds.saturating_mul(1_000_000).saturating_add(micros));
+        let micros = seconds.saturating_mul(1_000_000).saturating_add(micros);
+        lock(&core.clock).note(asked, Instant::now(), micros);
     }
 }
 

@@ -156,8 +156,15 @@ impl Reader {
             }
             let answer = connection.read(&read, BLOCK).await?.map_err(Down)?;
             *attempt = 0;
-            for (key, entries) in pack::streams(answer) {
+            let mut withheld = false;
+            for (key, mut entries) in pack::streams(answer) {
+                if key == *self.node || key == *self.control {
+                    withheld |= self.core.withhold(&mut entries);
+                }
                 self.take(connection, &key, entries).await?;
+            }
+            if withheld {
+                self.core.present().await;
             }
             if self.inbox_bytes >= INBOX_TRIM_BYTES {
                 self.trim_inbox(connection).await?;

@@ -68,6 +68,7 @@ async fn take_until_down(
 ) -> Result<(), Down> {
     // First what was taken and may have been lost with the last connection, page by page, then what is new.
     let mut cursors: Vec<String> = vec![MINE.into(); keys.len()];
+    let mut withheld = false;
     loop {
         if !core.inbound.wait_for_room().await {
             return Ok(());
@@ -102,7 +103,7 @@ async fn take_until_down(
         };
         *attempt = 0;
         let mut any = false;
-        for (key, entries) in pack::streams(answer) {
+        for (key, mut entries) in pack::streams(answer) {
             let Some(at) = keys.iter().position(|known| **known == *key) else {
                 continue;
             };
@@ -111,10 +112,18 @@ async fn take_until_down(
             else {
                 continue;
             };
+            if core.withhold(&mut entries) {
+                withheld = true;
+            }
             let again = cursor != NEW;
             if let (Some(last), true) = (entries.last(), again) {
                 cursor.clone_from(&last.id);
                 any = true;
+            }
+            // Whoever wrote it took it back: nothing is left but its place in the list of this consumer.
+            let (gone, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.gone);
+            for entry in gone {
+                core.complete(key.clone(), entry.id, true);
             }
             for entry in core.admit_shared(key, (scope, service), entries).await? {
                 for delivery in core.deliveries(key, entry, (asked, 1), true, again) {
@@ -126,6 +135,11 @@ async fn take_until_down(
         }
         if !any {
             cursors.fill(NEW.into());
+        }
+        if withheld && core.present().await {
+            // What was withheld is this member's, unless somebody has taken it over or back.
+            withheld = false;
+            cursors.fill(MINE.into());
         }
     }
 }

@@ -13,15 +13,16 @@
 
 use super::{
     attachment::{Core, lock},
-    batch::{add_completions, add_group, add_note, stream_key},
+    batch::{add_completions, add_group, add_note, ask_who_is_there, stream_key},
     belief::Beliefs,
     connect::{Answer, BACKOFF_MAX, Commands, Down, NODE_DOWN},
     letters,
     op::{Op, SendOp, Target},
     pack,
-    plan::{Depths, Group, Plan, TARGETS_MAX_REMEMBERED},
+    plan::{Depths, Group, Plan, Retraction, TARGETS_MAX_REMEMBERED},
     presence::{self, Claim},
     records::Recorded,
+    retract::{self, Verdict},
 };
 use crate::{limits::PRESENCE_TTL, transport::SendError};
 use std::{collections::HashMap, mem, sync::Arc, time::Duration};
@@ -71,6 +72,7 @@ pub(super) async fn run(
         connected_at: Instant::now(),
         again: false,
         parked: Vec::new(),
+        retracting: Vec::new(),
         workers: HashMap::new(),
         recorded: Recorded::default(),
         beliefs: Beliefs::default(),
@@ -83,6 +85,7 @@ pub(super) async fn run(
     let (mut plan, mut index) = (Plan::default(), HashMap::new());
     let mut taken = Vec::new();
     loop {
+        plan.retractions.append(&mut writer.retracting);
         if plan.is_empty() {
             let next = writer.parked.iter().map(|(at, _)| *at).min();
             tokio::select! {
@@ -133,6 +136,9 @@ pub(super) async fn run(
                 for op in plan.groups.iter_mut().flat_map(|group| &mut group.ops) {
                     op.uncertain = true;
                 }
+                for retraction in &mut plan.retractions {
+                    retraction.broke = true;
+                }
                 index = plan
                     .groups
                     .iter()
@@ -158,6 +164,8 @@ struct Writer {
     again: bool,
     /// Frames whose destination is coming back, and when to try again.
     parked: Vec<(Instant, SendOp)>,
+    /// Entries for nobody, which the next batch takes back.
+    retracting: Vec<Retraction>,
     /// How many workers each anycast target had.
     workers: HashMap<Target, usize>,
     recorded: Recorded,
@@ -226,6 +234,11 @@ impl Writer {
         for group in &plan.groups {
             add_group(core, &mut batch, group);
         }
+        for retraction in &plan.retractions {
+            let key = stream_key(core, &retraction.target);
+            batch.cmd("XDEL").arg(key).arg(&retraction.id);
+            ask_who_is_there(core, &mut batch, &retraction.target);
+        }
         for ((key, group), ids) in &plan.completed {
             match group {
                 true => add_completions(core, &mut batch, key, ids),
@@ -258,7 +271,11 @@ impl Writer {
         plan.notes.clear();
         plan.letters.clear();
         for group in mem::take(&mut plan.groups) {
-            self.settle(core, group, &mut answers, replicas);
+            self.settle(group, &mut answers, replicas);
+        }
+        for retraction in mem::take(&mut plan.retractions) {
+            let (gone, there) = (answers.next(), answers.next());
+            self.taken_back(retraction, (gone, there), replicas);
         }
         if self.lane == Lane::Fast && commands.recovered() {
             // What a server of the cluster had may be forgotten.
@@ -287,13 +304,7 @@ impl Writer {
     }
 
     /// Tells each op of a group how it went.
-    fn settle(
-        &mut self,
-        core: &Arc<Core>,
-        group: Group,
-        answers: &mut impl Iterator<Item = Answer>,
-        replicas: Option<i64>,
-    ) {
+    fn settle(&mut self, group: Group, answers: &mut impl Iterator<Item = Answer>, replicas: Option<i64>) {
         let node = matches!(group.target, Target::Control(_) | Target::Node(_));
         let believed = node && !group.looks;
         let alive = match &group.target {
@@ -349,7 +360,7 @@ impl Writer {
                     continue;
                 }
                 for op in chunk {
-                    op.settle(Err(refusal(&why)));
+                    op.not_kept(refusal(&why));
                 }
                 continue;
             }
@@ -366,7 +377,13 @@ impl Writer {
             };
             let stays = id.is_some() && chunk.iter().any(|op| op.patient);
             if let (Some(id), false) = (id, stays) {
-                core.complete(stream_key(core, &group.target).into(), id, false);
+                self.retracting.push(Retraction {
+                    target: group.target.clone(),
+                    id,
+                    ops: chunk,
+                    broke: false,
+                });
+                continue;
             }
             for op in chunk {
                 if stays {
@@ -381,7 +398,7 @@ impl Writer {
                     self.parked.push((Instant::now() + PARK_EVERY, op));
                 } else {
                     let why = absent(&op.target);
-                    op.settle(Err(SendError::NoRoute(why)));
+                    op.not_kept(SendError::NoRoute(why));
                 }
             }
         }
@@ -389,6 +406,33 @@ impl Writer {
             self.beliefs.doubt(&group.target);
         } else if group.looks && alive > 0 {
             self.beliefs.there(&group.target, self.asked);
+        }
+    }
+
+    /// Tells the ops of an entry that was taken back what has become of them.
+    fn taken_back(
+        &mut self,
+        retraction: Retraction,
+        (gone, there): (Option<Answer>, Option<Answer>),
+        replicas: Option<i64>,
+    ) {
+        let verdict = retract::judge(gone, there, retraction.broke);
+        for mut op in retraction.ops {
+            match verdict {
+                Verdict::Unread => {
+                    let why = absent(&op.target);
+                    op.not_kept(SendError::NoRoute(why));
+                }
+                Verdict::Done => op.settle(kept(replicas)),
+                Verdict::Somebody => {
+                    op.uncertain = true;
+                    self.parked.push((Instant::now(), op));
+                }
+                Verdict::Unknown => {
+                    let why = format!("{}, and its entry may have been read", absent(&op.target));
+                    op.settle(Err(SendError::Uncertain(why)));
+                }
+            }
         }
     }
 }

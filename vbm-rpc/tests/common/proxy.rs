@@ -1,6 +1,13 @@
-//! A small proxy between processes and Redis, which can cut and stall the connections through it.
+//! A small proxy between processes and Redis, which can cut and stall the connections through it, and hold up what goes
+//! to Redis at a word.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, UnixStream},
@@ -13,11 +20,15 @@ struct Order {
     /// Connections made before the last cut end.
     cuts: u64,
     stalled: bool,
+    /// What comes to Redis with this word in it waits.
+    held: Option<&'static str>,
 }
 
 pub(crate) struct Proxy {
     port: u16,
     orders: watch::Sender<Order>,
+    /// How often something was held up.
+    caught: Arc<AtomicUsize>,
     /// Ends the proxy with its handle.
     _tasks: JoinSet<()>,
 }
@@ -25,14 +36,21 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// To a Redis on a unix socket.
     pub(crate) async fn to(socket: &Path) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("its address").port();
         let orders = watch::Sender::new(Order::default());
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, socket.to_owned(), orders.subscribe()));
+        let caught = Arc::new(AtomicUsize::new(0));
+        tasks.spawn(accept(
+            listener,
+            socket.to_owned(),
+            orders.subscribe(),
+            caught.clone(),
+        ));
         Self {
             port,
             orders,
+            caught,
             _tasks: tasks,
         }
     }
@@ -50,12 +68,28 @@ impl Proxy {
     pub(crate) fn stall(&self, stalled: bool) {
         self.orders.send_modify(|order| order.stalled = stalled);
     }
+
+    /// What goes to Redis with this word in it stands still, and all behind it on its connection, until there is no such
+    /// word any more.
+    pub(crate) fn hold(&self, word: Option<&'static str>) {
+        self.orders.send_modify(|order| order.held = word);
+    }
+
+    /// How often something was held up so far.
+    pub(crate) fn caught(&self) -> usize {
+        self.caught.load(Ordering::SeqCst)
+    }
 }
 
-async fn accept(listener: TcpListener, socket: PathBuf, orders: watch::Receiver<Order>) {
+async fn accept(
+    listener: TcpListener,
+    socket: PathBuf,
+    orders: watch::Receiver<Order>,
+    caught: Arc<AtomicUsize>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        let (socket, mut orders) = (socket.clone(), orders.clone());
+        let (socket, mut orders, caught) = (socket.clone(), orders.clone(), caught.clone());
         let born = orders.borrow_and_update().cuts;
         connections.spawn(async move {
             let Ok(server) = UnixStream::connect(&socket).await else {
@@ -67,8 +101,8 @@ async fn accept(listener: TcpListener, socket: PathBuf, orders: watch::Receiver<
             let (up, down) = (orders.clone(), orders.clone());
             // Whatever ends first ends both directions: the halves are dropped with this task.
             tokio::select! {
-                () = copy(&mut from_client, &mut to_server, up) => {}
-                () = copy(&mut from_server, &mut to_client, down) => {}
+                () = copy(&mut from_client, &mut to_server, up, Some(&caught)) => {}
+                () = copy(&mut from_server, &mut to_client, down, None) => {}
                 _cut = orders.wait_for(|order| order.cuts > born) => {}
             }
         });
@@ -80,6 +114,8 @@ async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     mut orders: watch::Receiver<Order>,
+    // Of the way to Redis.
+    caught: Option<&AtomicUsize>,
 ) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
@@ -89,6 +125,24 @@ async fn copy(
         };
         if orders.wait_for(|order| !order.stalled).await.is_err() {
             return;
+        }
+        if let Some(caught) = caught {
+            let has = |word: &str| {
+                bytes[..count]
+                    .windows(word.len())
+                    .any(|part| part == word.as_bytes())
+            };
+            let held = orders.borrow_and_update().held;
+            if held.is_some_and(has) {
+                caught.fetch_add(1, Ordering::SeqCst);
+                if orders
+                    .wait_for(|order| !order.held.is_some_and(has))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
         }
         if to.write_all(&bytes[..count]).await.is_err() {
             return;
