@@ -23,10 +23,6 @@ use vbm_rpc::{
     transport::{Attached, Inbound},
 };
 
-pub(crate) fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-
 fn namespace() -> Name {
     "vbm".parse().unwrap()
 }
