@@ -22,7 +22,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, BusError, CallOptions, Context, Fate, Member, Method, Route, Router, Service,
+    Bus, BusError, Context, Fate, Member, Method, Route, Router,
     redis::{RedisConfig, RedisTransport},
 };
 

@@ -21,10 +21,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Fate, Lane, Member, Method, Route, Router, Service, Transport,
+    Bus, Context, Fate, Lane, Member, Method, Route, Router, Transport,
     limits::{HEARTBEAT_EVERY, PRESENCE_TTL},
     redis::RedisTransport,
 };

@@ -196,7 +196,7 @@ impl Guard {
         };
         let pair = |other: &Trusted, mine: &KeyPair, path: &NodePath| self.pair(other, mine, path, false);
         let (opened, trusted) = open(seal, &bound, for_one, &self.keys, ring, pair)?;
-        check_frames(&opened.speaker, &trusted, &entry.frames)?;
+        check_frames(&opened.speaker, &trusted, ring, &entry.frames)?;
         Ok(opened.speaker)
     }
 
