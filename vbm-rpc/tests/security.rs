@@ -12,8 +12,12 @@ mod guarded;
 mod copies;
 #[path = "security/entries.rs"]
 mod entries;
+#[path = "security/kept.rs"]
+mod kept;
 #[path = "security/keys.rs"]
 mod keys;
+#[path = "security/letters.rs"]
+mod letters;
 #[path = "security/members.rs"]
 mod members;
 #[path = "security/rights.rs"]

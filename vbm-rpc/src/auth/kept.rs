@@ -30,7 +30,8 @@ use super::{
 use bytes::Bytes;
 use vbm_core::NodePath;
 
-const VERSION: u8 = 1;
+/// The high bit tells it from what has no seal: records, JSON and frames begin otherwise.
+const VERSION: u8 = 0x81;
 const SORT_OWN: u8 = 3;
 const SORT_TREE: u8 = 4;
 const FIXED_BYTES: usize = 20;
@@ -189,8 +190,8 @@ pub fn open_kept(
     let cut = |from: usize, length: usize| kept.get(from..from + length).ok_or(Refusal::Malformed);
     match kept.first() {
         Some(&VERSION) => {}
-        Some(&other) => return Err(Refusal::Version(other)),
-        None => return Err(Refusal::Missing),
+        Some(&other) if other & 0x80 != 0 => return Err(Refusal::Version(other)),
+        _ => return Err(Refusal::Missing),
     }
     let number = |from| -> Result<u64, Refusal> {
         let bytes = cut(from, 8)?.try_into().map_err(|_| Refusal::Malformed)?;
@@ -344,8 +345,9 @@ mod tests {
         let bare =
             |bytes: &'static [u8]| open_kept(&Bytes::from_static(bytes), place(b"f"), None, &ring(&pair));
         assert_eq!(bare(b""), Err(Refusal::Missing));
-        assert_eq!(bare(b"{}"), Err(Refusal::Version(b'{')));
-        assert_eq!(bare(b"\x01"), Err(Refusal::Malformed));
+        assert_eq!(bare(b"{}"), Err(Refusal::Missing));
+        assert_eq!(bare(b"\x82"), Err(Refusal::Version(0x82)));
+        assert_eq!(bare(b"\x81"), Err(Refusal::Malformed));
     }
 
     proptest! {

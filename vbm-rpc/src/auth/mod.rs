@@ -42,7 +42,7 @@ pub use judge::{Judge, SKEW_MAX, Seen, in_time};
 pub use kept::{Place, TREE_MAX_LEAVES, Writer, keep_for_others, keep_for_self, open_kept};
 pub use keys::{KeyId, KeyPair, PairKey, PublicKey, Way};
 pub(crate) use open::check_frames;
-pub use open::{Opened, open};
+pub use open::{Opened, open, open_for_any};
 pub use present::{PRESENT_MAX_AGE, PRESENT_RENEW, open_presence, seal_presence};
 pub use refusal::{Counts, Refusal};
 pub use seal::{Bound, Header, SEAL_MAX_BYTES, Speaker, seal_for_any, seal_for_one};

@@ -65,6 +65,28 @@ pub fn open(
     Ok((opened, trusted.clone()))
 }
 
+/// The same for a signature, whoever it was made for.
+///
+/// # Errors
+/// Why not.
+pub fn open_for_any(seal: &[u8], bound: &Bound<'_>, ring: &Ring) -> Result<(Speaker, Trusted), Refusal> {
+    let (header, head, given) = Header::decode(seal)?;
+    if header.for_one {
+        return Err(Refusal::WrongSort);
+    }
+    let trusted = ring
+        .find(&header.speaker.path, header.sender)
+        .ok_or_else(|| Refusal::UnknownKey {
+            key: header.sender.to_string(),
+            path: header.speaker.path.clone(),
+        })?;
+    let given: [u8; 64] = given.try_into().map_err(|_| Refusal::Malformed)?;
+    match trusted.key.verify(&digest(head, bound), &given) {
+        true => Ok((header.speaker, trusted.clone())),
+        false => Err(Refusal::WrongSeal),
+    }
+}
+
 /// Checks that every frame speaks in the name of who sealed the entry, and commands only where its key may. A frame
 /// that is none is left to the bus, which skips it.
 ///

@@ -7,8 +7,8 @@
 //! a member said in an earlier life.
 
 use super::{
-    KeyPair, Refusal, Ring,
-    seal::{Bound, Header, Speaker, digest, seal_for_any},
+    KeyPair, Refusal, Ring, open_for_any,
+    seal::{Bound, Speaker, seal_for_any},
 };
 use std::time::Duration;
 
@@ -51,25 +51,12 @@ pub fn open_presence(ring: &Ring, key: &str, text: &str, now_ms: u64) -> Result<
         .ok_or(Refusal::Missing)?;
     let seal = hex::decode(seal).map_err(|_| Refusal::Malformed)?;
     let json = format!("{open}}}");
-    let (header, head, given) = Header::decode(&seal)?;
-    if header.for_one {
-        return Err(Refusal::WrongSort);
-    }
-    let trusted = ring
-        .find(&header.speaker.path, header.sender)
-        .ok_or_else(|| Refusal::UnknownKey {
-            key: header.sender.to_string(),
-            path: header.speaker.path.clone(),
-        })?;
-    let given: [u8; 64] = given.try_into().map_err(|_| Refusal::Malformed)?;
-    if !trusted.key.verify(&digest(head, &bound(key, &json)), &given) {
-        return Err(Refusal::WrongSeal);
-    }
-    let off_ms = header.speaker.time_ms.abs_diff(now_ms);
+    let (speaker, _) = open_for_any(&seal, &bound(key, &json), ring)?;
+    let off_ms = speaker.time_ms.abs_diff(now_ms);
     if u128::from(off_ms) > PRESENT_MAX_AGE.as_millis() {
         return Err(Refusal::WrongTime { off_ms });
     }
-    Ok((header.speaker, json))
+    Ok((speaker, json))
 }
 
 #[cfg(test)]

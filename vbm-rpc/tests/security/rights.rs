@@ -4,7 +4,7 @@ use super::world::*;
 use crate::common::{left_out, words::*};
 use tokio::time::sleep;
 use vbm_core::NodePath;
-use vbm_rpc::{Route, redis::acl::Reach};
+use vbm_rpc::{Lane, Route, TicketState, redis::acl::Reach};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_user_of_a_node_does_what_it_needs_and_nothing_else() {
@@ -21,6 +21,21 @@ async fn the_user_of_a_node_does_what_it_needs_and_nothing_else() {
         "XREAD STREAMS vbm:v1:{eu/r1}:r:eu/r1/c1:boot-c 0",
         "XADD vbm:v1:{eu/r1}:n:eu/r1/n1 * f x",
         "XADD vbm:v1:{eu/r1}:g:eu/r1:controller * f x",
+        "XADD vbm:v1:{eu/r1}:g:eu/r1:controller:ctl * f x",
+        "XADD vbm:v1:{eu/r1}:n:eu/r1/n1:ctl * f x",
+        "XREAD STREAMS vbm:v1:{eu/r1}:n:eu/r1/n1:ctl 0",
+        "XREADGROUP GROUP workers x STREAMS vbm:v1:{eu/r1}:g:eu/r1:controller:ctl >",
+        // Another's recorded answers and tickets, and who leads.
+        "HGET vbm:v1:{eu/r1}:idem:n:eu/r1/n1:1 i",
+        "HSET vbm:v1:{eu/r1}:idem:n:eu/r1/n1:1 i x",
+        "HSET vbm:v1:{eu/r1}:idem:g:eu/r1:controller:1 i x",
+        "HSET vbm:v1:{eu/r1}:t:n:eu/r1/n1:00000000000000000000000000000001 e x",
+        "HGET vbm:v1:{eu/r1}:t:n:eu/r1/n1:00000000000000000000000000000001 e",
+        "SET vbm:v1:{e:lead}:lease x",
+        "SET vbm:v1:{e:lead}:epoch 9",
+        "XRANGE vbm:v1:{eu/r1}:dlq - +",
+        "XDEL vbm:v1:{eu/r1}:dlq 1-1",
+        "SMEMBERS vbm:v1:dlqs",
         "XDEL vbm:v1:{eu/r1}:n:eu/r1/n1 1-1",
         "XTRIM vbm:v1:{eu/r1}:n:eu/r1/n1 MAXLEN 0",
         "DEL vbm:v1:{eu/r1}:n:eu/r1/n1",
@@ -122,6 +137,28 @@ async fn a_whole_life_on_the_bus_is_never_denied_anything() {
     );
     for route in [node(), any(), Route::any(NodePath::root(), worker())] {
         assert_eq!(call(&c1, &route).await, Ok(42));
+        let control = within(PATIENCE).lane(Lane::Control);
+        assert_eq!(c1.call::<Double>(&route, &21, control).await, Ok(42));
+        // Kept, found, ended, forgotten.
+        let keyed = || within(PATIENCE).idempotency_key(format!("{route}"));
+        for _ in 0..2 {
+            assert_eq!(c1.call::<Double>(&route, &21, keyed()).await, Ok(42));
+        }
+        let ticket = c1
+            .submit::<Double>(&route, &21, within(PATIENCE).into())
+            .await
+            .unwrap();
+        let handle = c1.ticket(&ticket).unwrap();
+        assert_eq!(handle.wait(PATIENCE).await.unwrap(), TicketState::Ended(Ok(42)));
+        handle.forget().await.unwrap();
+    }
+    let steer = within(PATIENCE).lane(Lane::Control);
+    let mut steered = c1
+        .broadcast::<Double>(&Route::all(NodePath::root(), worker()), &21, steer)
+        .await
+        .unwrap();
+    while let Some((_, reply)) = steered.next().await {
+        assert_eq!(reply, Ok(42));
     }
     let everywhere = Route::all(NodePath::root(), worker());
     let mut replies = c1
