@@ -58,15 +58,18 @@ async fn take_all(core: &Arc<Core>, keys: &[Arc<str>]) {
     let control = served
         .iter()
         .any(|(scope, service)| core.keys.any_control(scope, service) == **first);
+    let queues = Queues {
+        served: &served,
+        keys,
+        control,
+    };
     let mut attempt = 0;
     loop {
         match core.connector.blocking(first).await {
-            Ok(mut connection) => {
-                match take_until_down(core, &mut connection, (&served, keys, control), &mut attempt).await {
-                    Ok(()) => return,
-                    Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
-                }
-            }
+            Ok(mut connection) => match take_until_down(core, &mut connection, queues, &mut attempt).await {
+                Ok(()) => return,
+                Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
+            },
             Err(Down(why)) => tracing::debug!(attempt, why, "the taker cannot connect"),
         }
         core.probe();
@@ -75,11 +78,23 @@ async fn take_all(core: &Arc<Core>, keys: &[Arc<str>]) {
     }
 }
 
+/// What one taker takes from: queues of one lane, with the scope and service of each.
+#[derive(Clone, Copy)]
+struct Queues<'a> {
+    served: &'a [(NodePath, Service)],
+    keys: &'a [Arc<str>],
+    control: bool,
+}
+
 /// `Ok` when the bus takes no more.
 async fn take_until_down(
     core: &Arc<Core>,
     connection: &mut Blocking,
-    (served, keys, control): (&[(NodePath, Service)], &[Arc<str>], bool),
+    Queues {
+        served,
+        keys,
+        control,
+    }: Queues<'_>,
     attempt: &mut u32,
 ) -> Result<(), Down> {
     // First what was taken and may have been lost with the last connection, page by page, then what is new.
