@@ -7,7 +7,10 @@
 
 mod common;
 
-use common::{RedisServer, left_out};
+use common::{
+    RedisServer, left_out,
+    words::{PATIENCE, path, until, within, worker},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     sync::{
@@ -19,11 +22,9 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, BusError, CallOptions, Context, Fate, Member, Method, Route, Router, Service,
+    Bus, BusError, Context, Fate, Member, Method, Route, Router,
     redis::{RedisConfig, RedisTransport},
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
 struct Work {
@@ -36,16 +37,6 @@ impl Method for Double {
     const NAME: &'static str = "test.double";
     type Request = Work;
     type Reply = usize;
-}
-
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-fn within(deadline: Duration) -> CallOptions {
-    CallOptions::default().deadline(deadline)
-}
-fn worker() -> Service {
-    Service::new("worker").unwrap()
 }
 
 fn router(ran: &Arc<AtomicUsize>) -> Router {
@@ -69,15 +60,6 @@ async fn client(transport: &RedisTransport, at: &str) -> Bus {
     Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new())
         .await
         .unwrap()
-}
-
-async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
-    let watch = async {
-        while !is_true().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
 }
 
 fn double(

@@ -8,7 +8,10 @@
 
 mod common;
 
-use common::{RedisServer, left_out};
+use common::{
+    RedisServer, left_out,
+    words::{PATIENCE, path, until, within, worker},
+};
 use redis::{Value, aio::MultiplexedConnection, cmd};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,15 +21,13 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Fate, Lane, Member, Method, Route, Router, Service, Transport,
+    Bus, Context, Fate, Lane, Member, Method, Route, Router, Transport,
     limits::{HEARTBEAT_EVERY, PRESENCE_TTL},
     redis::RedisTransport,
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
 struct Work {
@@ -41,17 +42,8 @@ impl Method for Double {
     type Reply = usize;
 }
 
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-fn worker() -> Service {
-    Service::new("worker").unwrap()
-}
 fn any() -> Route {
     Route::any(path("eu"), worker())
-}
-fn within(deadline: Duration) -> CallOptions {
-    CallOptions::default().deadline(deadline)
 }
 
 /// How many handlers began and ended.
@@ -100,15 +92,6 @@ async fn client(transport: &RedisTransport) -> Bus {
     )
     .await
     .unwrap()
-}
-
-async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
-    let watch = async {
-        while !is_true().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
 }
 
 fn double(

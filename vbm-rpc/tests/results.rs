@@ -8,7 +8,10 @@
 
 mod common;
 
-use common::{RedisServer, left_out};
+use common::{
+    RedisServer, left_out,
+    words::{PATIENCE, path, until, within, worker},
+};
 use std::{
     collections::HashMap,
     sync::{
@@ -17,14 +20,12 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{sleep, timeout};
-use vbm_core::NodePath;
+use tokio::time::sleep;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Fate, Member, Method, Route, Router, Service, SubmitOptions, Ticket,
-    TicketOutcome, TicketState, redis::RedisTransport,
+    Bus, Context, Fate, Member, Method, Route, Router, SubmitOptions, Ticket, TicketOutcome, TicketState,
+    redis::RedisTransport,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const BRIEF: Duration = Duration::from_millis(300);
 
 /// A number and how long to take.
@@ -49,16 +50,6 @@ impl Method for Told {
     const FENCED: bool = false;
     type Request = TicketOutcome;
     type Reply = ();
-}
-
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-fn worker() -> Service {
-    Service::new("worker").unwrap()
-}
-fn within(deadline: Duration) -> CallOptions {
-    CallOptions::default().deadline(deadline)
 }
 
 /// How often each number had its effect, which comes before the wait.
@@ -90,15 +81,6 @@ async fn attach(transport: &RedisTransport, at: &str, router: Router) -> Bus {
     let boot = format!("boot-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let member = Member::new(path(at), boot).service(worker());
     Bus::attach(transport.clone(), member, router).await.unwrap()
-}
-
-async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
-    let watch = async {
-        while !is_true().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
 }
 
 /// An entry of a stream: its id, its fields.

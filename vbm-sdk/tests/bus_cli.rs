@@ -21,6 +21,7 @@ use tokio::{
 };
 use vbm_rpc::{
     Bus, CallOptions, Context, Member, Method, Route, Router, Service,
+    auth::{Keys, Ring, Security, Trust, Trusted},
     redis::{RedisConfig, RedisTransport},
 };
 
@@ -44,10 +45,14 @@ struct Stage {
 impl Stage {
     /// A worker `eu/n1` and a client; `None` when Redis is left out.
     async fn set() -> Option<Self> {
+        Self::set_with(Security::Off).await
+    }
+
+    /// The same, sealing and opening by `security`.
+    async fn set_with(security: Security) -> Option<Self> {
         let redis = Redis::start()?;
-        let transport = RedisTransport::connect(RedisConfig::from_url(&redis.url()).unwrap())
-            .await
-            .unwrap();
+        let config = RedisConfig::from_url(&redis.url()).unwrap().security(security);
+        let transport = RedisTransport::connect(config).await.unwrap();
         let panics = Arc::new(AtomicBool::new(false));
         let told = panics.clone();
         let router = Router::new().method::<Tell, _, _>(move |context: Context, ()| {
@@ -154,6 +159,43 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped() {
     assert_eq!(gone.status.code(), Some(3), "{}", text(&gone.stderr));
     stage.panics.store(false, Ordering::SeqCst);
     let replayed = stage.vbm(&["dlq", "replay", second, "--ttl", "30s"]).await;
+    assert!(replayed.status.success(), "{}", text(&replayed.stderr));
+    stage.letters(0).await;
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_of_a_bus_with_seals_is_replayed_with_a_key_that_relays_and_not_without() {
+    let (members, operator) = (Keys::generate().unwrap(), Keys::generate().unwrap());
+    let mut ring = Ring::new();
+    for at in ["eu/n1", "c1"] {
+        let line = Trusted::new(*members.active().public());
+        ring.add(at.parse().unwrap(), line).unwrap();
+    }
+    let line = Trusted::new(*operator.active().public()).relays();
+    ring.add("operator".parse().unwrap(), line).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (key, trust) = (dir.path().join("operator.key"), dir.path().join("trust"));
+    operator.save(&key).unwrap();
+    std::fs::write(&trust, ring.to_string()).unwrap();
+    let security = Security::On(members, Trust::fixed(ring));
+    let Some(stage) = Stage::set_with(security).await else {
+        return;
+    };
+    stage.panics.store(true, Ordering::SeqCst);
+    let node = Route::node("eu/n1".parse().unwrap());
+    let cast = stage.client.cast::<Tell>(&node, &(), CallOptions::default());
+    cast.await.unwrap();
+    let list = stage.letters(1).await;
+    let letter = list[0]["id"].as_str().unwrap();
+    stage.panics.store(false, Ordering::SeqCst);
+    let without = stage.vbm(&["dlq", "replay", letter]).await;
+    let told = text(&without.stderr);
+    assert!(!without.status.success() && told.contains("--bus-key"), "{told}");
+    stage.letters(1).await;
+    let (key, trust) = (key.to_str().unwrap(), trust.to_str().unwrap());
+    let with = ["dlq", "replay", letter, "--bus-key", key, "--bus-trust", trust];
+    let replayed = stage.vbm(&with).await;
     assert!(replayed.status.success(), "{}", text(&replayed.stderr));
     stage.letters(0).await;
     stage.end().await;

@@ -21,20 +21,29 @@
 //! - What a key may say stands in the [`Ring`]: its path, which epochs it may command in, whether it may put back what
 //!   others sent. A frame inside that claims another caller is refused with its whole entry.
 //!
+//! What is kept in Redis and read by others is sealed too: presence ([`seal_presence`]), recorded answers and tickets
+//! ([`keep_for_others`]: one signature a batch; [`keep_for_self`]: a tag, for one's own next life), dead letters.
+//!
 //! Everything here is a function of its arguments; the glue to Redis is `transport::redis::guard`. What is protected
 //! against whom, and what is not: `docs/rpc/security.md`.
 
+mod file;
 mod judge;
+mod kept;
 mod keys;
 mod open;
+mod present;
 mod refusal;
 mod seal;
 mod trust;
 
+pub use file::Keys;
 pub use judge::{Judge, SKEW_MAX, Seen, in_time};
-pub use keys::{KeyId, KeyPair, Keys, PairKey, PublicKey, Way};
+pub use kept::{Place, TREE_MAX_LEAVES, Writer, keep_for_others, keep_for_self, open_kept};
+pub use keys::{KeyId, KeyPair, PairKey, PublicKey, Way};
 pub(crate) use open::check_frames;
-pub use open::{Opened, open};
+pub use open::{Opened, open, open_for_any};
+pub use present::{PRESENT_MAX_AGE, PRESENT_RENEW, open_presence, seal_presence};
 pub use refusal::{Counts, Refusal};
 pub use seal::{Bound, Header, SEAL_MAX_BYTES, Speaker, seal_for_any, seal_for_one};
 pub use trust::{Epochs, Ring, Trust, TrustSource, Trusted};

@@ -1,4 +1,4 @@
-//! Why an entry was refused, and how often.
+//! Why an entry, or something kept, was refused, and how often.
 
 use std::{
     collections::BTreeMap,
@@ -6,7 +6,7 @@ use std::{
 };
 use vbm_core::NodePath;
 
-/// Why an entry was not opened. It was removed, and nobody's call was begun or ended by it.
+/// Why an entry, or something that was kept in Redis, was not opened. Nobody's call was begun or ended by it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -74,6 +74,18 @@ pub enum Refusal {
     /// An entry with this seal was opened before.
     #[error("an entry with this seal was opened before")]
     Replayed,
+    /// It is a broadcast that was sealed before this member was there.
+    #[error("it was sealed {early_ms} ms before this member was there")]
+    BeforeJoined {
+        /// How long before, in milliseconds.
+        early_ms: u64,
+    },
+    /// Who sealed it has no say about what it is.
+    #[error("{sender} has no say about it")]
+    NoSay {
+        /// Who sealed it.
+        sender: NodePath,
+    },
 }
 
 impl Refusal {
@@ -96,11 +108,13 @@ impl Refusal {
             Self::WrongEpoch { .. } => 9,
             Self::WrongTime { .. } => 10,
             Self::Replayed => 11,
+            Self::BeforeJoined { .. } => 12,
+            Self::NoSay { .. } => 13,
         }
     }
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 14] = [
     "missing",
     "malformed",
     "version",
@@ -113,6 +127,8 @@ const NAMES: [&str; 12] = [
     "wrong-epoch",
     "wrong-time",
     "replayed",
+    "before-joined",
+    "no-say",
 ];
 
 /// How many entries were opened, and how many were refused for which reason.

@@ -14,7 +14,8 @@
 //!   are sealed for the first.
 //! - `commands`: its requests may carry an epoch, any or one of a range `FROM..TO` (both may be left out, both count).
 //!   Without it only epoch 0, which commands nothing: a node cannot raise the epoch of another.
-//! - `relays`: its entries may hold frames of other callers. For who puts dead letters back.
+//! - `relays`: its entries may hold requests of other callers that are trusted still, in the epochs in which those may
+//!   command. For who puts dead letters back.
 
 use super::keys::{KeyId, PublicKey};
 use std::{
@@ -66,7 +67,7 @@ pub struct Trusted {
     pub key: PublicKey,
     /// In which epochs it may command.
     pub epochs: Epochs,
-    /// Whether its entries may hold frames of other callers.
+    /// Whether its entries may hold requests of other callers.
     pub relays: bool,
 }
 
@@ -138,6 +139,19 @@ impl Ring {
     /// The key that entries for `path` are sealed for.
     pub fn first(&self, path: &NodePath) -> Option<&Trusted> {
         self.0.get(path)?.first()
+    }
+
+    /// All keys of a path, that which entries for it are sealed for first.
+    pub fn keys(&self, path: &NodePath) -> &[Trusted] {
+        self.0.get(path).map_or(&[], Vec::as_slice)
+    }
+
+    /// Who a key speaks for, in the order of the paths.
+    pub fn paths_of(&self, id: KeyId) -> impl Iterator<Item = (&NodePath, &Trusted)> {
+        self.0
+            .iter()
+            .flat_map(|(path, keys)| keys.iter().map(move |key| (path, key)))
+            .filter(move |(_, key)| key.id == id)
     }
 
     /// How many paths have a key.

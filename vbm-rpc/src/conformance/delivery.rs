@@ -145,7 +145,7 @@ pub async fn what_cannot_be_read_goes_to_the_dead_letters(transport: Arc<dyn Tra
 }
 
 /// Nobody hears of a panic in the handler of a cast: it is a dead letter. Replayed, it is the same request once more;
-/// where entries are sealed it cannot be replayed, says so, and stays.
+/// where entries are sealed and the operator has no key it cannot be replayed, says so, and stays.
 pub async fn a_cast_whose_handler_panics_is_a_dead_letter_that_can_be_replayed(
     transport: Arc<dyn Transport>,
 ) {
@@ -319,6 +319,43 @@ pub async fn a_cancel_and_control_pass_five_thousand_bulk_requests(transport: Ar
         held.begun("hold")
     );
     worker.kill().await;
+    end([bus]).await;
+}
+
+/// A control call for any member, and one to all, are answered while thousands of bulk requests wait before members that
+/// are all busy with others.
+pub async fn control_for_any_and_for_all_passes_five_thousand_bulk_requests(transport: Arc<dyn Transport>) {
+    let (held, bus) = (Held::default(), client(&transport, "c1").await);
+    let members = [
+        held.serve(&transport, "eu/n1").await,
+        held.serve(&transport, "eu/n2").await,
+    ];
+    let (any, all) = (Route::any(path("eu"), worker()), Route::all(path("eu"), worker()));
+    let busy = crate::limits::HANDLERS_MAX * members.len();
+    let bulk: Vec<_> = (0..BULK)
+        .map(|_| bus.cast::<Hold>(&any, &"hold".into(), within(PATIENCE)))
+        .collect();
+    for sent in futures::future::join_all(bulk).await {
+        sent.expect("it is kept");
+    }
+    until("all members are busy", || held.begun("hold") == busy).await;
+    let control = || within(PATIENCE).lane(Lane::Control);
+    for _ in 0..3 {
+        let reply = soon("a control call", bus.call::<Hold>(&any, &"id".into(), control())).await;
+        assert!(reply.is_ok(), "{reply:?}");
+    }
+    let mut replies = bus
+        .broadcast::<Hold>(&all, &"id".into(), control())
+        .await
+        .expect("it is sent");
+    for _ in &members {
+        let (from, reply) = soon("a reply", replies.next()).await.expect("a reply");
+        assert!(reply.is_ok(), "{from}: {reply:?}");
+    }
+    assert_eq!(held.begun("hold"), busy, "the bulk still waits");
+    for member in members {
+        member.kill().await;
+    }
     end([bus]).await;
 }
 

@@ -321,6 +321,17 @@ impl Inbound {
         self.requests.reserve().await.is_ok()
     }
 
+    /// The same for a request of the control lane.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn wait_for_urgent_room(&self) -> bool {
+        match &self.urgent {
+            Some(urgent) => urgent.reserve().await.is_ok(),
+            None => self.wait_for_room().await,
+        }
+    }
+
     /// Gives a request to the bus, waiting for room. `false` when the bus takes none any more; the delivery is then
     /// not completed.
     ///

@@ -6,6 +6,7 @@ pub(crate) mod dice;
 pub(crate) mod papers;
 pub(crate) mod proxy;
 pub(crate) mod sets;
+pub(crate) mod words;
 
 use std::{path::Path, process::Stdio, time::Duration};
 use tempfile::TempDir;

@@ -5,7 +5,7 @@
     reason = "helpers of tests, which clippy does not see as tests"
 )]
 
-use super::common::RedisServer;
+use super::common::{RedisServer, words::path};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,10 +22,6 @@ use vbm_rpc::{
     },
     transport::{Attached, Inbound},
 };
-
-pub(crate) fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
 
 fn namespace() -> Name {
     "vbm".parse().unwrap()
@@ -73,13 +69,21 @@ impl Guarded {
         }
     }
 
-    /// The same with an operator, who sees queues, dead letters and hops.
+    /// The same with an operator, who sees queues, dead letters and hops, and may replay.
     pub(crate) async fn with_operator(server: &RedisServer) -> Self {
-        let config = RedisConfig::from_url(&server.url()).unwrap();
-        Self {
-            operator: Some(RedisTransport::connect(config).await.unwrap()),
-            ..Self::new(server)
-        }
+        let mut guarded = Self::new(server);
+        let keys = Keys::generate().unwrap();
+        let line = Trusted::new(*keys.active().public()).relays();
+        guarded.ring.add(&path("operator"), line);
+        let security = Security::On(keys, guarded.trust());
+        let config = RedisConfig::from_url(&server.url()).unwrap().security(security);
+        guarded.operator = Some(RedisTransport::connect(config).await.unwrap());
+        guarded
+    }
+
+    /// How many letters the operator refused, by reason.
+    pub(crate) fn operator_refused(&self) -> BTreeMap<&'static str, u64> {
+        self.operator.as_ref().unwrap().entries().refused()
     }
 
     /// The keys of a path, made and trusted when they are first asked for.

@@ -227,7 +227,7 @@ pub fn for_node(
     selector("+sadd +pexpire", &[keys.dead_letter_shards()]);
     // A ticket is written by who submits and by who works on it; its id is not to be guessed.
     let mut tickets = |tickets: &[String]| {
-        selector("+hset +hsetnx +hget +hmget +pexpire +del", tickets);
+        selector("+hset +hsetnx +hget +hmget +pexpire +del +eval", tickets);
         selector("+zadd +zrem +zrangebyscore +pexpire", &[keys.every_due()]);
     };
     match reach {
@@ -244,7 +244,8 @@ pub fn for_node(
     match reach {
         Reach::Answers => {}
         Reach::Services(services) => {
-            let queues: Vec<String> = services.iter().map(|service| keys.any_of(service)).collect();
+            let lanes = |service| [keys.any_of(service), keys.any_control_of(service)];
+            let queues: Vec<String> = services.iter().flat_map(lanes).collect();
             selector("+xadd +xdel +xlen", &queues);
             if !services.is_empty() {
                 selector("+xadd", &[keys.broadcasts()]);
@@ -286,8 +287,10 @@ fn own_keys(keys: &Keys, path: &NodePath, services: &[Service]) -> Vec<String> {
         own.push(escaped(&keys.alive(&scope, None)));
         for service in services {
             own.push(keys.alive(&scope, Some(service)));
-            own.push(keys.any(&scope, service));
-            own.push(Keys::counts(&keys.any(&scope, service)));
+            for queue in keys.lanes(&scope, service) {
+                own.push(Keys::counts(&queue));
+                own.push(queue);
+            }
             own.push(keys.rescuer(&scope, service));
             own.push(keys.claim(&scope, service, "*"));
             homes.push(Route::any(scope.clone(), service.clone()));
@@ -366,7 +369,8 @@ mod tests {
         let reach = Reach::Services(vec![Service::new("controller").unwrap()]);
         let line = rule("n1", &[], &reach).to_string();
         assert!(
-            line.contains("~vbm:v1:{*}:g:*:controller)") && !line.contains(":n:*"),
+            line.contains("~vbm:v1:{*}:g:*:controller ~vbm:v1:{*}:g:*:controller:ctl)")
+                && !line.contains(":n:*"),
             "{line}"
         );
     }

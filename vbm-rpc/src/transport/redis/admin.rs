@@ -3,6 +3,7 @@
 use super::{
     config::RedisConfig,
     connect::{Answer, Commands, Connector, Down},
+    guard::believed_by,
     keys::{self, Keys},
     letters::number_of,
     pack,
@@ -10,11 +11,12 @@ use super::{
 use crate::{
     BusError, MemberInfo,
     admin::{Admin, DeadLetter, Hop, Queue, QueueKind, Stage, Taker},
+    auth::{Counts, Security},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value, cmd, pipe};
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use uuid::Uuid;
 use vbm_core::{Error, NodePath};
 
@@ -23,13 +25,20 @@ const PAGE_MEMBERS: usize = 256;
 
 pub(super) struct RedisAdmin {
     pub(super) keys: Keys,
+    pub(super) namespace: String,
+    /// Off also on a bus with seals, for an operator without keys: it sees all, and believes all.
+    pub(super) security: Security,
+    pub(super) counts: Arc<Counts>,
     connector: Connector,
     server: String,
 }
 
 impl RedisAdmin {
-    pub(super) fn new(config: &RedisConfig, connector: Connector) -> Self {
+    pub(super) fn new(config: &RedisConfig, connector: Connector, counts: Arc<Counts>) -> Self {
         Self {
+            namespace: config.namespace.clone(),
+            security: config.security.clone(),
+            counts,
             keys: Keys::new(&config.namespace),
             connector,
             server: config.to_string(),
@@ -92,8 +101,19 @@ impl RedisAdmin {
             for path in page {
                 batch.cmd("GET").arg(self.keys.presence(path));
             }
-            let read = |answer: Answer| serde_json::from_str(pack::text(&answer.ok()?)?).ok();
-            members.extend(self.run(commands, &mut batch).await?.into_iter().filter_map(read));
+            let now = self.now_ms(commands).await?;
+            let answers = self.run(commands, &mut batch).await?.into_iter().zip(page);
+            let read = |(answer, path): (Answer, &NodePath)| {
+                let answer = answer.ok()?;
+                let text = pack::text(&answer)?;
+                match &self.security {
+                    Security::On(_, trust) => {
+                        believed_by((trust, &self.counts), &self.keys.presence(path), path, text, now)
+                    }
+                    Security::Off => serde_json::from_str(text).ok(),
+                }
+            };
+            members.extend(answers.filter_map(read));
         }
         Ok(members)
     }
@@ -111,6 +131,8 @@ impl RedisAdmin {
                 for service in &member.services {
                     let key = self.keys.any(within, service);
                     queues.insert((QueueKind::Any, format!("{service} in {within}"), key));
+                    let key = self.keys.any_control(within, service);
+                    queues.insert((QueueKind::Control, format!("any {service} in {within}"), key));
                 }
             }
             let shard = keys::shard(path);

@@ -89,8 +89,8 @@ pub(super) struct Core {
     /// or before Redis forgot what was done.
     pub(super) suspect_ms: AtomicU64,
     pub(super) seed: u64,
-    /// Entries were taken over and could not be admitted: the taker reads again what is its own.
-    pub(super) reread: AtomicBool,
+    /// How often entries were taken over and could not be admitted: each taker then reads again what is its own.
+    pub(super) reread: AtomicU64,
     /// With security on: seals and opens entries.
     pub(super) guard: Option<Guard>,
 }
@@ -114,7 +114,9 @@ impl Core {
         let keys = Keys::new(&config.namespace);
         let mut homes = HashMap::from([(keys.node(&me.path), Arc::new(Route::node(me.path.clone())))]);
         for (scope, service) in presence::served(&me) {
-            homes.insert(keys.any(&scope, &service), Arc::new(Route::any(scope, service)));
+            let lanes = keys.lanes(&scope, &service);
+            let home = Arc::new(Route::any(scope, service));
+            homes.extend(lanes.map(|queue| (queue, home.clone())));
         }
         Self {
             server: config.to_string(),
@@ -145,7 +147,7 @@ impl Core {
             homes,
             suspect_ms: AtomicU64::new(0),
             seed: seed.finish(),
-            reread: AtomicBool::new(false),
+            reread: AtomicU64::new(0),
             guard,
         }
     }
@@ -193,9 +195,9 @@ impl Core {
     }
 
     pub(super) fn room_of(&self, target: &Target) -> &Arc<Semaphore> {
-        match target {
-            Target::Control(_) => &self.urgent_room,
-            _ => &self.room,
+        match target.is_control() {
+            true => &self.urgent_room,
+            false => &self.room,
         }
     }
 

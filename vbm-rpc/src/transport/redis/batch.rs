@@ -25,6 +25,7 @@ pub(super) fn stream_key(core: &Core, target: &Target) -> String {
         Target::Control(path) => core.keys.control(path),
         Target::Node(path) => core.keys.node(path),
         Target::Any { scope, service } => core.keys.any(scope, service),
+        Target::AnyControl { scope, service } => core.keys.any_control(scope, service),
         Target::Shard { shard, .. } => core.keys.broadcast(shard),
         Target::Inbox { path, boot_id } => core.keys.inbox(path, boot_id),
     }
@@ -84,7 +85,7 @@ pub(super) fn ask_who_is_there(core: &Core, batch: &mut Pipeline, target: &Targe
         Target::Control(path) | Target::Node(path) => {
             batch.cmd("EXISTS").arg(core.keys.presence(path));
         }
-        Target::Any { scope, service } => {
+        Target::Any { scope, service } | Target::AnyControl { scope, service } => {
             batch
                 .cmd("ZCOUNT")
                 .arg(core.keys.alive(scope, Some(service)))

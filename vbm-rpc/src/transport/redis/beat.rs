@@ -108,7 +108,7 @@ impl Beater {
         let mut renewed = false;
         match answers
             .get(1)
-            .map(|answer| presence::read_presence(answer, Claim::Keep))
+            .map(|answer| presence::read_presence(&core, answer, Claim::Keep))
         {
             Some(Err(Refusal::Displaced(by))) => {
                 core.displaced(&by);
@@ -208,11 +208,7 @@ fn ask_for_keys(core: &Core, batch: &mut Pipeline) -> Vec<i64> {
         core.keys.inbox(&me.path, &me.boot_id),
         core.keys.broadcast(&shard),
     ];
-    keys.extend(
-        presence::served(me)
-            .iter()
-            .map(|(scope, service)| core.keys.any(scope, service)),
-    );
+    keys.extend(presence::queues(core));
     let mut by_tag: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for key in keys {
         let tag = key.split('}').next().unwrap_or_default().to_owned();
@@ -263,8 +259,8 @@ async fn slow_beat(core: &Core, commands: &mut Commands) -> Result<(), Down> {
     renew(core.keys.control(&me.path), STREAM_TTL);
     renew(core.keys.inbox(&me.path, &me.boot_id), INBOX_TTL);
     renew(core.keys.broadcast(&keys::shard(&me.path)), STREAM_TTL);
-    for (scope, service) in presence::served(me) {
-        renew(core.keys.any(&scope, &service), STREAM_TTL);
+    for queue in presence::queues(core) {
+        renew(queue, STREAM_TTL);
     }
     presence::add_liveness(core, &mut batch);
     let oldest = core.now_ms().saturating_sub(ms(BROADCAST_KEEP));

@@ -29,7 +29,7 @@ impl Beliefs {
                 .get(target)
                 .is_none_or(|asked| now.saturating_duration_since(*asked) >= BELIEVED_FOR),
             // That many are there decides how much each is given.
-            Target::Any { .. } => true,
+            Target::Any { .. } | Target::AnyControl { .. } => true,
             Target::Shard { .. } | Target::Inbox { .. } => false,
         }
     }

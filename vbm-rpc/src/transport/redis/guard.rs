@@ -11,6 +11,8 @@
 //! takes it over finds its own id, a copy finds another. It lives as long as a copy could still be begun: the time that
 //! a seal may be off, and the longest deadline in the entry.
 //!
+//! What is kept, and not on its way, is guarded in [`kept`].
+//!
 //! With [`Security::Off`] there is no guard, and no entry has a seal.
 
 use super::{
@@ -41,12 +43,18 @@ use std::{
 };
 use vbm_core::NodePath;
 
+mod kept;
+
+pub(super) use kept::believed_by;
+
 /// The largest content of an entry: one frame may be larger than what is packed together.
 const CONTENT_MAX_BYTES: usize = PACK_MAX_BYTES + envelope::FRAME_MAX_BYTES;
 /// The most keys of pairs that are kept.
 const PAIRS_MAX: usize = 16_384;
 /// The most refusals whose place was logged as a warning; later ones are logged for debugging only.
 const LOGGED_MAX: usize = 1_024;
+/// How far a sender's reckoning of Redis' time may be behind that of a member that has just joined.
+pub(super) const JOIN_SLACK: Duration = Duration::from_secs(2);
 /// The bytes of a claim's name.
 const CLAIM_BYTES: usize = 16;
 
@@ -65,6 +73,9 @@ pub(super) struct Guard {
     pairs: Mutex<HashMap<PairName, PairKey>>,
     judges: Mutex<HashMap<Arc<str>, Judge>>,
     logged: Mutex<HashSet<(String, &'static str)>>,
+    presences: Mutex<kept::Presences>,
+    /// When this member joined, by Redis' time: earlier broadcasts are for others.
+    joined_ms: AtomicU64,
 }
 
 impl Guard {
@@ -106,6 +117,8 @@ impl Guard {
             pairs: Mutex::default(),
             judges: Mutex::default(),
             logged: Mutex::default(),
+            presences: Mutex::default(),
+            joined_ms: AtomicU64::new(0),
         }))
     }
 
@@ -132,13 +145,7 @@ impl Guard {
             service,
             frames,
         };
-        let speaker = Speaker {
-            path: self.me.clone(),
-            boot_id: self.boot_id.clone(),
-            session: self.session,
-            seq: self.seq.fetch_add(1, Ordering::Relaxed),
-            time_ms: now_ms,
-        };
+        let speaker = self.speaker(now_ms);
         self.counts.sealed_one();
         let mine = self.keys.active();
         let Some(path) = receiver(target) else {
@@ -196,7 +203,7 @@ impl Guard {
         };
         let pair = |other: &Trusted, mine: &KeyPair, path: &NodePath| self.pair(other, mine, path, false);
         let (opened, trusted) = open(seal, &bound, for_one, &self.keys, ring, pair)?;
-        check_frames(&opened.speaker, &trusted, &entry.frames)?;
+        check_frames(&opened.speaker, &trusted, ring, &entry.frames)?;
         Ok(opened.speaker)
     }
 
@@ -204,6 +211,12 @@ impl Guard {
     fn open_own(&self, stream: &Arc<str>, for_one: bool, entry: &Entry) -> Result<(), Refusal> {
         let speaker = self.unseal(&self.trust.ring(), stream, for_one, entry)?;
         let place = parse_id(&entry.id).ok_or(Refusal::Malformed)?;
+        let slack = u64::try_from(JOIN_SLACK.as_millis()).unwrap_or(u64::MAX);
+        let since = self.joined_ms.load(Ordering::Relaxed).saturating_sub(slack);
+        if !for_one && speaker.time_ms < since {
+            let early_ms = since.saturating_add(slack).saturating_sub(speaker.time_ms);
+            return Err(Refusal::BeforeJoined { early_ms });
+        }
         lock(&self.judges)
             .entry(stream.clone())
             .or_default()
@@ -218,24 +231,22 @@ impl Guard {
         in_time(speaker.time_ms, place.0)
     }
 
+    /// Notes the broadcasts that were there before this member, so that a copy of one is known.
+    pub(super) fn note_earlier(&self, stream: &Arc<str>, entries: &[Entry]) {
+        for entry in entries {
+            // What does not open now does not open later.
+            drop(self.open_own(stream, false, entry));
+        }
+    }
+
     fn refuse(&self, stream: &str, id: &str, refusal: &Refusal) {
         self.counts.refused_one(refusal);
         let name = refusal.name();
         let mut logged = lock(&self.logged);
         if logged.len() < LOGGED_MAX && logged.insert((stream.to_owned(), name)) {
-            tracing::warn!(
-                stream,
-                id,
-                reason = name,
-                "an entry was refused and removed: {refusal}"
-            );
+            tracing::warn!(stream, id, reason = name, "it was refused: {refusal}");
         } else {
-            tracing::debug!(
-                stream,
-                id,
-                reason = name,
-                "an entry was refused and removed: {refusal}"
-            );
+            tracing::debug!(stream, id, reason = name, "it was refused: {refusal}");
         }
     }
 }
@@ -244,7 +255,7 @@ impl Guard {
 fn receiver(target: &Target) -> Option<&NodePath> {
     match target {
         Target::Control(path) | Target::Node(path) | Target::Inbox { path, .. } => Some(path),
-        Target::Any { .. } | Target::Shard { .. } => None,
+        Target::Any { .. } | Target::AnyControl { .. } | Target::Shard { .. } => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     attachment::{Core, lock},
     countdown::Countdown,
-    letters::Letter,
+    letters::{Letter, Proof},
     op::Op,
     pack::{self, Entry},
     quarantine::Suspect,
@@ -112,12 +112,14 @@ impl Core {
                 reason: "not a frame of the bus: its entry cannot be read".into(),
                 deliveries,
                 worker: self.consumer.clone(),
+                proof: None,
             }));
             self.complete(key.clone(), entry.id, group);
             return Vec::new();
         }
         let since = self.written_at(&entry.id);
         let held = Arc::new(Held {
+            proof: self.guard.as_ref().and_then(|_| Proof::of(&entry, group)),
             core: self.clone(),
             key: key.clone(),
             again: again || self.is_suspect(&entry.id),
@@ -155,6 +157,7 @@ struct Held {
     home: Option<Arc<Route>>,
     again: bool,
     deliveries: u32,
+    proof: Option<Proof>,
     left: Countdown,
 }
 
@@ -181,6 +184,7 @@ impl Keeper for Held {
             reason: reason.to_owned(),
             deliveries: self.deliveries,
             worker: self.core.consumer.clone(),
+            proof: self.proof.clone(),
         }));
         self.completed();
     }

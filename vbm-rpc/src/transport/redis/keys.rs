@@ -8,6 +8,7 @@
 //! | `ns:v1:{shard}:r:<path>:<boot>` | stream | replies for one process | [`INBOX_TTL`], renewed by the process |
 //! | `ns:v1:{shard}:b` | stream | broadcasts to a shard | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:g:<scope>:<service>` | stream, group | requests for any | [`STREAM_TTL`], renewed by its members |
+//! | `ns:v1:{shard of scope}:g:<scope>:<service>:ctl` | stream, group | the control lane of those | [`STREAM_TTL`], renewed by its members |
 //! | `ns:v1:{shard of scope}:l:<scope>:<service>` | sorted set | who is alive: path by expiry in Redis' ms | [`STREAM_TTL`] |
 //! | `ns:v1:{shard}:idem:<home>:<bucket>` | hash | recorded answers, by key | [`DEDUPE_TTL`](crate::limits::DEDUPE_TTL) and a bucket |
 //! | `ns:v1:{shard}:t:<home>:<id>` | hash | one ticket | until it is kept no longer |
@@ -56,13 +57,14 @@ pub(super) enum Owner {
     Node(NodePath),
     Control(NodePath),
     Any(NodePath, Service),
+    AnyControl(NodePath, Service),
 }
 
 impl Owner {
     /// Where it lies in the tree.
     pub(super) const fn scope(&self) -> &NodePath {
         match self {
-            Self::Node(path) | Self::Control(path) | Self::Any(path, _) => path,
+            Self::Node(path) | Self::Control(path) | Self::Any(path, _) | Self::AnyControl(path, _) => path,
         }
     }
 }
@@ -73,6 +75,7 @@ impl fmt::Display for Owner {
             Self::Node(path) => write!(f, "node {path}"),
             Self::Control(path) => write!(f, "control of node {path}"),
             Self::Any(scope, service) => write!(f, "any {service} in {scope}"),
+            Self::AnyControl(scope, service) => write!(f, "control of any {service} in {scope}"),
         }
     }
 }
@@ -128,6 +131,14 @@ impl Keys {
     pub(super) fn any(&self, scope: &NodePath, service: &Service) -> String {
         self.at(&ancestor(scope, SHARD_DEPTH), &format!("g:{scope}:{service}"))
     }
+    /// The control lane of an anycast queue.
+    pub(super) fn any_control(&self, scope: &NodePath, service: &Service) -> String {
+        format!("{}:{CONTROL}", self.any(scope, service))
+    }
+    /// Both lanes of an anycast queue.
+    pub(super) fn lanes(&self, scope: &NodePath, service: &Service) -> [String; 2] {
+        [self.any_control(scope, service), self.any(scope, service)]
+    }
     pub(super) fn control(&self, path: &NodePath) -> String {
         self.at(&shard(path), &format!("n:{path}:{CONTROL}"))
     }
@@ -153,10 +164,17 @@ impl Keys {
         let rest = key.strip_prefix(&self.prefix)?.strip_prefix(":{")?;
         let (shard, rest) = rest.split_once("}:")?;
         let mut parts = rest.split(':');
-        let owner = match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
+        let (kind, of, more, lane) = (parts.next()?, parts.next()?, parts.next(), parts.next());
+        if parts.next().is_some() {
+            return None;
+        }
+        let owner = match (kind, of, more, lane) {
             ("n", path, None, None) => Owner::Node(path.parse().ok()?),
             ("n", path, Some(CONTROL), None) => Owner::Control(path.parse().ok()?),
             ("g", scope, Some(service), None) => Owner::Any(scope.parse().ok()?, Service::new(service).ok()?),
+            ("g", scope, Some(service), Some(CONTROL)) => {
+                Owner::AnyControl(scope.parse().ok()?, Service::new(service).ok()?)
+            }
             _ => return None,
         };
         Some((shard.parse().ok()?, owner))
@@ -175,6 +193,10 @@ impl Keys {
     /// The anycast queues of a service in every scope, as a pattern.
     pub(super) fn any_of(&self, service: &Service) -> String {
         format!("{}:{{*}}:g:*:{service}", self.prefix)
+    }
+    /// The control lanes of those, as a pattern.
+    pub(super) fn any_control_of(&self, service: &Service) -> String {
+        format!("{}:{CONTROL}", self.any_of(service))
     }
     /// The dead letters of every shard, as a pattern.
     pub(super) fn every_dead_letters(&self) -> String {
@@ -331,6 +353,10 @@ mod tests {
             (
                 keys.any(&path("eu"), &service),
                 Owner::Any(path("eu"), service.clone()),
+            ),
+            (
+                keys.any_control(&path("eu"), &service),
+                Owner::AnyControl(path("eu"), service.clone()),
             ),
             (keys.any(&path("/"), &service), Owner::Any(path("/"), service)),
         ];

@@ -12,6 +12,7 @@ use crate::{
     BusError, Durability, MemberInfo,
     admin::Stage,
     election::{LeaseAnswer, LeaseOp},
+    envelope,
     transport::{Destination, Link, ResultStore, SendError, SendWatch, Sent},
 };
 use async_trait::async_trait;
@@ -25,6 +26,9 @@ use vbm_core::{Name, NodePath};
 
 /// What a frame counts besides its own bytes.
 const FRAME_OVERHEAD_BYTES: usize = 512;
+/// The most members to whose control lanes a broadcast of that lane goes; to more it goes through the streams of their
+/// shards, as any other.
+const CONTROL_FANOUT_MAX: usize = 4_096;
 /// How long closing waits for the last writes and for the clean-up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -108,6 +112,10 @@ impl RedisLink {
                 "no live member below {scope} offers {service}"
             )));
         }
+        if envelope::is_control(&frame) && members.len() <= CONTROL_FANOUT_MAX {
+            self.steer_all(&members, &frame, until, durability).await?;
+            return Ok(Sent { members });
+        }
         let shards: BTreeSet<NodePath> = members.iter().map(keys::shard).collect();
         let sends = shards.into_iter().map(|shard| {
             let target = Target::Shard {
@@ -121,6 +129,33 @@ impl RedisLink {
             sent?;
         }
         Ok(Sent { members })
+    }
+
+    /// Gives a broadcast of the control lane to each member's own: the stream of a shard is read behind bulk. Who is gone
+    /// meanwhile is one of the silent.
+    async fn steer_all(
+        &self,
+        members: &[NodePath],
+        frame: &Bytes,
+        until: Instant,
+        durability: Durability,
+    ) -> Result<(), SendError> {
+        let sends = members.iter().map(|path| {
+            let target = Target::Control(path.clone());
+            self.enqueue(target, frame.clone(), until, durability)
+        });
+        let (mut kept, mut failed) = (false, None);
+        for sent in futures::future::join_all(sends).await {
+            match sent {
+                Ok(()) => kept = true,
+                Err(error @ SendError::NoRoute(_)) => failed = failed.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        match failed {
+            Some(error) if !kept => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn push(

@@ -20,7 +20,8 @@
 //!   Requests pass through the *feeder*, so that replies never wait behind them. Reads take nothing away: an entry
 //!   goes when its requests are completed. After each reconnect the cursor of requests is set back to the
 //!   beginning (what is left there is not done), and the others are compared with the stream's last id.
-//! - The *taker* blocks on another connection over the groups of its services, in every scope above it.
+//! - The *taker* blocks on another connection over the groups of its services, in every scope above it; another taker
+//!   with a connection of its own over their control lanes, which it takes also while the first one waits for room.
 //! - The *beat* renews presence, the life of the queues and the lease of what handlers work on.
 //! - The *rescuer* takes over what dead members had taken. The *quarantine* runs requests alone whose workers died, and
 //!   gives up on those that kill them again and again (dead letters).
@@ -204,13 +205,11 @@ impl Transport for RedisTransport {
         core.spawn(reader::feed(core.clone(), fed));
         core.spawn(reader::run(core.clone(), feed, cursor));
         core.spawn(beat::run(core.clone()));
-        let queues = presence::served(&core.me);
-        let queues = queues
-            .iter()
-            .map(|(scope, service)| core.keys.any(scope, service).into());
-        for queues in core.connector.apart(queues.collect()) {
-            if !queues.is_empty() {
-                core.spawn(taker::run(core.clone(), queues));
+        for lane in taker::lanes(&core) {
+            for queues in core.connector.apart(lane) {
+                if !queues.is_empty() {
+                    core.spawn(taker::run(core.clone(), queues));
+                }
             }
         }
         if !core.me.services.is_empty() {
@@ -230,6 +229,10 @@ impl Transport for RedisTransport {
     }
 
     fn admin(&self) -> Option<Arc<dyn Admin>> {
-        Some(Arc::new(RedisAdmin::new(&self.config, self.connector.clone())))
+        Some(Arc::new(RedisAdmin::new(
+            &self.config,
+            self.connector.clone(),
+            self.counts.clone(),
+        )))
     }
 }

@@ -26,6 +26,11 @@ pub(super) enum Target {
         scope: NodePath,
         service: Service,
     },
+    /// The control lane of those.
+    AnyControl {
+        scope: NodePath,
+        service: Service,
+    },
     Shard {
         shard: NodePath,
         scope: NodePath,
@@ -43,16 +48,28 @@ impl Target {
         Ok(match to {
             Destination::Route(Route::Node(path)) if envelope::is_control(frame) => Self::Control(path),
             Destination::Route(Route::Node(path)) => Self::Node(path),
+            Destination::Route(Route::Any { scope, service }) if envelope::is_control(frame) => {
+                Self::AnyControl { scope, service }
+            }
             Destination::Route(Route::Any { scope, service }) => Self::Any { scope, service },
             Destination::Route(Route::All { scope, service }) => return Err((scope, service)),
             Destination::Inbox { path, boot_id } => Self::Inbox { path, boot_id },
         })
     }
 
+    /// Whether it must not wait behind bulk.
+    pub(super) const fn is_control(&self) -> bool {
+        matches!(self, Self::Control(_) | Self::AnyControl { .. })
+    }
+
     /// Where it goes when a member that is there has no such queue: those of an older version have no control lane.
     pub(super) fn of_older_version(&self) -> Option<Self> {
         match self {
             Self::Control(path) => Some(Self::Node(path.clone())),
+            Self::AnyControl { scope, service } => Some(Self::Any {
+                scope: scope.clone(),
+                service: service.clone(),
+            }),
             _ => None,
         }
     }
@@ -155,7 +172,7 @@ impl SendOp {
     }
 
     pub(super) const fn is_control(&self) -> bool {
-        matches!(self.target, Target::Control(_))
+        self.target.is_control()
     }
 
     /// Whether it may be refused because its queue is deep: not what may be in the queue already.

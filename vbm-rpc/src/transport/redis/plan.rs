@@ -117,8 +117,7 @@ impl Plan {
         depths: &Depths,
         beliefs: &Beliefs,
     ) {
-        self.groups
-            .sort_by_key(|group| !matches!(group.target, Target::Control(_)));
+        self.groups.sort_by_key(|group| !group.target.is_control());
         for group in &mut self.groups {
             // Who has given up was told that it expired: it must not be written any more.
             for op in group.ops.extract_if(.., |op| op.until <= now || !op.writing()) {
@@ -133,7 +132,8 @@ impl Plan {
             let ready = depths.refuse(group, ready, now);
             let share = match (&group.target, workers.get(&group.target)) {
                 (Target::Any { .. }, Some(&workers)) => ready.len().div_ceil(workers.max(1)),
-                (Target::Any { .. }, None) => 1,
+                // One by one, so that it spreads.
+                (Target::Any { .. }, None) | (Target::AnyControl { .. }, _) => 1,
                 _ => PACK_MAX_FRAMES,
             };
             let sizes: Vec<usize> = ready.iter().map(|op| op.frame.len()).collect();

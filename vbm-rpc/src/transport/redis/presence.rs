@@ -4,6 +4,7 @@ use super::{
     Core,
     config::RedisConfig,
     connect::{Answer, Commands, Down, NODE_DOWN},
+    guard::Guard,
     keys::{self, GROUP, INBOX_TTL, Keys, STREAM_TTL},
     lock, pack,
     rescue::Run,
@@ -15,6 +16,9 @@ use serde::Serialize;
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::Instant;
 use vbm_core::NodePath;
+
+/// Before any time that Redis tells.
+const UNSET_CLOCK_MS: u64 = 1_000_000_000;
 
 /// Whether registering takes the path from another process.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,6 +86,13 @@ pub(super) fn served(me: &MemberInfo) -> Vec<(NodePath, Service)> {
     pairs.collect()
 }
 
+/// The keys of the anycast queues that a member serves, of both lanes.
+pub(super) fn queues(core: &Core) -> impl Iterator<Item = String> {
+    served(&core.me)
+        .into_iter()
+        .flat_map(|(scope, service)| core.keys.lanes(&scope, &service))
+}
+
 /// The liveness sets that a member stands in.
 fn liveness_keys(core: &Core) -> Vec<String> {
     let services = || core.me.services.iter().map(Some).chain([None]);
@@ -102,6 +113,8 @@ pub(super) struct Begin {
     pub(super) broadcast_cursor: String,
     /// The last entry of the node's queue, if there is any: left by an earlier process.
     pub(super) node_last: Option<(u64, u64)>,
+    /// By then, in Redis' ms, nobody had seen the member yet.
+    pub(super) joined_ms: u64,
 }
 
 /// Makes the queues, appears in presence.
@@ -110,6 +123,12 @@ pub(super) async fn register(
     commands: &mut Commands,
     claim: Claim,
 ) -> Result<Result<Begin, Refusal>, Down> {
+    if core.guard.is_some() && core.now_ms() < UNSET_CLOCK_MS {
+        // Presence is sealed with Redis' time.
+        let asked = Instant::now();
+        let time = commands.one(cmd("TIME")).await?;
+        set_clock(core, asked, Some(&time));
+    }
     let mut batch = pipe();
     batch.add_command(cmd("TIME"));
     let broadcast = core.keys.broadcast(&keys::shard(&core.me.path));
@@ -131,8 +150,7 @@ pub(super) async fn register(
         batch.cmd("XGROUP").arg("DESTROY").arg(key).arg("making");
         batch.cmd("PEXPIRE").arg(key).arg(ms(*ttl));
     }
-    for (scope, service) in served(&core.me) {
-        let key = core.keys.any(&scope, &service);
+    for key in queues(core) {
         batch
             .cmd("XGROUP")
             .arg("CREATE")
@@ -160,7 +178,7 @@ pub(super) async fn register(
     let Some([left, stream, presence]) = answers.last_chunk() else {
         return Err(Down("too few answers".into()));
     };
-    if let Err(refusal) = read_presence(presence, claim) {
+    if let Err(refusal) = read_presence(core, presence, claim) {
         return Ok(Err(refusal));
     }
     let cursor = stream
@@ -193,6 +211,7 @@ pub(super) async fn register(
     Ok(Ok(Begin {
         broadcast_cursor: cursor,
         node_last,
+        joined_ms: by_now,
     }))
 }
 
@@ -203,7 +222,10 @@ pub(super) fn add_presence(core: &Core, batch: &mut Pipeline, claim: Claim) {
         token: &core.token,
     };
     // A struct of strings and numbers can always be written.
-    let value = serde_json::to_string(&present).unwrap_or_default();
+    let mut value = serde_json::to_string(&present).unwrap_or_default();
+    if let Some(guard) = &core.guard {
+        value = guard.presence(&key, &value, core.now_ms());
+    }
     match claim {
         Claim::Take => batch
             .cmd("SET")
@@ -218,18 +240,35 @@ pub(super) fn add_presence(core: &Core, batch: &mut Pipeline, claim: Claim) {
             .arg(key)
             .arg(value)
             .arg(&core.token)
-            .arg(ms(PRESENCE_TTL)),
+            .arg(ms(PRESENCE_TTL))
+            .arg(core.guard.as_ref().map(Guard::to_overwrite).unwrap_or_default()),
     };
 }
 
-pub(super) fn read_presence(answer: &Answer, claim: Claim) -> Result<(), Refusal> {
+pub(super) fn read_presence(core: &Core, answer: &Answer, claim: Claim) -> Result<(), Refusal> {
     match (answer, claim) {
         (Err(why), _) => Err(Refusal::Redis(why.clone())),
         (Ok(_), Claim::Take) => Ok(()),
         (Ok(value), Claim::Keep) => match pack::text(value) {
             Some("") | None => Ok(()),
-            Some(other) => Err(Refusal::Displaced(other.to_owned())),
+            Some(other) => match (read_member(core, &core.me.path, other), &core.guard) {
+                (Some(member), _) => Err(Refusal::Displaced(member.boot_id)),
+                // Nobody who may has taken the path: the next heartbeat writes over it.
+                (None, Some(guard)) => {
+                    guard.forged(other);
+                    Ok(())
+                }
+                (None, None) => Err(Refusal::Displaced("what it is cannot be read".into())),
+            },
         },
+    }
+}
+
+/// The member that stands in the presence of `path`; with security on, only if its own key says so.
+fn read_member(core: &Core, path: &NodePath, text: &str) -> Option<MemberInfo> {
+    match &core.guard {
+        Some(guard) => guard.member(&core.keys.presence(path), path, text, core.now_ms()),
+        None => serde_json::from_str(text).ok(),
     }
 }
 
@@ -304,8 +343,8 @@ pub(super) async fn members(core: &Core, scope: &NodePath) -> Result<Vec<MemberI
             server: core.server.clone(),
             why,
         })?;
-    let read = |answer: Answer| serde_json::from_str(pack::text(&answer.ok()?)?).ok();
-    Ok(answers.into_iter().filter_map(read).collect())
+    let read = |(answer, path): (Answer, &NodePath)| read_member(core, path, pack::text(&answer.ok()?)?);
+    Ok(answers.into_iter().zip(&paths).filter_map(read).collect())
 }
 
 /// What has become of runs of members, for each.
@@ -320,11 +359,11 @@ pub(super) async fn runs(
     }
     let answers = commands.run(&mut batch).await?;
     // An answer that cannot be read says nothing against the run: the next look tells.
-    let same = |(answer, (_, boot_id)): (Answer, &(NodePath, String))| {
+    let same = |(answer, (path, boot_id)): (Answer, &(NodePath, String))| {
         let value = answer.ok();
         let member = value
             .as_ref()
-            .and_then(|v| serde_json::from_str::<MemberInfo>(pack::text(v)?).ok());
+            .and_then(|value| read_member(core, path, pack::text(value)?));
         match member {
             Some(member) if member.boot_id == *boot_id => Run::Alive,
             Some(_) => Run::Displaced,
@@ -393,19 +432,18 @@ pub(super) async fn forget(core: &Core) {
         claim.arg(ids).arg("IDLE").arg(ms(PRESENCE_TTL)).arg("JUSTID");
     }
     for (scope, service) in served(me) {
-        let (alive, any) = (
-            core.keys.alive(&scope, Some(&service)),
-            core.keys.any(&scope, &service),
-        );
-        let eval = batch
-            .cmd("EVAL")
-            .arg(scripts::FORGET_ANY)
-            .arg(4)
-            .arg(alive)
-            .arg(&any)
-            .arg(Keys::counts(&any))
-            .arg(core.keys.rescuer(&scope, &service));
-        eval.arg(now).arg(GROUP).arg(&core.consumer);
+        let alive = core.keys.alive(&scope, Some(&service));
+        for queue in core.keys.lanes(&scope, &service) {
+            let eval = batch
+                .cmd("EVAL")
+                .arg(scripts::FORGET_ANY)
+                .arg(4)
+                .arg(&alive)
+                .arg(&queue)
+                .arg(Keys::counts(&queue))
+                .arg(core.keys.rescuer(&scope, &service));
+            eval.arg(now).arg(GROUP).arg(&core.consumer);
+        }
     }
     for shard in keys::shards_above(&me.path) {
         let (alive, stream) = (core.keys.alive(&shard, None), core.keys.broadcast(&shard));

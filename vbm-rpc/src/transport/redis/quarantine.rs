@@ -15,7 +15,7 @@ use super::{
     Core,
     connect::BACKOFF_MAX,
     keys::{Keys, STREAM_TTL},
-    letters::Letter,
+    letters::{Letter, Proof},
     op::Op,
     pack::{self, Entry},
 };
@@ -101,6 +101,7 @@ async fn alone(core: &Arc<Core>, suspect: Suspect) -> bool {
         group,
         worker,
     } = suspect;
+    let proof = core.guard.as_ref().and_then(|_| Proof::of(&entry, group));
     let counts = Keys::counts(&key);
     let fields: Vec<String> = (0..entry.frames.len()).map(|at| field(&entry.id, at)).collect();
     let known = insist(core, || {
@@ -125,6 +126,7 @@ async fn alone(core: &Arc<Core>, suspect: Suspect) -> bool {
                 reason: "its process died with it again and again".into(),
                 deliveries,
                 worker: worker.clone(),
+                proof: proof.clone(),
             })),
             Verdict::Run(deliveries) => {
                 let one = One {
@@ -137,6 +139,7 @@ async fn alone(core: &Arc<Core>, suspect: Suspect) -> bool {
                     key: key.clone(),
                     id: entry.id.clone(),
                     deliveries,
+                    proof: proof.clone(),
                     over: AtomicBool::new(false),
                     wake: Notify::new(),
                 });
@@ -217,6 +220,7 @@ struct Alone {
     key: Arc<str>,
     id: String,
     deliveries: u32,
+    proof: Option<Proof>,
     over: AtomicBool,
     wake: Notify,
 }
@@ -252,6 +256,7 @@ impl Keeper for Alone {
             reason: reason.to_owned(),
             deliveries: self.deliveries,
             worker: self.core.consumer.clone(),
+            proof: self.proof.clone(),
         }));
         self.completed();
     }

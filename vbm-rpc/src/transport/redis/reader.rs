@@ -3,6 +3,7 @@
 use super::{
     Core,
     connect::{Blocking, Down},
+    guard::JOIN_SLACK,
     keys,
     leftovers::Leftovers,
     lock,
@@ -39,6 +40,8 @@ const STEP_BACK: Duration = Duration::from_secs(10);
 /// After so many bytes of replies the reader takes what it has read out of its inbox, without waiting for the heartbeat:
 /// what is read is of no use, and Redis works best in memory that it touched just now.
 const INBOX_TRIM_BYTES: usize = 1024 * 1024;
+/// The most broadcasts from just before this member came whose seals it notes.
+const EARLIER_MAX: usize = 1_024;
 /// The beginning of a stream.
 const START: &str = "0-0";
 
@@ -81,6 +84,7 @@ pub(super) async fn run(
     presence::Begin {
         broadcast_cursor,
         node_last,
+        joined_ms,
     }: presence::Begin,
 ) {
     let me = &core.me;
@@ -114,6 +118,12 @@ pub(super) async fn run(
                             continue;
                         }
                     }
+                    if let Err(Down(why)) = reader.note_earlier_broadcasts(&mut connection, joined_ms).await {
+                        tracing::debug!(why, "the reader's connection broke at once");
+                        core.connector.pause(attempt, core.seed ^ 1).await;
+                        attempt += 1;
+                        continue;
+                    }
                     first = false;
                 }
                 let Err(Down(why)) = reader.read_all(&mut connection, &mut attempt).await;
@@ -128,6 +138,27 @@ pub(super) async fn run(
 }
 
 impl Reader {
+    /// With security on: learns which broadcasts were there just before this member, so that it does not open a copy of
+    /// one. Those from longer ago are refused by the time in their seal.
+    async fn note_earlier_broadcasts(&self, connection: &mut Blocking, joined_ms: u64) -> Result<(), Down> {
+        let Some(guard) = &self.core.guard else {
+            return Ok(());
+        };
+        guard.joined(joined_ms);
+        let slack = u64::try_from(JOIN_SLACK.as_millis()).unwrap_or(u64::MAX);
+        let mut range = cmd("XREVRANGE");
+        range
+            .arg(&*self.broadcast)
+            .arg(&self.joined)
+            .arg(joined_ms.saturating_sub(slack * 2))
+            .arg("COUNT")
+            .arg(EARLIER_MAX);
+        if let Ok(earlier) = connection.read(&range, Duration::ZERO).await? {
+            guard.note_earlier(&self.broadcast, &pack::entries(earlier));
+        }
+        Ok(())
+    }
+
     /// Reads until the connection breaks.
     async fn read_all(
         &mut self,

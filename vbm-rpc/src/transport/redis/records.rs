@@ -6,9 +6,12 @@
 //!   itself; what is more than a process may keep is taken out of it, the oldest first.
 //! - Tickets: one hash each: `o` as opened, `b` who has begun, `e` how it ended. The first `HSETNX e` wins.
 //! - What must be looked after (callbacks): a sorted set for each shard, by Redis' time.
+//!
+//! With security on, every value is sealed as it is written: all that one batch writes for others with one signature. What
+//! is read is opened by who asked ([`results`](super::results)), not by the writer.
 
-use super::{Core, connect::Answer, pack};
-use crate::{Route, limits, transport::TicketRecord};
+use super::{Core, connect::Answer, pack, scripts};
+use crate::{Route, auth::Place, limits, transport::TicketRecord};
 use bytes::Bytes;
 use redis::{Pipeline, Value};
 use std::{
@@ -25,11 +28,11 @@ const CLOCK_SLACK_MS: u64 = 2_000;
 /// How long the list of due tickets lives after the last one was written: longer than any ticket.
 const DUE_TTL: Duration = Duration::from_secs(8 * 24 * 3600);
 /// As opened.
-const FIELD_OPENED: &str = "o";
+pub(super) const FIELD_OPENED: &str = "o";
 /// Who has begun.
-const FIELD_BEGUN: &str = "b";
+pub(super) const FIELD_BEGUN: &str = "b";
 /// How it ended.
-const FIELD_END: &str = "e";
+pub(super) const FIELD_END: &str = "e";
 
 fn ms(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
@@ -55,7 +58,7 @@ pub(super) enum StoreOp {
     Find {
         home: Arc<Route>,
         key: Bytes,
-        done: Asked<Option<Bytes>>,
+        done: Asked<Vec<Found>>,
     },
     Ticket {
         key: String,
@@ -74,11 +77,20 @@ pub(super) enum StoreOp {
     },
 }
 
+/// A value as it was found, and the hash that it stands in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) bucket: Arc<str>,
+    pub(super) value: Bytes,
+}
+
 pub(super) enum TicketOp {
     Open(Bytes, Duration),
     Begun(Bytes, Duration),
     End(Bytes, Duration),
     Settle(Bytes, Duration, Asked<Bytes>),
+    /// Ends it although there is an end: this one, which is forged.
+    Mend(Bytes, Bytes, Duration, Asked<Bytes>),
     Look(Asked<Option<TicketRecord>>),
     Forget(Asked<()>),
 }
@@ -87,7 +99,7 @@ pub(super) enum TicketOp {
 #[derive(Default)]
 pub(super) struct StorePlan {
     keeps: Vec<(Arc<Route>, Bytes, Bytes)>,
-    finds: Vec<(Arc<Route>, Bytes, Asked<Option<Bytes>>)>,
+    finds: Vec<(Arc<Route>, Bytes, Asked<Vec<Found>>)>,
     others: Vec<StoreOp>,
     rooms: Vec<OwnedSemaphorePermit>,
 }
@@ -143,8 +155,8 @@ pub(super) struct Layout {
     plain: usize,
     /// The bucket of each share of records, and whether its life was set.
     kept: Vec<(Arc<str>, Vec<usize>)>,
-    /// The finds of each destination and in how many buckets they were looked for.
-    found: Vec<(Vec<usize>, usize)>,
+    /// The finds of each destination and the buckets in which they were looked for.
+    found: Vec<(Vec<usize>, Vec<Arc<str>>)>,
 }
 
 /// What this process has recorded. Owned by the writer.
@@ -173,6 +185,7 @@ impl Recorded {
             self.generation = generation;
             self.living.clear();
         }
+        let sealed = Sealed::of(core, plan, now);
         for (bucket, keys) in by_bucket(&self.displaced) {
             batch.cmd("HDEL").arg(&*bucket).arg(keys);
             layout.plain += 1;
@@ -182,7 +195,7 @@ impl Recorded {
             let set = batch.cmd("HSET").arg(&*bucket);
             for &at in &share.members {
                 let (_, key, value) = &plan.keeps[at];
-                set.arg(&key[..]).arg(&value[..]);
+                set.arg(&key[..]).arg(sealed.keep(at).unwrap_or(&value[..]));
             }
             layout.plain += 1;
             if !self.living.contains(&bucket) {
@@ -193,18 +206,19 @@ impl Recorded {
             layout.kept.push((bucket, share.members));
         }
         for share in shares(plan.finds.iter().map(|(home, ..)| home)) {
-            let mut spans = 0;
+            let mut spans: Vec<Arc<str>> = Vec::new();
             for bucket in buckets(now) {
-                let get = batch.cmd("HMGET").arg(core.keys.answers(&share.home, bucket));
+                let bucket = core.keys.answers(&share.home, bucket);
+                let get = batch.cmd("HMGET").arg(&bucket);
                 for &at in &share.members {
                     get.arg(&plan.finds[at].1[..]);
                 }
-                spans += 1;
+                spans.push(bucket.into());
             }
             layout.found.push((share.members, spans));
         }
-        for op in &plan.others {
-            add_other(core, batch, op, now);
+        for (at, op) in plan.others.iter().enumerate() {
+            add_other(core, batch, (op, sealed.other(at)), now);
         }
         layout
     }
@@ -235,9 +249,9 @@ impl Recorded {
         }
         let mut finds: Vec<_> = plan.finds.into_iter().map(|(_, _, done)| Some(done)).collect();
         for (members, spans) in layout.found {
-            let spans: Vec<Answer> = answers.by_ref().take(spans).collect();
+            let answers: Vec<Answer> = answers.by_ref().take(spans.len()).collect();
             for (place, at) in members.into_iter().enumerate() {
-                let found = first_at(&spans, place);
+                let found = all_at(&spans, &answers, place);
                 if let Some(done) = finds.get_mut(at).and_then(Option::take) {
                     // An error means that nobody waits any more.
                     drop(done.send(found));
@@ -276,25 +290,99 @@ fn by_bucket(displaced: &[(Arc<str>, Bytes)]) -> Vec<(Arc<str>, Vec<&[u8]>)> {
     grouped
 }
 
-/// The first value at a place of several lists.
-fn first_at(spans: &[Answer], place: usize) -> Result<Option<Bytes>, String> {
-    for span in spans {
-        match span {
+/// The values at a place of several lists, in their order.
+fn all_at(spans: &[Arc<str>], answers: &[Answer], place: usize) -> Result<Vec<Found>, String> {
+    let mut found = Vec::new();
+    for (bucket, answer) in spans.iter().zip(answers) {
+        match answer {
             Err(why) => return Err(why.clone()),
             Ok(Value::Array(values)) => {
                 if let Some(Value::BulkString(value)) = values.get(place) {
-                    return Ok(Some(Bytes::copy_from_slice(value)));
+                    found.push(Found {
+                        bucket: bucket.clone(),
+                        value: Bytes::copy_from_slice(value),
+                    });
                 }
             }
             Ok(_) => {}
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
-fn add_other(core: &Core, batch: &mut Pipeline, op: &StoreOp, now: u64) {
+/// The values of a plan with their seals; empty with security off.
+#[derive(Default)]
+struct Sealed {
+    keeps: Vec<Bytes>,
+    others: Vec<Option<Bytes>>,
+}
+
+impl Sealed {
+    fn of(core: &Core, plan: &StorePlan, now: u64) -> Self {
+        let Some(guard) = &core.guard else {
+            return Self::default();
+        };
+        let buckets: Vec<String> = plan
+            .keeps
+            .iter()
+            .map(|(home, ..)| core.keys.answers(home, now / BUCKET_MS))
+            .collect();
+        // What this node leaves to itself needs no signature.
+        let is_own = |home: &Route| matches!(home, Route::Node(path) if *path == core.me.path);
+        let (mut own, mut theirs) = (Vec::new(), Vec::new());
+        for ((home, field, value), key) in plan.keeps.iter().zip(&buckets) {
+            let list = if is_own(home) { &mut own } else { &mut theirs };
+            list.push((Place { key, field }, &value[..]));
+        }
+        let kept_for_others = theirs.len();
+        theirs.extend(plan.others.iter().filter_map(ticket_value));
+        let (own, theirs) = guard.keep(now, &own, &theirs);
+        let (mut own, mut theirs) = (own.into_iter(), theirs.into_iter());
+        let mut answers = theirs.by_ref().take(kept_for_others);
+        let keeps = plan.keeps.iter().filter_map(|(home, ..)| match is_own(home) {
+            true => own.next(),
+            false => answers.next(),
+        });
+        let keeps = keeps.collect();
+        let others = plan
+            .others
+            .iter()
+            .map(|op| ticket_value(op).and_then(|_| theirs.next()));
+        Self {
+            keeps,
+            others: others.collect(),
+        }
+    }
+
+    fn keep(&self, at: usize) -> Option<&[u8]> {
+        self.keeps.get(at).map(|value| &value[..])
+    }
+
+    fn other(&self, at: usize) -> Option<&Bytes> {
+        self.others.get(at)?.as_ref()
+    }
+}
+
+/// The value that an operation writes into a ticket, and where.
+fn ticket_value(op: &StoreOp) -> Option<(Place<'_>, &[u8])> {
+    let StoreOp::Ticket { key, what, .. } = op else {
+        return None;
+    };
+    let (field, value) = match what {
+        TicketOp::Open(value, _) => (FIELD_OPENED, value),
+        TicketOp::Begun(value, _) => (FIELD_BEGUN, value),
+        TicketOp::End(value, _) | TicketOp::Settle(value, ..) | TicketOp::Mend(_, value, ..) => {
+            (FIELD_END, value)
+        }
+        TicketOp::Look(_) | TicketOp::Forget(_) => return None,
+    };
+    let field = field.as_bytes();
+    Some((Place { key, field }, &value[..]))
+}
+
+fn add_other(core: &Core, batch: &mut Pipeline, (op, sealed): (&StoreOp, Option<&Bytes>), now: u64) {
     match op {
-        StoreOp::Ticket { key, what, .. } => add_ticket(batch, key, what),
+        StoreOp::Ticket { key, what, .. } => add_ticket(batch, key, what, sealed),
         StoreOp::Due { key, name, at_ms } => {
             match at_ms {
                 Some(at) => batch.cmd("ZADD").arg(key).arg(*at).arg(name),
@@ -314,22 +402,46 @@ fn add_other(core: &Core, batch: &mut Pipeline, op: &StoreOp, now: u64) {
     }
 }
 
-fn add_ticket(batch: &mut Pipeline, key: &str, what: &TicketOp) {
+fn add_ticket(batch: &mut Pipeline, key: &str, what: &TicketOp, sealed: Option<&Bytes>) {
+    let with_seal = |value| sealed.map_or(value, |sealed: &Bytes| &sealed[..]);
     match what {
         TicketOp::Open(value, life) => {
-            batch.cmd("HSET").arg(key).arg(FIELD_OPENED).arg(&value[..]);
+            batch
+                .cmd("HSET")
+                .arg(key)
+                .arg(FIELD_OPENED)
+                .arg(with_seal(&value[..]));
             batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
         }
         TicketOp::Begun(value, life) => {
-            batch.cmd("HSET").arg(key).arg(FIELD_BEGUN).arg(&value[..]);
+            batch
+                .cmd("HSET")
+                .arg(key)
+                .arg(FIELD_BEGUN)
+                .arg(with_seal(&value[..]));
             batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
         }
         TicketOp::End(value, life) => {
-            batch.cmd("HSETNX").arg(key).arg(FIELD_END).arg(&value[..]);
+            batch
+                .cmd("HSETNX")
+                .arg(key)
+                .arg(FIELD_END)
+                .arg(with_seal(&value[..]));
             batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
         }
+        TicketOp::Mend(forged, value, life, _) => {
+            let mend = batch.cmd("EVAL").arg(scripts::MEND_TICKET).arg(1).arg(key);
+            mend.arg(FIELD_END)
+                .arg(&forged[..])
+                .arg(with_seal(&value[..]))
+                .arg(ms(*life));
+        }
         TicketOp::Settle(value, life, _) => {
-            batch.cmd("HSETNX").arg(key).arg(FIELD_END).arg(&value[..]);
+            batch
+                .cmd("HSETNX")
+                .arg(key)
+                .arg(FIELD_END)
+                .arg(with_seal(&value[..]));
             batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
             batch.cmd("HGET").arg(key).arg(FIELD_END);
         }
@@ -364,6 +476,10 @@ fn settle_other(op: StoreOp, answers: &mut impl Iterator<Item = Answer>) {
                     _ => Err("the end of a ticket is not there after it was written".into()),
                 })));
             }
+            TicketOp::Mend(.., done) => drop(done.send(next().and_then(|value| match value {
+                Value::BulkString(end) => Ok(end.into()),
+                _ => Err("the ticket was forgotten while its end was mended".into()),
+            }))),
             TicketOp::Look(done) => drop(done.send(next().map(record))),
             TicketOp::Forget(done) => drop(done.send(next().map(drop))),
         },
@@ -451,10 +567,19 @@ mod tests {
                     .collect(),
             ))
         };
-        let spans = [list(&[None, Some("new")]), list(&[Some("x"), Some("old")])];
-        assert_eq!(first_at(&spans, 1), Ok(Some(Bytes::from_static(b"new"))));
-        assert_eq!(first_at(&spans, 0), Ok(Some(Bytes::from_static(b"x"))));
-        assert_eq!(first_at(&spans, 2), Ok(None));
-        assert!(first_at(&[Err("WRONGTYPE".into())], 0).is_err());
+        let answers = [list(&[None, Some("new")]), list(&[Some("x"), Some("old")])];
+        let spans: [Arc<str>; 2] = ["2".into(), "1".into()];
+        let at = |place| {
+            let found = all_at(&spans, &answers, place).unwrap();
+            found
+                .into_iter()
+                .map(|found| (found.bucket, found.value))
+                .collect::<Vec<_>>()
+        };
+        let value = |text: &'static str| Bytes::from_static(text.as_bytes());
+        assert_eq!(at(1), [("2".into(), value("new")), ("1".into(), value("old"))]);
+        assert_eq!(at(0), [("1".into(), value("x"))]);
+        assert_eq!(at(2), []);
+        assert!(all_at(&spans, &[Err("WRONGTYPE".into())], 0).is_err());
     }
 }

@@ -126,7 +126,7 @@ async fn look_at_all(core: &Arc<Core>, unsettled: &mut BTreeSet<usize>) -> Resul
             .arg("PX")
             .arg(ms(LOCK_TTL));
         let left = match commands.one(lock).await? {
-            Ok(Value::Okay) => look(core, &mut commands, &scope, &service).await?,
+            Ok(Value::Okay) => look_at_lanes(core, &mut commands, &scope, &service).await?,
             _ => unsettled.contains(&at).then_some(LOCK_TTL),
         };
         match left {
@@ -160,14 +160,37 @@ fn consumers(answer: &Value) -> Vec<Consumer> {
         .collect()
 }
 
-/// Looks at one group.
-async fn look(
+/// Looks at both lanes of a group.
+async fn look_at_lanes(
     core: &Arc<Core>,
     commands: &mut Commands,
     scope: &NodePath,
     service: &Service,
 ) -> Result<Option<Duration>, Down> {
-    let key: Arc<str> = core.keys.any(scope, service).into();
+    let mut again = None;
+    for key in core.keys.lanes(scope, service) {
+        let left = look(core, commands, (scope, service), key.into()).await?;
+        again = sooner(again, left);
+    }
+    if again.is_none() {
+        // Nothing is left of the dead: from now on nobody need look for them here.
+        let mut sweep = cmd("ZREMRANGEBYSCORE");
+        sweep
+            .arg(core.keys.alive(scope, Some(service)))
+            .arg("-inf")
+            .arg(core.now_ms());
+        drop(commands.one(sweep).await?);
+    }
+    Ok(again)
+}
+
+/// Looks at one group.
+async fn look(
+    core: &Arc<Core>,
+    commands: &mut Commands,
+    (scope, service): (&NodePath, &Service),
+    key: Arc<str>,
+) -> Result<Option<Duration>, Down> {
     let mut info = cmd("XINFO");
     info.arg("CONSUMERS").arg(&*key).arg(GROUP);
     let Ok(answer) = commands.one(info).await? else {
@@ -200,15 +223,6 @@ async fn look(
             _ => take_over(core, commands, (scope, service), (&key, &consumer.name), min_idle).await?,
         };
         again = sooner(again, left);
-    }
-    if again.is_none() {
-        // Nothing is left of the dead: from now on nobody need look for them here.
-        let mut sweep = cmd("ZREMRANGEBYSCORE");
-        sweep
-            .arg(core.keys.alive(scope, Some(service)))
-            .arg("-inf")
-            .arg(core.now_ms());
-        drop(commands.one(sweep).await?);
     }
     Ok(again)
 }
@@ -293,7 +307,7 @@ async fn take_over(
         tracing::info!(%key, dead, entries = entries.len(), "requests of a dead member were taken over");
         let admitted = core.admit_shared(key, (scope, service), entries).await;
         if admitted.is_err() {
-            core.reread.store(true, Ordering::SeqCst);
+            core.reread.fetch_add(1, Ordering::SeqCst);
         }
         for entry in admitted? {
             let before = ripe.iter().find(|(id, ..)| *id == entry.id);

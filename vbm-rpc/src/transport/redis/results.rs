@@ -6,10 +6,11 @@ use super::{
     keys::{self, home_shard},
     link::room_for,
     op::Op,
-    records::{Asked, StoreOp, TicketOp},
+    records::{Asked, FIELD_BEGUN, FIELD_END, FIELD_OPENED, StoreOp, TicketOp},
 };
 use crate::{
     BusError, Route,
+    auth::Place,
     transport::{ResultStore, TicketPlace, TicketRecord},
 };
 use async_trait::async_trait;
@@ -78,6 +79,41 @@ impl RedisResults {
     }
 }
 
+impl RedisResults {
+    /// The end that stands in a ticket; in place of a forged one mine.
+    async fn true_end(
+        &self,
+        ticket: &TicketPlace,
+        stands: Bytes,
+        (mine, life): (Bytes, Duration),
+    ) -> Result<Bytes, BusError> {
+        let Some(guard) = &self.core.guard else {
+            return Ok(stands);
+        };
+        let key = self.core.keys.ticket(&ticket.home, &ticket.id);
+        let place = Place {
+            key: &key,
+            field: FIELD_END.as_bytes(),
+        };
+        if let Some(end) = guard.open_end(ticket, place, &stands) {
+            return Ok(end);
+        }
+        let mended = self
+            .ask_ticket(ticket, |done| TicketOp::Mend(stands, mine, life, done))
+            .await?;
+        guard
+            .open_end(ticket, place, &mended)
+            .ok_or_else(|| BusError::Unsuitable {
+                server: self.core.server.clone(),
+                why: format!(
+                    "somebody forges the end of the ticket {} again and again",
+                    ticket.id
+                ),
+                fix: "find out who may write to its keys (ACL LIST), and take that away".into(),
+            })
+    }
+}
+
 #[async_trait]
 impl ResultStore for RedisResults {
     fn now_ms(&self) -> u64 {
@@ -85,8 +121,21 @@ impl ResultStore for RedisResults {
     }
 
     async fn find(&self, home: &Arc<Route>, key: Bytes) -> Result<Option<Bytes>, BusError> {
+        let field = key.clone();
         let home = home.clone();
-        self.ask(|done| StoreOp::Find { home, key, done }).await
+        let of = home.clone();
+        let found = self.ask(|done| StoreOp::Find { home, key, done }).await?;
+        let mut found = found.into_iter();
+        let Some(guard) = &self.core.guard else {
+            return Ok(found.next().map(|found| found.value));
+        };
+        Ok(found.find_map(|found| {
+            let place = Place {
+                key: &found.bucket,
+                field: &field,
+            };
+            guard.open_answer(&of, place, &found.value)
+        }))
     }
 
     async fn keep(&self, home: &Arc<Route>, key: Bytes, value: Bytes) {
@@ -114,18 +163,52 @@ impl ResultStore for RedisResults {
     }
 
     async fn end(&self, ticket: &TicketPlace, end: Bytes, life: Duration) {
-        if let Some(room) = self.room(&end).await {
-            self.ticket(ticket, TicketOp::End(end, life), Some(room));
+        let Some(room) = self.room(&end).await else { return };
+        if self.core.guard.is_none() {
+            return self.ticket(ticket, TicketOp::End(end, life), Some(room));
         }
+        // Written in its turn; what stands there already may be a forgery, and must not win.
+        let (done, answer) = oneshot::channel();
+        self.ticket(ticket, TicketOp::Settle(end.clone(), life, done), Some(room));
+        let store = Self {
+            core: self.core.clone(),
+        };
+        let ticket = ticket.clone();
+        self.core.spawn(async move {
+            let Ok(Ok(stands)) = answer.await else { return };
+            if let Err(error) = store.true_end(&ticket, stands, (end, life)).await {
+                tracing::warn!(%error, id = %ticket.id, "the end of a ticket was forged, and is not mended");
+            }
+        });
     }
 
     async fn settle(&self, ticket: &TicketPlace, end: Bytes, life: Duration) -> Result<Bytes, BusError> {
-        self.ask_ticket(ticket, |done| TicketOp::Settle(end, life, done))
-            .await
+        let mine = end.clone();
+        let stands = self
+            .ask_ticket(ticket, |done| TicketOp::Settle(end, life, done))
+            .await?;
+        self.true_end(ticket, stands, (mine, life)).await
     }
 
     async fn look(&self, ticket: &TicketPlace) -> Result<Option<TicketRecord>, BusError> {
-        self.ask_ticket(ticket, TicketOp::Look).await
+        let found = self.ask_ticket(ticket, TicketOp::Look).await?;
+        let (Some(guard), Some(found)) = (&self.core.guard, &found) else {
+            return Ok(found);
+        };
+        let key = self.core.keys.ticket(&ticket.home, &ticket.id);
+        let place = |field: &'static str| Place {
+            key: &key,
+            field: field.as_bytes(),
+        };
+        let opened = found.opened.as_ref();
+        let begun = found.begun.as_ref();
+        let end = found.end.as_ref();
+        let record = TicketRecord {
+            opened: opened.and_then(|raw| guard.open_opened(place(FIELD_OPENED), raw)),
+            begun: begun.and_then(|raw| guard.open_begun(&ticket.home, place(FIELD_BEGUN), raw)),
+            end: end.and_then(|raw| guard.open_end(ticket, place(FIELD_END), raw)),
+        };
+        Ok((record != TicketRecord::default()).then_some(record))
     }
 
     async fn forget(&self, ticket: &TicketPlace) -> Result<(), BusError> {

@@ -1,13 +1,13 @@
 //! Every script of the bus. Each runs once a heartbeat or once a life, never once a message; [`COMPLETE_HELD`] once a
 //! batch, for what took long.
 
-/// Renews presence unless another process took the path.
-/// KEYS: presence. ARGV: value, token, ttl ms. Returns the boot id of the other, or ''.
+/// Renews presence unless another process took the path; what is known to be forged is written over.
+/// KEYS: presence. ARGV: value, token, ttl ms, the forgery or ''. Returns what the other wrote, or ''.
 pub(super) const RENEW: &str = r"
 local now = redis.call('GET', KEYS[1])
-if now then
+if now and now ~= ARGV[4] then
   local ok, member = pcall(cjson.decode, now)
-  if ok and type(member) == 'table' and member.token ~= ARGV[2] then return tostring(member.boot_id) end
+  if ok and type(member) == 'table' and member.token ~= ARGV[2] then return now end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return ''
@@ -147,6 +147,16 @@ end
 if word == 'take' and (kept or ARGV[5] == '1') then return hold(math.max(last, given) + 1) end
 if not kept then return {'blank'} end
 return {'free', string.format('%.0f', last)}
+";
+
+/// Ends a ticket whose end is known to be forged, unless another end stands there by now.
+/// KEYS: ticket. ARGV: field of the end, the forgery, the end, ttl ms. Returns the end that it has.
+pub(super) const MEND_TICKET: &str = r"
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
+return redis.call('HGET', KEYS[1], ARGV[1])
 ";
 
 /// Forgets a consumer that holds nothing.

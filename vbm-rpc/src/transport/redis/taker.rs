@@ -1,6 +1,7 @@
 //! The taker: requests for any member of the services that this one offers, on a blocking connection of its own.
 //!
-//! It takes only while the bus has room, so that a busy member leaves the work to idle ones. In a cluster there is one
+//! It takes only while the bus has room, so that a busy member leaves the work to idle ones. The control lanes of the same
+//! queues have a taker of their own, which waits for the room of that lane alone. In a cluster there is one
 //! for each slot of the queues: a blocking read names keys of one slot only.
 
 use super::{
@@ -27,6 +28,18 @@ const MINE: &str = "0";
 /// Requests that nobody has taken.
 const NEW: &str = ">";
 
+/// The queues of each lane: control, then all others.
+pub(super) fn lanes(core: &Core) -> [Vec<Arc<str>>; 2] {
+    let served = presence::served(&core.me);
+    let control = served
+        .iter()
+        .map(|(scope, service)| core.keys.any_control(scope, service).into());
+    let bulk = served
+        .iter()
+        .map(|(scope, service)| core.keys.any(scope, service).into());
+    [control.collect(), bulk.collect()]
+}
+
 /// Takes from these queues, which one blocking read may name.
 pub(super) async fn run(core: Arc<Core>, keys: Vec<Arc<str>>) {
     // Not cancel safe for single entries: those taken at this moment go to another member.
@@ -38,19 +51,25 @@ async fn take_all(core: &Arc<Core>, keys: &[Arc<str>]) {
     let all = presence::served(&core.me);
     let of = |key: &Arc<str>| {
         let mut all = all.iter();
-        all.find(|(scope, service)| core.keys.any(scope, service) == **key)
+        all.find(|(scope, service)| core.keys.lanes(scope, service).iter().any(|lane| **lane == **key))
             .cloned()
     };
     let served: Vec<(NodePath, Service)> = keys.iter().filter_map(of).collect();
+    let control = served
+        .iter()
+        .any(|(scope, service)| core.keys.any_control(scope, service) == **first);
+    let queues = Queues {
+        served: &served,
+        keys,
+        control,
+    };
     let mut attempt = 0;
     loop {
         match core.connector.blocking(first).await {
-            Ok(mut connection) => {
-                match take_until_down(core, &mut connection, (&served, keys), &mut attempt).await {
-                    Ok(()) => return,
-                    Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
-                }
-            }
+            Ok(mut connection) => match take_until_down(core, &mut connection, queues, &mut attempt).await {
+                Ok(()) => return,
+                Err(Down(why)) => tracing::debug!(why, "the taker's connection broke"),
+            },
             Err(Down(why)) => tracing::debug!(attempt, why, "the taker cannot connect"),
         }
         core.probe();
@@ -59,21 +78,40 @@ async fn take_all(core: &Arc<Core>, keys: &[Arc<str>]) {
     }
 }
 
+/// What one taker takes from: queues of one lane, with the scope and service of each.
+#[derive(Clone, Copy)]
+struct Queues<'a> {
+    served: &'a [(NodePath, Service)],
+    keys: &'a [Arc<str>],
+    control: bool,
+}
+
 /// `Ok` when the bus takes no more.
 async fn take_until_down(
     core: &Arc<Core>,
     connection: &mut Blocking,
-    (served, keys): (&[(NodePath, Service)], &[Arc<str>]),
+    Queues {
+        served,
+        keys,
+        control,
+    }: Queues<'_>,
     attempt: &mut u32,
 ) -> Result<(), Down> {
     // First what was taken and may have been lost with the last connection, page by page, then what is new.
     let mut cursors: Vec<String> = vec![MINE.into(); keys.len()];
     let mut withheld = false;
+    let mut reread = core.reread.load(Ordering::SeqCst);
     loop {
-        if !core.inbound.wait_for_room().await {
+        let room = match control {
+            true => core.inbound.wait_for_urgent_room().await,
+            false => core.inbound.wait_for_room().await,
+        };
+        if !room {
             return Ok(());
         }
-        if core.reread.swap(false, Ordering::SeqCst) {
+        let wanted = core.reread.load(Ordering::SeqCst);
+        if wanted != reread {
+            reread = wanted;
             cursors.fill(MINE.into());
         }
         let mut read = cmd("XREADGROUP");

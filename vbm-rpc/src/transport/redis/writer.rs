@@ -229,7 +229,7 @@ impl Writer {
             uninteresting += add_note(core, &mut batch, note);
         }
         for letter in &plan.letters {
-            uninteresting += letters::add(&core.keys, &mut batch, letter, core.guard.is_some());
+            uninteresting += letters::add(core, &mut batch, letter);
         }
         for group in &plan.groups {
             add_group(core, &mut batch, group);
@@ -309,7 +309,7 @@ impl Writer {
         let believed = node && !group.looks;
         let alive = match &group.target {
             _ if believed => 1,
-            Target::Control(_) | Target::Node(_) | Target::Any { .. } => {
+            Target::Control(_) | Target::Node(_) | Target::Any { .. } | Target::AnyControl { .. } => {
                 let count = answers
                     .next()
                     .and_then(Result::ok)
@@ -459,7 +459,9 @@ fn refusal(why: &str) -> SendError {
 fn absent(target: &Target) -> String {
     match target {
         Target::Control(path) | Target::Node(path) => format!("no live process has the path {path}"),
-        Target::Any { scope, service } | Target::Shard { scope, service, .. } => {
+        Target::Any { scope, service }
+        | Target::AnyControl { scope, service }
+        | Target::Shard { scope, service, .. } => {
             format!("no live member below {scope} offers {service}")
         }
         Target::Inbox { path, .. } => format!("the asker {path} is gone"),

@@ -2,6 +2,7 @@
 
 use super::bus_auth::{BusAcl, BusKey};
 use clap::{Args, Subcommand};
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Bus {
@@ -121,4 +122,10 @@ pub(in crate::cli) struct BusDlqReplay {
     /// How long they may wait to be started, such as 30s; as long as at first when left out
     #[arg(long, value_name = "SPAN")]
     pub(in crate::cli) ttl: Option<String>,
+    /// On a bus with seals: the file of secret keys of the operator, whose line in the trust lists says `relays`
+    #[arg(long, value_name = "FILE", requires = "bus_trust")]
+    pub(in crate::cli) bus_key: Option<PathBuf>,
+    /// The trust list
+    #[arg(long, value_name = "FILE", requires = "bus_key")]
+    pub(in crate::cli) bus_trust: Option<PathBuf>,
 }

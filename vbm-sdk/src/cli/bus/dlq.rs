@@ -27,7 +27,8 @@ pub(super) async fn run(on: &Session<'_>, verb: BusDlq) -> Result<(), Error> {
         BusDlq::Replay(args) => {
             let ttl = args.ttl.as_deref().map(human::parse_span).transpose()?;
             let BusDlqSome { place, letters } = &args.some;
-            let admin = super::admin(place).await?;
+            let keys = args.bus_key.as_deref().zip(args.bus_trust.as_deref());
+            let admin = super::admin_with(place, keys).await?;
             let act = |letter: String| {
                 let admin = admin.clone();
                 async move { admin.replay(&letter, ttl).await }

@@ -13,11 +13,12 @@ use super::{
     args::{Bus, BusPlace},
     session::Session,
 };
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 use vbm_core::Error;
 use vbm_rpc::{
     Transport,
     admin::Admin,
+    auth::{Keys, Security, Trust},
     redis::{RedisConfig, RedisTransport},
 };
 
@@ -35,6 +36,16 @@ pub(super) async fn run(on: &Session<'_>, verb: Bus) -> Result<(), Error> {
 /// The operator's view of the bus there.
 async fn admin(place: &BusPlace) -> Result<Arc<dyn Admin>, Error> {
     of(&transport(place).await?)
+}
+
+/// The same for an operator with a key: keys and trust list.
+async fn admin_with(place: &BusPlace, keys: Option<(&Path, &Path)>) -> Result<Arc<dyn Admin>, Error> {
+    let Some((keys, trust)) = keys else {
+        return admin(place).await;
+    };
+    let security = Security::On(Keys::load(keys)?, Trust::file(trust)?);
+    let config = RedisConfig::from_url(&place.redis)?.security(security);
+    of(&RedisTransport::connect(config).await?)
 }
 
 async fn transport(place: &BusPlace) -> Result<RedisTransport, Error> {
