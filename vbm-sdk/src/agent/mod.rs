@@ -24,8 +24,8 @@ mod report;
 mod reverts;
 
 use crate::methods::{
-    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove,
-    VmAbandon, VmEnsure, VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
+    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkEnsure, NetworkRemove, VmAbandon, VmEnsure,
+    VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -239,7 +239,16 @@ impl Agent {
                 router
             }};
         }
-        let router = Router::new().with_epoch_gate(self.inner.epoch.clone());
+        let this = self.clone();
+        let router = Router::new()
+            .with_epoch_gate(self.inner.epoch.clone())
+            .stream::<ConsoleOpen, _, _>(move |_, request, items| {
+                let this = this.clone();
+                async move {
+                    this.when_admitted().await?;
+                    this.console_open(request, items).await
+                }
+            });
         answer!(
             router,
             NetworkEnsure => network_ensure,
@@ -253,8 +262,6 @@ impl Agent {
             VmReset => vm_reset,
             VmScreenshot => vm_screenshot,
             ConsoleLog => console_log,
-            ConsoleOpen => console_open,
-            ConsoleRead => console_read,
             ConsoleWrite => console_write,
             ConsoleClose => console_close,
         )

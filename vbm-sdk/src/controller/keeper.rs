@@ -19,7 +19,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vbm_core::{
-    Error, ErrorKind, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState,
+    Epoch, Error, ErrorKind, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState,
     ObjectRef, PowerState, Result, Vm, VmId,
 };
 use vbm_rpc::{CallOptions, Fate, Method, Route};
@@ -404,17 +404,25 @@ impl Controller {
         options: CallOptions,
     ) -> Result<M::Reply, Fate> {
         let (bus, route) = (self.commands().map_err(Fate::Refused)?, Route::node(node.clone()));
+        self.in_its_epoch(|epoch| bus.call::<M>(&route, request, options.clone().epoch(epoch)))
+            .await
+    }
+
+    /// Commands in the name of the present leadership: whoever speaks for it may not have heard of the newest one yet.
+    pub(super) async fn in_its_epoch<T, F>(&self, command: impl Fn(Epoch) -> F) -> Result<T, Fate>
+    where
+        F: Future<Output = Result<T, Fate>>,
+    {
         let epoch = self.epoch();
-        let fate = match bus.call::<M>(&route, request, options.clone().epoch(epoch)).await {
+        let fate = match command(epoch).await {
             Err(fate) if self.mandate.is_none() && is_stale(&fate) => fate,
             done => return done,
         };
-        // Whoever speaks for the present leadership may not have heard of the newest one yet.
         self.look_who_leads().await.map_err(Fate::Refused)?;
         if self.epoch() <= epoch {
             return Err(fate);
         }
-        bus.call::<M>(&route, request, options.epoch(self.epoch())).await
+        command(self.epoch()).await
     }
 
     /// Writes down how a network is.
