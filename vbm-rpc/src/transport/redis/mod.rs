@@ -53,6 +53,7 @@ mod lease;
 mod leftovers;
 mod letters;
 mod link;
+mod master;
 mod op;
 mod pack;
 mod plan;
@@ -70,6 +71,7 @@ mod tls;
 mod writer;
 
 pub use config::RedisConfig;
+pub use master::MasterFinder;
 
 use super::{Attached, Inbound, Transport};
 use crate::{
