@@ -9,7 +9,7 @@ use crate::methods::{
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::{Error, ErrorKind, Name, NodePath, Result, Vm, VmId};
-use vbm_rpc::{Fate, ItemStream, Route, StreamOptions, limits::STREAM_DEADLINE_MAX};
+use vbm_rpc::{Fate, ItemStream, Route, StreamOptions, layers::Ambient, limits::STREAM_DEADLINE_MAX};
 
 /// The most of a console's log that is given at once, in bytes.
 pub const CONSOLE_LOG_MAX_BYTES: u32 = 512 * 1024;
@@ -127,7 +127,11 @@ impl Controller {
         self.in_its_epoch(|epoch| async move {
             let bus = self.bus().map_err(Fate::Refused)?;
             // A guest may say nothing for days; that its node is there is told by the bus.
-            let options = StreamOptions::new().idle(STREAM_DEADLINE_MAX).epoch(epoch);
+            let mut options = StreamOptions::new().idle(STREAM_DEADLINE_MAX).epoch(epoch);
+            // Streams go past the layers of calls.
+            if let Some(trace) = Ambient::current().trace {
+                options = options.traceparent(trace.to_string());
+            }
             let opening = async {
                 let route = Route::node(node.clone());
                 let mut stream = bus.stream::<ConsoleOpen>(&route, request, options).await?;

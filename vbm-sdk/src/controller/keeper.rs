@@ -240,18 +240,19 @@ impl Keeper {
         let mut first: Option<Error> = None;
         let mut failed: BTreeMap<NetworkId, Error> = BTreeMap::new();
         for gone in &plan.remove_vms {
-            if let Err(e) = self.remove_vm(gone).await {
+            if let Err(e) = world.on_behalf(gone.id).scope(self.remove_vm(gone)).await {
                 first.get_or_insert(e);
             }
         }
         for wanted in &plan.networks {
-            if let Err(e) = self.ensure_network(wanted).await {
+            let ensured = world.on_behalf(wanted.id).scope(self.ensure_network(wanted));
+            if let Err(e) = ensured.await {
                 failed.insert(wanted.id, e.clone());
                 first.get_or_insert(e);
             }
         }
         for id in &plan.remove_networks {
-            if let Err(e) = self.remove_network(*id).await {
+            if let Err(e) = world.on_behalf(id).scope(self.remove_network(*id)).await {
                 first.get_or_insert(e);
             }
         }
@@ -342,7 +343,10 @@ impl Keeper {
         for some in news.chunks(VMS_AT_ONCE) {
             let asked: Vec<_> = some
                 .iter()
-                .map(|wanted| self.ensure_vm(wanted, failed, world).boxed())
+                .map(|wanted| {
+                    let ensured = self.ensure_vm(wanted, failed, world);
+                    world.on_behalf_of_vm(wanted).scope(ensured).boxed()
+                })
                 .collect();
             for (wanted, result) in some.iter().zip(join_all(asked).await) {
                 match result {
@@ -391,7 +395,17 @@ impl Controller {
         node: &NodePath,
         request: &M::Request,
     ) -> Result<M::Reply> {
-        let options = CallOptions::default().deadline(NODE_DEADLINE);
+        self.ask_node_with::<M>(node, request, |options| options).await
+    }
+
+    /// The same, with something more to say about the call.
+    pub(super) async fn ask_node_with<M: Method>(
+        &self,
+        node: &NodePath,
+        request: &M::Request,
+        more: impl FnOnce(CallOptions) -> CallOptions,
+    ) -> Result<M::Reply> {
+        let options = more(CallOptions::default().deadline(NODE_DEADLINE));
         self.call_node::<M>(node, request, options)
             .await
             .map_err(Error::from)
