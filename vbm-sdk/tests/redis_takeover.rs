@@ -1,7 +1,6 @@
 //! Real processes over a real Redis: the leading controller is killed in the middle of launches, Redis is killed and
 //! comes back; everything that was begun is finished.
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
-#![expect(clippy::print_stdout, reason = "it tells how long the take-over took")]
 
 #[path = "common/daemons.rs"]
 mod daemons;
