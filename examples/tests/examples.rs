@@ -164,3 +164,27 @@ fn rpc_leader_election() {
     ];
     run_on_both(env!("CARGO_BIN_EXE_08-rpc-leader-election"), &expected);
 }
+
+#[test]
+fn rpc_submit() {
+    let expected = [
+        "the submitter is gone, its ticket is a line of",
+        "polled: lab/worker is at it",
+        "awaited by another process: 4096 bytes",
+        "called back: 4096 bytes",
+        "no ticket without a receiver: no route to node lab/nobody",
+        "cancelled by whoever holds the ticket",
+    ];
+    run_on_both(env!("CARGO_BIN_EXE_09-rpc-submit"), &expected);
+}
+
+#[test]
+fn rpc_streaming() {
+    let expected = [
+        "1000 lines in order, the end says Some(1000)",
+        "unread, the sender stops after 64 lines",
+        "the reader left, and so does the sender",
+        "no route to node lab/nobody",
+    ];
+    run_on_both(env!("CARGO_BIN_EXE_10-rpc-streaming"), &expected);
+}

@@ -30,6 +30,10 @@ pub struct Operation {
     /// Why it failed, if so.
     #[serde(default)]
     pub error: Option<Error>,
+    /// The request that asked for it, as a `traceparent` of W3C Trace Context: its trace id stands in the log of every
+    /// process that works for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 /// How far an operation is.

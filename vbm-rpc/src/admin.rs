@@ -63,6 +63,15 @@ pub trait Admin: Send + Sync + 'static {
     /// # Errors
     /// When the server behind it does not answer.
     async fn trace(&self, call: Uuid) -> Result<Vec<Hop>, Error>;
+
+    /// How many commands the servers behind it have run since they were started, for whomever: two looks tell what a
+    /// call costs. `None` when they do not tell.
+    ///
+    /// # Errors
+    /// When the server behind it does not answer.
+    async fn commands_processed(&self) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
 }
 
 /// A request that can never be handled, kept for people to look at.

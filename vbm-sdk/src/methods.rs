@@ -19,7 +19,7 @@ use vbm_core::{
     Name, NetworkId, NetworkSpec, NetworkStatus, NodePath, OperationId, PortId, PowerState, Protocol, Rule,
     SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
-use vbm_rpc::Method;
+use vbm_rpc::{Method, StreamMethod};
 
 /// The service that controllers offer on the bus.
 pub const CONTROLLER_SERVICE: &str = "controller";
@@ -31,13 +31,12 @@ pub const IMAGE_CHUNK_BYTES: u32 = 512 * 1024;
 pub const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// A node that was silent so long counts as lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(16);
-/// How long `console.read` waits for output before it answers with none.
-pub const CONSOLE_POLL: Duration = Duration::from_secs(2);
-/// The most that one `console.read` gives: a first full frame of a screen comes in few of them.
-pub const CONSOLE_READ_MAX_BYTES: usize = 512 * 1024;
+/// The most of a console that one item of its stream carries: eight of them fill the stream's window.
+pub const CONSOLE_ITEM_MAX_BYTES: usize = 64 * 1024;
 
-/// The version of these methods. A controller takes in agents of this one and of the one before.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// The version of these methods. A controller takes in agents of this one and of the one before. (3: consoles are streams;
+/// those of an agent of version 2 cannot be opened, everything else of it works.)
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Agents of the first version do not tell it.
 const fn first_protocol() -> u32 {
@@ -45,13 +44,12 @@ const fn first_protocol() -> u32 {
 }
 
 macro_rules! methods {
-    ($($(#[$doc:meta])* $method:ident = $name:literal: $request:ty => $reply:ty $(, kept: $kept:literal)?;)*) => {$(
+    ($($(#[$doc:meta])* $method:ident = $name:literal: $request:ty => $reply:ty;)*) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $method;
         impl Method for $method {
             const NAME: &'static str = $name;
-            $(const KEPT: bool = $kept;)?
             type Request = $request;
             type Reply = $reply;
         }
@@ -81,10 +79,9 @@ methods! {
     VmScreenshot = "vm.screenshot": VmId => Bytes;
     /// The newest part of the serial console's log.
     ConsoleLog = "console.log": ConsoleLogRequest => Bytes;
-    /// Opens a console: the serial line, or the screen.
-    ConsoleOpen = "console.open": ConsoleOpenRequest => ConsoleId;
-    /// Output since the last read; waits a little when there is none. Its number makes it safe to repeat.
-    ConsoleRead = "console.read": ConsoleReadRequest => ConsoleOutput, kept: false;
+    /// Opens a console, the serial line or the screen, or goes on with one: a stream of what it says. It ends well when the
+    /// VM's side ends.
+    ConsoleOpen = "console.open": ConsoleOpenRequest => ();
     /// Types, points and clicks.
     ConsoleWrite = "console.write": ConsoleInput => ();
     /// Closes a console.
@@ -97,6 +94,10 @@ methods! {
     PortReport = "port.report": PortReportRequest => ();
     /// A part of a file that an image is made of. A controller that lacks it passes on what another one has.
     ImageRead = "image.read": ImageReadRequest => Bytes;
+}
+
+impl StreamMethod for ConsoleOpen {
+    type Item = ConsoleItem;
 }
 
 /// Bytes that travel as bytes, not as a list of numbers.
@@ -352,16 +353,18 @@ pub struct ConsoleOpenRequest {
     /// Which.
     #[serde(default)]
     pub kind: ConsoleKind,
+    /// Goes on with one that is open, and whose stream broke; whoever reads it meanwhile is sent away.
+    #[serde(default)]
+    pub resume: Option<ConsoleResume>,
 }
 
-/// Reads on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConsoleReadRequest {
-    /// Where.
+/// Where a console is read on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleResume {
+    /// Which.
     pub console: ConsoleId,
-    /// The number of this read: one more than that of the last answer that was received, beginning with 1. A read
-    /// that is repeated under its number gives the same bytes again.
-    pub number: u64,
+    /// How many bytes of it were read: the next item begins there, none lost and none twice.
+    pub from: u64,
 }
 
 /// How much of a console's log.
@@ -373,13 +376,14 @@ pub struct ConsoleLogRequest {
     pub max_bytes: u32,
 }
 
-/// What a console said.
+/// An item of a console's stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConsoleOutput {
-    /// The bytes; none when nothing came within [`CONSOLE_POLL`].
-    pub bytes: Bytes,
-    /// Whether it has ended.
-    pub ended: bool,
+#[serde(rename_all = "kebab-case")]
+pub enum ConsoleItem {
+    /// The first one: it is open under this name.
+    Open(ConsoleId),
+    /// What it said, at most [`CONSOLE_ITEM_MAX_BYTES`].
+    Said(Bytes),
 }
 
 /// What somebody typed.

@@ -266,3 +266,81 @@ async fn a_redis_that_is_not_there_is_told_in_three_lines() {
     let told = text(&output.stderr);
     assert_eq!(told.lines().count(), 3, "{told}");
 }
+
+/// The keys of a server, sorted; but for who looks after the dead of a group just now, which come and go by themselves.
+fn keys(redis: &Redis) -> Vec<String> {
+    let mut keys: Vec<String> = ::redis::cmd("KEYS").arg("*").query(&mut redis.raw()).unwrap();
+    keys.retain(|key| !key.contains(":j:"));
+    keys.sort();
+    keys
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bench_tells_rates_latency_and_commands_and_leaves_every_key_as_it_was() {
+    let Some(stage) = Stage::set().await else { return };
+    let before = keys(&stage.redis);
+    let words = ["bench", "--in-flight", "1,16", "--time", "1s", "--payload", "64"];
+    let report = stage.json(&words).await;
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), &report["payload_bytes"]), (2, &64.into()));
+    for (row, flights) in rows.iter().zip([1, 16]) {
+        let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name}: {row}"));
+        assert_eq!(row["in_flight"], flights);
+        assert!(number("calls") > 1.0 && number("calls_per_second") > 1.0, "{row}");
+        assert!(
+            number("p50_micros") > 0.0 && number("p50_micros") <= number("p99_micros"),
+            "{row}"
+        );
+        assert!(number("p99_micros") <= number("p999_micros"), "{row}");
+        assert!(number("commands_per_call") > 0.0, "{row}");
+    }
+    // Calls that are in flight together share commands.
+    let commands = |row: usize| rows[row]["commands_per_call"].as_f64().unwrap();
+    assert!(commands(1) < commands(0), "{report}");
+    let plain = stage.vbm(&["bench", "--in-flight", "2", "--time", "1s"]).await;
+    let told = text(&plain.stdout);
+    assert!(
+        told.contains("128 bytes there and back") && told.contains("COMMANDS/CALL"),
+        "{told}"
+    );
+    assert_eq!(keys(&stage.redis), before);
+    let bad = stage.vbm(&["bench", "--in-flight", "0"]).await;
+    assert_eq!(bad.status.code(), Some(2), "{}", text(&bad.stderr));
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bench_that_is_interrupted_takes_its_keys_back() {
+    let Some(stage) = Stage::set().await else { return };
+    let before = keys(&stage.redis);
+    for kill in [
+        nix::sys::signal::Signal::SIGINT,
+        nix::sys::signal::Signal::SIGTERM,
+    ] {
+        let child = Command::new(env!("CARGO_BIN_EXE_vbm"))
+            .args(["bus", "bench", "--in-flight", "64", "--time", "60s"])
+            .env("VBM_REDIS", stage.redis.url())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let underway = async {
+            while !keys(&stage.redis).iter().any(|key| key.contains("n:vbm-bench-")) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, underway).await.expect("it begins to call");
+        let pid = nix::unistd::Pid::from_raw(child.id().unwrap().try_into().unwrap());
+        nix::sys::signal::kill(pid, kill).unwrap();
+        let output = timeout(PATIENCE, child.wait_with_output())
+            .await
+            .expect("it ends")
+            .unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(11), "{told}");
+        assert!(told.contains("was interrupted"), "{told}");
+        assert_eq!(keys(&stage.redis), before);
+    }
+    stage.end().await;
+}

@@ -1,153 +1,27 @@
 //! Real processes over a real Redis: the leading controller is killed in the middle of launches, Redis is killed and
 //! comes back; everything that was begun is finished.
 #![expect(clippy::unwrap_used, reason = "a test ends at its first surprise")]
-#![expect(clippy::print_stdout, reason = "it tells how long the take-over took")]
 
+#[path = "common/daemons.rs"]
+mod daemons;
 #[path = "common/redis.rs"]
 mod redis_server;
 
+use daemons::{Daemon, LOOK_EVERY, PATIENCE, ended, furnish, until_leader};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use redis_server::{DURABLE, Redis};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
-use vbm_core::{DiskFormat, EventKind, Operation, OperationState, PowerState};
+use vbm_core::{EventKind, Operation, OperationState, PowerState};
 use vbm_sdk::{
-    api::{CreateImage, CreateNetwork, LaunchRequest, NicRequest},
-    client::{Client, Endpoint},
+    api::{LaunchRequest, NicRequest},
+    client::Client,
 };
 
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How soon another controller leads after the leader was killed.
 const TAKEOVER_MAX: Duration = Duration::from_secs(5);
-/// How often it is looked.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Launches under way at once.
 const LAUNCHES_AT_ONCE: usize = 4;
-
-/// A `vbmd`; it ends with this value, and is taken off the host's list.
-struct Daemon {
-    process: Child,
-    dir: PathBuf,
-}
-
-impl Daemon {
-    fn start(redis: &Redis, place: &Path, role: &str, called: &str) -> Self {
-        let dir = place.join(called);
-        fs::create_dir_all(&dir).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_vbmd"))
-            .arg(role)
-            .args(["--driver", "sim", "--network", "sim", "--ephemeral", "--redis"])
-            .arg(redis.url())
-            .args(["--name", called, "--node", &format!("lab/{called}"), "--data-dir"])
-            .arg(dir.join("data"))
-            .arg("--run-dir")
-            .arg(dir.join("run"))
-            .arg("--socket")
-            .arg(dir.join("s"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(
-                fs::File::options()
-                    .create(true)
-                    .append(true)
-                    .open(dir.join("log"))
-                    .unwrap(),
-            )
-            .spawn()
-            .unwrap();
-        Self { process, dir }
-    }
-
-    fn client(&self) -> Client {
-        Client::new(Endpoint::unix(self.dir.join("s")))
-    }
-
-    /// SIGKILL.
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("{}:\n{}", self.dir.display(), self.log());
-        }
-        drop(self.process.kill());
-        drop(self.process.wait());
-        let tag = fs::read_to_string(self.dir.join("data/instance")).unwrap_or_default();
-        if !tag.trim().is_empty() {
-            drop(fs::remove_file(format!("/run/vbm/instances/{}.json", tag.trim())));
-        }
-    }
-}
-
-/// Waits until the controller that is asked says that this one leads; gives its epoch.
-async fn until_leader(asked: &Client, called: &str) -> u64 {
-    let seen = async {
-        loop {
-            if let Ok(version) = asked.version().await
-                && let Some(leader) = version.leader
-                && leader.name == called
-            {
-                return leader.epoch.0;
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    };
-    timeout(PATIENCE, seen)
-        .await
-        .unwrap_or_else(|_| panic!("{called} does not lead"))
-}
-
-/// Waits for the end of an operation, past failures of the one that is asked.
-async fn ended(client: &Client, operation: &Operation) -> Operation {
-    let over = async {
-        loop {
-            match client.operations().get(operation.id.to_string()).await {
-                Ok(now) if now.state.is_final() => return now,
-                _ => sleep(5 * LOOK_EVERY).await,
-            }
-        }
-    };
-    timeout(PATIENCE, over)
-        .await
-        .unwrap_or_else(|_| panic!("{} does not end", operation.id))
-}
-
-/// An image and a network.
-async fn furnish(client: &Client, place: &Path) {
-    let disk = place.join("disk.raw");
-    fs::write(&disk, vec![0; 3 << 20]).unwrap();
-    let blob = client.images().upload(&disk).await.unwrap();
-    client
-        .images()
-        .create(CreateImage {
-            name: "tiny".parse().unwrap(),
-            disk: blob.digest,
-            format: DiskFormat::Raw,
-            boot: vbm_core::Boot::Disk,
-        })
-        .await
-        .unwrap();
-    let made = client
-        .networks()
-        .create(CreateNetwork::new("lan".parse().unwrap(), "10.0.0.0/24"))
-        .await
-        .unwrap();
-    assert_eq!(ended(client, &made.operation).await.state, OperationState::Done);
-}
 
 /// Launches until they were all accepted; one that was not is asked for again.
 async fn launch(client: &Client, called: String) -> Operation {

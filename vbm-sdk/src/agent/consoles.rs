@@ -1,26 +1,29 @@
 //! Consoles and screens, over the bus.
 //!
-//! A console is a session: opened, read by long polls, written, closed. Closing it lets go of the hypervisor's side at
-//! once, also under a read that waits. Reads are numbered, so that one whose answer was lost is repeated without a
-//! byte lost or doubled. A session that nobody reads any more is closed by itself.
+//! ```text
+//!   hypervisor --read--> Output: tail, until --items, credits--> the controller that reads it
+//!   hypervisor <-write-- console.write, one call after the other -----------'
+//! ```
+//!
+//! A console is a session with one reader: a stream. The tail holds what was given to the stream and is perhaps not read
+//! yet, which the stream's window bounds. So a reader whose stream broke opens another one from the byte that it has
+//! come to, and loses none and gets none twice. Closing a session lets go of the hypervisor's side at once, also under a
+//! reader that waits; one that nobody reads any more is closed by itself.
 
 use super::Agent;
 use crate::{
     api::ConsoleKind,
     methods::{
-        Bytes, CONSOLE_POLL, CONSOLE_READ_MAX_BYTES, ConsoleId, ConsoleInput, ConsoleLogRequest,
-        ConsoleOpenRequest, ConsoleOutput, ConsoleReadRequest,
+        Bytes, CONSOLE_ITEM_MAX_BYTES, ConsoleId, ConsoleInput, ConsoleItem, ConsoleLogRequest, ConsoleOpen,
+        ConsoleOpenRequest, ConsoleResume,
     },
 };
 use bytes::BufMut as _;
 use futures::FutureExt as _;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -30,9 +33,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use vbm_core::{Error, ErrorKind, Result, VmId};
 use vbm_hyper::{ByteStream, Consoles, Machines};
+use vbm_rpc::{ItemSink, limits::STREAM_WINDOW_BYTES};
 
 /// What a read makes room for at first; it grows with what is there.
-const READ_FIRST_BYTES: usize = 16 * 1024;
+const READ_FIRST_BYTES: usize = 4 * 1024;
 /// A session that was not read for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How often sessions are looked at for that.
@@ -43,35 +47,49 @@ const SESSIONS_MAX: usize = 256;
 const LOG_MAX_BYTES: u32 = 512 * 1024;
 /// The largest picture of a screen; the bus carries 1 MiB.
 const SCREENSHOT_MAX_BYTES: usize = 1_000_000;
+/// What a reader may not have read of what its stream was given: its window, and the item that crosses it.
+#[expect(clippy::cast_possible_truncation, reason = "half a MiB")]
+const TAIL_MAX_BYTES: usize = STREAM_WINDOW_BYTES as usize + CONSOLE_ITEM_MAX_BYTES;
 
 struct Session {
-    reader: tokio::sync::Mutex<Reader>,
+    /// Held by whoever reads.
+    output: tokio::sync::Mutex<Output>,
     writer: tokio::sync::Mutex<WriteHalf<ByteStream>>,
-    read_at: Mutex<Instant>,
+    reader: Mutex<Reader>,
     closed: CancellationToken,
 }
 
+/// Who reads.
 struct Reader {
+    /// Sends the present one away.
+    turn: CancellationToken,
+    /// When the last one left.
+    left: Instant,
+}
+
+/// What the hypervisor says.
+struct Output {
     stream: ReadHalf<ByteStream>,
-    /// The number of the last read that was answered, and its answer.
-    answered: u64,
-    answer: ConsoleOutput,
+    /// The newest bytes that were given to a reader.
+    tail: VecDeque<u8>,
+    /// How many were ever given.
+    until: u64,
+    ended: bool,
 }
 
 /// The open sessions of a node.
 #[derive(Default)]
 pub(super) struct OpenConsoles {
     sessions: Mutex<HashMap<ConsoleId, Arc<Session>>>,
-    next: AtomicU64,
+}
+
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl OpenConsoles {
-    fn with<T>(&self, f: impl FnOnce(&mut HashMap<ConsoleId, Arc<Session>>) -> T) -> T {
-        f(&mut self.sessions.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     fn get(&self, id: ConsoleId) -> Result<Arc<Session>> {
-        self.with(|s| s.get(&id).cloned()).ok_or_else(|| {
+        lock(&self.sessions).get(&id).cloned().ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
                 "the console is not open",
@@ -83,115 +101,171 @@ impl OpenConsoles {
 
     /// Closes what nobody reads.
     fn sweep(&self) {
-        self.with(|sessions| {
-            sessions.retain(|_, session| {
-                let idle = session.read_at.lock().map_or(true, |at| at.elapsed() >= IDLE_MAX);
-                if idle {
-                    session.closed.cancel();
-                }
-                !idle
-            });
+        lock(&self.sessions).retain(|_, session| {
+            let is_read = session.output.try_lock().is_err();
+            let stays = is_read || lock(&session.reader).left.elapsed() < IDLE_MAX;
+            if !stays {
+                session.closed.cancel();
+            }
+            stays
         });
     }
 
-    async fn read(&self, request: &ConsoleReadRequest) -> Result<ConsoleOutput> {
-        let session = self.get(request.console)?;
-        if let Ok(mut at) = session.read_at.lock() {
-            *at = Instant::now();
-        }
-        let read = async { session.reader.lock().await.answer(request.number).await };
-        tokio::select! {
-            answer = read => answer,
-            () = session.closed.cancelled() => Ok(said(Vec::new(), true)),
-        }
-    }
-
     fn close(&self, id: ConsoleId) {
-        if let Some(session) = self.with(|s| s.remove(&id)) {
+        let session = lock(&self.sessions).remove(&id);
+        if let Some(session) = session {
             session.closed.cancel();
         }
     }
 
     fn insert(&self, stream: ByteStream) -> Result<ConsoleId> {
         let (stream, writer) = tokio::io::split(stream);
+        let closed = CancellationToken::new();
         let session = Session {
-            reader: tokio::sync::Mutex::new(Reader {
+            output: tokio::sync::Mutex::new(Output {
                 stream,
-                answered: 0,
-                answer: said(Vec::new(), false),
+                tail: VecDeque::new(),
+                until: 0,
+                ended: false,
             }),
             writer: writer.into(),
-            read_at: Mutex::new(Instant::now()),
-            closed: CancellationToken::new(),
+            reader: Mutex::new(Reader {
+                turn: closed.child_token(),
+                left: Instant::now(),
+            }),
+            closed,
         };
-        let id = ConsoleId(self.next.fetch_add(1, Ordering::Relaxed));
         self.sweep();
-        self.with(|sessions| {
-            if sessions.len() >= SESSIONS_MAX {
-                return Err(Error::new(
-                    ErrorKind::Exhausted,
-                    "the console cannot be opened",
-                    format!("{SESSIONS_MAX} are open on this node"),
-                    "close some, and try again",
-                ));
-            }
-            sessions.insert(id, Arc::new(session));
-            Ok(id)
-        })
-    }
-}
-
-fn said(bytes: Vec<u8>, ended: bool) -> ConsoleOutput {
-    ConsoleOutput {
-        bytes: Bytes(bytes),
-        ended,
-    }
-}
-
-impl Reader {
-    /// Answers the read of this number; the one before it once more as it was answered.
-    async fn answer(&mut self, number: u64) -> Result<ConsoleOutput> {
-        if number == self.answered {
-            return Ok(self.answer.clone());
-        }
-        if number != self.answered + 1 {
+        let mut sessions = lock(&self.sessions);
+        if sessions.len() >= SESSIONS_MAX {
             return Err(Error::new(
-                ErrorKind::Conflict,
-                "the console cannot be read on",
-                format!("read {number} came after read {}", self.answered),
-                "open it again",
+                ErrorKind::Exhausted,
+                "the console cannot be opened",
+                format!("{SESSIONS_MAX} are open on this node"),
+                "close some, and try again",
             ));
         }
-        // Cancel safe: between taking bytes and keeping the answer nothing waits.
-        let answer = match tokio::time::timeout(CONSOLE_POLL, self.read()).await {
-            Err(_passed) => said(Vec::new(), false),
-            Ok(Ok(bytes)) => {
-                let ended = bytes.is_empty();
-                said(bytes, ended)
-            }
-            Ok(Err(e)) => {
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the console broke off",
-                    e.to_string(),
-                    "open it again",
-                ));
-            }
-        };
-        self.answered = number;
-        self.answer = answer.clone();
-        Ok(answer)
+        // By chance, so that what was said to a session of the agent before this one never reaches another's.
+        let id = ConsoleId(uuid::Uuid::now_v7().as_u64_pair().1);
+        sessions.insert(id, Arc::new(session));
+        Ok(id)
     }
 
-    /// Waits for output, then takes what is there. None is the end.
+    /// Gives what a session says, from there on, until it ends. Sends away who reads it now.
+    async fn read(&self, at: ConsoleResume, items: &mut ItemSink<ConsoleOpen>) -> Result<()> {
+        let session = self.get(at.console)?;
+        let turn = session.closed.child_token();
+        let before = std::mem::replace(&mut lock(&session.reader).turn, turn.clone());
+        before.cancel();
+        let _left = Left(&session);
+        let given_up = items.cancelled().clone();
+        tokio::select! {
+            // Dropping it loses nothing: what was taken from the hypervisor is in the tail.
+            ended = session.give(at, items) => ended,
+            () = turn.cancelled() => match session.closed.is_cancelled() {
+                true => Ok(()),
+                false => Err(displaced()),
+            },
+            () = given_up.cancelled() => Err(nobody_reads()),
+        }
+    }
+}
+
+/// Notes that a reader left, however it did.
+struct Left<'a>(&'a Session);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.reader).left = Instant::now();
+    }
+}
+
+fn displaced() -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        "the console is read elsewhere",
+        "its stream was opened again from another place",
+        "read it there, or open another one",
+    )
+}
+
+fn nobody_reads() -> Error {
+    Error::new(
+        ErrorKind::Cancelled,
+        "the console is not read any more",
+        "its reader is gone",
+        "open it again",
+    )
+}
+
+impl Session {
+    /// The name first, then what the reader has not got, then what comes.
+    async fn give(&self, at: ConsoleResume, items: &mut ItemSink<ConsoleOpen>) -> Result<()> {
+        let mut output = self.output.lock().await;
+        items.send(&ConsoleItem::Open(at.console)).await?;
+        for part in output.since(at.from)?.chunks(CONSOLE_ITEM_MAX_BYTES) {
+            items.send(&ConsoleItem::Said(Bytes(part.to_vec()))).await?;
+        }
+        while !output.ended {
+            let bytes = output.next().await?;
+            if !bytes.is_empty() {
+                items.send(&ConsoleItem::Said(Bytes(bytes))).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Output {
+    /// What was given after the first `from` bytes.
+    fn since(&self, from: u64) -> Result<Vec<u8>> {
+        let missing = self.until.checked_sub(from).and_then(|n| usize::try_from(n).ok());
+        match missing.and_then(|missing| self.tail.len().checked_sub(missing)) {
+            Some(begin) => Ok(self.tail.range(begin..).copied().collect()),
+            None => Err(Error::new(
+                ErrorKind::Conflict,
+                "the console cannot be read on",
+                format!(
+                    "byte {from} was asked for; {} were given, of which the last {} are kept",
+                    self.until,
+                    self.tail.len()
+                ),
+                "open it again",
+            )),
+        }
+    }
+
+    /// The next bytes, which are in the tail from then on. None is the end.
+    ///
+    /// # Cancel safety
+    /// Safe: between taking bytes and keeping them nothing waits.
+    async fn next(&mut self) -> Result<Vec<u8>> {
+        let bytes = self.read().await.map_err(|e| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the console broke off",
+                e.to_string(),
+                "open it again",
+            )
+        })?;
+        self.ended = bytes.is_empty();
+        self.until += u64::try_from(bytes.len()).unwrap_or_default();
+        self.tail.extend(&bytes);
+        let surplus = self.tail.len().saturating_sub(TAIL_MAX_BYTES);
+        self.tail.drain(..surplus);
+        Ok(bytes)
+    }
+
+    /// Waits for output, then takes what is there.
     ///
     /// # Cancel safety
     /// Waits only for the first bytes, and nothing was taken then.
     async fn read(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(READ_FIRST_BYTES);
-        let mut count = self.stream.read_buf(&mut bytes).await?;
-        while count > 0 && bytes.len() < CONSOLE_READ_MAX_BYTES {
-            let room = CONSOLE_READ_MAX_BYTES - bytes.len();
+        let mut first = (&mut bytes).limit(CONSOLE_ITEM_MAX_BYTES);
+        let mut count = self.stream.read_buf(&mut first).await?;
+        while count > 0 && bytes.len() < CONSOLE_ITEM_MAX_BYTES {
+            let room = CONSOLE_ITEM_MAX_BYTES - bytes.len();
             let more = self.stream.read_buf(&mut (&mut bytes).limit(room)).now_or_never();
             // The end, or a failure, is told by the next read.
             count = match more {
@@ -256,18 +330,29 @@ impl Agent {
         Ok(Bytes(log))
     }
 
-    pub(super) async fn console_open(&self, request: ConsoleOpenRequest) -> Result<ConsoleId> {
-        let (machines, _) = self.machine(request.vm)?;
-        let consoles = consoles(machines)?;
-        let stream = match request.kind {
-            ConsoleKind::Serial => Box::new(consoles.serial(request.vm).await.map_err(told)?) as ByteStream,
-            ConsoleKind::Vnc => consoles.vnc(request.vm).await.map_err(told)?,
+    pub(super) async fn console_open(
+        &self,
+        request: ConsoleOpenRequest,
+        mut items: ItemSink<ConsoleOpen>,
+    ) -> Result<()> {
+        let consoles = &self.inner.consoles;
+        let at = match request.resume {
+            Some(at) => at,
+            None => ConsoleResume {
+                console: consoles.insert(self.hypervisors_side(&request).await?)?,
+                from: 0,
+            },
         };
-        self.inner.consoles.insert(stream)
+        consoles.read(at, &mut items).await
     }
 
-    pub(super) async fn console_read(&self, request: ConsoleReadRequest) -> Result<ConsoleOutput> {
-        self.inner.consoles.read(&request).await
+    async fn hypervisors_side(&self, request: &ConsoleOpenRequest) -> Result<ByteStream> {
+        let (machines, _) = self.machine(request.vm)?;
+        let consoles = consoles(machines)?;
+        Ok(match request.kind {
+            ConsoleKind::Serial => Box::new(consoles.serial(request.vm).await.map_err(told)?),
+            ConsoleKind::Vnc => consoles.vnc(request.vm).await.map_err(told)?,
+        })
     }
 
     pub(super) async fn console_write(&self, input: ConsoleInput) -> Result<()> {
@@ -309,87 +394,4 @@ impl Agent {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::DuplexStream;
-
-    /// A session, and the hypervisor's side of it.
-    fn open(buffer: usize) -> (OpenConsoles, ConsoleId, DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(buffer);
-        let consoles = OpenConsoles::default();
-        let id = consoles.insert(Box::new(ours)).unwrap();
-        (consoles, id, theirs)
-    }
-
-    async fn read(consoles: &OpenConsoles, id: ConsoleId, number: u64) -> Result<ConsoleOutput> {
-        consoles.read(&ConsoleReadRequest { console: id, number }).await
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_read_that_is_repeated_gives_the_same_bytes_and_none_is_lost() {
-        let (consoles, id, mut vm) = open(1024);
-        vm.write_all(b"one").await.unwrap();
-        assert_eq!(read(&consoles, id, 1).await.unwrap().bytes.0, b"one");
-        vm.write_all(b"two").await.unwrap();
-        assert_eq!(read(&consoles, id, 1).await.unwrap().bytes.0, b"one");
-        assert_eq!(read(&consoles, id, 2).await.unwrap().bytes.0, b"two");
-        // Nothing comes: an empty answer has its number as well.
-        assert_eq!(read(&consoles, id, 3).await.unwrap(), said(Vec::new(), false));
-        let gap = read(&consoles, id, 5).await.unwrap_err();
-        assert_eq!(gap.kind(), ErrorKind::Conflict, "{gap}");
-        drop(vm);
-        assert!(read(&consoles, id, 4).await.unwrap().ended);
-        assert!(
-            read(&consoles, id, 4).await.unwrap().ended,
-            "also when asked again"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_full_frame_comes_in_few_large_reads_that_the_bus_can_carry() {
-        const FRAME_BYTES: usize = 1024 * 768 * 4;
-        let (consoles, id, mut vm) = open(2 * FRAME_BYTES);
-        vm.write_all(&vec![7; FRAME_BYTES]).await.unwrap();
-        let (mut count, mut number) = (0, 0);
-        while count < FRAME_BYTES {
-            number += 1;
-            let bytes = read(&consoles, id, number).await.unwrap().bytes.0;
-            assert!(bytes.len() <= CONSOLE_READ_MAX_BYTES);
-            count += bytes.len();
-        }
-        assert_eq!((count, number), (FRAME_BYTES, 6));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn closing_ends_a_read_that_waits_and_lets_go_of_the_hypervisor_at_once() {
-        let (consoles, id, mut vm) = open(16);
-        let began = Instant::now();
-        let close = async {
-            tokio::task::yield_now().await;
-            consoles.close(id);
-        };
-        let (read_to_end, ()) = tokio::join!(read(&consoles, id, 1), close);
-        assert!(read_to_end.unwrap().ended);
-        assert_eq!(
-            vm.read(&mut [0]).await.unwrap(),
-            0,
-            "the hypervisor's side is open"
-        );
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        let gone = read(&consoles, id, 2).await.unwrap_err();
-        assert_eq!(gone.kind(), ErrorKind::NotFound);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_session_that_nobody_reads_is_closed_and_one_that_is_read_is_not() {
-        let (consoles, id, mut vm) = open(16);
-        for number in 1..=40 {
-            read(&consoles, id, number).await.unwrap();
-        }
-        consoles.sweep();
-        read(&consoles, id, 41).await.unwrap();
-        tokio::time::advance(IDLE_MAX).await;
-        consoles.sweep();
-        assert_eq!(vm.read(&mut [0]).await.unwrap(), 0);
-    }
-}
+mod tests;

@@ -32,7 +32,7 @@ impl Agent {
             here_only: false,
         };
         let options = CallOptions::default().deadline(CHUNK_DEADLINE);
-        let part = self.bus()?.call::<ImageRead>(&route, &request, options).await?;
+        let part = self.calls()?.call::<ImageRead>(&route, &request, options).await?;
         Ok(Bytes::from(part.0))
     }
 }

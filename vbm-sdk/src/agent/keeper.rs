@@ -6,11 +6,16 @@ use super::{
     errands::{self, Errand, Ledger, Next},
 };
 use crate::methods::{GoneVm, SnapshotFate, VmSeen, WantedVm};
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 use vbm_core::{DriverKind, Error, ErrorKind, Generation, PowerState, Result, RetryAdvice, VmId, VmStatus};
 use vbm_hyper::{VmHandle, VmSeen as MachineSeen};
+use vbm_rpc::layers::{Ambient, TraceContext};
 
 /// After the first failure; doubled with each further one.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -23,6 +28,7 @@ const TRIES_BEFORE_PROBLEM: u32 = 3;
 #[derive(Clone)]
 pub(super) struct VmKeeper {
     wanted: watch::Sender<Option<WantedVm>>,
+    trace: Arc<Mutex<Option<TraceContext>>>,
     status: watch::Receiver<VmStatus>,
     end: CancellationToken,
     ended: CancellationToken,
@@ -40,7 +46,9 @@ impl VmKeeper {
             ..VmStatus::default()
         });
         let (end, ended) = (agent.inner.stop.child_token(), CancellationToken::new());
+        let trace = Arc::default();
         let keeper = Keeper {
+            trace: Arc::clone(&trace),
             agent: agent.clone(),
             id,
             driver,
@@ -58,6 +66,7 @@ impl VmKeeper {
         });
         Self {
             wanted,
+            trace,
             status: status_seen,
             end,
             ended,
@@ -71,6 +80,8 @@ impl VmKeeper {
                 .as_ref()
                 .is_none_or(|n| n.generation <= wanted.generation && *n != wanted);
             if newer {
+                // Of the request that this is for: what the keeper does from now on stands in its name.
+                *self.trace.lock().unwrap_or_else(PoisonError::into_inner) = Ambient::current().trace;
                 *now = Some(wanted);
             }
             newer
@@ -116,6 +127,8 @@ pub(super) struct Keeper {
     /// Found running after a restart of the agent, which is still to be told.
     adopted: bool,
     status: watch::Sender<VmStatus>,
+    /// Of the request for what is wanted.
+    trace: Arc<Mutex<Option<TraceContext>>>,
 }
 
 impl Keeper {
@@ -167,14 +180,31 @@ impl Keeper {
                     changed = seen.changed() => changed.is_err(),
                 },
                 Some(doing) => {
-                    let acted = self.act_and_tell(&doing, &want, machine, wanted, &mut seen).await;
-                    self.settle(acted, &doing, &want, machine, wanted).await
+                    let span = self.span();
+                    let acting = async {
+                        tracing::info!(name = %want.name, ?doing, "working on a VM");
+                        let acted = self.act_and_tell(&doing, &want, machine, wanted, &mut seen).await;
+                        self.settle(acted, &doing, &want, machine, wanted).await
+                    };
+                    acting.instrument(span).await
                 }
             };
             if gone {
                 return;
             }
         }
+    }
+
+    fn span(&self) -> tracing::Span {
+        let trace = *self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        let span = tracing::info_span!("vm", id = %self.id, trace_id = tracing::field::Empty);
+        if let Some(trace) = trace {
+            span.record(
+                "trace_id",
+                tracing::field::display(format_args!("{:032x}", trace.trace_id)),
+            );
+        }
+        span
     }
 
     /// What to do next; `None` when nothing is to be done until something changes.
@@ -387,6 +417,8 @@ impl Agent {
 
     pub(super) async fn vm_reset(&self, id: VmId) -> Result<()> {
         let (_, machine) = self.machine(id)?;
-        machine.reset().await.map_err(Error::from)
+        machine.reset().await.map_err(Error::from)?;
+        tracing::info!(vm = %id, "the reset button was pressed");
+        Ok(())
     }
 }

@@ -24,8 +24,8 @@ mod report;
 mod reverts;
 
 use crate::methods::{
-    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleRead, ConsoleWrite, NetworkEnsure, NetworkRemove,
-    VmAbandon, VmEnsure, VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
+    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkEnsure, NetworkRemove, VmAbandon, VmEnsure,
+    VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -44,7 +44,11 @@ use vbm_core::{
 };
 use vbm_hyper::{Driver, Facet, ImageStore, Machines, Pool, VmHandle};
 use vbm_net::NetworkBackend;
-use vbm_rpc::{Bus, Router};
+use vbm_rpc::{
+    Bus, Router,
+    bus::BoxedCaller,
+    layers::{BusMetrics, TraceLayer},
+};
 
 /// What an agent stands on.
 pub struct AgentConfig {
@@ -93,7 +97,10 @@ struct Inner {
     underlay: Option<Ipv4Addr>,
     shared_storage: Option<String>,
     moves: moving::Moves,
-    bus: OnceLock<Bus>,
+    /// Where its calls are counted, when they are.
+    metrics: OnceLock<BusMetrics>,
+    /// The bus, for its own calls.
+    calls: OnceLock<BoxedCaller>,
     /// Whether the path is known to be this machine's.
     admitted: watch::Sender<bool>,
     keepers: Mutex<HashMap<VmId, VmKeeper>>,
@@ -143,7 +150,8 @@ impl Agent {
             underlay: config.underlay,
             shared_storage: config.shared_storage,
             moves: moving::Moves::default(),
-            bus: OnceLock::new(),
+            metrics: OnceLock::new(),
+            calls: OnceLock::new(),
             admitted: watch::Sender::new(false),
             keepers: Mutex::default(),
             consoles: OpenConsoles::default(),
@@ -163,14 +171,24 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Counts the calls that it makes. Call before [`Self::start`]; later it is too late.
+    pub fn count_calls(&self, metrics: BusMetrics) {
+        self.inner.metrics.get_or_init(|| metrics);
+    }
+
     /// Begins to report, over this bus. Call once.
     ///
     /// # Errors
     /// It was started before.
     pub fn start(&self, bus: Bus) -> Result<()> {
+        let traced = bus.layered(TraceLayer::new());
+        let calls = match self.inner.metrics.get() {
+            Some(metrics) => traced.layered(metrics.layer()).boxed(),
+            None => traced.boxed(),
+        };
         self.inner
-            .bus
-            .set(bus)
+            .calls
+            .set(calls)
             .map_err(|_| Error::internal("the agent was started twice", "start is for once"))?;
         let this = self.clone();
         self.inner.tasks.spawn(async move { this.report_self().await });
@@ -216,9 +234,10 @@ impl Agent {
         &self.inner.boot_id
     }
 
-    fn bus(&self) -> Result<&Bus> {
+    /// The bus, for its own calls.
+    fn calls(&self) -> Result<&BoxedCaller> {
         self.inner
-            .bus
+            .calls
             .get()
             .ok_or_else(|| Error::internal("the agent has no bus", "it was not started"))
     }
@@ -239,7 +258,16 @@ impl Agent {
                 router
             }};
         }
-        let router = Router::new().with_epoch_gate(self.inner.epoch.clone());
+        let this = self.clone();
+        let router = Router::new()
+            .with_epoch_gate(self.inner.epoch.clone())
+            .stream::<ConsoleOpen, _, _>(move |_, request, items| {
+                let this = this.clone();
+                async move {
+                    this.when_admitted().await?;
+                    this.console_open(request, items).await
+                }
+            });
         answer!(
             router,
             NetworkEnsure => network_ensure,
@@ -253,8 +281,6 @@ impl Agent {
             VmReset => vm_reset,
             VmScreenshot => vm_screenshot,
             ConsoleLog => console_log,
-            ConsoleOpen => console_open,
-            ConsoleRead => console_read,
             ConsoleWrite => console_write,
             ConsoleClose => console_close,
         )

@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::{Notify, broadcast::error::RecvError};
 use vbm_core::{Error, ErrorKind, NodePath, Result, VmId};
 use vbm_net::NetEvent;
-use vbm_rpc::{Bus, CallOptions, Fate, Method, Route, Service};
+use vbm_rpc::{Bus, CallOptions, Fate, Method, Route, Service, bus::BoxedCaller};
 
 /// The longest that a controller may take to answer a report.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
@@ -64,22 +64,22 @@ impl Reporter {
 
 impl Agent {
     async fn tell_controller<M: Method>(&self, request: &M::Request) -> Result<M::Reply> {
-        tell_over::<M>(self.bus()?, request).await
+        tell_over::<M>(self.calls()?, request).await
     }
 }
 
 /// Tells any controller; when that one cannot write it down (it is cut off from the store), each of the others.
-async fn tell_over<M: Method>(bus: &Bus, request: &M::Request) -> Result<M::Reply> {
+async fn tell_over<M: Method>(calls: &BoxedCaller, request: &M::Request) -> Result<M::Reply> {
     let (root, service) = (NodePath::root(), Service::new(CONTROLLER_SERVICE)?);
     let options = CallOptions::default().deadline(REPORT_DEADLINE);
     let any = Route::any(root.clone(), service.clone());
-    let failure = match bus.call::<M>(&any, request, options.clone()).await {
+    let failure = match calls.call::<M>(&any, request, options.clone()).await {
         Err(Fate::Refused(e)) if e.kind() == ErrorKind::Unavailable => e,
         done => return done.map_err(Error::from),
     };
-    for member in bus.members(&root).await? {
+    for member in calls.bus().members(&root).await? {
         if member.serves(&root, &service)
-            && let Ok(reply) = bus
+            && let Ok(reply) = calls
                 .call::<M>(&Route::node(member.path), request, options.clone())
                 .await
         {
@@ -100,7 +100,7 @@ impl Agent {
     /// Dropping the future may leave the node shown as ready until it counts as lost.
     pub async fn knock(&self, bus: &Bus) -> Result<()> {
         let report = self.own_report().await?;
-        match tokio::time::timeout(KNOCK_MAX, tell_over::<NodeReport>(bus, &report)).await {
+        match tokio::time::timeout(KNOCK_MAX, tell_over::<NodeReport>(&bus.caller().boxed(), &report)).await {
             Ok(Err(e)) if e.kind() == ErrorKind::AlreadyExists => Err(e),
             Ok(Ok(_)) => {
                 self.admitted();

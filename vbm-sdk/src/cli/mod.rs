@@ -95,7 +95,13 @@ fn run(args: Vec<OsString>) -> ExitCode {
 }
 
 fn block_on(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let tidies_up = matches!(&cli.command, Command::Bus(verb) if verb.tidies_up());
+    // A load is made by as many threads as there are; everything else needs one.
+    let mut builder = match tidies_up {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder
         .enable_all()
         .build()
         .map_err(|e| Error::internal("vbm cannot start", e.to_string()))?;
@@ -103,7 +109,7 @@ fn block_on(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         // Both arms may be dropped: an operation that was begun goes on at the server.
         tokio::select! {
             done = obey(cli, out) => done,
-            () = interrupted() => Err(given_up()),
+            () = interrupted(), if !tidies_up => Err(given_up()),
         }
     });
     // A thread may still be blocked in a read of stdin; it ends with the process.

@@ -113,6 +113,7 @@ pub(super) mod tests {
             created_at: Timestamp::from_micros(0),
             ended_at: None,
             error: None,
+            trace: None,
         }
     }
 

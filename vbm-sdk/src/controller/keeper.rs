@@ -19,7 +19,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use vbm_core::{
-    Error, ErrorKind, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState,
+    Epoch, Error, ErrorKind, EventKind, Kind, Network, NetworkId, NetworkStatus, Node, NodePath, NodeState,
     ObjectRef, PowerState, Result, Vm, VmId,
 };
 use vbm_rpc::{CallOptions, Fate, Method, Route};
@@ -240,18 +240,19 @@ impl Keeper {
         let mut first: Option<Error> = None;
         let mut failed: BTreeMap<NetworkId, Error> = BTreeMap::new();
         for gone in &plan.remove_vms {
-            if let Err(e) = self.remove_vm(gone).await {
+            if let Err(e) = world.on_behalf(gone.id).scope(self.remove_vm(gone)).await {
                 first.get_or_insert(e);
             }
         }
         for wanted in &plan.networks {
-            if let Err(e) = self.ensure_network(wanted).await {
+            let ensured = world.on_behalf(wanted.id).scope(self.ensure_network(wanted));
+            if let Err(e) = ensured.await {
                 failed.insert(wanted.id, e.clone());
                 first.get_or_insert(e);
             }
         }
         for id in &plan.remove_networks {
-            if let Err(e) = self.remove_network(*id).await {
+            if let Err(e) = world.on_behalf(id).scope(self.remove_network(*id)).await {
                 first.get_or_insert(e);
             }
         }
@@ -342,7 +343,10 @@ impl Keeper {
         for some in news.chunks(VMS_AT_ONCE) {
             let asked: Vec<_> = some
                 .iter()
-                .map(|wanted| self.ensure_vm(wanted, failed, world).boxed())
+                .map(|wanted| {
+                    let ensured = self.ensure_vm(wanted, failed, world);
+                    world.on_behalf_of_vm(wanted).scope(ensured).boxed()
+                })
                 .collect();
             for (wanted, result) in some.iter().zip(join_all(asked).await) {
                 match result {
@@ -391,7 +395,17 @@ impl Controller {
         node: &NodePath,
         request: &M::Request,
     ) -> Result<M::Reply> {
-        let options = CallOptions::default().deadline(NODE_DEADLINE);
+        self.ask_node_with::<M>(node, request, |options| options).await
+    }
+
+    /// The same, with something more to say about the call.
+    pub(super) async fn ask_node_with<M: Method>(
+        &self,
+        node: &NodePath,
+        request: &M::Request,
+        more: impl FnOnce(CallOptions) -> CallOptions,
+    ) -> Result<M::Reply> {
+        let options = more(CallOptions::default().deadline(NODE_DEADLINE));
         self.call_node::<M>(node, request, options)
             .await
             .map_err(Error::from)
@@ -404,17 +418,25 @@ impl Controller {
         options: CallOptions,
     ) -> Result<M::Reply, Fate> {
         let (bus, route) = (self.commands().map_err(Fate::Refused)?, Route::node(node.clone()));
+        self.in_its_epoch(|epoch| bus.call::<M>(&route, request, options.clone().epoch(epoch)))
+            .await
+    }
+
+    /// Commands in the name of the present leadership: whoever speaks for it may not have heard of the newest one yet.
+    pub(super) async fn in_its_epoch<T, F>(&self, command: impl Fn(Epoch) -> F) -> Result<T, Fate>
+    where
+        F: Future<Output = Result<T, Fate>>,
+    {
         let epoch = self.epoch();
-        let fate = match bus.call::<M>(&route, request, options.clone().epoch(epoch)).await {
+        let fate = match command(epoch).await {
             Err(fate) if self.mandate.is_none() && is_stale(&fate) => fate,
             done => return done,
         };
-        // Whoever speaks for the present leadership may not have heard of the newest one yet.
         self.look_who_leads().await.map_err(Fate::Refused)?;
         if self.epoch() <= epoch {
             return Err(fate);
         }
-        bus.call::<M>(&route, request, options.epoch(self.epoch())).await
+        command(self.epoch()).await
     }
 
     /// Writes down how a network is.

@@ -28,6 +28,7 @@ mod launch;
 mod leadership;
 mod moving;
 mod networks;
+mod once;
 mod operations;
 mod overseer;
 pub(crate) mod plan;
@@ -35,6 +36,7 @@ mod reads;
 mod reports;
 pub(crate) mod schedule;
 mod snapshots;
+mod traces;
 mod views;
 mod vms;
 mod watching;
@@ -42,6 +44,7 @@ mod watching;
 pub use consoles::CONSOLE_LOG_MAX_BYTES;
 pub(crate) use consoles::ConsoleSession;
 pub use leadership::{LEASE, Rivals, STOP_AFTER};
+pub(crate) use once::keyed;
 pub use reads::EventStream;
 pub(crate) use watching::Watched;
 
@@ -61,7 +64,11 @@ use vbm_core::{
     OperationId, OperationState, Result,
 };
 use vbm_hyper::ImageStore;
-use vbm_rpc::{Bus, bus::BoxedCaller, layers::BusMetrics};
+use vbm_rpc::{
+    Bus,
+    bus::BoxedCaller,
+    layers::{Ambient, BusMetrics, TraceLayer},
+};
 
 /// What a controller stands on.
 #[derive(Clone)]
@@ -245,9 +252,10 @@ impl Controller {
     /// # Errors
     /// It was started before.
     pub fn start(&self, bus: Bus) -> Result<()> {
+        let traced = bus.layered(TraceLayer::new());
         let commands = match self.inner.metrics.get() {
-            Some(metrics) => bus.layered(metrics.layer()).boxed(),
-            None => bus.caller().boxed(),
+            Some(metrics) => traced.layered(metrics.layer()).boxed(),
+            None => traced.boxed(),
         };
         self.inner.commands.get_or_init(|| commands);
         self.inner
@@ -326,6 +334,7 @@ impl Controller {
             created_at: self.inner.clock.now(),
             ended_at: None,
             error: None,
+            trace: Ambient::current().trace.map(|trace| trace.to_string()),
         }
     }
 

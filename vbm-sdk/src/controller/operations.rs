@@ -210,15 +210,20 @@ fn judge_network(
 }
 
 impl Controller {
-    /// Ends the operations that are over.
-    pub(super) async fn finish_operations(&self, world: &World, keepers: &Keepers) -> Result<()> {
+    /// Ends those of these operations that are over.
+    pub(super) async fn finish_operations(
+        &self,
+        open: Vec<Held<Operation>>,
+        world: &World,
+        keepers: &Keepers,
+    ) -> Result<()> {
         let now = self.inner.clock.now();
         let nodes: Vec<(&Node, Reached)> = world
             .nodes
             .values()
             .map(|n| (n, keepers.reached(&n.path)))
             .collect();
-        for held in self.open_operations().await? {
+        for held in open {
             match judge(&held.value, held.revision, world, &nodes, now) {
                 Verdict::GoesOn => {}
                 Verdict::Done => self.end_operation(held.value.id, None).await?,
@@ -228,7 +233,7 @@ impl Controller {
         Ok(())
     }
 
-    async fn open_operations(&self) -> Result<Vec<Held<Operation>>> {
+    pub(super) async fn open_operations(&self) -> Result<Vec<Held<Operation>>> {
         Ok(self
             .records()
             .all::<Operation>()

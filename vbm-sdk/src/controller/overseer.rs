@@ -1,7 +1,7 @@
 //! The overseer: one task that looks at all records, places VMs, forgets what is gone, finishes
 //! operations, and tells the keepers of the nodes when the world has changed.
 
-use super::{Controller, keeper::Keepers, launch::release_port, moving::Movers, plan::World};
+use super::{Controller, keeper::Keepers, launch::release_port, moving::Movers, plan::World, traces::Traces};
 use crate::methods::LOST_AFTER;
 use crate::records::{Edit, Held, Record, Records};
 use crate::store::{Revision, StoreError};
@@ -61,6 +61,8 @@ impl Controller {
 
     async fn look(&self, keepers: &mut Keepers, movers: &mut Movers, heard: &mut Heard) -> Result<Revision> {
         let mut world = World::load(self.records()).await?;
+        let operations = self.open_operations().await?;
+        world.traces = Traces::of(&operations);
         self.end_if_outrun(&world)?;
         self.mark_lost(&mut world, heard).await?;
         self.place_all(&mut world).await?;
@@ -69,7 +71,7 @@ impl Controller {
         let world = Arc::new(world);
         keepers.show(Arc::clone(&world));
         movers.show(&world, |node| keepers.reached(node));
-        self.finish_operations(&world, keepers).await?;
+        self.finish_operations(operations, &world, keepers).await?;
         Ok(revision)
     }
 
@@ -348,6 +350,7 @@ impl World {
             volumes: table(records.all().await?, |r: &Volume| r.meta.id),
             snapshots: table(records.all().await?, |r: &Snapshot| r.meta.id),
             nodes: table(records.all().await?, |r: &Node| r.path.clone()),
+            traces: Traces::default(),
         })
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct World {
     /// By id; in the order in which they were asked for, since ids begin with the time.
     pub(crate) snapshots: BTreeMap<SnapshotId, Snapshot>,
     pub(crate) nodes: BTreeMap<NodePath, Node>,
+    /// Which request what goes on is for.
+    pub(crate) traces: super::traces::Traces,
 }
 
 /// What one node shall hold, and what it shall give up.

@@ -1,6 +1,6 @@
 //! Requests about VMs that exist.
 
-use super::{Controller, operations, views};
+use super::{Controller, once::once, operations, views};
 use crate::api::{Accepted, PowerAction, SetGroups, VmView};
 use crate::methods::VmReset;
 use crate::records::{Edit, until_uncrossed};
@@ -80,9 +80,11 @@ impl Controller {
         refuse_moving(&vm)?;
         vm.status.power.after(vbm_core::PowerEvent::Reset)?;
         let node = vm.spec.node.as_ref().ok_or_else(|| not_placed(&vm.meta.name))?;
-        self.ask_node::<VmReset>(node, &id).await?;
         let target = ObjectRef::new(Kind::Vm, id, &vm.meta.name);
         let operation = self.operation("restart", target.clone(), Generation(0));
+        let pressed =
+            self.ask_node_with::<VmReset>(node, &id, |options| once(options, &operation, id, "reset"));
+        pressed.await?;
         let event = self.event(EventKind::VmRestarted, target, "reset");
         self.records().commit(Edit::default().event(&event)).await?;
         let operation = self.done_at_once(operation).await?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   browser  --GET /v1/console?token=..-------+
-//!   CLI      --GET /v1/vms/{vm}/console-------+--> here <--console.read (long poll), console.write--> agent
+//!   CLI      --GET /v1/vms/{vm}/console-------+--> here <--console.open (stream), console.write (calls)--> agent
 //! ```
 //!
 //! A browser cannot read why a WebSocket was refused, so it is let in and told by the close frame: its code is 4000
@@ -195,26 +195,23 @@ impl Line {
     }
 }
 
-/// What the VM says goes to the client.
+/// What the VM says goes to the client. One that takes it slowly stops the stream, and so the VM's side.
 async fn showing(to_client: &mut SplitSink<WebSocket, Message>, session: &ConsoleSession) -> Over {
     let mut ping = tokio::time::interval(PING_EVERY);
     loop {
-        let output = match session.read().await {
-            Ok(output) => output,
-            Err(e) => return Over::Failed(e),
+        // Cancel safe, both: a tick stays due, and what was not read is read next.
+        let message = tokio::select! {
+            output = session.read() => match output {
+                Ok(Some(bytes)) => Message::Binary(bytes.into()),
+                Ok(None) => return Over::Ended(match session.kind() {
+                    ConsoleKind::Serial => "the VM is not running any more",
+                    ConsoleKind::Vnc => "the VM closed its screen",
+                }),
+                Err(e) => return Over::Failed(e),
+            },
+            _ = ping.tick() => Message::Ping(Bytes::new()),
         };
-        let (ended, bytes) = (output.ended, Bytes::from(output.bytes.0));
-        if !bytes.is_empty() && to_client.send(Message::Binary(bytes)).await.is_err() {
-            return Over::Left;
-        }
-        if ended {
-            return Over::Ended(match session.kind() {
-                ConsoleKind::Serial => "the VM is not running any more",
-                ConsoleKind::Vnc => "the VM closed its screen",
-            });
-        }
-        if ping.tick().now_or_never().is_some() && to_client.send(Message::Ping(Bytes::new())).await.is_err()
-        {
+        if to_client.send(message).await.is_err() {
             return Over::Left;
         }
     }

@@ -5,7 +5,7 @@
 //! key that comes with another request is refused.
 //!
 //! Limit: a daemon that dies between doing and recording does the request again when it is repeated; names, addresses
-//! and MACs are unique all the same.
+//! and MACs are unique all the same, and what nodes are told to do once carries the key on.
 
 use super::{ApiState, BODY_MAX_BYTES, problem::Failed};
 use crate::records::{Answer, Records};
@@ -119,7 +119,8 @@ async fn once(
         let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return Ok((status, [(header::CONTENT_TYPE, answer.content_type)], answer.body).into_response());
     }
-    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    let request = Request::from_parts(parts, Body::from(body));
+    let response = crate::controller::keyed(key.clone(), next.run(request)).await;
     // What failed on our side may be tried again with the same key.
     if response.status().is_server_error() {
         return Ok(response);

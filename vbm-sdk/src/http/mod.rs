@@ -14,6 +14,7 @@ mod secret;
 mod session;
 mod snapshots;
 pub(crate) mod tcp;
+mod tracing;
 pub(crate) mod unix;
 mod watch;
 pub(crate) mod web;
@@ -104,12 +105,7 @@ pub fn router(state: ApiState) -> Router {
             (state.clone(), idempotency::UnderWay::default()),
             idempotency::layer,
         ))
-        // Without the query: one-time tokens stand in it.
-        .layer(tower_http::trace::TraceLayer::new_for_http().make_span_with(
-            |request: &axum::extract::Request| {
-                tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
-            },
-        ))
+        .layer(axum::middleware::from_fn(tracing::layer))
         .with_state(state)
 }
 

@@ -24,7 +24,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Clock, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
 use vbm_hyper::{Driver, ImageStore};
 use vbm_net::NetworkBackend;
-use vbm_rpc::{Bus, Member, Router, Service, Transport, layers::BusMetrics};
+use vbm_rpc::{
+    Bus, Member, Router, Service, Transport,
+    layers::{BusMetrics, TraceLayer},
+};
 
 /// How long a data directory may still be locked after its daemon was killed, before that counts as another daemon.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
@@ -349,7 +352,10 @@ impl Builder {
                 CONTROLLER_SERVICE,
                 &boot_id,
                 controller.epoch(),
-                controller.router().layer(metrics.layer()),
+                controller
+                    .router()
+                    .layer(TraceLayer::new())
+                    .layer(metrics.layer()),
             )
             .await?;
             metrics.watch(&bus);
@@ -384,11 +390,12 @@ impl Builder {
                 AGENT_SERVICE,
                 agent.boot_id(),
                 Epoch(0),
-                agent.router().layer(metrics.layer()),
+                agent.router().layer(TraceLayer::new()).layer(metrics.layer()),
             )
             .await?;
             metrics.watch(&bus);
             server.buses.push(bus.clone());
+            agent.count_calls(metrics.clone());
             agent.start(bus)?;
         }
         // The agent listens before the controller speaks.

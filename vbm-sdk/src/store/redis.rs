@@ -13,7 +13,9 @@
 //! away, requests wait and are asked again; after a time they fail with an unknown outcome. Watches wait as long as it takes.
 //!
 //! **Durability is Redis'**: with `appendonly yes` and `appendfsync always` a transaction is on the disk before it is
-//! acknowledged; with `everysec` a failing host may lose the last second. When a server comes back with less
+//! acknowledged; with `everysec` a failing host may lose the last second. **Behind sentinels** a failover may lose what was
+//! acknowledged in its last moments (replication does not wait); `min-replicas-to-write 1` bounds that to them, and a failover must
+//! be over within the patience of a request (15 s: `down-after-milliseconds 5000` or less). When a server comes back with less
 //! than it acknowledged, the next connection finds out (the log names the transaction of each revision), the count of
 //! revisions jumps so that none is given twice, and all watches end with `Compacted`.
 //!
@@ -74,7 +76,8 @@ struct Shared {
 }
 
 impl RedisStore {
-    /// Opens the store on a Redis such as `redis://user:password@host:6379/0` or `redis+unix:///run/redis.sock`.
+    /// Opens the store on a Redis such as `redis://user:password@host:6379/0` or `redis+unix:///run/redis.sock`, or on the
+    /// master that sentinels name: `redis+sentinel://s1,s2,s3/mymaster`.
     ///
     /// # Errors
     /// [`StoreError::Unreachable`]; [`StoreError::Unsuitable`] when it is too old, evicts, or is a replica or a

@@ -2,7 +2,7 @@
 
 use crate::{
     house::{PATIENCE, import, lan, launch, through, unlist, until},
-    redis_server::Redis,
+    redis_server::{DURABLE, Redis},
 };
 use futures::{SinkExt, StreamExt};
 use std::{sync::Arc, time::Duration};
@@ -145,6 +145,50 @@ async fn consoles_of_a_browser_reach_the_node_over_redis_and_close_with_it() {
         };
         tokio::time::timeout(PATIENCE, gone).await.unwrap();
     }
+    brain.shutdown().await;
+    hand.shutdown().await;
+    unlist(&dir.path().join("agent"));
+}
+
+#[tokio::test]
+async fn a_console_outlives_a_redis_that_is_killed_and_started_again() {
+    let Some(mut redis) = Redis::with(DURABLE) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let world = SimWorld::instant();
+    let brain = controller(&redis, dir.path()).await;
+    let hand = agent(&redis, dir.path(), &world).await;
+    let client = brain.client().unwrap();
+    import(&client, dir.path()).await;
+    lan(&client, "lan", "10.0.0.0/24").await;
+    launch(&client, "web").await;
+    let mut socket = console(&brain, "serial").await;
+    let mut heard = Vec::new();
+    for word in ["before", "after"] {
+        if word == "after" {
+            redis.kill();
+            redis.restart();
+        }
+        let typed = format!("echo {word}\n");
+        socket.send(Message::Binary(typed.into())).await.unwrap();
+        let answer = format!("\r\n{word}\r\n/ # ");
+        let hear = async {
+            while !heard.ends_with(answer.as_bytes()) {
+                match socket.next().await {
+                    Some(Ok(Message::Binary(bytes))) => heard.extend_from_slice(&bytes),
+                    Some(Ok(Message::Ping(_))) => {}
+                    other => panic!("{word}: {other:?}"),
+                }
+            }
+        };
+        let there = tokio::time::timeout(2 * PATIENCE, hear).await.is_ok();
+        assert!(there, "{word}: {:?}", String::from_utf8_lossy(&heard));
+    }
+    // All that the guest said, nothing missing and nothing twice.
+    let said = client.vms().console_log("web", None).await.unwrap();
+    assert_eq!(heard, said);
+    drop(socket);
     brain.shutdown().await;
     hand.shutdown().await;
     unlist(&dir.path().join("agent"));

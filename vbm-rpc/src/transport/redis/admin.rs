@@ -239,6 +239,34 @@ impl Admin for RedisAdmin {
         };
         Ok(entries.iter().filter_map(hop).collect())
     }
+
+    async fn commands_processed(&self) -> Result<Option<u64>, Error> {
+        let masters = self.connector.every_master().await;
+        let masters = masters.map_err(|Down(why)| self.unreachable(why))?;
+        let mut all = 0_u64;
+        for (_host, mut commands) in masters {
+            let mut stats = cmd("INFO");
+            stats.arg("stats");
+            let answer = commands.one(stats).await;
+            // A user who may not ask is none the worse for it.
+            let Ok(told) = answer.map_err(|Down(why)| self.unreachable(why))? else {
+                return Ok(None);
+            };
+            let Some(count) = pack::text(&told).and_then(total_commands) else {
+                return Ok(None);
+            };
+            all = all.saturating_add(count);
+        }
+        Ok(Some(all))
+    }
+}
+
+fn total_commands(info: &str) -> Option<u64> {
+    info.lines()
+        .find_map(|line| line.strip_prefix("total_commands_processed:"))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// The fields of a hop: what, by whom, more about it.

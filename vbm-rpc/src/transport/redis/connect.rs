@@ -125,6 +125,10 @@ impl Connector {
         }
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// For a member whose own keys lie beside `key`.
     pub(super) fn at_home(mut self, key: &str) -> Self {
         self.home = cluster::slot(key.as_bytes());

@@ -55,6 +55,7 @@ mod lease;
 mod leftovers;
 mod letters;
 mod link;
+mod master;
 mod op;
 mod pack;
 mod plan;
@@ -74,6 +75,7 @@ mod tls;
 mod writer;
 
 pub use config::RedisConfig;
+pub use master::MasterFinder;
 
 use super::{Attached, Inbound, Transport};
 use crate::{

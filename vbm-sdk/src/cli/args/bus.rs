@@ -20,6 +20,15 @@ pub(in crate::cli) enum Bus {
     Key(BusKey),
     /// Print the Redis user of a node, who may do what it needs and nothing else
     Acl(BusAcl),
+    /// Measure calls a second, latency and commands a call on this Redis
+    Bench(BusBench),
+}
+
+impl Bus {
+    /// Whether it ends by itself when it is interrupted, after taking back what it has made.
+    pub(in crate::cli) const fn tidies_up(&self) -> bool {
+        matches!(self, Self::Bench(_))
+    }
 }
 
 /// Where the bus is. `vbm bus` asks Redis itself, so that it works while vbmd is down.
@@ -128,4 +137,32 @@ pub(in crate::cli) struct BusDlqReplay {
     /// The trust list
     #[arg(long, value_name = "FILE", requires = "bus_key")]
     pub(in crate::cli) bus_trust: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Caller and answerer are both in this process, under a name of their own; they leave no key behind. The calls are load all
+the same: others on this Redis wait longer meanwhile.
+
+Examples:
+  vbm bus bench --redis redis://localhost:6379
+  vbm bus bench --in-flight 1,64,512 --payload 4096 --time 10s
+  vbm bus bench -o json")]
+pub(in crate::cli) struct BusBench {
+    #[command(flatten)]
+    pub(in crate::cli) place: BusPlace,
+    /// How many calls are under way at once; several with commas between are measured one after the other
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value = "1,64,512",
+        value_delimiter = ','
+    )]
+    pub(in crate::cli) in_flight: Vec<usize>,
+    /// The bytes of each request, and of its answer
+    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    pub(in crate::cli) payload: usize,
+    /// How long each is measured, such as 3s; at most a minute
+    #[arg(long, value_name = "SPAN", default_value = "3s")]
+    pub(in crate::cli) time: String,
 }

@@ -3,6 +3,7 @@
 //! It talks to Redis itself and not to vbmd: what is wrong with the bus is looked for when vbmd does not answer.
 
 mod acl;
+mod bench;
 mod dlq;
 mod key;
 mod ping;
@@ -30,6 +31,7 @@ pub(super) async fn run(on: &Session<'_>, verb: Bus) -> Result<(), Error> {
         Bus::Dlq(verb) => dlq::run(on, verb).await,
         Bus::Key(verb) => key::run(on, verb),
         Bus::Acl(args) => acl::run(on, &args).await,
+        Bus::Bench(args) => bench::run(on, &args).await,
     }
 }
 

@@ -104,6 +104,7 @@ pub(super) fn operation(steps: usize, state: OperationState) -> Operation {
         created_at: Timestamp::from_micros(0),
         ended_at: None,
         error: None,
+        trace: None,
     };
     for n in 0..steps {
         operation.steps.push(Step {

@@ -177,8 +177,9 @@ impl Mover {
         loop {
             let now = seen.borrow_and_update().clone();
             // Dropping a step leaves a command that may have been done; the next look sees it.
+            let on_behalf = now.world.on_behalf(self.id);
             let step = tokio::select! {
-                step = self.step(&now) => step,
+                step = on_behalf.scope(self.step(&now)) => step,
                 () = stop.cancelled() => return,
             };
             let wait = match step {

@@ -8,14 +8,15 @@
 //! ```
 //!
 //! The first word over each connection is [`scripts::RESUME`]: nothing else is asked of a server before it is known
-//! whether it is the store of before. redis-rs' own response time-out is off: it forgets an answer that is on its way
+//! whether it is the store of before; where sentinels are named, they are asked first where the master is now, so a failover
+//! is one more connection that broke. redis-rs' own response time-out is off: it forgets an answer that is on its way
 //! (redis-rs#1924); each use here has a hard time-out instead, after which the connection is thrown away.
 
 use super::{keys::Keys, scripts, start, wire};
 use crate::store::{Revision, StoreError};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError,
-    Script, Value, aio::MultiplexedConnection, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, ProtocolVersion, RedisError, Script, Value,
+    aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
 use std::{
     sync::{Mutex, PoisonError},
@@ -24,6 +25,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use vbm_rpc::redis::{MasterFinder, RedisConfig};
 
 /// The longest a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -61,6 +63,16 @@ const NO_SCRIPT: &str = "NOSCRIPT";
 #[derive(Clone, Debug)]
 pub(super) struct Down(pub(super) String);
 
+fn client_of(url: &str) -> Result<Client, Down> {
+    let down = |error: RedisError| Down(error.to_string());
+    let info = url.into_connection_info().map_err(down)?;
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+    let info = info
+        .set_redis_settings(settings)
+        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    Client::open(info).map_err(down)
+}
+
 fn is_down(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || error.is_io_error()
@@ -82,9 +94,17 @@ pub(super) struct Resumed {
     pub(super) lineage: String,
 }
 
+/// Where the server is.
+enum Place {
+    /// There.
+    One(Client),
+    /// Where the sentinels say, each time anew.
+    Watched(MasterFinder),
+}
+
 /// The way to one server.
 pub(super) struct Way {
-    client: Client,
+    place: Place,
     pub(super) server: String,
     pub(super) keys: Keys,
     /// The shared connection and its number. Held while it is made, so that one makes it for all.
@@ -98,29 +118,40 @@ pub(super) struct Way {
 impl Way {
     /// Reaches the server, and looks whether it is fit.
     pub(super) async fn open(url: &str, namespace: &str) -> Result<Self, StoreError> {
-        let info = url.into_connection_info().map_err(|error| {
-            let why = error.detail().unwrap_or("it cannot be read").to_owned();
+        let config = RedisConfig::from_url(url).map_err(|error| {
+            let error = vbm_core::Error::from(error);
             StoreError::Unsuitable {
                 server: "the address of Redis".into(),
-                why,
-                fix: "give an address such as redis://user:password@host:6379/0 or redis+unix:///run/redis.sock"
+                why: error.why().to_owned(),
+                fix: "give an address such as redis://user:password@host:6379/0, redis+unix:///run/redis.sock or \
+                      redis+sentinel://s1,s2,s3/mymaster"
                     .into(),
             }
         })?;
-        let server = match info.addr() {
-            ConnectionAddr::Unix(path) => format!("Redis at {}", path.display()),
-            address => format!("Redis at {address}"),
-        };
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
-        let info = info
-            .set_redis_settings(settings)
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let client = Client::open(info).map_err(|error| StoreError::Unreachable {
+        let server = config.to_string();
+        let unreachable = |why: String| StoreError::Unreachable {
             server: server.clone(),
-            why: error.to_string(),
-        })?;
+            why,
+        };
+        if url
+            .split_once("://")
+            .is_some_and(|(scheme, _)| scheme.ends_with("+cluster"))
+        {
+            return Err(StoreError::Unsuitable {
+                server: server.clone(),
+                why: "a store is in one place, and a cluster spreads its keys; its bus can be a cluster".into(),
+                fix: "keep the records in a file with --store redb (one controller), or give the address of a Redis that is \
+                      no part of a cluster, with sentinels if it shall outlive its host: redis+sentinel://s1,s2,s3/mymaster"
+                    .into(),
+            });
+        }
+        let finder = MasterFinder::of(&config).await;
+        let place = match finder.map_err(|error| unreachable(error.to_string()))? {
+            Some(finder) => Place::Watched(finder),
+            None => Place::One(client_of(url).map_err(|Down(why)| unreachable(why))?),
+        };
         let way = Self {
-            client,
+            place,
             server,
             keys: Keys::new(namespace),
             slot: tokio::sync::Mutex::new((0, None)),
@@ -135,7 +166,7 @@ impl Way {
     async fn check(&self) -> Result<(), StoreError> {
         let until = Instant::now() + LOADING_PATIENCE;
         let mut attempt = 0;
-        let (info, appendfsync) = loop {
+        let (info, [appendfsync, min_replicas]) = loop {
             match self.ask_about().await {
                 Ok(told) => break told,
                 Err(Down(why)) if why.contains("LOADING") && Instant::now() < until => {
@@ -145,21 +176,40 @@ impl Way {
                 Err(Down(why)) => return Err(self.unreachable(why)),
             }
         };
-        for warning in start::judge(&self.server, &info, appendfsync.as_deref())? {
+        let warnings = start::judge(&self.server, &info, appendfsync.as_deref())?;
+        for warning in warnings
+            .into_iter()
+            .chain(self.isolation(min_replicas.as_deref()))
+        {
             tracing::warn!("{warning}");
         }
         Ok(())
     }
 
-    async fn ask_about(&self) -> Result<(String, Option<String>), Down> {
+    async fn ask_about(&self) -> Result<(String, [Option<String>; 2]), Down> {
         let mut connection = self.connect().await?;
         let info = run(&mut connection, &redis::cmd("INFO")).await?.map_err(Down)?;
-        let mut ask = redis::cmd("CONFIG");
-        ask.arg("GET").arg("appendfsync");
-        // A server that does not let this user ask is not worse for it.
-        let told = run(&mut connection, &ask).await?.ok();
-        let appendfsync = told.and_then(|told| wire::texts(told).into_iter().nth(1));
-        Ok((wire::text(info).unwrap_or_default(), appendfsync))
+        let mut settings = [None, None];
+        for (setting, name) in settings.iter_mut().zip(["appendfsync", "min-replicas-to-write"]) {
+            let mut ask = redis::cmd("CONFIG");
+            ask.arg("GET").arg(name);
+            // A server that does not let this user ask is not worse for it.
+            let told = run(&mut connection, &ask).await?.ok();
+            *setting = told.and_then(|told| wire::texts(told).into_iter().nth(1));
+        }
+        Ok((wire::text(info).unwrap_or_default(), settings))
+    }
+
+    /// Behind sentinels: what a master that was cut off goes on acknowledging is lost when another one is made.
+    fn isolation(&self, min_replicas: Option<&str>) -> Option<String> {
+        let alone = matches!(self.place, Place::Watched(_)) && min_replicas == Some("0");
+        alone.then(|| {
+            format!(
+                "{} may go on acknowledging writes while it is cut off from its replicas, and they are LOST when another \
+                 master is made. Set `min-replicas-to-write 1` in the files of all servers",
+                self.server
+            )
+        })
     }
 
     fn unreachable(&self, why: String) -> StoreError {
@@ -185,7 +235,14 @@ impl Way {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(None);
-        let opening = self.client.get_multiplexed_async_connection_with_config(&config);
+        let client = match &self.place {
+            Place::One(client) => client.clone(),
+            Place::Watched(finder) => match finder.find().await {
+                Ok(url) => client_of(&url)?,
+                Err(error) => return Err(Down(vbm_core::Error::from(error).why().to_owned())),
+            },
+        };
+        let opening = client.get_multiplexed_async_connection_with_config(&config);
         match timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(Down(error.to_string())),
