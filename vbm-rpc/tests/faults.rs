@@ -115,7 +115,7 @@ async fn answers_that_are_not_kept_displace_none_that_are() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_sent_again_a_hundred_times_while_it_runs_is_answered() {
     const TIMES: usize = 100;
-    assert!(TIMES > vbm_rpc::limits::DEDUPE_MAX_WAITERS);
+    const { assert!(TIMES > vbm_rpc::limits::DEDUPE_MAX_WAITERS) };
     let (ran, hub) = (Arc::new(Mutex::new(0)), MemoryBus::new());
     let seen = ran.clone();
     let router = Router::new().method::<Put, _, _>(move |_context: Context, n: u64| {
