@@ -325,22 +325,30 @@ impl SentinelSet {
 
     /// Which server the sentinels name.
     pub(crate) async fn master(&self) -> Option<usize> {
-        let text = self.sentinels[0]
+        self.named_by(0).await
+    }
+
+    /// The master that one of the sentinels names; none when that one does not run.
+    async fn named_by(&self, sentinel: usize) -> Option<usize> {
+        let text = self.sentinels[sentinel]
             .text(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER])
             .await;
         let port: u16 = text.lines().nth(1)?.parse().ok()?;
         self.servers.iter().position(|server| server.port == port)
     }
 
-    /// Waits until the sentinels name another server than this one, which says itself that it is the master.
+    /// Waits until each sentinel names another server than this one, which says itself that it is the master: a bus may ask any.
     pub(crate) async fn moved_from(&self, before: usize) -> usize {
         let mut now = before;
-        wait_until("there is another master", async || match self.master().await {
-            Some(master) if master != before => {
-                now = master;
-                self.servers[master].text(&["ROLE"]).await.starts_with("master")
+        wait_until("there is another master", async || {
+            for sentinel in 0..self.sentinels.len() {
+                match self.named_by(sentinel).await {
+                    Some(master) if master != before => now = master,
+                    Some(_) => return false,
+                    None => {}
+                }
             }
-            _ => false,
+            now != before && self.servers[now].text(&["ROLE"]).await.starts_with("master")
         })
         .await;
         now
