@@ -58,7 +58,8 @@ pub trait Admin: Send + Sync + 'static {
     /// [`ErrorKind::NotFound`]; when the server behind it does not answer.
     async fn drop_letter(&self, id: &str) -> Result<(), Error>;
 
-    /// The recorded hops of a [traced](crate::CallOptions::traced) call, oldest first; empty when none are known.
+    /// The recorded hops of a [traced](crate::CallOptions::traced) call in the order in which they reached the server: those of one
+    /// member in their order, those of two may pass each other. Empty when none are known.
     ///
     /// # Errors
     /// When the server behind it does not answer.

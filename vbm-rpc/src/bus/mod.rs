@@ -309,7 +309,7 @@ impl Bus {
     /// The operator's view.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when the transport has none.
+    /// [`ErrorKind::Unsupported`](vbm_core::ErrorKind::Unsupported) when the transport has none.
     pub fn admin(&self) -> Result<Arc<dyn Admin>, Error> {
         self.shared.admin.clone().ok_or_else(admin::none)
     }
