@@ -73,8 +73,8 @@ impl SubmitOptions {
         self
     }
 
-    /// When the ticket has its end, `C` is called along `route` with it, at least once while the ticket is kept: by
-    /// the worker, or, when that is gone, by other members of the destination. Nobody waits for its reply. It is not
+    /// When the ticket has its end, `C` is called along `route` with it. The bus takes that cast, a fast one, at least once while
+    /// the ticket is kept: from the worker or, when that is gone, from other members of the destination. Nobody waits for its reply. It is not
     /// fenced, since a callback commands nothing.
     pub fn callback<C: Method<Request = TicketOutcome>>(mut self, route: &Route) -> Self {
         const { assert!(!C::FENCED, "a callback is not fenced: set FENCED to false") };

@@ -20,7 +20,7 @@ pub(crate) const CMDLINE: &str = "console=tty0 console=ttyS0 quiet loglevel=3 ed
 /// What it says once it hears its power button.
 pub(crate) const READY: &str = "vbm-guest ready";
 /// How long a guest may take on a loaded host without KVM.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A definition of a small VM.
 pub(crate) fn definition(disk: impl Into<PathBuf>) -> VmDefinition {

@@ -14,11 +14,13 @@ use crate::{guest, say};
 const DRIVER: &str = "virtualbox";
 const CIDR: &str = "10.77.0.0/24";
 /// A guest boots in 50 s inside the emulated machine, on an idle host.
-const LEASE_SECONDS: u32 = 240;
+const LEASE_SECONDS: u32 = 180;
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const CONSOLE_SECONDS: u32 = 60;
 /// How often the story may be begun: only again when VirtualBox itself gave up on the VM, or the machine hangs.
 const TELLINGS: u32 = 4;
+/// The chapter in which the guest boots.
+const LEASE: &str = "lease from our DHCP";
 /// The processes that run VMs. One that has ended is listed until VirtualBox looks after it: that one runs nothing.
 const RUNNING: &str = "pgrep -a --runstates R,S,D,T VBoxHeadless";
 
@@ -37,7 +39,7 @@ const STORY: [Chapter; 14] = [
     chapter("import the guest's disk", import),
     chapter("network", network),
     chapter("launch", launch),
-    chapter("lease from our DHCP", lease),
+    chapter(LEASE, lease),
     chapter("HTTP through our forward", answers),
     chapter("screenshot", screenshot),
     chapter("live snapshot", snapshot),
@@ -49,8 +51,8 @@ const STORY: [Chapter; 14] = [
     chapter("delete", delete),
 ];
 
-/// Sets the stage, tells the story, clears up. Begins anew, and says so, when VirtualBox itself gave up on the VM or
-/// the emulated machine hangs.
+/// Sets the stage, tells the story, clears up. Begins anew, and says so, when VirtualBox itself gave up on the VM, the
+/// guest never said a word, or the emulated machine hangs.
 pub(super) fn tell(dir: &Path, image: &Image, interrupts: &Interrupts, times: &mut Times) -> Done {
     say::title("story: a VirtualBox VM, run by our agent in the machine");
     let since = Instant::now();
@@ -70,15 +72,18 @@ pub(super) fn tell(dir: &Path, image: &Image, interrupts: &Interrupts, times: &m
                 return Ok(());
             }
             Err((chapter, took, fault)) => {
+                let last = telling == TELLINGS;
                 let gave_up = stage.gave_up();
                 if gave_up.as_deref() != Some(Stage::HUNG) {
                     stage.keep_logs();
                 }
-                if let Some(why) = gave_up.as_ref().filter(|_| telling == TELLINGS) {
+                if let Some(why) = gave_up.as_ref().filter(|_| last) {
                     times.not_run(&format!("  {chapter}"), &format!("{why}, {telling} times"), took);
                     return Ok(());
                 }
-                let Some(gave_up) = gave_up else {
+                let silent = !last && gave_up.is_none() && chapter == LEASE && never_spoke(&mut stage);
+                let silent = silent.then(|| "the guest never said a word".to_owned());
+                let Some(gave_up) = gave_up.or(silent) else {
                     times.failed(&format!("  {chapter}"), &fault.what, took);
                     say::note("the end of the agent's log:");
                     say::note(&stage.agent_log());
@@ -92,6 +97,13 @@ pub(super) fn tell(dir: &Path, image: &Image, interrupts: &Interrupts, times: &m
         }
     }
     Ok(())
+}
+
+/// Whether the guest's serial line never had a line of it: its kernel stood still before it could say why.
+fn never_spoke(stage: &mut Stage) -> bool {
+    stage
+        .must("vbm console web --until vbm-guest --timeout 5")
+        .is_err()
 }
 
 /// Plays all chapters, or up to the first that fails.

@@ -41,16 +41,16 @@ const EXTENT: &str = "VBM_LAB_SUITE";
 const SUITE_WITHIN: Duration = Duration::from_secs(25 * 60);
 /// At a time. With two, VMs were seen to crash and guests to be silent for two minutes in a machine on a busy host.
 const JOBS: u32 = 1;
-/// How often a test may be tried: only again when VirtualBox itself gave up on its VM, which it does once in three to ten boots.
+/// How often a test may be tried: only again when VirtualBox itself gave up on its VM, or the guest said nothing, once in three to ten boots.
 const TRIES: u32 = 5;
-/// The exit status of a test on whose VMs VirtualBox gave up at every try.
+/// The exit status of a test whose VM VirtualBox gave up on, also at the last try.
 const GAVE_UP: i32 = 75;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Lists the tests that have ended.
 const ENDED: &str =
     "cd /run/suite && for f in *.done; do [ -e \"$f\" ] && echo \"${f%.done} $(cat \"$f\")\"; done; true";
 const SAID_BYTES: u32 = 20_000;
-/// A test boots a guest or two, each 50 s when the host is idle, and waits 240 s for one.
+/// A test boots a guest or two, each 50 s when the host is idle, and waits 180 s for one.
 const TEST_WITHIN: Duration = Duration::from_secs(540);
 const SHOWN_LINES: usize = 25;
 
@@ -138,12 +138,8 @@ fn follow(
             let step = format!("  {}", end.test);
             let mut gave_up = String::new();
             if end.tries > 1 {
-                let guru = machine.must(&format!("cat '/run/suite/{}.guru'", end.test), LIST_WITHIN)?;
-                gave_up = format!(
-                    "VirtualBox itself gave up on its VM ({}); tried {} times",
-                    guru.trim(),
-                    end.tries
-                );
+                let why = machine.must(&format!("cat '/run/suite/{}.again'", end.test), LIST_WITHIN)?;
+                gave_up = format!("{}; tried {} times", why.trim(), end.tries);
                 say::note(&format!("{}: {gave_up}", end.test));
             }
             match judge(end.status, &said) {

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Runs every test of a program, named on stdin, a process each and a few at a time: suite PROGRAM SECONDS JOBS TRIES
 # /run/suite/NAME.said is what a test says; NAME.done, "<exit status> <milliseconds> <tries>", is there once it has ended.
-# A test whose VM VirtualBox itself gave up on is ended and tried again: NAME.guru has what VirtualBox wrote. When it gave up
-# at every try, the exit status is 75.
+# A test whose VM VirtualBox itself gave up on is ended and tried again, and so is one whose guest never said a word: NAME.again says
+# why. When VirtualBox gave up at the last try, the exit status is 75; a guest that is silent at the last try is a failure.
 export PROGRAM=$1 LIMIT=$2 TRIES=$4
 # Ends the VirtualBox of a test that was ended: it knows the test's directory by its environment.
 end_virtualbox() {
@@ -27,9 +27,14 @@ one() {
         status=$?
         end_virtualbox "$TMPDIR"
         rm -rf "$TMPDIR"
-        [ -n "$gave_up" ] || break
-        echo "$gave_up" >"/run/suite/$1.guru"
-        status=75
+        if [ -n "$gave_up" ]; then
+            echo "VirtualBox itself gave up on its VM: $gave_up" >"/run/suite/$1.again"
+            status=75
+        elif [ $status != 0 ] && grep -q ' did not come, but: $' "/run/suite/$1.said"; then
+            echo "its guest said nothing" >"/run/suite/$1.again"
+        else
+            break
+        fi
     done
     echo "$status $((($(date +%s%N) - begun) / 1000000)) $try" >"/run/suite/$1.new"
     mv "/run/suite/$1.new" "/run/suite/$1.done"
