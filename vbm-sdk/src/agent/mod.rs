@@ -165,7 +165,8 @@ impl Agent {
         // Before any command can come: the first to ask for a keeper decides whether its VM counts as adopted.
         for (kind, machines) in &agent.inner.machines {
             for adopted in machines.adopted() {
-                agent.keeper(*kind, adopted.id, true);
+                // One that ended while nobody looked did not run on.
+                agent.keeper(*kind, adopted.id, adopted.seen.power.is_live());
             }
         }
         Ok(agent)

@@ -185,8 +185,7 @@ impl Controller {
                 self.note_step(seen.id, doing).await?;
             }
             if seen.adopted {
-                self.saw_adoption(&report.node, seen.id, seen.status.power)
-                    .await?;
+                self.saw_adoption(&report.node, seen.id).await?;
             }
             self.saw_vm(&report.node, seen.id, &seen.status).await?;
             self.saw_snapshots(&report.node, &seen).await?;
@@ -194,17 +193,21 @@ impl Controller {
         Ok(())
     }
 
-    /// Tells that a node found a VM that had run on without its agent. It happened, also when something newer is wanted by now.
-    async fn saw_adoption(&self, node: &NodePath, id: VmId, power: PowerState) -> Result<()> {
+    /// Tells that a node found a VM that had run on without its agent. It happened, also when something newer is wanted by now
+    /// and when the VM has been stopped before this was heard.
+    async fn saw_adoption(&self, node: &NodePath, id: VmId) -> Result<()> {
         let Some(vm) = self.records().get::<Vm>(id).await? else {
             return Ok(());
         };
-        if vm.value.spec.node.as_ref() != Some(node) || !power.is_live() {
+        if vm.value.spec.node.as_ref() != Some(node) {
             return Ok(());
         }
         let target = ObjectRef::new(Kind::Vm, id, &vm.value.meta.name);
-        let message = format!("found {power} after a restart of the agent");
-        let event = self.event(EventKind::VmAdopted, target, message);
+        let event = self.event(
+            EventKind::VmAdopted,
+            target,
+            "it had run on while its agent was away".to_owned(),
+        );
         self.records().commit(Edit::default().event(&event)).await?;
         Ok(())
     }
