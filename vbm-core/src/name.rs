@@ -22,7 +22,7 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, Error> {
         let refuse = |why: &str| {
             Err(invalid(
-                format!("'{text}' is not a valid name"),
+                format!("'{text:.80}' is not a valid name"),
                 why,
                 "use 1 to 63 of a-z, 0-9 and '-', beginning with a letter, for example web-1",
             ))
