@@ -123,7 +123,9 @@ impl Ipv6Spec {
 
     /// Whether a port may have this address: inside, not excluded, and neither the gateway's nor one that IPv6 keeps for itself.
     pub fn is_port_address(&self, address: Ipv6Addr) -> bool {
-        self.is_usable(address) && address != self.gateway && !self.excluded.iter().any(|r| r.contains(address))
+        self.is_usable(address)
+            && address != self.gateway
+            && !self.excluded.iter().any(|r| r.contains(address))
     }
 
     fn is_usable(&self, address: Ipv6Addr) -> bool {
@@ -144,7 +146,11 @@ impl Ipv6Spec {
             ));
         }
         let fits = |r: &Ipv6Range| self.cidr.contains(&r.first()) && self.cidr.contains(&r.last());
-        let pools: Vec<_> = self.pools.iter().map(|r| (*r, fits(r), (r.first(), r.last()))).collect();
+        let pools: Vec<_> = self
+            .pools
+            .iter()
+            .map(|r| (*r, fits(r), (r.first(), r.last())))
+            .collect();
         check_pools("ipv6.pools", &pools, &self.cidr)?;
         let excluded: Vec<_> = self.excluded.iter().map(|r| (*r, fits(r))).collect();
         check_excluded("ipv6.excluded", &excluded, &self.cidr)?;
@@ -195,7 +201,12 @@ fn check_cidr6(cidr: Ipv6Net) -> Result<(), Error> {
     }
     let net = cidr.network();
     let mapped = net.to_ipv4_mapped().is_some();
-    if net.is_loopback() || net.is_unspecified() || net.is_multicast() || net.is_unicast_link_local() || mapped {
+    if net.is_loopback()
+        || net.is_unspecified()
+        || net.is_multicast()
+        || net.is_unicast_link_local()
+        || mapped
+    {
         return refuse(
             "it is unspecified, loopback, link-local, multicast or IPv4 in disguise".into(),
             "choose a local one such as fd00:1::/64 (RFC 4193), or one that was given to you",
@@ -206,7 +217,8 @@ fn check_cidr6(cidr: Ipv6Net) -> Result<(), Error> {
 
 /// Checks what the IPv4 part of a spec says about who gets what. CIDR and gateway are checked before.
 pub(crate) fn check_addressing(spec: &NetworkSpec) -> Result<(), Error> {
-    let usable = |a: Ipv4Addr| spec.cidr.contains(&a) && a != spec.cidr.network() && a != spec.cidr.broadcast();
+    let usable =
+        |a: Ipv4Addr| spec.cidr.contains(&a) && a != spec.cidr.network() && a != spec.cidr.broadcast();
     let pools: Vec<_> = spec
         .pools()
         .map(|r| (r, usable(r.first()) && usable(r.last()), (r.first(), r.last())))
@@ -232,7 +244,10 @@ pub(crate) fn check_addressing(spec: &NetworkSpec) -> Result<(), Error> {
     if spec.mtu < limits::NETWORK6_MIN_MTU_BYTES {
         return Err(invalid(
             format!("mtu: {} bytes do not carry IPv6", spec.mtu),
-            format!("{} is the least that IPv6 needs (RFC 8200 section 5)", limits::NETWORK6_MIN_MTU_BYTES),
+            format!(
+                "{} is the least that IPv6 needs (RFC 8200 section 5)",
+                limits::NETWORK6_MIN_MTU_BYTES
+            ),
             "leave it out for 1500, or leave IPv6 out",
         ));
     }
@@ -242,7 +257,11 @@ pub(crate) fn check_addressing(spec: &NetworkSpec) -> Result<(), Error> {
 /// A range, whether it fits, and its ends.
 type Pool<R, A> = (R, bool, (A, A));
 
-fn check_pools<R: Display, A: Ord + Copy>(field: &str, pools: &[Pool<R, A>], cidr: &impl Display) -> Result<(), Error> {
+fn check_pools<R: Display, A: Ord + Copy>(
+    field: &str,
+    pools: &[Pool<R, A>],
+    cidr: &impl Display,
+) -> Result<(), Error> {
     at_most(field, pools.len(), limits::NETWORK_MAX_POOLS)?;
     for (i, (pool, fits, (first, last))) in pools.iter().enumerate() {
         if !fits || first > last {

@@ -1,7 +1,8 @@
 //! Networks.
 
 use crate::{
-    Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, NetworkId, Reservation, addressing, error::invalid, limits,
+    Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, NetworkId, Reservation, addressing, error::invalid,
+    limits,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -190,7 +191,10 @@ impl NetworkSpec {
         }
         if self.pool_first > self.pool_last {
             return Err(invalid(
-                format!("pools[0]: the pool {}-{} does not fit", self.pool_first, self.pool_last),
+                format!(
+                    "pools[0]: the pool {}-{} does not fit",
+                    self.pool_first, self.pool_last
+                ),
                 "its first address stands after its last",
                 "turn the two round",
             ));
@@ -228,7 +232,11 @@ impl NetworkSpec {
                 "name fewer",
             ));
         }
-        if let Some(server) = self.dns.iter().find(|a| a.is_unspecified() || a.is_multicast() || a.is_broadcast()) {
+        if let Some(server) = self
+            .dns
+            .iter()
+            .find(|a| a.is_unspecified() || a.is_multicast() || a.is_broadcast())
+        {
             return Err(invalid(
                 format!("dns: {server} is no server's address"),
                 "it is unspecified, multicast or broadcast",

@@ -32,7 +32,11 @@ fn refused(change: impl FnOnce(&mut NetworkSpec), what: &str, why: &str) {
 
 #[test]
 fn pools_that_overlap_stand_outside_or_are_too_many_are_refused_by_name() {
-    refused(|s| s.more_pools = ranges(&["10.0.0.254-10.0.0.254"]), "pools[1]", "pools[0] is 10.0.0.2-10.0.0.254");
+    refused(
+        |s| s.more_pools = ranges(&["10.0.0.254-10.0.0.254"]),
+        "pools[1]",
+        "pools[0] is 10.0.0.2-10.0.0.254",
+    );
     refused(
         |s| {
             s.pool_last = [10, 0, 0, 9].into();
@@ -41,9 +45,17 @@ fn pools_that_overlap_stand_outside_or_are_too_many_are_refused_by_name() {
         "pools[2]",
         "pools[1] is",
     );
-    refused(|s| s.pool_last = [10, 0, 0, 255].into(), "pools[0]", "usable addresses of 10.0.0.0/24");
+    refused(
+        |s| s.pool_last = [10, 0, 0, 255].into(),
+        "pools[0]",
+        "usable addresses of 10.0.0.0/24",
+    );
     refused(|s| s.pool_first = [10, 0, 0, 0].into(), "pools[0]", "usable");
-    refused(|s| s.pool_last = [10, 0, 0, 1].into(), "pools[0]", "after its last");
+    refused(
+        |s| s.pool_last = [10, 0, 0, 1].into(),
+        "pools[0]",
+        "after its last",
+    );
     refused(
         |s| {
             s.pool_last = [10, 0, 0, 2].into();
@@ -52,7 +64,11 @@ fn pools_that_overlap_stand_outside_or_are_too_many_are_refused_by_name() {
         "pools: too many",
         "17 were given, 16 are allowed",
     );
-    refused(|s| s.ipv6.as_mut().unwrap().pools = ranges(&["fd01::1-fd01::2"]), "ipv6.pools[0]", "fd00::/64");
+    refused(
+        |s| s.ipv6.as_mut().unwrap().pools = ranges(&["fd01::1-fd01::2"]),
+        "ipv6.pools[0]",
+        "fd00::/64",
+    );
     refused(
         |s| s.ipv6.as_mut().unwrap().pools = ranges(&["fd00::1-fd00::9", "fd00::9-fd00::a"]),
         "ipv6.pools[1]",
@@ -63,23 +79,39 @@ fn pools_that_overlap_stand_outside_or_are_too_many_are_refused_by_name() {
 #[test]
 fn gateways_outside_or_at_the_ends_are_refused() {
     for bad in [[10, 0, 1, 1], [10, 0, 0, 0], [10, 0, 0, 255], [0, 0, 0, 0]] {
-        refused(|s| s.gateway = bad.into(), "gateway", "usable address of 10.0.0.0/24");
+        refused(
+            |s| s.gateway = bad.into(),
+            "gateway",
+            "usable address of 10.0.0.0/24",
+        );
     }
     for bad in ["fd00::", "fd01::1", "::1", "fd00::fdff:ffff:ffff:ff80"] {
-        refused(|s| s.ipv6.as_mut().unwrap().gateway = bad.parse().unwrap(), "ipv6.gateway", "usable address");
+        refused(
+            |s| s.ipv6.as_mut().unwrap().gateway = bad.parse().unwrap(),
+            "ipv6.gateway",
+            "usable address",
+        );
     }
 }
 
 #[test]
 fn exclusions_and_reservations_that_make_no_sense_are_refused() {
-    refused(|s| s.excluded = ranges(&["10.0.0.9-10.0.1.9"]), "excluded[0]", "not all of it is in 10.0.0.0/24");
+    refused(
+        |s| s.excluded = ranges(&["10.0.0.9-10.0.1.9"]),
+        "excluded[0]",
+        "not all of it is in 10.0.0.0/24",
+    );
     refused(
         |s| s.excluded = (0..65).map(|_| Ipv4Range::one([10, 0, 0, 9].into())).collect(),
         "excluded: too many",
         "65 were given, 64 are allowed",
     );
     for bad in ["10.0.0.0", "10.0.0.1", "10.0.0.255", "10.0.1.7"] {
-        refused(|s| s.reservations = ranges(&[bad]), "reservations[0].address", "outside 10.0.0.0/24");
+        refused(
+            |s| s.reservations = ranges(&[bad]),
+            "reservations[0].address",
+            "outside 10.0.0.0/24",
+        );
     }
     refused(
         |s| {
@@ -89,14 +121,26 @@ fn exclusions_and_reservations_that_make_no_sense_are_refused() {
         "reservations[0].address",
         "excluded",
     );
-    refused(|s| s.reservations = ranges(&["10.0.0.7=ff:ff:ff:ff:ff:ff"]), "reservations[0].mac", "multicast");
-    refused(|s| s.reservations = ranges(&["10.0.0.7", "10.0.0.7"]), "reservations[1]", "earlier");
+    refused(
+        |s| s.reservations = ranges(&["10.0.0.7=ff:ff:ff:ff:ff:ff"]),
+        "reservations[0].mac",
+        "multicast",
+    );
+    refused(
+        |s| s.reservations = ranges(&["10.0.0.7", "10.0.0.7"]),
+        "reservations[1]",
+        "earlier",
+    );
     refused(
         |s| s.reservations = ranges(&["10.0.0.7=52:54:00:00:00:01", "10.0.0.8=52:54:00:00:00:01"]),
         "reservations[1]",
         "earlier",
     );
-    refused(|s| s.ipv6.as_mut().unwrap().reservations = ranges(&["fd00::1"]), "ipv6.reservations[0]", "gateway");
+    refused(
+        |s| s.ipv6.as_mut().unwrap().reservations = ranges(&["fd00::1"]),
+        "ipv6.reservations[0]",
+        "gateway",
+    );
 }
 
 #[test]
@@ -106,8 +150,16 @@ fn numbers_beyond_their_limits_are_refused_with_the_limit() {
     }
     refused(|s| s.mtu = 1_279, "mtu", "1280 is the least that IPv6 needs");
     refused(|s| s.lease_seconds = 59, "lease_seconds", "60 s to 2592000 s");
-    refused(|s| s.quarantine_seconds = u32::MAX, "quarantine_seconds", "604800");
-    refused(|s| s.dns = vec![[9, 9, 9, 9].into(); 5], "dns", "5 were given, 4 are allowed");
+    refused(
+        |s| s.quarantine_seconds = u32::MAX,
+        "quarantine_seconds",
+        "604800",
+    );
+    refused(
+        |s| s.dns = vec![[9, 9, 9, 9].into(); 5],
+        "dns",
+        "5 were given, 4 are allowed",
+    );
     refused(|s| s.dns = vec![[0, 0, 0, 0].into()], "dns", "unspecified");
 }
 
@@ -115,7 +167,17 @@ fn numbers_beyond_their_limits_are_refused_with_the_limit() {
 fn domains_of_300_characters_or_of_other_letters_are_refused_and_cut_in_the_answer() {
     let long = "a".repeat(300);
     let deep = ["ab"; 100].join(".");
-    for bad in [&*long, &*deep, "lab.exämple", "лаб", "a..b", "", "-a.b", "a b", "\u{202e}lab"] {
+    for bad in [
+        &*long,
+        &*deep,
+        "lab.exämple",
+        "лаб",
+        "a..b",
+        "",
+        "-a.b",
+        "a b",
+        "\u{202e}lab",
+    ] {
         refused(|s| s.domain = Some(bad.to_owned()), "domain", "253 bytes");
         let mut spec = lan();
         spec.domain = Some(bad.to_owned());
@@ -135,13 +197,19 @@ fn subnets_that_cannot_serve_are_refused() {
         ("::ffff:0:0/96", "IPv4 in disguise"),
     ] {
         let error = Ipv6Spec::new(bad.parse().unwrap()).expect_err(bad);
-        assert!(error.what().contains("ipv6.cidr") && error.why().contains(why), "{bad}: {error}");
+        assert!(
+            error.what().contains("ipv6.cidr") && error.why().contains(why),
+            "{bad}: {error}"
+        );
     }
     let error = Ipv6Spec::new("fd00::1/64".parse().unwrap()).unwrap_err();
     assert!(error.fix().contains("fd00::/64"), "{error}");
     for (bad, why) in [("10.0.0.0/31", "RFC 3021"), ("10.0.0.0/32", "8 to 30")] {
         let error = NetworkSpec::new(NetworkMode::Nat, parse_cidr(bad).unwrap()).expect_err(bad);
-        assert!(error.what().contains("cidr") && error.why().contains(why), "{bad}: {error}");
+        assert!(
+            error.what().contains("cidr") && error.why().contains(why),
+            "{bad}: {error}"
+        );
     }
 }
 
@@ -153,7 +221,11 @@ fn what_ipv6_keeps_for_itself_is_no_ports_address() {
         let last = u128::from(spec.cidr.broadcast()) - u128::from(spec.cidr.network());
         (is(0), is(1), is(2), is(last))
     };
-    assert_eq!(ends("fd00::/64"), (false, false, true, true), "the anycast range of a /64 lies inside (RFC 5453)");
+    assert_eq!(
+        ends("fd00::/64"),
+        (false, false, true, true),
+        "the anycast range of a /64 lies inside (RFC 5453)"
+    );
     assert_eq!(ends("fd00::/112"), (false, false, true, false));
     assert_eq!(ends("fd00::/126"), (false, false, true, true));
 }

@@ -26,7 +26,10 @@ impl Address for Ipv4Addr {
     fn to_number(self) -> u128 {
         u32::from(self).into()
     }
-    #[expect(clippy::cast_possible_truncation, reason = "an address has no more bits; callers stay inside its subnet")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an address has no more bits; callers stay inside its subnet"
+    )]
     fn from_number(number: u128) -> Self {
         (number as u32).into()
     }

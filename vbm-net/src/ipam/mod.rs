@@ -267,7 +267,11 @@ impl<A: Address> Ipam<A> {
         if plan.subnet() != self.plan.subnet() {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                format!("the subnet {} cannot become {}", self.plan.subnet(), plan.subnet()),
+                format!(
+                    "the subnet {} cannot become {}",
+                    self.plan.subnet(),
+                    plan.subnet()
+                ),
                 "its ports have addresses of it",
                 "make another network",
             ));
@@ -277,7 +281,11 @@ impl<A: Address> Ipam<A> {
             let mut from = *first;
             while let Some(offset) = self.taken.first_present(from, *last) {
                 if held(&offset) {
-                    let noun = if *why == Never::Excluded { "excluded" } else { "the network's own" };
+                    let noun = if *why == Never::Excluded {
+                        "excluded"
+                    } else {
+                        "the network's own"
+                    };
                     return Err(Error::new(
                         ErrorKind::Conflict,
                         format!("the address {} cannot be {noun}", plan.address(offset)),
@@ -340,7 +348,9 @@ impl<A: Address> Ipam<A> {
         // The stretch in which it began is looked at whole: what is behind the beginning is taken, as was just seen.
         ahead.or_else(|| {
             let behind = &stretches[..stretches.len().min(begin + 1)];
-            behind.iter().find_map(|(first, last)| self.taken.first_absent(*first, *last))
+            behind
+                .iter()
+                .find_map(|(first, last)| self.taken.first_absent(*first, *last))
         })
     }
 
@@ -366,7 +376,9 @@ impl<A: Address> Ipam<A> {
 
     fn count_in_pool(&self) -> u128 {
         let stretches = self.plan.stretches().iter();
-        stretches.map(|(first, last)| self.taken.count(*first, *last)).sum()
+        stretches
+            .map(|(first, last)| self.taken.count(*first, *last))
+            .sum()
     }
 }
 

@@ -141,7 +141,9 @@ impl Pages {
             let base = number << PLACE_BITS;
             page.places().map(move |place| base | u128::from(place))
         });
-        inside.take_while(|offset| *offset <= last).find(|offset| *offset >= first)
+        inside
+            .take_while(|offset| *offset <= last)
+            .find(|offset| *offset >= first)
     }
 
     /// All offsets, ascending.
@@ -224,7 +226,10 @@ impl Page {
                 }
                 Err(_) if !room => Err(TooScattered),
                 Err(_) => {
-                    let mut bits = Bitmap { count: 0, words: [0; WORDS] };
+                    let mut bits = Bitmap {
+                        count: 0,
+                        words: [0; WORDS],
+                    };
                     places.iter().for_each(|p| bits.set(u32::from(*p)));
                     bits.set(place);
                     *self = Self::Bits(Box::new(bits));
@@ -267,7 +272,10 @@ impl Page {
                 true
             }
             Self::Full => {
-                let mut bits = Bitmap { count: PAGE_PLACES - 1, words: [u64::MAX; WORDS] };
+                let mut bits = Bitmap {
+                    count: PAGE_PLACES - 1,
+                    words: [u64::MAX; WORDS],
+                };
                 let (word, bit) = word_of(place);
                 bits.words[word] &= !bit;
                 *self = Self::Bits(Box::new(bits));
@@ -344,7 +352,9 @@ impl Page {
             Self::Bits(bits) => bits.words[word as usize],
             Self::Few(places) => {
                 let start = places.partition_point(|p| u32::from(*p) < word * u64::BITS);
-                let inside = places[start..].iter().take_while(|p| u32::from(**p) / u64::BITS == word);
+                let inside = places[start..]
+                    .iter()
+                    .take_while(|p| u32::from(**p) / u64::BITS == word);
                 inside.fold(0, |bits, p| bits | word_of(u32::from(*p)).1)
             }
         }
@@ -357,7 +367,11 @@ impl Page {
     fn few(words: &[u64; WORDS]) -> Self {
         let count: u32 = words.iter().map(|w| w.count_ones()).sum();
         let full = Self::Bits(Box::new(Bitmap { count, words: *words }));
-        Self::Few(full.places().map(|p| u16::try_from(p).unwrap_or(u16::MAX)).collect())
+        Self::Few(
+            full.places()
+                .map(|p| u16::try_from(p).unwrap_or(u16::MAX))
+                .collect(),
+        )
     }
 
     fn of(words: &[u64; WORDS]) -> Self {
@@ -395,7 +409,12 @@ mod tests {
 
     /// Around the borders of words and pages, and far away.
     fn offset() -> impl Strategy<Value = u128> {
-        prop_oneof![0u128..300, 32_600u128..32_900, Just(1u128 << 90), Just((1u128 << 90) + 1)]
+        prop_oneof![
+            0u128..300,
+            32_600u128..32_900,
+            Just(1u128 << 90),
+            Just((1u128 << 90) + 1)
+        ]
     }
 
     fn op() -> impl Strategy<Value = Op> {

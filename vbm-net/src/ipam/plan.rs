@@ -124,26 +124,44 @@ impl<A: Address> Plan<A> {
             (Some(a), Some(b)) if a <= b => Ok((a, b)),
             _ => Err(invalid(
                 format!("{field}: {first}-{end} does not fit"),
-                format!("it is not inside {}/{}, or its first address stands after its last", spec.network, spec.prefix),
+                format!(
+                    "it is not inside {}/{}, or its first address stands after its last",
+                    spec.network, spec.prefix
+                ),
                 "choose a range inside",
             )),
         };
         let mut never = own::<A>(base, last, spec.prefix);
-        never.extend(spec.services.iter().filter_map(|a| offset(*a)).map(|o| (o, o, Never::Service)));
+        never.extend(
+            spec.services
+                .iter()
+                .filter_map(|a| offset(*a))
+                .map(|o| (o, o, Never::Service)),
+        );
         for excluded in &spec.excluded {
             let (a, b) = range("excluded", *excluded)?;
             never.push((a, b, Never::Excluded));
         }
-        let mut reserved: Vec<_> = spec.reserved.iter().filter_map(|(a, mac)| Some((offset(*a)?, *mac))).collect();
+        let mut reserved: Vec<_> = spec
+            .reserved
+            .iter()
+            .filter_map(|(a, mac)| Some((offset(*a)?, *mac)))
+            .collect();
         // One with a MAC goes before one without.
         reserved.sort_by_key(|(o, mac)| (*o, mac.is_none()));
         reserved.dedup_by_key(|(o, _)| *o);
         let mut pools = match &spec.pools[..] {
             [] => vec![(0, last)],
-            pools => pools.iter().map(|p| range("pools", *p)).collect::<Result<Vec<_>, _>>()?,
+            pools => pools
+                .iter()
+                .map(|p| range("pools", *p))
+                .collect::<Result<Vec<_>, _>>()?,
         };
         pools.sort_unstable();
-        let holes = never.iter().map(|(a, b, _)| (*a, *b)).chain(reserved.iter().map(|(o, _)| (*o, *o)));
+        let holes = never
+            .iter()
+            .map(|(a, b, _)| (*a, *b))
+            .chain(reserved.iter().map(|(o, _)| (*o, *o)));
         let stretches = without(&pools, holes.collect());
         if stretches.is_empty() {
             return Err(invalid(
@@ -197,7 +215,10 @@ impl<A: Address> Plan<A> {
     }
 
     pub(super) fn offset(&self, address: A) -> Option<u128> {
-        address.to_number().checked_sub(self.base).filter(|o| *o <= self.last)
+        address
+            .to_number()
+            .checked_sub(self.base)
+            .filter(|o| *o <= self.last)
     }
     pub(super) fn address(&self, offset: u128) -> A {
         A::from_number(self.base + offset)
@@ -216,7 +237,9 @@ impl<A: Address> Plan<A> {
     }
     pub(super) fn never_at(&self, offset: u128) -> Option<Never> {
         let mut reasons = self.never.iter();
-        reasons.find(|(a, b, _)| (a..=b).contains(&&offset)).map(|(_, _, why)| *why)
+        reasons
+            .find(|(a, b, _)| (a..=b).contains(&&offset))
+            .map(|(_, _, why)| *why)
     }
     pub(super) fn reservation_at(&self, offset: u128) -> Option<Option<Mac>> {
         let at = self.reserved.binary_search_by_key(&offset, |(o, _)| *o).ok()?;
@@ -239,7 +262,13 @@ fn own<A: Address>(base: u128, last: u128, prefix: u8) -> Vec<(u128, u128, Never
     }
     let cidr = ipnet::Ipv6Net::new(base.into(), prefix).ok();
     let ranges = cidr.map(own_addresses6).unwrap_or_default();
-    let offsets = |r: vbm_core::Ipv6Range| (u128::from(r.first()) - base, u128::from(r.last()) - base, Never::Own);
+    let offsets = |r: vbm_core::Ipv6Range| {
+        (
+            u128::from(r.first()) - base,
+            u128::from(r.last()) - base,
+            Never::Own,
+        )
+    };
     ranges.into_iter().map(offsets).collect()
 }
 
@@ -295,13 +324,20 @@ mod tests {
     fn ends<A: Address>(network: A, prefix: u8) -> (String, String, u128) {
         let plan = Plan::new(plain(network, prefix)).unwrap();
         let (first, last) = (plan.stretches[0].0, plan.stretches.last().unwrap().1);
-        (plan.address(first).to_string(), plan.address(last).to_string(), plan.capacity())
+        (
+            plan.address(first).to_string(),
+            plan.address(last).to_string(),
+            plan.capacity(),
+        )
     }
 
     #[test]
     fn every_size_of_subnet_has_a_first_and_a_last_usable_address() {
         let four = |prefix| ends(Ipv4Addr::new(10, 0, 0, 0), prefix);
-        assert_eq!(four(8), ("10.0.0.1".into(), "10.255.255.254".into(), (1 << 24) - 2));
+        assert_eq!(
+            four(8),
+            ("10.0.0.1".into(), "10.255.255.254".into(), (1 << 24) - 2)
+        );
         assert_eq!(four(24), ("10.0.0.1".into(), "10.0.0.254".into(), 254));
         assert_eq!(four(30), ("10.0.0.1".into(), "10.0.0.2".into(), 2));
         assert_eq!(four(31), ("10.0.0.0".into(), "10.0.0.1".into(), 2), "RFC 3021");
@@ -322,7 +358,10 @@ mod tests {
         let mut spec = plain(Ipv4Addr::new(10, 0, 0, 0), 31);
         spec.services = vec![Ipv4Addr::new(10, 0, 0, 0)];
         let plan = Plan::new(spec).unwrap();
-        assert_eq!((plan.capacity(), plan.in_pool(1), plan.in_pool(0)), (1, true, false));
+        assert_eq!(
+            (plan.capacity(), plan.in_pool(1), plan.in_pool(0)),
+            (1, true, false)
+        );
         let mut spec = plain(Ipv4Addr::new(10, 0, 0, 0), 32);
         spec.services = vec![Ipv4Addr::new(10, 0, 0, 0)];
         assert!(Plan::new(spec).unwrap_err().what().contains("no address is left"));
@@ -331,10 +370,16 @@ mod tests {
     #[test]
     fn what_is_no_subnet_is_refused() {
         for (network, prefix) in [([10, 0, 0, 1], 24), ([10, 0, 0, 0], 33), ([10, 0, 0, 0], 255)] {
-            assert!(Plan::new(plain(Ipv4Addr::from(network), prefix)).is_err(), "{prefix}");
+            assert!(
+                Plan::new(plain(Ipv4Addr::from(network), prefix)).is_err(),
+                "{prefix}"
+            );
         }
         assert!(Plan::new(plain("fd00::".parse::<Ipv6Addr>().unwrap(), 129)).is_err());
-        assert!(Plan::new(plain(Ipv6Addr::UNSPECIFIED, 0)).is_err(), "all of IPv6 is no subnet");
+        assert!(
+            Plan::new(plain(Ipv6Addr::UNSPECIFIED, 0)).is_err(),
+            "all of IPv6 is no subnet"
+        );
     }
 
     proptest! {

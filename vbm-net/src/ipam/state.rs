@@ -13,7 +13,11 @@
 //! Numbers are LEB128. A record that is damaged, of another subnet, or of a version that is not known is refused, never
 //! guessed at: an address that is given twice is worse than one that is not given.
 
-use super::{Address, Ipam, Plan, pages::{PAGE_PLACES, PAGES_MAX, Pages}, resting::{RESTING_MAX_ADDRESSES, Resting}};
+use super::{
+    Address, Ipam, Plan,
+    pages::{PAGE_PLACES, PAGES_MAX, Pages},
+    resting::{RESTING_MAX_ADDRESSES, Resting},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use vbm_core::{Error, ErrorKind, Timestamp};
@@ -122,10 +126,17 @@ impl<A: Address> Ipam<A> {
     /// [`ErrorKind::Corrupt`]: the record is of another subnet or contradicts itself.
     pub fn restore(plan: Plan<A>, state: &State) -> Result<Self, Error> {
         if state.subnet != plan.subnet() {
-            return Err(corrupt(&format!("it is that of {}, not of {}", state.subnet, plan.subnet())));
+            return Err(corrupt(&format!(
+                "it is that of {}, not of {}",
+                state.subnet,
+                plan.subnet()
+            )));
         }
         let last = plan.last_offset();
-        let next: u128 = state.next.parse().map_err(|_| corrupt("its place in the pool is no number"))?;
+        let next: u128 = state
+            .next
+            .parse()
+            .map_err(|_| corrupt("its place in the pool is no number"))?;
         let taken = read_pages(&unpack(&state.taken)?, last)?;
         let resting = read_resting(&unpack(&state.resting)?, &taken)?;
         let mut ipam = Self::new(plan);
@@ -151,7 +162,9 @@ fn unpack(text: &str) -> Result<Vec<u8>, Error> {
             text.len()
         )));
     }
-    STANDARD.decode(text).map_err(|_| corrupt("a field is not base64"))
+    STANDARD
+        .decode(text)
+        .map_err(|_| corrupt("a field is not base64"))
 }
 
 fn put(out: &mut Vec<u8>, mut number: u128) {
@@ -178,20 +191,31 @@ impl<'a> Reader<'a> {
             }
             number |= bits << shift;
             if byte & 0x80 == 0 {
-                return if *byte == 0 && shift > 0 { Err(corrupt("a number is spelled oddly")) } else { Ok(number) };
+                return if *byte == 0 && shift > 0 {
+                    Err(corrupt("a number is spelled oddly"))
+                } else {
+                    Ok(number)
+                };
             }
         }
         Err(corrupt("a number is too large"))
     }
 
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], Error> {
-        let (head, tail) = self.0.split_at_checked(count).ok_or_else(|| corrupt("it ends in the middle"))?;
+        let (head, tail) = self
+            .0
+            .split_at_checked(count)
+            .ok_or_else(|| corrupt("it ends in the middle"))?;
         self.0 = tail;
         Ok(head)
     }
 
     fn end(&self) -> Result<(), Error> {
-        if self.0.is_empty() { Ok(()) } else { Err(corrupt("something stands behind its end")) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(corrupt("something stands behind its end"))
+        }
     }
 }
 
@@ -242,20 +266,30 @@ fn read_pages(bytes: &[u8], last: u128) -> Result<Pages, Error> {
         if reader.0.is_empty() {
             return Ok(pages);
         }
-        let number = reader.number()?.checked_add(after).ok_or_else(|| corrupt("a page is outside"))?;
-        let base = number.checked_mul(u128::from(PAGE_PLACES)).filter(|base| *base <= last);
+        let number = reader
+            .number()?
+            .checked_add(after)
+            .ok_or_else(|| corrupt("a page is outside"))?;
+        let base = number
+            .checked_mul(u128::from(PAGE_PLACES))
+            .filter(|base| *base <= last);
         let base = base.ok_or_else(|| corrupt("a page is outside of the subnet"))?;
         let words = match reader.bytes(1)? {
             [RUNS] => read_runs(&mut reader)?,
             [RAW] => read_raw(&mut reader)?,
             _ => return Err(corrupt("a page is of an unknown kind")),
         };
-        let highest = words.iter().rposition(|w| *w != 0).ok_or_else(|| corrupt("a page is empty"))?;
+        let highest = words
+            .iter()
+            .rposition(|w| *w != 0)
+            .ok_or_else(|| corrupt("a page is empty"))?;
         let place = highest as u128 * 64 + u128::from(words[highest].ilog2());
         if base + place > last {
             return Err(corrupt("an address is outside of the subnet"));
         }
-        pages.push_page(number, &words).map_err(|_| corrupt("it holds more than fits"))?;
+        pages
+            .push_page(number, &words)
+            .map_err(|_| corrupt("it holds more than fits"))?;
         after = number + 1;
     }
     Err(corrupt("it has too many pages"))
@@ -271,9 +305,15 @@ fn read_runs(reader: &mut Reader<'_>) -> Result<[u64; WORDS], Error> {
         if gap == 0 && run > 0 {
             return Err(corrupt("two runs touch"));
         }
-        let first = u32::try_from(gap).ok().and_then(|gap| done.checked_add(gap)).ok_or_else(outside)?;
+        let first = u32::try_from(gap)
+            .ok()
+            .and_then(|gap| done.checked_add(gap))
+            .ok_or_else(outside)?;
         let more = u32::try_from(reader.number()?).map_err(|_| outside())?;
-        let end = first.checked_add(more).filter(|end| *end < PAGE_PLACES).ok_or_else(outside)?;
+        let end = first
+            .checked_add(more)
+            .filter(|end| *end < PAGE_PLACES)
+            .ok_or_else(outside)?;
         (first..=end).for_each(|place| words[(place / 64) as usize] |= 1 << (place % 64));
         done = end + 1;
     }
@@ -282,8 +322,14 @@ fn read_runs(reader: &mut Reader<'_>) -> Result<[u64; WORDS], Error> {
 
 fn read_raw(reader: &mut Reader<'_>) -> Result<[u64; WORDS], Error> {
     let mut words = [0_u64; WORDS];
-    for (word, bytes) in words.iter_mut().zip(reader.bytes(RAW_BYTES)?.chunks_exact(size_of::<u64>())) {
-        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    for (word, bytes) in words
+        .iter_mut()
+        .zip(reader.bytes(RAW_BYTES)?.chunks_exact(size_of::<u64>()))
+    {
+        *word = bytes
+            .iter()
+            .rev()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte));
     }
     Ok(words)
 }
@@ -296,7 +342,9 @@ fn read_resting(bytes: &[u8], taken: &Pages) -> Result<Resting, Error> {
     }
     for _ in 0..count {
         let more = i64::try_from(reader.number()?).ok();
-        at = more.and_then(|more| at.checked_add(more)).ok_or_else(|| corrupt("a time is out of reach"))?;
+        at = more
+            .and_then(|more| at.checked_add(more))
+            .ok_or_else(|| corrupt("a time is out of reach"))?;
         let offset = reader.number()?;
         if !taken.contains(offset) || resting.until(offset).is_some() {
             return Err(corrupt("an address rests that is free, or rests twice"));

@@ -31,16 +31,29 @@ fn with(change: impl FnOnce(&mut NetworkSpec)) -> Ipam<Ipv4Addr> {
 
 #[test]
 fn every_address_of_the_pool_is_given_once_the_first_and_the_last_among_them() {
-    for cidr in ["10.0.0.0/30", "10.0.0.0/29", "10.0.0.0/26", "10.0.0.0/24", "10.0.0.0/20", "172.16.0.0/16"] {
+    for cidr in [
+        "10.0.0.0/30",
+        "10.0.0.0/29",
+        "10.0.0.0/26",
+        "10.0.0.0/24",
+        "10.0.0.0/20",
+        "172.16.0.0/16",
+    ] {
         let spec = spec(cidr);
         let mut ipam = Ipam::v4(&spec).unwrap();
         let room = ipam.utilisation(START).free;
         let all: BTreeSet<_> = (0..room).map(|_| ipam.allocate(None, START).unwrap()).collect();
         let pool = u32::from(spec.pool_last) - u32::from(spec.pool_first) + 1;
         assert_eq!((all.len(), room), (pool as usize, u128::from(pool)), "{cidr}");
-        assert!(all.contains(&spec.pool_first) && all.contains(&spec.pool_last), "{cidr}");
+        assert!(
+            all.contains(&spec.pool_first) && all.contains(&spec.pool_last),
+            "{cidr}"
+        );
         assert!(!all.contains(&spec.gateway), "{cidr}");
-        assert_eq!(ipam.allocate(None, START).unwrap_err().kind(), ErrorKind::Exhausted);
+        assert_eq!(
+            ipam.allocate(None, START).unwrap_err().kind(),
+            ErrorKind::Exhausted
+        );
     }
 }
 
@@ -65,7 +78,10 @@ fn an_address_rests_to_the_end_of_its_quarantine_and_not_longer() {
     assert_eq!(ipam.standing(only, at(69)), Standing::Resting { until: at(70) });
     let refused = ipam.allocate(None, at(69)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Exhausted);
-    assert!(refused.why().contains("1 of them rest") && refused.why().contains("free in 2 s"), "{refused}");
+    assert!(
+        refused.why().contains("1 of them rest") && refused.why().contains("free in 2 s"),
+        "{refused}"
+    );
     let used = ipam.utilisation(at(69));
     assert_eq!((used.taken, used.resting, used.free), (0, 1, 0));
     assert_eq!(ipam.utilisation(at(70)).free, 1);
@@ -80,8 +96,15 @@ fn who_asks_for_a_resting_address_by_name_gets_it() {
     ipam.release(one, at(1));
     ipam.pin(one, None, at(2)).unwrap();
     assert_eq!(ipam.standing(one, at(2)), Standing::Taken);
-    assert_eq!(ipam.standing(one, at(100)), Standing::Taken, "the end of its rest does not free it");
-    assert_eq!(ipam.pin(one, None, at(100)).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(
+        ipam.standing(one, at(100)),
+        Standing::Taken,
+        "the end of its rest does not free it"
+    );
+    assert_eq!(
+        ipam.pin(one, None, at(100)).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
 }
 
 #[test]
@@ -91,12 +114,18 @@ fn more_can_be_given_back_than_can_rest() {
         spec.quarantine_seconds = 60;
         Ipam::v4(&spec).unwrap()
     };
-    let all: Vec<_> = (0..=RESTING_MAX_ADDRESSES).map(|_| ipam.allocate(None, at(0)).unwrap()).collect();
+    let all: Vec<_> = (0..=RESTING_MAX_ADDRESSES)
+        .map(|_| ipam.allocate(None, at(0)).unwrap())
+        .collect();
     for (n, address) in all.iter().enumerate() {
         assert!(ipam.release(*address, at(0).plus(Duration::from_micros(n as u64))));
     }
     assert_eq!(ipam.utilisation(at(1)).resting, RESTING_MAX_ADDRESSES as u128);
-    assert_eq!(ipam.standing(all[0], at(1)), Standing::Free, "the one that rested longest made room");
+    assert_eq!(
+        ipam.standing(all[0], at(1)),
+        Standing::Free,
+        "the one that rested longest made room"
+    );
 }
 
 #[test]
@@ -125,12 +154,22 @@ fn service_addresses_excluded_ones_and_those_outside_are_refused() {
 fn a_reserved_address_is_for_its_mac_alone() {
     let mac: Mac = "52:54:00:00:00:01".parse().unwrap();
     let mut ipam = with(|s| {
-        s.reservations = vec!["10.0.0.2=52:54:00:00:00:01".parse().unwrap(), "10.0.0.3".parse().unwrap()];
+        s.reservations = vec![
+            "10.0.0.2=52:54:00:00:00:01".parse().unwrap(),
+            "10.0.0.3".parse().unwrap(),
+        ];
         s.dns = vec![ip("10.0.0.4"), ip("9.9.9.9")];
     });
-    assert_eq!(ipam.allocate(None, START).unwrap(), ip("10.0.0.5"), "nor a DNS server inside");
+    assert_eq!(
+        ipam.allocate(None, START).unwrap(),
+        ip("10.0.0.5"),
+        "nor a DNS server inside"
+    );
     assert_eq!(ipam.plan().reserved_for(mac), Some(ip("10.0.0.2")));
-    assert_eq!(ipam.standing(ip("10.0.0.2"), START), Standing::Reserved(Some(mac)));
+    assert_eq!(
+        ipam.standing(ip("10.0.0.2"), START),
+        Standing::Reserved(Some(mac))
+    );
     for other in [None, Some(Mac::local(7))] {
         let error = ipam.pin(ip("10.0.0.2"), other, START).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
@@ -139,7 +178,10 @@ fn a_reserved_address_is_for_its_mac_alone() {
     ipam.pin(ip("10.0.0.3"), None, START).unwrap();
     ipam.pin(ip("10.0.0.4"), None, START).unwrap();
     assert_eq!(ipam.utilisation(START).outside, 3);
-    assert_eq!(ipam.allocate(Some(ip("10.0.0.3")), START).unwrap(), ip("10.0.0.6"));
+    assert_eq!(
+        ipam.allocate(Some(ip("10.0.0.3")), START).unwrap(),
+        ip("10.0.0.6")
+    );
 }
 
 #[test]
@@ -148,27 +190,36 @@ fn a_hint_is_taken_when_it_is_free_and_in_the_pool() {
     let hint = ip("10.0.0.77");
     assert_eq!(ipam.allocate(Some(hint), START).unwrap(), hint);
     assert_ne!(ipam.allocate(Some(hint), START).unwrap(), hint);
-    assert_eq!(ipam.allocate(Some(ip("10.0.0.1")), START).unwrap(), ip("10.0.0.3"));
+    assert_eq!(
+        ipam.allocate(Some(ip("10.0.0.1")), START).unwrap(),
+        ip("10.0.0.3")
+    );
 }
 
 #[test]
 fn another_plan_keeps_what_is_taken_and_refuses_to_exclude_it() {
     let mut ipam = with(|s| s.quarantine_seconds = 60);
-    let (one, two) = (ipam.allocate(None, START).unwrap(), ipam.allocate(None, START).unwrap());
+    let (one, two) = (
+        ipam.allocate(None, START).unwrap(),
+        ipam.allocate(None, START).unwrap(),
+    );
     let plan = |change: &dyn Fn(&mut NetworkSpec)| {
         let mut spec = spec("10.0.0.0/24");
         change(&mut spec);
         Plan::v4(&spec).unwrap()
     };
     let before = ipam.state();
-    let error = ipam.follow(plan(&|s| s.excluded = vec!["10.0.0.2-10.0.0.9".parse().unwrap()])).unwrap_err();
+    let error = ipam
+        .follow(plan(&|s| s.excluded = vec!["10.0.0.2-10.0.0.9".parse().unwrap()]))
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.what().contains("10.0.0.2"), "{error}");
     assert!(ipam.follow(Plan::v4(&spec("10.0.1.0/24")).unwrap()).is_err());
     assert_eq!(ipam.state(), before, "nothing was changed");
     ipam.release(one, START);
     ipam.release(two, START);
-    ipam.follow(plan(&|s| s.excluded = vec!["10.0.0.2-10.0.0.9".parse().unwrap()])).unwrap();
+    ipam.follow(plan(&|s| s.excluded = vec!["10.0.0.2-10.0.0.9".parse().unwrap()]))
+        .unwrap();
     let three = ip("10.0.0.10");
     assert_eq!(ipam.allocate(None, START).unwrap(), three);
     ipam.follow(plan(&|s| s.pool_first = ip("10.0.0.200"))).unwrap();
@@ -191,8 +242,15 @@ fn ipv6_is_given_from_the_beginning_and_pinned_anywhere_for_little() {
         assert_eq!(ipam.standing(far, START), Standing::Taken);
     }
     assert!(ipam.heap_bytes() < 150_000, "{}", ipam.heap_bytes());
-    assert!(ipam.pin("fd00:1::".parse().unwrap(), None, START).is_err(), "the subnet's routers");
-    assert!(ipam.pin("fd00:1::fdff:ffff:ffff:ffff".parse().unwrap(), None, START).is_err(), "anycast");
+    assert!(
+        ipam.pin("fd00:1::".parse().unwrap(), None, START).is_err(),
+        "the subnet's routers"
+    );
+    assert!(
+        ipam.pin("fd00:1::fdff:ffff:ffff:ffff".parse().unwrap(), None, START)
+            .is_err(),
+        "anycast"
+    );
     let last = "fd00:1::ffff:ffff:ffff:ffff".parse().unwrap();
     ipam.pin(last, None, START).unwrap();
     let again = Ipam::restore(ipam.plan().clone(), &ipam.state()).unwrap();
@@ -204,7 +262,9 @@ fn ipv6_is_given_from_the_beginning_and_pinned_anywhere_for_little() {
 #[test]
 fn the_last_address_of_ipv6_does_not_overflow() {
     let plan = Plan::new(PlanSpec {
-        network: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe".parse::<Ipv6Addr>().unwrap(),
+        network: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe"
+            .parse::<Ipv6Addr>()
+            .unwrap(),
         prefix: 127,
         services: Vec::new(),
         pools: Vec::new(),
@@ -214,7 +274,10 @@ fn the_last_address_of_ipv6_does_not_overflow() {
     })
     .unwrap();
     let mut ipam = Ipam::new(plan);
-    let (a, b) = (ipam.allocate(None, START).unwrap(), ipam.allocate(None, START).unwrap());
+    let (a, b) = (
+        ipam.allocate(None, START).unwrap(),
+        ipam.allocate(None, START).unwrap(),
+    );
     assert_eq!((u128::from(b), a < b), (u128::MAX, true));
     assert!(ipam.allocate(None, START).is_err());
     assert!(ipam.release(b, START));
@@ -358,11 +421,25 @@ mod damaged {
             value["version"] = version.into();
             value["something_new"] = true.into();
             let error = serde_json::from_value::<State>(value.clone()).unwrap_err();
-            assert!(error.to_string().contains(&format!("version {version}")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("version {version}")),
+                "{error}"
+            );
         }
         value["version"] = 1.into();
-        assert!(serde_json::from_value::<State>(value).is_err(), "a field that nobody knows");
-        for odd in ["{}", "[]", "null", "1", r#"{"version":"1"}"#, r#"{"version":-1}"#, r#"{"version":1}"#] {
+        assert!(
+            serde_json::from_value::<State>(value).is_err(),
+            "a field that nobody knows"
+        );
+        for odd in [
+            "{}",
+            "[]",
+            "null",
+            "1",
+            r#"{"version":"1"}"#,
+            r#"{"version":-1}"#,
+            r#"{"version":1}"#,
+        ] {
             assert!(serde_json::from_str::<State>(odd).is_err(), "{odd}");
         }
     }
@@ -411,7 +488,14 @@ mod damaged {
         value["subnet"] = "10.0.0.0/24".into();
         let outside = Ipam::restore(short, &serde_json::from_value(value).unwrap()).unwrap_err();
         assert!(outside.why().contains("an address is outside"), "{outside}");
-        for (next, taken) in [("x", ""), ("-1", ""), ("", ""), ("7", "*"), ("7", "AA"), ("7", "é")] {
+        for (next, taken) in [
+            ("x", ""),
+            ("-1", ""),
+            ("", ""),
+            ("7", "*"),
+            ("7", "AA"),
+            ("7", "é"),
+        ] {
             let error = Ipam::restore(plan(), &record_of(next, taken, "AA==").unwrap()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt);
         }
@@ -426,7 +510,9 @@ mod damaged {
         spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
         let plan = Plan::v6(&spec).unwrap().unwrap();
         // Each page is a run of 200: six bytes that become a bitmap of 4 KiB.
-        let bomb: Vec<u8> = std::iter::repeat_n([0, 0, 1, 0, 0xc7, 1], 200_000).flatten().collect();
+        let bomb: Vec<u8> = std::iter::repeat_n([0, 0, 1, 0, 0xc7, 1], 200_000)
+            .flatten()
+            .collect();
         let mut value = serde_json::to_value(record(&bomb, &[0])).unwrap();
         value["subnet"] = "fd00::/64".into();
         let error = Ipam::restore(plan, &serde_json::from_value(value).unwrap()).unwrap_err();
@@ -435,7 +521,9 @@ mod damaged {
 
     /// Whatever is read is sound: what it says is written again as it was, all can be taken and given back.
     fn sound(state: &State) -> Result<(), TestCaseError> {
-        let Ok(mut ipam) = Ipam::restore(plan(), state) else { return Ok(()) };
+        let Ok(mut ipam) = Ipam::restore(plan(), state) else {
+            return Ok(());
+        };
         let used = ipam.utilisation(START);
         prop_assert_eq!(used.pool, used.taken + used.resting + used.free);
         let again = ipam.state();
