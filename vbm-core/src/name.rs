@@ -71,6 +71,21 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn a_name_of_300_characters_or_of_other_letters_is_refused_and_cut_in_the_answer() {
+        for (bad, why) in [
+            ("a".repeat(300), "longer than 63"),
+            ("ä".repeat(300), "longer than 63"),
+            ("лан".to_owned(), "begin with a letter a-z"),
+            ("lan\u{202e}".to_owned(), "other than a-z"),
+            ("lan\0".to_owned(), "other than a-z"),
+        ] {
+            let error = bad.parse::<Name>().unwrap_err();
+            assert!(error.why().contains(why), "{error}");
+            assert!(error.what().chars().count() < 120);
+        }
+    }
+
+    #[test]
     fn names_follow_the_rule_for_dns_labels() {
         for good in ["a", "web1", "web-1", &"a".repeat(63)] {
             assert!(good.parse::<Name>().is_ok(), "{good}");

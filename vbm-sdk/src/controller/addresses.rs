@@ -22,7 +22,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 use vbm_core::{Error, ErrorKind, Mac, Network, NetworkId, NetworkSpec, Port, Result, Timestamp};
-use vbm_net::ipam::{Ipam, Plan, State};
+use vbm_net::ipam::{Address, Ipam, Plan, State};
 
 /// What the store keeps of a network's addresses.
 #[derive(Serialize, Deserialize)]
@@ -94,32 +94,6 @@ impl Addresses {
         of_v4.or_else(of_v6)
     }
 
-    /// Takes what a NIC asks for, what is reserved for its MAC, or what the pools give.
-    pub(super) fn take(&mut self, wanted: &NicRequest, mac: Mac, now: Timestamp) -> Result<Given> {
-        let (address, pinned) = give(&mut self.v4, wanted.address, mac, now)?;
-        let address6 = match (&mut self.v6, wanted.address6) {
-            (Some(ipam), wanted) => Some(
-                give(ipam, wanted, mac, now)
-                    .map_err(|e| e.context("no IPv6 address for it"))?
-                    .0,
-            ),
-            (None, None) => None,
-            (None, Some(address)) => {
-                return Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("address6: {address} cannot be used"),
-                    "the network has no IPv6",
-                    "leave it out, or make a network with --ipv6 CIDR",
-                ));
-            }
-        };
-        Ok(Given {
-            address,
-            pinned,
-            address6,
-        })
-    }
-
     fn release(&mut self, address: IpAddr, now: Timestamp) {
         match (address, &mut self.v6) {
             (IpAddr::V4(address), _) => drop(self.v4.release(address, now)),
@@ -173,12 +147,7 @@ impl Addresses {
 }
 
 /// An address of one family; whether it was asked for.
-fn give<A: vbm_net::ipam::Address>(
-    ipam: &mut Ipam<A>,
-    wanted: Option<A>,
-    mac: Mac,
-    now: Timestamp,
-) -> Result<(A, bool)> {
+fn give<A: Address>(ipam: &mut Ipam<A>, wanted: Option<A>, mac: Mac, now: Timestamp) -> Result<(A, bool)> {
     match wanted.or_else(|| ipam.plan().reserved_for(mac)) {
         Some(address) => ipam.pin(address, Some(mac), now).map(|()| (address, true)),
         None => ipam.allocate(None, now).map(|address| (address, false)),
@@ -197,12 +166,77 @@ impl Controller {
             return Addresses::read(id, &network.spec, &entry.value, entry.revision);
         }
         let mut addresses = Addresses::new(id, &network.spec)?;
-        for claim in self.records().keys_below(&format!("address/{id}/")).await? {
+        self.adopt_claims(id, &mut addresses).await?;
+        Ok(addresses)
+    }
+
+    async fn adopt_claims(&self, network: NetworkId, addresses: &mut Addresses) -> Result<()> {
+        for claim in self.records().keys_below(&format!("address/{network}/")).await? {
             if let Ok(address) = claim.parse() {
                 addresses.adopt(address, self.now());
             }
         }
-        Ok(addresses)
+        Ok(())
+    }
+
+    async fn is_claimed(&self, network: NetworkId, address: IpAddr) -> Result<bool> {
+        let claim = self.records().store().get(&address_key(network, address)).await?;
+        Ok(claim.is_some())
+    }
+
+    /// Takes what a NIC asks for, what is reserved for its MAC, or what the pools give.
+    pub(super) async fn take_addresses(
+        &self,
+        network: NetworkId,
+        addresses: &mut Addresses,
+        wanted: &NicRequest,
+        mac: Mac,
+    ) -> Result<Given> {
+        if let (None, Some(address)) = (&addresses.v6, wanted.address6) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("address6: {address} cannot be used"),
+                "the network has no IPv6",
+                "leave it out, or make a network with --ipv6 CIDR",
+            ));
+        }
+        let now = self.now();
+        let (mut address, mut pinned) = give(&mut addresses.v4, wanted.address, mac, now)?;
+        if self.is_stray(network, address.into(), pinned).await? {
+            self.adopt_claims(network, addresses).await?;
+            (address, pinned) = give(&mut addresses.v4, wanted.address, mac, now)?;
+        }
+        let mut address6 = None;
+        if let Some(ipam) = &mut addresses.v6 {
+            let (mut address, pinned) = give(ipam, wanted.address6, mac, now)?;
+            if self.is_stray(network, address.into(), pinned).await? {
+                self.adopt_claims(network, addresses).await?;
+                if let Some(ipam) = &mut addresses.v6 {
+                    (address, _) = give(ipam, wanted.address6, mac, now)?;
+                }
+            }
+            address6 = Some(address);
+        }
+        Ok(Given {
+            address,
+            pinned,
+            address6,
+        })
+    }
+
+    /// Whether an address that was free by the state is claimed all the same: a controller of before, which knows no state,
+    /// gave it, or the state is older than the claims. Then the claims are right.
+    async fn is_stray(&self, network: NetworkId, address: IpAddr, pinned: bool) -> Result<bool> {
+        let claimed = self.is_claimed(network, address).await?;
+        if claimed && pinned {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("the address {address} is taken"),
+                "another port of the network has it",
+                "leave the address out, or choose another",
+            ));
+        }
+        Ok(claimed)
     }
 
     /// The same; `None` when what the store has cannot be read. That stops launches on the network, and nothing else.

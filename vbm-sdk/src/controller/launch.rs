@@ -216,8 +216,9 @@ impl Controller {
             Some(mac) => mac,
             None => self.pick_mac(earlier).await?,
         };
-        let given = addresses
-            .take(wanted, mac, self.now())
+        let given = self
+            .take_addresses(record.meta.id, addresses, wanted, mac)
+            .await
             .map_err(|e| e.context(format!("no address on network {} for it", record.meta.name)))?;
         let spec = PortSpec {
             network: record.meta.id,

@@ -471,6 +471,39 @@ async fn a_state_that_is_lost_is_made_again_and_one_of_the_future_is_refused() {
 }
 
 #[tokio::test]
+async fn a_state_that_is_older_than_its_ports_gives_nobody_the_address_of_another() {
+    let house = House::new();
+    let (server, client) = house.furnished().await;
+    let old = house
+        .store
+        .list("ipam/", None, 10)
+        .await
+        .unwrap()
+        .entries
+        .remove(0);
+    for vm in ["a", "b"] {
+        launch(&client, vm).await;
+    }
+    let txn = Txn {
+        compare: vec![],
+        write: vec![Write::Put(old.key, old.value)],
+    };
+    drop(house.store.txn(txn).await.unwrap());
+    let nic = NicRequest::on("lan").address([10, 0, 0, 3].into());
+    let pinned = LaunchRequest::new("tiny").name(name("c")).nic(nic);
+    let taken = client.vms().launch(pinned).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::AlreadyExists, "{taken}");
+    let third = client.vms().launch(request("c")).await.unwrap().item;
+    assert_eq!(
+        third.nics[0].port.spec.address,
+        std::net::Ipv4Addr::new(10, 0, 0, 4)
+    );
+    let usage = client.networks().get("lan").await.unwrap().usage.unwrap().ipv4;
+    assert_eq!(usage.taken, 3, "and the state is mended");
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn launches_and_deletions_at_the_same_time_never_share_an_address() {
     let house = House::new();
     let (server, client) = house.furnished().await;
