@@ -109,7 +109,7 @@ pub struct NetworkSpec {
     pub ipv6: Option<Ipv6Spec>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+/// Its form is the one that serde asks for.
 const fn is_zero(seconds: &u32) -> bool {
     *seconds == 0
 }

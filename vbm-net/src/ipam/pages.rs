@@ -52,7 +52,11 @@ pub(super) struct Pages {
 }
 
 const fn split(offset: u128) -> (u128, u32) {
-    (offset >> PLACE_BITS, (offset % PAGE_PLACES as u128) as u32)
+    let [low, high, ..] = offset.to_le_bytes();
+    (
+        offset >> PLACE_BITS,
+        u16::from_le_bytes([low, high]) as u32 % PAGE_PLACES,
+    )
 }
 
 const fn word_of(place: u32) -> (usize, u64) {

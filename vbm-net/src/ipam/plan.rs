@@ -257,7 +257,7 @@ fn own<A: Address>(base: u128, last: u128, prefix: u8) -> Vec<(u128, u128, Never
     if last <= 1 {
         return Vec::new();
     }
-    if A::BITS == Ipv4Addr::BITS as u8 {
+    if A::BITS == <Ipv4Addr as Address>::BITS {
         return vec![(0, 0, Never::Own), (last, last, Never::Own)];
     }
     let cidr = ipnet::Ipv6Net::new(base.into(), prefix).ok();

@@ -169,10 +169,10 @@ fn unpack(text: &str) -> Result<Vec<u8>, Error> {
 
 fn put(out: &mut Vec<u8>, mut number: u128) {
     while number >= 0x80 {
-        out.push((number & 0x7f) as u8 | 0x80);
+        out.push(number.to_le_bytes()[0] | 0x80);
         number >>= 7;
     }
-    out.push(number as u8);
+    out.push(number.to_le_bytes()[0]);
 }
 
 /// Reads what [`put`] wrote, and nothing else: each number has one spelling.
