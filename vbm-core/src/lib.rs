@@ -12,13 +12,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`id`], [`name`], [`mac`], [`path`], [`epoch`], [`time`] | the values that name and order things |
-//! | [`vm`], [`image`], [`volume`], [`network`], [`port`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
+//! | [`id`], [`name`], [`mac`], [`range`], [`path`], [`epoch`], [`time`] | the values that name and order things |
+//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
 //! | [`power`] | the power state machine, as a table |
 //! | [`operation`], [`event`] | what is being done, what happened |
 //! | [`error`] | one error form with outcome and retry advice |
 //! | [`limits`] | every limit, with its unit |
 
+pub mod addressing;
 pub mod digest;
 pub mod epoch;
 pub mod error;
@@ -37,6 +38,7 @@ pub mod operation;
 pub mod path;
 pub mod port;
 pub mod power;
+pub mod range;
 pub mod snapshot;
 pub mod source;
 mod text;
@@ -44,6 +46,7 @@ pub mod time;
 pub mod vm;
 pub mod volume;
 
+pub use addressing::{Ipv6Spec, Reservation, Reservation6};
 pub use digest::Digest;
 pub use epoch::{Epoch, Generation};
 pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
@@ -63,6 +66,7 @@ pub use operation::{Operation, OperationState, Step, StepState};
 pub use path::NodePath;
 pub use port::{Port, PortSpec, PortStatus};
 pub use power::{CrashCause, PauseReason, PowerEvent, PowerState};
+pub use range::{Ipv4Range, Ipv6Range};
 pub use snapshot::{Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus};
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;

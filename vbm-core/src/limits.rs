@@ -30,6 +30,22 @@ pub const NETWORK_MIN_PREFIX_BITS: u8 = 8;
 pub const NETWORK_MIN_MTU_BYTES: u16 = 576;
 /// The most MTU of a network.
 pub const NETWORK_MAX_MTU_BYTES: u16 = 9_000;
+/// The least MTU of a network with IPv6 (RFC 8200 section 5).
+pub const NETWORK6_MIN_MTU_BYTES: u16 = 1_280;
+/// The largest IPv6 subnet: one link is a /64 (RFC 7421).
+pub const NETWORK6_MIN_PREFIX_BITS: u8 = 64;
+/// The smallest IPv6 subnet: the subnet's own address, the gateway and two VMs.
+pub const NETWORK6_MAX_PREFIX_BITS: u8 = 126;
+/// The most pools of a network, in each family.
+pub const NETWORK_MAX_POOLS: usize = 16;
+/// The most excluded ranges of a network, in each family.
+pub const NETWORK_MAX_EXCLUSIONS: usize = 64;
+/// The most reservations of a network, in each family.
+pub const NETWORK_MAX_RESERVATIONS: usize = 1_024;
+/// The longest that an address rests after it was given back: 7 days.
+pub const QUARANTINE_MAX_SECONDS: u32 = 7 * 24 * 3600;
+/// The longest domain (RFC 1035 section 2.3.4, as text).
+pub const DOMAIN_MAX_BYTES: usize = 253;
 /// The shortest DHCP lease.
 pub const LEASE_MIN_SECONDS: u32 = 60;
 /// The longest DHCP lease: 30 days.

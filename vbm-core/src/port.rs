@@ -2,7 +2,7 @@
 
 use crate::{GroupId, Mac, Meta, NetworkId, PortId, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A port: its record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,10 @@ pub struct PortSpec {
     /// Whether somebody asked for just this address.
     #[serde(default)]
     pub pinned: bool,
+    /// Its IPv6 address, on a network that has IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub address6: Option<Ipv6Addr>,
     /// What may reach it: the union of these groups' rules; nothing, where none allows it.
     #[serde(default)]
     pub groups: Vec<GroupId>,

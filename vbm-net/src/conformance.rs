@@ -140,11 +140,14 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(
     fixture: &Fixture<'_>,
 ) {
     type Spoil = fn(&mut DesiredNetwork);
-    let spoils: [(&str, Spoil); 9] = [
+    let spoils: [(&str, Spoil); 10] = [
         ("an address outside", |n| {
             n.ports[0].address = Ipv4Addr::new(10, 78, 0, 1)
         }),
         ("the gateway's address", |n| n.ports[0].address = n.spec.gateway),
+        ("an address that is excluded", |n| {
+            n.spec.excluded = vec![vbm_core::Ipv4Range::one(n.ports[0].address)];
+        }),
         ("an address twice", |n| n.ports[1].address = n.ports[0].address),
         ("a MAC twice", |n| n.ports[1].mac = n.ports[0].mac),
         ("the gateway's MAC", |n| n.ports[0].mac = n.gateway_mac()),

@@ -5,6 +5,8 @@ pub(crate) mod by_hand;
 #[cfg(feature = "platform")]
 pub(crate) mod hyper;
 #[cfg(feature = "platform")]
+mod ipam;
+#[cfg(feature = "platform")]
 pub(crate) mod net;
 #[cfg(feature = "platform")]
 pub(crate) mod platform;

@@ -33,6 +33,7 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
     let add = format!("add a port to a network of {ports}");
     rows.measure_all(&[(&again, "ms"), (&add, "ms")], grow(ground, &again, &add))
         .await;
+    super::ipam::run(ground, rows).await;
     let dnsmasq = if which("dnsmasq").is_some() {
         "there"
     } else {

@@ -10,8 +10,11 @@ pub(in crate::cli) enum Network {
     /// List networks
     #[command(alias = "ls")]
     List,
-    /// Show all about a network
+    /// Show all about a network, and how many of its addresses are used
+    #[command(alias = "show")]
     Info(OneNetwork),
+    /// Change who gets which of its addresses from now on; ports keep theirs
+    Update(NetworkUpdate),
     /// Delete networks that have no ports
     #[command(alias = "rm")]
     Delete(SomeNetworks),
@@ -23,7 +26,9 @@ pub(in crate::cli) enum Network {
 #[command(after_help = "\
 Examples:
   vbm network create lan 10.0.0.0/24
-  vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example")]
+  vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example
+  vbm network create web 10.2.0.0/24 --exclude 10.2.0.200-10.2.0.254 --reserve 10.2.0.9=52:54:00:ab:cd:ef --quarantine 5m
+  vbm network create six 10.3.0.0/24 --ipv6 fd00:3::/64")]
 pub(in crate::cli) struct NetworkCreate {
     /// Its name
     pub(in crate::cli) name: String,
@@ -35,9 +40,14 @@ pub(in crate::cli) struct NetworkCreate {
     /// The gateway's address; the first usable one when left out
     #[arg(long, value_name = "IP")]
     pub(in crate::cli) gateway: Option<String>,
-    /// The addresses for VMs that ask for none; all usable ones when left out
-    #[arg(long, value_name = "FIRST-LAST")]
-    pub(in crate::cli) pool: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) plan: AddressPlan,
+    /// Its IPv6 addresses, such as fd00:1::/64; none when left out
+    #[arg(long, value_name = "CIDR")]
+    pub(in crate::cli) ipv6: Option<String>,
+    /// The gateway's IPv6 address; the first usable one when left out
+    #[arg(long, value_name = "IP", requires = "ipv6")]
+    pub(in crate::cli) gateway6: Option<String>,
     /// A DNS server to tell VMs of; may be repeated
     #[arg(long = "dns", value_name = "IP")]
     pub(in crate::cli) dns: Vec<String>,
@@ -50,6 +60,37 @@ pub(in crate::cli) struct NetworkCreate {
     /// How long a lease lasts, such as 1h
     #[arg(long, value_name = "SPAN")]
     pub(in crate::cli) lease: Option<String>,
+}
+
+/// Who gets which address.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct AddressPlan {
+    /// The addresses for VMs that ask for none, IPv4 or IPv6; may be repeated; all usable ones when left out
+    #[arg(long = "pool", value_name = "FIRST-LAST")]
+    pub(in crate::cli) pools: Vec<String>,
+    /// Addresses that no VM gets, IPv4 or IPv6; may be repeated
+    #[arg(long = "exclude", value_name = "RANGE")]
+    pub(in crate::cli) excluded: Vec<String>,
+    /// An address for the NIC with this MAC or, without one, for who asks for it; may be repeated
+    #[arg(long = "reserve", value_name = "IP[=MAC]")]
+    pub(in crate::cli) reservations: Vec<String>,
+    /// How long an address rests after its VM was deleted, such as 5m; not at all when left out
+    #[arg(long, value_name = "SPAN")]
+    pub(in crate::cli) quarantine: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+What is given replaces all that was, of IPv4 and IPv6 each; `none` leaves nothing of it.
+
+Examples:
+  vbm network update lan --pool 10.0.0.10-10.0.0.99 --pool 10.0.0.150-10.0.0.199
+  vbm network update lan --exclude none --quarantine 0s")]
+pub(in crate::cli) struct NetworkUpdate {
+    /// The network
+    pub(in crate::cli) network: String,
+    #[command(flatten)]
+    pub(in crate::cli) plan: AddressPlan,
 }
 
 #[derive(Debug, Args)]

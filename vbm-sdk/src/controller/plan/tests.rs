@@ -116,6 +116,7 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         mac: Mac::local(n.into()),
         address: [10, 0, 0, n].into(),
         pinned: false,
+        address6: None,
         groups,
     };
     world.ports.insert(
