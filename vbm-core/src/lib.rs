@@ -19,6 +19,7 @@
 //! | [`error`] | one error form with outcome and retry advice |
 //! | [`limits`] | every limit, with its unit |
 
+pub mod dhcp;
 pub mod digest;
 pub mod epoch;
 pub mod error;
@@ -44,6 +45,7 @@ pub mod time;
 pub mod vm;
 pub mod volume;
 
+pub use dhcp::DhcpSpec;
 pub use digest::Digest;
 pub use epoch::{Epoch, Generation};
 pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};

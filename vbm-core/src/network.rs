@@ -1,6 +1,6 @@
 //! Networks.
 
-use crate::{Error, Generation, Mac, Meta, NetworkId, error::invalid, limits};
+use crate::{DhcpSpec, Error, Generation, Mac, Meta, NetworkId, error::invalid, limits};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::Ipv4Addr, str::FromStr};
@@ -89,6 +89,9 @@ pub struct NetworkSpec {
     /// controller, unique.
     #[serde(default)]
     pub vni: Option<u32>,
+    /// What else VMs are told by DHCP.
+    #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
+    pub dhcp: DhcpSpec,
 }
 
 /// The least VXLAN network identifier that is given: what is below is left to people.
@@ -124,6 +127,7 @@ impl NetworkSpec {
             mtu: DEFAULT_MTU_BYTES,
             lease_seconds: DEFAULT_LEASE_SECONDS,
             vni: None,
+            dhcp: DhcpSpec::default(),
         };
         spec.check()?;
         Ok(spec)
@@ -183,22 +187,22 @@ impl NetworkSpec {
                 "name fewer",
             ));
         }
-        match &self.domain {
-            Some(domain)
-                if domain.len() > 253
-                    || domain
-                        .split('.')
-                        .any(|label| label.parse::<crate::Name>().is_err()) =>
-            {
-                Err(invalid(
-                    format!("'{domain}' is not a domain"),
-                    "it is not a list of DNS labels joined by '.'",
-                    "write it as lab.example",
-                ))
-            }
-            _ => Ok(()),
-        }
+        self.domain.as_deref().map_or(Ok(()), check_domain)?;
+        self.dhcp.check(self.cidr)
     }
+}
+
+/// Checks a domain: labels joined by dots.
+pub(crate) fn check_domain(domain: &str) -> Result<(), Error> {
+    let label = |label: &str| label.parse::<crate::Name>().is_ok();
+    if domain.len() <= 253 && domain.split('.').all(label) {
+        return Ok(());
+    }
+    Err(invalid(
+        format!("'{domain}' is not a domain"),
+        "it is not a list of DNS labels joined by '.'",
+        "write it as lab.example",
+    ))
 }
 
 fn check_cidr(cidr: Ipv4Net) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use super::reservations::Reservations;
 use crate::{DesiredNetwork, Validated};
 use ipnet::Ipv4Net;
 use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive, time::Duration};
-use vbm_core::{Mac, NetworkMode, PortId};
+use vbm_core::{DhcpSpec, Mac, NetworkMode, PortId};
 
 /// How long an offered address is kept for the client that it was offered to.
 pub const OFFER_HOLD: Duration = Duration::from_secs(60);
@@ -252,11 +252,32 @@ impl From<&Validated<DesiredNetwork>> for ServerConfig {
         link.settings.dns.clone_from(&spec.dns);
         link.settings.domain.clone_from(&spec.domain);
         link.settings.mtu = spec.mtu;
+        tell(&mut link.settings, &spec.dhcp);
         Self {
             ports: ports.collect(),
             // Nobody else is heard on the wire of such a network: the guard sees to it.
+            rapid_commit: spec.dhcp.rapid_commit,
             authoritative: matches!(spec.mode, NetworkMode::Nat | NetworkMode::Isolated),
             ..Self::new(spec.gateway, net.gateway_mac(), link)
         }
     }
+}
+
+/// What the network tells besides what every one does.
+fn tell(settings: &mut Settings, spec: &DhcpSpec) {
+    settings.ntp.clone_from(&spec.ntp);
+    settings.search.clone_from(&spec.search);
+    settings.routes = spec
+        .routes
+        .iter()
+        .map(|r| Route { to: r.to, via: r.via })
+        .collect();
+    settings.v6_only_wait_seconds = spec.v6_only_wait_seconds;
+    settings.boot = spec.boot.as_ref().map(|b| Boot {
+        server: b.server,
+        server_name: b.server_name.clone(),
+        file: b.file.clone(),
+        by_arch: b.files.iter().map(|f| (f.architecture, f.file.clone())).collect(),
+        ipxe: b.ipxe.clone(),
+    });
 }

@@ -43,8 +43,8 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::Ipv4Addr};
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Mac, Name, Network, NetworkMode, NodePath,
-    Operation, Port, Protocol, Rule, Snapshot, Vm,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Mac, Name, Network, NetworkMode,
+    NodePath, Operation, Port, Protocol, Rule, Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -303,6 +303,9 @@ pub struct CreateNetwork {
     /// How long a lease lasts, in seconds.
     #[serde(default)]
     pub lease_seconds: Option<u32>,
+    /// What else to tell VMs by DHCP.
+    #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
+    pub dhcp: DhcpSpec,
 }
 
 /// A network as lists show it.

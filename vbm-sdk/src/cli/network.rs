@@ -9,7 +9,10 @@ use super::{
     table::Table,
 };
 use crate::api::{CreateNetwork, NetworkView};
-use vbm_core::{Error, Timestamp};
+use vbm_core::{
+    DhcpSpec, Error, Timestamp,
+    dhcp::{NetBootSpec, RouteSpec},
+};
 
 const NONE_YET: &str = "no networks yet: make one with `vbm network create lan 10.0.0.0/24`";
 
@@ -95,7 +98,32 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
         mtu: args.mtu,
         // A span is a year at most: that fits.
         lease_seconds: lease.map(|span| u32::try_from(span.as_secs()).unwrap_or(u32::MAX)),
+        dhcp: dhcp(args)?,
         ..CreateNetwork::new(args.name.parse()?, &*args.cidr)
+    })
+}
+
+fn dhcp(args: &NetworkCreate) -> Result<DhcpSpec, Error> {
+    let server = args.boot_server.as_deref().map(forms::address).transpose()?;
+    let boot = (server.is_some() || args.boot_file.is_some()).then(|| NetBootSpec {
+        server,
+        file: args.boot_file.clone(),
+        ..NetBootSpec::default()
+    });
+    Ok(DhcpSpec {
+        ntp: args
+            .ntp
+            .iter()
+            .map(|text| forms::address(text))
+            .collect::<Result<_, _>>()?,
+        search: args.search.clone(),
+        routes: args
+            .routes
+            .iter()
+            .map(|text| forms::route(text))
+            .collect::<Result<_, _>>()?,
+        boot,
+        ..DhcpSpec::default()
     })
 }
 
@@ -132,6 +160,26 @@ fn table(networks: &[NetworkView], now: Timestamp) -> Table {
     table
 }
 
+/// What VMs are told besides what every network tells; a line for each that is.
+fn told(lines: &mut Lines, spec: &DhcpSpec) {
+    let joined = |all: Vec<String>| all.join(", ");
+    let route = |r: &RouteSpec| format!("{} by {}", r.to, r.via);
+    for (name, text) in [
+        ("NTP", joined(spec.ntp.iter().map(ToString::to_string).collect())),
+        ("Search", joined(spec.search.clone())),
+        ("Routes", joined(spec.routes.iter().map(route).collect())),
+        (
+            "Boots",
+            spec.boot
+                .as_ref()
+                .and_then(|b| b.file.clone())
+                .unwrap_or_default(),
+        ),
+    ] {
+        lines.put(name, text);
+    }
+}
+
 fn detail(view: &NetworkView, now: Timestamp) -> String {
     let (spec, status) = (&view.network.spec, &view.network.status);
     let mut lines = Lines::default();
@@ -151,6 +199,7 @@ fn detail(view: &NetworkView, now: Timestamp) -> String {
             .join(", "),
     );
     lines.put("Domain", spec.domain.clone().unwrap_or_default());
+    told(&mut lines, &spec.dhcp);
     lines.put("MTU", format!("{} bytes", spec.mtu));
     lines.put(
         "Leases",
