@@ -88,7 +88,7 @@ const DHCPCD: Client = Client {
         let d = lab.dir.path().display();
         lab.client(
             &format!("exec dhcpcd -B -d -4 -f {d}/dhcpcd.conf -c /bin/true eth0"),
-            &["/var/lib/dhcpcd", "/run/dhcpcd"],
+            &["/var/lib/dhcpcd", "/run"],
         )
     },
 };
@@ -106,7 +106,7 @@ chown -R systemd-network /run/systemd
 printf '[Match]\\nName=eth0\\n[Network]\\nDHCP=ipv4\\nLinkLocalAddressing=no\\nIPv6AcceptRA=no\\n[DHCPv4]\\nClientIdentifier=mac\\n' > /run/systemd/network/10-eth0.network
 mount -o remount,ro /sys
 exec /lib/systemd/systemd-networkd";
-        lab.client(script, &["/run/systemd"])
+        lab.client(script, &["/run"])
     },
 };
 
@@ -161,16 +161,11 @@ async fn lives(client: Client) {
 }
 
 fn forget(lab: &DhcpLab) {
+    lab.end_clients();
     lab.client.ip("addr flush dev eth0");
-    for name in [
-        "pid",
-        "_run_dhcpcd/pid",
-        "_run_dhcpcd/eth0-4.pid",
-        "_run_dhcpcd/eth0.pid",
-    ] {
-        // Left by the one that was killed, if it writes one.
-        drop(std::fs::remove_file(lab.path(name)));
-    }
+    // Left by the one that was killed, if it writes one.
+    drop(std::fs::remove_file(lab.path("pid")));
+    drop(std::fs::remove_dir_all(lab.path("_run/dhcpcd")));
 }
 
 async fn give_back(lab: &DhcpLab, client: &Client, kid: Kid, server: &DhcpServer) {

@@ -107,24 +107,28 @@ pub struct Book {
 impl Book {
     /// What was kept, as far as the configuration still has room for it.
     pub fn load(config: &ServerConfig, records: impl IntoIterator<Item = LeaseRecord>) -> Self {
-        let mut book = Self::default();
-        for record in records {
-            book.set(config, &record, false);
-        }
-        book
+        let records = records.into_iter().map(|record| (record, false));
+        Self::made_of(config, records.collect())
     }
 
     /// The same under another configuration: what no pool has any more is forgotten.
     #[must_use]
     pub fn under(&self, config: &ServerConfig) -> Self {
+        let record = |(address, slot): (&u32, &Slot)| LeaseRecord {
+            address: (*address).into(),
+            client: slot.client.clone(),
+            until: slot.until,
+        };
+        let records = self.slots.iter().map(|s| (record(s), s.1.offered));
+        Self::made_of(config, records.collect())
+    }
+
+    /// Of two addresses of one client it holds the one that ends later.
+    fn made_of(config: &ServerConfig, mut records: Vec<(LeaseRecord, bool)>) -> Self {
+        records.sort_by_key(|(record, _)| (record.until, record.address));
         let mut book = Self::default();
-        for (address, slot) in &self.slots {
-            let record = LeaseRecord {
-                address: (*address).into(),
-                client: slot.client.clone(),
-                until: slot.until,
-            };
-            book.set(config, &record, slot.offered);
+        for (record, offered) in &records {
+            book.set(config, record, *offered);
         }
         book
     }

@@ -126,7 +126,6 @@ impl DhcpLab {
         for folder in folders {
             let own = self.path(&folder.replace('/', "_"));
             std::fs::create_dir_all(&own).unwrap();
-            std::fs::create_dir_all(folder).unwrap();
             text += &format!("mount --bind {} {folder}\n", own.display());
         }
         text += script;
@@ -143,6 +142,20 @@ impl DhcpLab {
             .stderr(log)
             .spawn()
             .unwrap())
+    }
+
+    /// Kills what is left of clients: some have children of their own.
+    pub(crate) fn end_clients(&self) {
+        let pids = common::try_sh("ip", &["netns", "pids", &self.client.0]);
+        for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace() {
+            if let Ok(pid) = pid.parse() {
+                // It may have ended meanwhile.
+                let _gone = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
     }
 
     fn capture(&self) -> Capture {
@@ -204,6 +217,7 @@ impl Drop for DhcpLab {
             capture.stop.store(true, Ordering::Relaxed);
             drop(capture.thread.join());
         }
+        self.end_clients();
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.path("client.log")).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(40).collect();
