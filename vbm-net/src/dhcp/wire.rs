@@ -157,13 +157,16 @@ fn middle(bytes: &mut Vec<u8>, told: &Told<'_>, most: usize) {
         }
         return;
     }
+    let Some(room) = most.checked_sub(bytes.len() + OVERLOAD_BYTES) else {
+        // The client's own id and its relay's words fill the message.
+        return;
+    };
     let mut fields = Vec::new();
     if told.boot_file.is_none() {
         fields.push((1, FILE, Vec::new()));
     }
     fields.push((2, SNAME, Vec::new()));
     let mut main = Vec::new();
-    let room = most.saturating_sub(bytes.len() + OVERLOAD_BYTES);
     for (code, data) in &wanted {
         let length = put_bytes(data);
         if main.len() + length <= room {
