@@ -169,8 +169,11 @@ fn forget(lab: &DhcpLab) {
 }
 
 async fn give_back(lab: &DhcpLab, client: &Client, kid: Kid, server: &DhcpServer) {
-    // It may still be busy with what it was told.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Some look first whether somebody else has it.
+    eventually("the address in use", || {
+        lab.client.ip("-o addr show dev eth0").contains("10.5.0.100")
+    })
+    .await;
     let _other = match client.release {
         Release::Signal(signal) => {
             kid.signal(signal);
