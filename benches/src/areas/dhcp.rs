@@ -220,7 +220,7 @@ async fn start(who: Who, dir: &Path) -> Outcome<Talker> {
     let mut server = Talker::start(&mut command)?;
     let word = match who {
         Who::Ours => "serving",
-        Who::Dnsmasq => "sockets bound exclusively",
+        Who::Dnsmasq => "IP range",
         Who::Kea => "DHCP4_STARTED",
     };
     server.hear(word, STEP_WITHIN).await?;
@@ -235,7 +235,8 @@ fn kea(dir: &Path) -> String {
 "valid-lifetime":86400,"authoritative":true,
 "multi-threading":{{"enable-multi-threading":false}},
 "subnet4":[{{"subnet":"{NET}","pools":[{{"pool":"{FIRST} - {LAST}"}}]}}],
-"loggers":[{{"name":"kea-dhcp4","severity":"INFO","output_options":[{{"output":"stdout"}}]}}]}}}}"#,
+"loggers":[{{"name":"kea-dhcp4","severity":"INFO","output_options":[{{"output":"stdout"}}]}},
+{{"name":"kea-dhcp4.leases","severity":"WARN"}}]}}}}"#,
         leases.display()
     )
 }
