@@ -254,7 +254,7 @@ fn a_release_and_a_decline_are_remembered_and_not_answered() {
         source: MAC,
         to: Ipv4Addr::BROADCAST,
     };
-    let mut at = |now| respond(&config, &state, &ask(Kind::Discover), arrival, now).why;
+    let at = |now| respond(&config, &state, &ask(Kind::Discover), arrival, now).why;
     assert_eq!(at(NOW), Reason::Quarantined, "the address rests");
     assert_eq!(at(until), Reason::Offered, "and is the port's again");
 }
