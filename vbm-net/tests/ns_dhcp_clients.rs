@@ -26,6 +26,8 @@ struct Client {
     declines: bool,
     release: Release,
     start: fn(&DhcpLab) -> Kid,
+    /// Whether it has written down, by what it said so far, that its lease is the long one.
+    noted: fn(&str) -> bool,
 }
 
 enum Release {
@@ -49,6 +51,7 @@ const UDHCPC: Client = Client {
             &[],
         )
     },
+    noted: |_| true,
 };
 
 const DHCLIENT: Client = Client {
@@ -58,6 +61,10 @@ const DHCLIENT: Client = Client {
     declines: true,
     release: Release::Command(|lab| dhclient(lab, "-r")),
     start: |lab| dhclient(lab, "-d"),
+    noted: |log| {
+        let seconds = |line: &str| line.split("renewal in ").nth(1)?.split(' ').next()?.parse().ok();
+        log.lines().filter_map(seconds).any(|s: u32| s > 60)
+    },
 };
 
 fn dhclient(lab: &DhcpLab, what: &str) -> Kid {
@@ -91,6 +98,10 @@ const DHCPCD: Client = Client {
             &["/var/lib/dhcpcd", "/run"],
         )
     },
+    noted: |log| {
+        let behind = log.split("for 3600 seconds").nth(1).unwrap_or_default();
+        behind.contains("adding IP address")
+    },
 };
 
 const NETWORKD: Client = Client {
@@ -108,6 +119,7 @@ mount -o remount,ro /sys
 exec /lib/systemd/systemd-networkd";
         lab.client(script, &["/run"])
     },
+    noted: |_| true,
 };
 
 /// An executable script with this body.
@@ -142,6 +154,10 @@ async fn lives(client: Client) {
     let renewed = server.counters().of(Reason::Rebound) + server.counters().of(Reason::Renewed);
     eventually("a lease that lasts", || {
         server.counters().of(Reason::Rebound) + server.counters().of(Reason::Renewed) > renewed
+    })
+    .await;
+    eventually("the client to write it down", || {
+        (client.noted)(&std::fs::read_to_string(lab.path("client.log")).unwrap_or_default())
     })
     .await;
     let kid = if client.reboots {
