@@ -1,5 +1,6 @@
 //! The packet socket of a DHCP server: bound to one interface, with a filter that lets only requests through.
 
+use nix::sys::socket::sockopt;
 use socket2::{Domain, SockFilter, Socket, Type};
 use std::{
     io,
@@ -34,11 +35,10 @@ pub(crate) fn open(interface: u32) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
     socket.attach_filter(&REQUESTS_ONLY)?;
     // Past the host's own limit, which holds some 200 frames. Without the right to that, what there is has to do.
-    drop(nix::sys::socket::setsockopt(
-        &socket,
-        nix::sys::socket::sockopt::RcvBufForce,
-        &QUEUE_BYTES,
-    ));
+    let queue = sockopt::RcvBufForce;
+    if let Err(error) = nix::sys::socket::setsockopt(&socket, queue, &QUEUE_BYTES) {
+        tracing::debug!(%error, "the queue of the DHCP server is as small as the host's limit");
+    }
     bind(&socket, interface)?;
     Ok(socket.into())
 }

@@ -376,9 +376,7 @@ impl Keeper {
             }
         }
         let status = self.controller.ask_node::<VmEnsure>(&self.path, wanted).await?;
-        self.controller
-            .saw_vm(&self.path, wanted.id, &status)
-            .await
+        self.controller.saw_vm(&self.path, wanted.id, &status).await
     }
 }
 
