@@ -20,6 +20,7 @@
 //! | [`limits`] | every limit, with its unit |
 
 pub mod addressing;
+pub mod dhcp;
 pub mod digest;
 pub mod epoch;
 pub mod error;
@@ -47,6 +48,7 @@ pub mod vm;
 pub mod volume;
 
 pub use addressing::{Ipv6Spec, Reservation, Reservation6};
+pub use dhcp::DhcpSpec;
 pub use digest::Digest;
 pub use epoch::{Epoch, Generation};
 pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};

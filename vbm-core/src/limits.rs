@@ -22,6 +22,18 @@ pub const PORT_MAX_GROUPS: usize = 16;
 pub const GROUP_MAX_RULES: usize = 256;
 /// The most DNS servers a network hands out.
 pub const NETWORK_MAX_DNS_SERVERS: usize = 4;
+/// The most time servers a network hands out.
+pub const NETWORK_MAX_NTP_SERVERS: usize = 4;
+/// The most search domains a network hands out.
+pub const NETWORK_MAX_SEARCH_DOMAINS: usize = 8;
+/// The most routes a network hands out.
+pub const NETWORK_MAX_ROUTES: usize = 32;
+/// The most boot files, one an architecture, that a network hands out.
+pub const NETWORK_MAX_BOOT_FILES: usize = 16;
+/// The longest name of a boot file or server: one DHCP option.
+pub const BOOT_FILE_MAX_BYTES: usize = 255;
+/// The least wait of a VM that can do without IPv4 (RFC 8925 section 3.4).
+pub const V6_ONLY_WAIT_MIN_SECONDS: u32 = 300;
 /// The smallest IPv4 network: a /30 has two usable addresses, the gateway and one VM.
 pub const NETWORK_MAX_PREFIX_BITS: u8 = 30;
 /// The largest IPv4 network.

@@ -1,8 +1,8 @@
 //! Networks.
 
 use crate::{
-    Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, NetworkId, Reservation, addressing, error::invalid,
-    limits,
+    DhcpSpec, Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, NetworkId, Reservation, addressing,
+    error::invalid, limits,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,9 @@ pub struct NetworkSpec {
     /// Its IPv6 addresses; `None`: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<Ipv6Spec>,
+    /// What else VMs are told by DHCP.
+    #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
+    pub dhcp: DhcpSpec,
 }
 
 /// Its form is the one that serde asks for.
@@ -152,6 +155,7 @@ impl NetworkSpec {
             reservations: Vec::new(),
             quarantine_seconds: 0,
             ipv6: None,
+            dhcp: DhcpSpec::default(),
         };
         spec.check()?;
         Ok(spec)
@@ -244,26 +248,27 @@ impl NetworkSpec {
             ));
         }
         addressing::check_addressing(self)?;
-        match &self.domain {
-            Some(domain)
-                if domain.len() > limits::DOMAIN_MAX_BYTES
-                    || domain
-                        .split('.')
-                        .any(|label| label.parse::<crate::Name>().is_err()) =>
-            {
-                Err(invalid(
-                    format!("domain: '{domain:.80}' is not a domain"),
-                    format!(
-                        "it is not a list of DNS labels of {} characters joined by '.', {} bytes at most",
-                        limits::NAME_MAX_CHARS,
-                        limits::DOMAIN_MAX_BYTES
-                    ),
-                    "write it as lab.example",
-                ))
-            }
-            _ => Ok(()),
-        }
+        self.domain.as_deref().map_or(Ok(()), check_domain)?;
+        self.dhcp.check(self.cidr)
     }
+}
+
+/// Checks a domain: labels joined by dots.
+/// Whether a text is a domain: DNS labels joined by dots.
+pub(crate) fn check_domain(domain: &str) -> Result<(), Error> {
+    let label = |label: &str| label.parse::<crate::Name>().is_ok();
+    if domain.len() <= limits::DOMAIN_MAX_BYTES && domain.split('.').all(label) {
+        return Ok(());
+    }
+    Err(invalid(
+        format!("domain: '{domain:.80}' is not a domain"),
+        format!(
+            "it is not a list of DNS labels of {} characters joined by '.', {} bytes at most",
+            limits::NAME_MAX_CHARS,
+            limits::DOMAIN_MAX_BYTES
+        ),
+        "write it as lab.example",
+    ))
 }
 
 fn check_cidr(cidr: Ipv4Net) -> Result<(), Error> {

@@ -23,6 +23,7 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
+//! | [`ra`] | router advertisements as frames: pure, not yet sent |
 //! | [`names`] | every name that is given to something on a host |
 //! | [`doctor`] | what of ours is on this host, whoever made it |
 //! | [`conformance`] | what every backend must do |
@@ -97,6 +98,7 @@ pub mod ipam;
 pub mod model;
 pub mod names;
 pub mod plan;
+pub mod ra;
 mod sim;
 
 pub use backend::NetworkBackend;

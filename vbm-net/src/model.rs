@@ -475,4 +475,33 @@ pub enum NetEvent {
         /// The address.
         address: Ipv4Addr,
     },
+    /// A client that is no port took or renewed an address of the network's pool.
+    ClientLeased {
+        /// The network.
+        network: NetworkId,
+        /// The client's MAC.
+        mac: Mac,
+        /// The address.
+        address: Ipv4Addr,
+        /// When the lease ends.
+        until: Timestamp,
+    },
+    /// A client gave an address of the pool back.
+    ClientReleased {
+        /// The network.
+        network: NetworkId,
+        /// The client's MAC.
+        mac: Mac,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// A client says that an address of the pool is in use by another. It rests.
+    ClientDeclined {
+        /// The network.
+        network: NetworkId,
+        /// The client's MAC.
+        mac: Mac,
+        /// The address.
+        address: Ipv4Addr,
+    },
 }

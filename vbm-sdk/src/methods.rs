@@ -528,6 +528,9 @@ pub struct PortReportRequest {
     pub at: Timestamp,
     /// Until when; `None` when the guest gave it back.
     pub until: Option<Timestamp>,
+    /// Whether it gave it back because somebody else uses the address.
+    #[serde(default)]
+    pub declined: bool,
 }
 
 /// Which part of which file.

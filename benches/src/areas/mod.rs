@@ -3,6 +3,8 @@
 #[cfg(feature = "platform")]
 pub(crate) mod by_hand;
 #[cfg(feature = "platform")]
+pub(crate) mod dhcp;
+#[cfg(feature = "platform")]
 pub(crate) mod hyper;
 #[cfg(feature = "platform")]
 mod ipam;

@@ -4,7 +4,7 @@ use crate::harness::{
     child::{command, run as run_program},
     duel::{duel, solo},
     fault::{During, Fault, Outcome},
-    ground::{Ground, which},
+    ground::Ground,
     row::Row,
     rows::{Rows, say},
 };
@@ -34,14 +34,7 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
     rows.measure_all(&[(&again, "ms"), (&add, "ms")], grow(ground, &again, &add))
         .await;
     super::ipam::run(ground, rows).await;
-    let dnsmasq = if which("dnsmasq").is_some() {
-        "there"
-    } else {
-        "missing"
-    };
-    say(&format!(
-        "net: DHCP beside dnsmasq ({dnsmasq}) and Kea is not measured yet"
-    ));
+    super::dhcp::run(ground, rows).await;
 }
 
 /// A backend with an owner of its own. What it made is removed when it is dropped, whatever happened.

@@ -14,7 +14,8 @@ use crate::{
     DesiredNetwork, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
     dhcp::{
         Leases, ServerConfig,
-        server::{Context, Server},
+        server::{Beginning, Context, Server},
+        store::Forgetful,
     },
     model::gateway_mac,
     names,
@@ -163,7 +164,15 @@ impl Actor {
             events: self.shared.events.clone(),
             tracker: self.shared.tracker.clone(),
         };
-        let server = Server::start(socket, bridge, config, self.leases.clone(), context).map_err(failed)?;
+        let begin = Beginning {
+            socket,
+            interface: bridge,
+            config,
+            leases: self.leases.clone(),
+            store: Box::new(Forgetful),
+            kept: Vec::new(),
+        };
+        let server = Server::start(begin, context).map_err(failed)?;
         self.server = Some(server);
         changed.push("DHCP server".into());
         Ok(())

@@ -48,8 +48,8 @@ use std::{
 };
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Ipv4Range, Mac, Name, Network, NetworkMode,
-    NodePath, Operation, Port, Protocol, Reservation, Rule, Snapshot, Vm,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Ipv4Range, Mac, Name, Network,
+    NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule, Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -327,6 +327,9 @@ pub struct CreateNetwork {
     /// How long a lease lasts, in seconds.
     #[serde(default)]
     pub lease_seconds: Option<u32>,
+    /// What else to tell VMs by DHCP.
+    #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
+    pub dhcp: DhcpSpec,
 }
 
 /// A network as lists show it.

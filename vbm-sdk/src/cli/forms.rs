@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
-use vbm_core::{Error, ErrorKind, Protocol, Rule, group::parse_port};
+use vbm_core::{Error, ErrorKind, Protocol, Rule, dhcp::RouteSpec, group::parse_port};
 
 /// `[ADDRESS:]HOSTPORT:VMPORT[/tcp|/udp]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,26 @@ pub(super) fn forward(text: &str) -> Result<ForwardForm, Error> {
         listen: port(listen)?,
         target: port(target)?,
         protocol,
+    })
+}
+
+/// Reads a route, `CIDR=IP`.
+///
+/// # Errors
+/// Anything but a network, '=' and an address.
+pub(super) fn route(text: &str) -> Result<RouteSpec, Error> {
+    let read = text.split_once('=').and_then(|(to, via)| {
+        Some(RouteSpec {
+            to: to.parse().ok()?,
+            via: via.parse().ok()?,
+        })
+    });
+    read.ok_or_else(|| {
+        invalid(
+            format!("'{text}' is not a route"),
+            "it is not an IPv4 network, '=' and an IPv4 address",
+            "write it as 10.9.0.0/16=10.0.0.7",
+        )
     })
 }
 

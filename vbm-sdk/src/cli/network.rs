@@ -9,7 +9,10 @@ use super::{
     table::Table,
 };
 use crate::api::{AddressUsage, CreateIpv6, CreateNetwork, NetworkView, UpdateIpv6, UpdateNetwork};
-use vbm_core::{Error, ErrorKind, Ipv4Range, Ipv6Range, Reservation, Reservation6, Timestamp};
+use vbm_core::{
+    DhcpSpec, Error, ErrorKind, Ipv4Range, Ipv6Range, Reservation, Reservation6, Timestamp,
+    dhcp::{NetBootSpec, RouteSpec},
+};
 
 const NONE_YET: &str = "no networks yet: make one with `vbm network create lan 10.0.0.0/24`";
 
@@ -156,6 +159,7 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
         mtu: args.mtu,
         // A span is a year at most: that fits.
         lease_seconds: lease.map(|span| u32::try_from(span.as_secs()).unwrap_or(u32::MAX)),
+        dhcp: dhcp(args)?,
         ..CreateNetwork::new(args.name.parse()?, &*args.cidr)
     })
 }
@@ -219,6 +223,30 @@ fn used(usage: &AddressUsage) -> String {
     text
 }
 
+fn dhcp(args: &NetworkCreate) -> Result<DhcpSpec, Error> {
+    let server = args.boot_server.as_deref().map(forms::address).transpose()?;
+    let boot = (server.is_some() || args.boot_file.is_some()).then(|| NetBootSpec {
+        server,
+        file: args.boot_file.clone(),
+        ..NetBootSpec::default()
+    });
+    Ok(DhcpSpec {
+        ntp: args
+            .ntp
+            .iter()
+            .map(|text| forms::address(text))
+            .collect::<Result<_, _>>()?,
+        search: args.search.clone(),
+        routes: args
+            .routes
+            .iter()
+            .map(|text| forms::route(text))
+            .collect::<Result<_, _>>()?,
+        boot,
+        ..DhcpSpec::default()
+    })
+}
+
 fn state(view: &NetworkView) -> &'static str {
     match (&view.network.status.problem, view.network.status.ready) {
         _ if view.network.meta.deleting => "deleting",
@@ -250,6 +278,26 @@ fn table(networks: &[NetworkView], now: Timestamp) -> Table {
         ]);
     }
     table
+}
+
+/// What VMs are told besides what every network tells; a line for each that is.
+fn told(lines: &mut Lines, spec: &DhcpSpec) {
+    let joined = |all: Vec<String>| all.join(", ");
+    let route = |r: &RouteSpec| format!("{} by {}", r.to, r.via);
+    for (name, text) in [
+        ("NTP", joined(spec.ntp.iter().map(ToString::to_string).collect())),
+        ("Search", joined(spec.search.clone())),
+        ("Routes", joined(spec.routes.iter().map(route).collect())),
+        (
+            "Boots",
+            spec.boot
+                .as_ref()
+                .and_then(|b| b.file.clone())
+                .unwrap_or_default(),
+        ),
+    ] {
+        lines.put(name, text);
+    }
 }
 
 fn detail(view: &NetworkView, now: Timestamp) -> String {
@@ -291,6 +339,7 @@ fn detail(view: &NetworkView, now: Timestamp) -> String {
             .join(", "),
     );
     lines.put("Domain", spec.domain.clone().unwrap_or_default());
+    told(&mut lines, &spec.dhcp);
     lines.put("MTU", format!("{} bytes", spec.mtu));
     lines.put(
         "Leases",

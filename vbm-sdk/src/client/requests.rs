@@ -125,6 +125,7 @@ impl CreateNetwork {
             domain: None,
             mtu: None,
             lease_seconds: None,
+            dhcp: vbm_core::DhcpSpec::default(),
         }
     }
 }

@@ -204,6 +204,7 @@ fn spec_of(request: &CreateNetwork) -> Result<NetworkSpec> {
     spec.domain.clone_from(&request.domain);
     spec.mtu = request.mtu.unwrap_or(spec.mtu);
     spec.lease_seconds = request.lease_seconds.unwrap_or(spec.lease_seconds);
+    spec.dhcp.clone_from(&request.dhcp);
     spec.check()?;
     Ok(spec)
 }

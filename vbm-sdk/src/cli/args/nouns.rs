@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Network {
     /// Make a network
-    Create(NetworkCreate),
+    Create(Box<NetworkCreate>),
     /// List networks
     #[command(alias = "ls")]
     List,
@@ -28,7 +28,8 @@ Examples:
   vbm network create lan 10.0.0.0/24
   vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example
   vbm network create web 10.2.0.0/24 --exclude 10.2.0.200-10.2.0.254 --reserve 10.2.0.9=52:54:00:ab:cd:ef --quarantine 5m
-  vbm network create six 10.3.0.0/24 --ipv6 fd00:3::/64")]
+  vbm network create six 10.3.0.0/24 --ipv6 fd00:3::/64
+  vbm network create far 10.2.0.0/24 --ntp 10.2.0.3 --route 10.9.0.0/16=10.2.0.7")]
 pub(in crate::cli) struct NetworkCreate {
     /// Its name
     pub(in crate::cli) name: String,
@@ -60,6 +61,21 @@ pub(in crate::cli) struct NetworkCreate {
     /// How long a lease lasts, such as 1h
     #[arg(long, value_name = "SPAN")]
     pub(in crate::cli) lease: Option<String>,
+    /// A time server to tell VMs of; may be repeated
+    #[arg(long = "ntp", value_name = "IP")]
+    pub(in crate::cli) ntp: Vec<String>,
+    /// A domain in which VMs search names; may be repeated
+    #[arg(long = "search", value_name = "DOMAIN")]
+    pub(in crate::cli) search: Vec<String>,
+    /// A route to tell VMs of, such as 10.9.0.0/16=10.0.0.7; may be repeated
+    #[arg(long = "route", value_name = "CIDR=IP")]
+    pub(in crate::cli) routes: Vec<String>,
+    /// The file that VMs boot from the network
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) boot_file: Option<String>,
+    /// The server that has it
+    #[arg(long, value_name = "IP")]
+    pub(in crate::cli) boot_server: Option<String>,
 }
 
 /// Who gets which address.
