@@ -1,7 +1,10 @@
-//! Security groups: which traffic may reach a port. Stateful: answers to allowed traffic pass.
+//! Security groups: which traffic may reach a port, and leave it. Stateful: answers to allowed traffic pass.
+//!
+//! A port may do what any of its groups allows: rules only allow, so their order does not matter. A group that has no egress rule
+//! lets all out, as if it had the rule `egress:any`; [`GroupSpec::egress_closed`] takes that away.
 
-use crate::{Error, GroupId, Meta, error::invalid, limits};
-use ipnet::Ipv4Net;
+use crate::{Error, GroupId, Meta, Name, error::invalid, limits};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -16,13 +19,22 @@ pub struct Group {
     pub spec: GroupSpec,
 }
 
-/// What is wanted of a group: everything not allowed by a rule is dropped on its way in; the way out is open.
+/// What is wanted of a group: everything not allowed by a rule is dropped on its way in; the way out is open until a rule speaks of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GroupSpec {
     /// The rules; their order does not matter.
     pub rules: Vec<Rule>,
+    /// Whether nothing may leave but what egress rules allow, also when there is no such rule.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[cfg_attr(feature = "schema", schema(default = false))]
+    pub egress_closed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// The direction of traffic, seen from the VM.
@@ -34,6 +46,32 @@ pub enum Direction {
     /// Towards the VM.
     #[default]
     Ingress,
+    /// From the VM.
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+impl FromStr for Direction {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "ingress" => Ok(Self::Ingress),
+            "egress" => Ok(Self::Egress),
+            _ => Err(invalid(
+                format!("'{text}' is not a direction"),
+                "traffic goes ingress, towards the VM, or egress, from it",
+                "choose one of them",
+            )),
+        }
+    }
 }
 
 /// What a rule speaks of.
@@ -44,7 +82,10 @@ pub enum Direction {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// ICMP of IPv4.
     Icmp,
+    /// ICMP of IPv6.
+    Icmpv6,
     /// Every protocol.
     Any,
 }
@@ -55,6 +96,7 @@ impl fmt::Display for Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Icmp => "icmp",
+            Self::Icmpv6 => "icmpv6",
             Self::Any => "any",
         })
     }
@@ -67,10 +109,11 @@ impl FromStr for Protocol {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
             "icmp" => Ok(Self::Icmp),
+            "icmpv6" => Ok(Self::Icmpv6),
             "any" => Ok(Self::Any),
             _ => Err(invalid(
                 format!("'{text}' is not a protocol"),
-                "a rule speaks of tcp, udp, icmp or any",
+                "a rule speaks of tcp, udp, icmp, icmpv6 or any",
                 "choose one of them",
             )),
         }
@@ -165,6 +208,115 @@ impl fmt::Debug for PortRange {
 }
 crate::text::string_serde!(PortRange, "a port such as 443 or a range such as 8000-8080");
 
+/// Which ICMP messages: a type, or one code of it. Written `type=8` or `type=3,code=4`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IcmpKind {
+    kind: u8,
+    code: Option<u8>,
+}
+
+impl IcmpKind {
+    /// A type, with all its codes or one.
+    ///
+    /// # Errors
+    /// Type 255, which is reserved (RFC 4443 section 2.1), and which packet filters take for every type.
+    pub fn new(kind: u8, code: Option<u8>) -> Result<Self, Error> {
+        if kind == u8::MAX {
+            return Err(bad_icmp(
+                "type=255",
+                "type 255 is reserved, and filters take it for every type",
+            ));
+        }
+        Ok(Self { kind, code })
+    }
+    /// The type.
+    pub const fn kind(self) -> u8 {
+        self.kind
+    }
+    /// The code; `None` is each of them.
+    pub const fn code(self) -> Option<u8> {
+        self.code
+    }
+    /// Whether a message is of it.
+    pub fn covers(self, kind: u8, code: u8) -> bool {
+        self.kind == kind && self.code.is_none_or(|c| c == code)
+    }
+}
+
+fn bad_icmp(text: &str, why: &str) -> Error {
+    invalid(
+        format!("'{text}' does not name ICMP messages"),
+        why,
+        "write a type such as type=8, or a type and a code such as type=3,code=4, each from 0 to 255",
+    )
+}
+
+impl FromStr for IcmpKind {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let number = |part: &str, key: &str| -> Result<u8, Error> {
+            let value = part
+                .strip_prefix(key)
+                .ok_or_else(|| bad_icmp(text, "it must begin with type= and may go on with ,code="))?;
+            value
+                .parse()
+                .map_err(|_| bad_icmp(text, "types and codes are numbers from 0 to 255"))
+        };
+        match text.split_once(',') {
+            None => Self::new(number(text, "type=")?, None),
+            Some((kind, code)) => Self::new(number(kind, "type=")?, Some(number(code, "code=")?)),
+        }
+    }
+}
+
+impl fmt::Display for IcmpKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "type={}", self.kind)?;
+        self.code.map_or(Ok(()), |code| write!(f, ",code={code}"))
+    }
+}
+crate::text::string_serde!(IcmpKind, "ICMP messages such as type=8 or type=3,code=4");
+
+/// Whose ports are the other end: the members of a group.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// The group that the rule stands in.
+    Itself,
+    /// A group by its id: the form in which records hold it.
+    Group(GroupId),
+    /// A group by its name: a request's form; the controller turns it into an id.
+    Named(Name),
+}
+
+impl FromStr for Peer {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text == ITSELF {
+            return Ok(Self::Itself);
+        }
+        match text.parse() {
+            Ok(id) => Ok(Self::Group(id)),
+            Err(_) => text.parse().map(Self::Named),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Itself => f.write_str(ITSELF),
+            Self::Group(id) => fmt::Display::fmt(id, f),
+            Self::Named(name) => fmt::Display::fmt(name, f),
+        }
+    }
+}
+crate::text::string_serde!(Peer, "a group by id or name, or 'self'");
+
+/// How a rule names the group that it stands in.
+const ITSELF: &str = "self";
+/// What a group is written behind in a rule.
+const GROUP_PREFIX: &str = "group:";
+
 /// One rule: traffic that it describes may pass.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -178,54 +330,129 @@ pub struct Rule {
     /// Which destination ports; `None` is all. Only with tcp and udp.
     #[serde(default)]
     pub ports: Option<PortRange>,
-    /// From where; `None` is anywhere.
+    /// The addresses of the other end: whence, or with egress whither; `None` is anywhere.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
-    pub from: Option<Ipv4Net>,
+    pub from: Option<IpNet>,
+    /// Which messages; `None` is all. Only with icmp and icmpv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub icmp: Option<IcmpKind>,
+    /// The group whose members are the other end: instead of `from`. A group that is gone has no members.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub peer: Option<Peer>,
 }
 
 impl Rule {
+    /// A rule for all traffic of a direction.
+    pub const fn all(direction: Direction) -> Self {
+        Self {
+            direction,
+            protocol: Protocol::Any,
+            ports: None,
+            from: None,
+            icmp: None,
+            peer: None,
+        }
+    }
+
     /// Checks the rule alone.
     ///
     /// # Errors
-    /// Ports with a protocol that has none.
+    /// Ports with a protocol that has none, messages with one that is not ICMP, two other ends, or one of the other family.
     pub fn check(&self) -> Result<(), Error> {
-        match (self.protocol, self.ports) {
-            (Protocol::Icmp | Protocol::Any, Some(ports)) => Err(invalid(
+        let icmp = matches!(self.protocol, Protocol::Icmp | Protocol::Icmpv6);
+        if let Some(ports) = self.ports.filter(|_| icmp || self.protocol == Protocol::Any) {
+            return Err(invalid(
                 format!("a rule for {} cannot name ports {ports}", self.protocol),
                 "only tcp and udp have ports",
-                "leave the ports out, or choose tcp or udp",
-            )),
-            _ => Ok(()),
+                "leave the ports out, or choose tcp or udp; messages of ICMP are written type=8",
+            ));
         }
+        if let Some(kind) = self.icmp.filter(|_| !icmp) {
+            return Err(invalid(
+                format!("a rule for {} cannot name {kind}", self.protocol),
+                "only icmp and icmpv6 have types and codes",
+                "leave them out, or choose icmp or icmpv6",
+            ));
+        }
+        if let (Some(from), Some(peer)) = (self.from, &self.peer) {
+            return Err(invalid(
+                format!("a rule cannot speak of {from} and of group {peer}"),
+                "the other end is given by addresses or by a group, not by both",
+                "write two rules",
+            ));
+        }
+        let foreign = |net: &IpNet| match self.protocol {
+            Protocol::Icmp => matches!(net, IpNet::V6(_)),
+            Protocol::Icmpv6 => matches!(net, IpNet::V4(_)),
+            _ => false,
+        };
+        if let Some(net) = self.from.filter(foreign) {
+            return Err(invalid(
+                format!("a rule for {} cannot speak of {net}", self.protocol),
+                "icmp is of IPv4 and icmpv6 of IPv6",
+                "choose the other of the two",
+            ));
+        }
+        Ok(())
     }
 }
 
-/// `tcp/80`, `udp/5000-5010@10.0.0.0/8`, `icmp`, `any@10.0.0.0/8`: the form of the CLI.
+fn parse_peer_net(text: &str) -> Result<IpNet, Error> {
+    if text.contains(':') {
+        return text.parse().map_err(|_| {
+            invalid(
+                format!("'{text}' is neither addresses nor a group"),
+                "after '@' comes a CIDR, self, or group: and a name",
+                "write for example @10.0.0.0/8, @fd00::/8, @self or @group:web",
+            )
+        });
+    }
+    crate::network::parse_cidr(text).map(IpNet::V4)
+}
+
+/// `tcp/80`, `udp/5000-5010@10.0.0.0/8`, `icmp/type=8@fd00::/8`, `any@self`, `egress:tcp/443@group:web`: the form of the CLI.
 impl FromStr for Rule {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
-        let (head, from) = match text.split_once('@') {
-            Some((head, from)) => (head, Some(crate::network::parse_cidr(from)?)),
+        let (head, end) = match text.split_once('@') {
+            Some((head, end)) => (head, Some(end)),
             None => (text, None),
+        };
+        let (direction, head) = match head.split_once(':') {
+            Some((way @ ("ingress" | "egress"), head)) => (way.parse()?, head),
+            _ => (Direction::Ingress, head),
         };
         if head.contains(':') {
             return Err(invalid(
                 format!("'{text}' is not a rule"),
-                "':' separates nothing in a rule",
-                "write PROTOCOL[/PORTS][@CIDR], for example tcp/443 or udp/5000-5010@10.0.0.0/8",
+                "':' comes only behind ingress or egress",
+                "write [egress:]PROTOCOL[/PORTS][@CIDR], for example tcp/443 or udp/5000-5010@10.0.0.0/8",
             ));
         }
-        let (protocol, ports) = match head.split_once('/') {
-            Some((protocol, ports)) => (protocol.parse()?, Some(ports.parse()?)),
+        let (protocol, what) = match head.split_once('/') {
+            Some((protocol, what)) => (protocol.parse()?, Some(what)),
             None => (head.parse()?, None),
         };
-        let rule = Self {
-            direction: Direction::Ingress,
+        let mut rule = Self {
             protocol,
-            ports,
-            from,
+            ..Self::all(direction)
         };
+        match what {
+            Some(kind) if kind.starts_with("type") => rule.icmp = Some(kind.parse()?),
+            Some(ports) => rule.ports = Some(ports.parse()?),
+            None => {}
+        }
+        match end {
+            Some(ITSELF) => rule.peer = Some(Peer::Itself),
+            Some(end) => match end.strip_prefix(GROUP_PREFIX) {
+                Some(group) => rule.peer = Some(group.parse()?),
+                None => rule.from = Some(parse_peer_net(end)?),
+            },
+            None => {}
+        }
         rule.check()?;
         Ok(rule)
     }
@@ -233,18 +460,43 @@ impl FromStr for Rule {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.direction == Direction::Egress {
+            write!(f, "{}:", self.direction)?;
+        }
         write!(f, "{}", self.protocol)?;
         if let Some(ports) = self.ports {
             write!(f, "/{ports}")?;
         }
-        if let Some(from) = self.from {
-            write!(f, "@{from}")?;
+        if let Some(icmp) = self.icmp {
+            write!(f, "/{icmp}")?;
         }
-        Ok(())
+        match (&self.from, &self.peer) {
+            (Some(from), _) => write!(f, "@{from}"),
+            (None, Some(Peer::Itself)) => write!(f, "@{ITSELF}"),
+            (None, Some(peer)) => write!(f, "@{GROUP_PREFIX}{peer}"),
+            (None, None) => Ok(()),
+        }
     }
 }
 
 impl GroupSpec {
+    /// The group `default` as users of OpenStack know it: its members reach each other, and everything else.
+    pub fn default_group() -> Self {
+        let from_itself = Rule {
+            peer: Some(Peer::Itself),
+            ..Rule::all(Direction::Ingress)
+        };
+        Self {
+            rules: vec![from_itself, Rule::all(Direction::Egress)],
+            egress_closed: false,
+        }
+    }
+
+    /// Whether all may leave: no rule speaks of egress, and it was not closed.
+    pub fn egress_open(&self) -> bool {
+        !self.egress_closed && !self.rules.iter().any(|r| r.direction == Direction::Egress)
+    }
+
     /// Checks the group alone.
     ///
     /// # Errors
@@ -253,7 +505,11 @@ impl GroupSpec {
         if self.rules.len() > limits::GROUP_MAX_RULES {
             return Err(invalid(
                 "too many rules",
-                format!("{} were given, 256 are allowed", self.rules.len()),
+                format!(
+                    "{} were given, {} are allowed",
+                    self.rules.len(),
+                    limits::GROUP_MAX_RULES
+                ),
                 "join port ranges, or use several groups",
             ));
         }
@@ -274,6 +530,13 @@ mod tests {
             "icmp",
             "any@192.168.0.0/16",
             "tcp",
+            "egress:any",
+            "any@self",
+            "egress:tcp/443@group:web",
+            "udp/53@fd00::/8",
+            "icmp/type=8",
+            "icmpv6/type=1,code=4@2001:db8::1/128",
+            "any@group:0190b6f2-4c1e-7cc3-a7a4-0d1f0000beef",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
         }
@@ -294,9 +557,43 @@ mod tests {
             "tcp/",
             "tcp/80@x",
             "tcp/-1",
+            "inwards:tcp",
+            "tcp/type=8",
+            "icmp/type=255",
+            "icmp/type=256",
+            "icmp/type=8,code=",
+            "icmp/type=8,9",
+            "icmp@fd00::/8",
+            "icmpv6@10.0.0.0/8",
+            "tcp@group:",
+            "tcp@fd00::/129",
+            "tcp@self/24",
         ] {
             assert!(bad.parse::<Rule>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_group_written_before_there_was_egress_is_read_and_lets_all_out() {
+        let old = r#"{"rules":[{"direction":"ingress","protocol":"tcp","ports":"80","from":"10.0.0.0/8"}]}"#;
+        let spec: GroupSpec = serde_json::from_str(old).unwrap();
+        assert_eq!(spec.rules, ["tcp/80@10.0.0.0/8".parse().unwrap()]);
+        assert!(spec.egress_open());
+        assert_eq!(
+            serde_json::to_string(&spec).unwrap(),
+            old,
+            "and written as it was"
+        );
+        let mut spoken = spec.clone();
+        spoken.rules.push("egress:udp/53".parse().unwrap());
+        assert!(!spoken.egress_open());
+        assert!(
+            !GroupSpec {
+                egress_closed: true,
+                ..spec
+            }
+            .egress_open()
+        );
     }
 
     proptest! {

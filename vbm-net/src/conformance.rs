@@ -39,6 +39,7 @@ impl<'a> Fixture<'a> {
             address: Ipv4Addr::new(10, 77, 0, 10 + i.min(245)),
             hostname: expect(format!("vm{i}").parse(), "a host name"),
             rules: Vec::new(),
+            policy: Default::default(),
         });
         let ports = ports.collect();
         DesiredNetwork {
@@ -48,6 +49,7 @@ impl<'a> Fixture<'a> {
             ports,
             forwards: Vec::new(),
             overlay: None,
+            groups: vec![],
         }
     }
 

@@ -381,6 +381,7 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         address: Ipv4Addr::new(10, 9, 0, 10 + i),
         hostname: format!("guest-{i}").parse().unwrap(),
         rules: Vec::new(),
+        policy: Default::default(),
     });
     let ports = ports.collect();
     DesiredNetwork {
@@ -390,6 +391,7 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         ports,
         forwards: vec![],
         overlay: None,
+        groups: vec![],
     }
 }
 
