@@ -232,16 +232,13 @@ pub(crate) async fn guard_read_some(
     ns: &NetNs,
     some: &crate::plan::guard::Guard,
 ) -> Result<crate::plan::guard::Guard, NetError> {
-    let script = crate::plan::guard::asking(some);
-    let text = must(
-        ns,
-        Program::Nft,
-        &["-s", "-nn", "-f", "-"],
-        &script,
-        "reading the guard back",
-    )
-    .await?;
-    Ok(crate::plan::guard::parse(&text))
+    let scripts = crate::plan::guard::asking(some);
+    let args = ["-s", "-nn", "-f", "-"];
+    let each = scripts
+        .iter()
+        .map(|script| must(ns, Program::Nft, &args, script, "reading the guard back"));
+    let texts = futures::future::try_join_all(each).await?;
+    Ok(crate::plan::guard::parse(&texts.concat()))
 }
 
 /// The guard of a namespace, as it stands; empty when there is none.

@@ -24,9 +24,15 @@ use crate::{
         tables::{self, Tables},
     },
 };
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The most chains that are read back one by one; beyond it one reading of all is faster.
+/// Elements by the name of their map or set.
+type Elements = BTreeMap<String, BTreeSet<String>>;
+
+/// The most chains of the rules that are read back by name; beyond it one reading of all is faster.
 const READ_SINGLY_MAX: usize = 64;
+/// The same of the guard, where each is a program.
+const GUARD_READ_SINGLY_MAX: usize = 8;
 /// How often it is begun anew because another wrote at the same time.
 const ROUNDS_MAX: usize = 3;
 
@@ -264,20 +270,27 @@ async fn read_back(ns: &NetNs, want: &Wanted, before: &Wanted, steps: &Steps) ->
         tables::changed(&want.v6, &before.v6),
     );
     let count = |of: &Tables| of.values().map(tables::Table::len).sum::<usize>();
-    let elements: usize = guard.maps.values().map(std::collections::BTreeSet::len).sum();
-    if guard.chains.len() + elements + count(&v4) + count(&v6) > READ_SINGLY_MAX {
+    let elements: usize = guard
+        .maps
+        .values()
+        .chain(guard.sets.values())
+        .map(BTreeSet::len)
+        .sum();
+    if guard.chains.len() > GUARD_READ_SINGLY_MAX || count(&v4) + count(&v6) > READ_SINGLY_MAX {
         return verify(ns, want).await;
     }
     if !guard.chains.is_empty() || elements > 0 {
         let have = exec::guard_read_some(ns, &guard).await?;
-        let same = guard
+        let chains = guard
             .chains
             .iter()
-            .all(|(name, lines)| have.chains.get(name) == Some(lines))
-            && guard
-                .maps
-                .iter()
-                .all(|(name, all)| have.maps.get(name).is_some_and(|h| h.is_superset(all)));
+            .all(|(name, lines)| have.chains.get(name) == Some(lines));
+        let all = |want: &Elements, have: &Elements| {
+            let there =
+                |name: &String, e: &BTreeSet<String>| have.get(name).is_some_and(|h| h.is_superset(e));
+            want.iter().all(|(name, e)| e.is_empty() || there(name, e))
+        };
+        let same = chains && all(&guard.maps, &have.maps) && all(&guard.sets, &have.sets);
         differs("the guard", same)?;
     }
     if !v4.is_empty() {

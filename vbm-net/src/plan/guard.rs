@@ -305,14 +305,16 @@ pub fn changed(want: &Guard, have: &Guard) -> Guard {
     }
 }
 
-/// Input for `nft -f` that prints chains and elements; it fails where an element is missing.
-pub fn asking(some: &Guard) -> String {
+/// Inputs for `nft -f` that print chains and elements; they fail where one is missing. One chain each: of two in one input nft 1.0.6
+/// finds the last only.
+pub fn asking(some: &Guard) -> Vec<String> {
     let t = names::GUARD_TABLE;
-    let mut script: String = some
+    let mut scripts: Vec<String> = some
         .chains
         .keys()
         .map(|c| format!("list chain bridge {t} {c}\n"))
         .collect();
+    let mut script = String::new();
     for (name, elements) in some.maps.iter().chain(&some.sets) {
         let keys: Vec<&str> = elements
             .iter()
@@ -322,7 +324,13 @@ pub fn asking(some: &Guard) -> String {
             script += &format!("get element bridge {t} {name} {{ {} }}\n", keys.join(", "));
         }
     }
-    script
+    if !script.is_empty() {
+        match scripts.first_mut() {
+            Some(first) => *first += &script,
+            None => scripts.push(script),
+        }
+    }
+    scripts
 }
 
 /// The whole table, replacing what stands.

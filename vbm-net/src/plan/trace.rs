@@ -386,9 +386,9 @@ mod tests {
         );
         assert_eq!(
             passed.to_string(),
-            "-> guard of vm-1: may use 10.77.0.11\n\
-             -> egress of vm-1: group group-2 allows it: egress:tcp\n\
-             -> ingress of vm-0: group group-1 allows it: tcp/443@group:00000000-0000-0000-0000-000000000002\n\
+            "-> guard of vm1: may use 10.77.0.11\n\
+             -> egress of vm1: group group-2 allows it: egress:tcp\n\
+             -> ingress of vm0: group group-1 allows it: tcp/443@group:00000000-0000-0000-0000-000000000002\n\
              it passes"
         );
         let shut = trace(&net, &packet("10.77.0.11", "10.77.0.10", "tcp/80"));

@@ -399,6 +399,27 @@ pub(crate) fn open_port(wanted: &mut DesiredNetwork, port: usize, rules: &[&str]
     wanted.ports[port].rules = rules.iter().map(|r| r.parse().unwrap()).collect();
 }
 
+/// Puts ports into a group of its own; makes it where it is not there yet.
+pub(crate) fn group_of(wanted: &mut DesiredNetwork, number: u128, rules: &[&str], ports: &[usize]) {
+    let id = vbm_core::GroupId::from_uuid(Uuid::from_u128(number));
+    wanted.groups.retain(|g| g.id != id);
+    wanted.groups.push(vbm_net::DesiredGroup {
+        id,
+        name: format!("group-{number}").parse().unwrap(),
+        spec: vbm_core::GroupSpec {
+            rules: rules.iter().map(|r| r.parse().unwrap()).collect(),
+            egress_closed: false,
+        },
+        members: vec![],
+    });
+    for (n, port) in wanted.ports.iter_mut().enumerate() {
+        port.policy.groups.retain(|g| *g != id);
+        if ports.contains(&n) {
+            port.policy.groups.push(id);
+        }
+    }
+}
+
 pub(crate) fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize, target_port: u16) {
     let target = wanted.ports[port].id;
     wanted.forwards.push(DesiredForward {

@@ -91,6 +91,7 @@ pub(super) mod tests {
                 address: "10.0.0.2".parse().unwrap(),
                 pinned: false,
                 groups: Vec::new(),
+                pairs: Vec::new(),
             },
             status: PortStatus::default(),
         };
