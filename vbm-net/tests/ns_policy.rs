@@ -14,7 +14,7 @@ mod common;
 
 use common::{
     Lab, network,
-    packet::{BROADCAST, Wire, mark},
+    packet::Wire,
 };
 use std::{
     collections::BTreeSet,
@@ -376,5 +376,4 @@ async fn the_model_and_the_kernel_agree_on_random_packets_under_random_rules() {
         passed > 500 && dropped > 500,
         "{passed} and {dropped}: one of them proves nothing"
     );
-    let _everybody = BROADCAST;
 }

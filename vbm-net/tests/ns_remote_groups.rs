@@ -172,7 +172,7 @@ async fn a_thousand_members_change_without_a_word_about_rules() {
     let members = |from: u32| {
         (0..1_000)
             .map(move |n| Ipv4Addr::from(0x0a10_0000 + from + n))
-            .map(Into::into)
+            .map(|address| ipnet::IpNet::from(std::net::IpAddr::V4(address)))
             .collect()
     };
     wanted.groups[0].members = members(0);

@@ -16,9 +16,10 @@ use std::{
     time::Duration,
 };
 use vbm_core::{
-    AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation, GroupId, GroupSpec, Mac, MissingFacet,
-    Name, NetworkId, NetworkSpec, NetworkStatus, NodePath, OperationId, PortId, PowerState, Protocol, Rule,
-    SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
+    AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
+    GroupId, GroupSpec, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
+    OperationId, PortId, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert,
+    VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::Method;
 

@@ -16,6 +16,11 @@ use vbm_core::{Direction, GroupId, Name, NetworkMode, PortId, Protocol, Rule, ne
 const NEIGHBOURS: std::ops::RangeInclusive<u8> = 135..=136;
 /// ICMPv6 messages that only a router says: advertisement and redirect (RFC 4861).
 const ROUTERS: [u8; 2] = [134, 137];
+/// Messages of ICMP and ICMPv6 that begin something, and are answered (linux/net/netfilter/nf_conntrack_proto_icmp.c, _icmpv6.c).
+const BEGIN: [u8; 4] = [8, 13, 15, 17];
+const BEGIN6: [u8; 2] = [128, 139];
+/// Messages of ICMPv6 that are not tracked: rules alone decide.
+const UNTRACKED6: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
 /// ICMP echo request (RFC 792).
 const ECHO_REQUEST: u8 = 8;
 
@@ -43,6 +48,8 @@ pub enum Decider {
     },
     /// The guard: nobody may send this, or hear it.
     Guard,
+    /// Connection tracking: a message that speaks of a flow which is not known.
+    Tracking,
     /// The gateway: it answers pings, and serves.
     Gateway,
     /// The network's mode, its forwards, or that nobody has the address.
@@ -132,6 +139,7 @@ impl<'a> Walk<'a> {
         } else {
             self.leaves(&senders)?;
         }
+        self.begins()?;
         let receivers = self.owners.of(to);
         if receivers.is_empty() {
             return self.to_elsewhere(to, &senders);
@@ -226,7 +234,22 @@ impl<'a> Walk<'a> {
         if self.is_neighbours() {
             return Some(());
         }
+        self.begins()?;
         self.judge(senders, Direction::Egress)
+    }
+
+    /// An error or an answer passes with the flow that it speaks of, whatever rules say; alone it is nothing.
+    fn begins(&mut self) -> Option<()> {
+        let begins = match (self.packet.protocol, self.packet.icmp) {
+            (Protocol::Icmp, Some((kind, _))) => BEGIN.contains(&kind),
+            (Protocol::Icmpv6, Some((kind, _))) => BEGIN6.contains(&kind) || UNTRACKED6.contains(&kind),
+            _ => true,
+        };
+        if begins {
+            return Some(());
+        }
+        let says = "it begins nothing, and passes only with the flow that it speaks of".into();
+        self.stop(Decider::Tracking, "connection tracking", says)
     }
 
     fn enters(&mut self, receivers: &[&'a DesiredPort]) -> Option<()> {

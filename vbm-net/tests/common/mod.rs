@@ -64,7 +64,16 @@ pub(crate) fn can_run() -> bool {
             "this test needs {name}; run it as root, or set VBM_LEAVE_OUT={name}"
         );
     }
-    for program in ["ip", "busybox", "iptables-save", "nft", "conntrack", "udhcpc"] {
+    for program in [
+        "ip",
+        "busybox",
+        "iptables-save",
+        "ip6tables-save",
+        "ipset",
+        "nft",
+        "conntrack",
+        "udhcpc",
+    ] {
         let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
             .iter()
             .any(|d| Path::new(d).join(program).exists());

@@ -366,6 +366,9 @@ pub struct SetGroups {
     /// Only the port on this network: a name or an id.
     #[serde(default)]
     pub network: Option<String>,
+    /// Addresses beside its own that the port may use; as they are when left out. Only with `network`.
+    #[serde(default)]
+    pub pairs: Option<Vec<vbm_core::AddressPair>>,
 }
 
 /// Makes a forward.

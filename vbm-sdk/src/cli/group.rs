@@ -194,7 +194,11 @@ fn requests(nics: &[&NicView], group: vbm_core::GroupId, way: Move) -> Vec<SetGr
         if way == Move::In {
             groups.push(group.to_string());
         }
-        requests.push(SetGroups { groups, network });
+        requests.push(SetGroups {
+            groups,
+            network,
+            pairs: None,
+        });
     }
     requests
 }
@@ -247,7 +251,14 @@ fn detail(group: &vbm_core::Group, now: Timestamp) -> String {
     for rule in &group.spec.rules {
         lines.put("Rule", rule.to_string());
     }
-    lines.put("Way out", if group.spec.egress_open() { "open" } else { "by egress rules only" });
+    lines.put(
+        "Way out",
+        if group.spec.egress_open() {
+            "open"
+        } else {
+            "by egress rules only"
+        },
+    );
     lines.text()
 }
 
@@ -310,7 +321,10 @@ mod tests {
             "NAME  RULES                   AGE\nweb   tcp/80 icmp@10.0.0.0/8  0s"
         );
         group.spec.rules.push("egress:udp/53".parse().unwrap());
-        assert_eq!(told(&group), "web lets in tcp/80 icmp@10.0.0.0/8, and out egress:udp/53");
+        assert_eq!(
+            told(&group),
+            "web lets in tcp/80 icmp@10.0.0.0/8, and out egress:udp/53"
+        );
         group.spec.rules.clear();
         assert_eq!(told(&group), "web lets nothing in");
         group.spec.egress_closed = true;

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::api::{ForwardView, PortView};
 use serde::Serialize;
-use std::net::IpAddr;
-use vbm_core::{Error, ErrorKind, Group, Network, PortRange, Protocol, Rule};
+use std::{collections::BTreeSet, net::IpAddr};
+use vbm_core::{Error, ErrorKind, Group, GroupId, Network, Peer, PortRange, Protocol, Rule};
 use vbm_net::{
     DesiredForward, DesiredGroup, DesiredNetwork, DesiredPort, PortPolicy, Validated,
     plan::{
@@ -19,15 +19,27 @@ use vbm_net::{
 pub(super) async fn run(on: &Session<'_>, verb: Net) -> Result<(), Error> {
     let Net::Trace(args) = verb;
     let ports = on.client.ports().list().all().await?;
-    let network = on.client.networks().get(network_of(&args, &ports)?).await?.network;
-    let here: Vec<PortView> = ports.into_iter().filter(|p| p.port.spec.network == network.meta.id).collect();
+    let network = on
+        .client
+        .networks()
+        .get(network_of(&args, &ports)?)
+        .await?
+        .network;
+    let here: Vec<PortView> = ports
+        .into_iter()
+        .filter(|p| p.port.spec.network == network.meta.id)
+        .collect();
     let packet = packet(&args, &here)?;
     let groups = on.client.groups().list().all().await?;
     let forwards = on.client.forwards().list().all().await?;
     let wanted = desired(&network, &here, &groups, &forwards);
     let wanted = Validated::<DesiredNetwork>::new(wanted).map_err(Error::from)?;
     let found = trace(&wanted, &packet);
-    on.out.item(&Told::from(&found), network.meta.name.as_str(), &found.to_string())
+    on.out.item(
+        &Told::from(&found),
+        network.meta.name.as_str(),
+        &found.to_string(),
+    )
 }
 
 /// The answer for programs.
@@ -51,7 +63,10 @@ impl From<&Trace> for Told {
             says: s.says.clone(),
             passes: s.passes,
         };
-        Self { allowed: found.allowed, path: found.path.iter().map(step).collect() }
+        Self {
+            allowed: found.allowed,
+            path: found.path.iter().map(step).collect(),
+        }
     }
 }
 
@@ -117,7 +132,12 @@ fn address(end: &str, ports: &[PortView]) -> Result<IpAddr, Error> {
 }
 
 /// The whole network as if it were on one host: then all groups decide in one place.
-fn desired(network: &Network, ports: &[PortView], groups: &[Group], forwards: &[ForwardView]) -> DesiredNetwork {
+fn desired(
+    network: &Network,
+    ports: &[PortView],
+    groups: &[Group],
+    forwards: &[ForwardView],
+) -> DesiredNetwork {
     let port = |view: &PortView| {
         let (meta, spec) = (&view.port.meta, &view.port.spec);
         DesiredPort {
@@ -126,7 +146,10 @@ fn desired(network: &Network, ports: &[PortView], groups: &[Group], forwards: &[
             address: spec.address,
             hostname: view.vm_name.parse().unwrap_or_else(|_| meta.name.clone()),
             rules: Vec::new(),
-            policy: PortPolicy { groups: spec.groups.clone(), pairs: spec.pairs.clone() },
+            policy: PortPolicy {
+                groups: spec.groups.clone(),
+                pairs: spec.pairs.clone(),
+            },
         }
     };
     let group = |group: &Group| DesiredGroup {
@@ -143,7 +166,23 @@ fn desired(network: &Network, ports: &[PortView], groups: &[Group], forwards: &[
         target: view.forward.spec.target,
         target_port: view.forward.spec.target_port,
     };
-    let of_network = forwards.iter().filter(|f| f.forward.spec.network == network.meta.id);
+    // Only those that the ports are in, or that rules of those speak of: there may be many others.
+    let worn: BTreeSet<GroupId> = ports
+        .iter()
+        .flat_map(|p| p.port.spec.groups.iter().copied())
+        .collect();
+    let worn_groups = groups.iter().filter(|g| worn.contains(&g.meta.id));
+    let peers = worn_groups
+        .flat_map(|g| &g.spec.rules)
+        .filter_map(|r| match r.peer {
+            Some(Peer::Group(id)) => Some(id),
+            _ => None,
+        });
+    let known: BTreeSet<GroupId> = peers.chain(worn.iter().copied()).collect();
+    let groups = groups.iter().filter(|g| known.contains(&g.meta.id));
+    let of_network = forwards
+        .iter()
+        .filter(|f| f.forward.spec.network == network.meta.id);
     DesiredNetwork {
         id: network.meta.id,
         name: network.meta.name.clone(),
@@ -151,6 +190,6 @@ fn desired(network: &Network, ports: &[PortView], groups: &[Group], forwards: &[
         ports: ports.iter().map(port).collect(),
         forwards: of_network.map(forward).collect(),
         overlay: None,
-        groups: groups.iter().map(group).collect(),
+        groups: groups.map(group).collect(),
     }
 }

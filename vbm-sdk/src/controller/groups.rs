@@ -2,8 +2,8 @@
 
 use super::{Controller, operations};
 use crate::api::{Accepted, CreateGroup, SetRules};
-use crate::records::{Edit, until_uncrossed};
 use crate::records::Held;
+use crate::records::{Edit, until_uncrossed};
 use vbm_core::{
     Error, ErrorKind, EventKind, Group, GroupId, GroupSpec, Kind, Meta, Name, ObjectRef, Peer, Port, Result,
 };
@@ -43,7 +43,9 @@ impl Controller {
         loop {
             let held = self.records().must::<Group>(id).await?;
             let closed = request.egress_closed.unwrap_or(held.value.spec.egress_closed);
-            let rules = self.peers_by_id(&held.value.meta.name, request.rules.clone()).await?;
+            let rules = self
+                .peers_by_id(&held.value.meta.name, request.rules.clone())
+                .await?;
             let spec = spec_of(rules, closed)?;
             let mut group = held.value.clone();
             if request.generation.is_some_and(|g| g != group.meta.generation) {
@@ -122,7 +124,11 @@ impl Controller {
             other => return other,
         }
         let GroupSpec { rules, egress_closed } = GroupSpec::default_group();
-        let request = CreateGroup { name: name.parse()?, rules, egress_closed };
+        let request = CreateGroup {
+            name: name.parse()?,
+            rules,
+            egress_closed,
+        };
         match self.create_group(&request).await {
             // Somebody else made it meanwhile.
             Err(e) if e.kind() != ErrorKind::Conflict => Err(e),
@@ -142,7 +148,11 @@ impl Controller {
                 Peer::Itself => continue,
                 other => other.to_string(),
             };
-            let group = self.records().resolve::<Group>(&text).await.map_err(|e| e.context(format!("the rule {rule} cannot be kept")))?;
+            let group = self
+                .records()
+                .resolve::<Group>(&text)
+                .await
+                .map_err(|e| e.context(format!("the rule {rule} cannot be kept")))?;
             rule.peer = Some(Peer::Group(group.value.meta.id));
         }
         Ok(rules)
@@ -159,7 +169,10 @@ impl Controller {
                 ErrorKind::Conflict,
                 format!("cannot delete group {}", group.meta.name),
                 format!("rules of group {} speak of it", other.value.meta.name),
-                format!("take them away first: see `vbm group info {}`", other.value.meta.name),
+                format!(
+                    "take them away first: see `vbm group info {}`",
+                    other.value.meta.name
+                ),
             )),
         }
     }

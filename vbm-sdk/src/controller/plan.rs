@@ -4,8 +4,8 @@
 //! compares it with what it told the node last and sends the difference.
 
 use crate::methods::{
-    GoneVm, WantedForward, WantedGroup, WantedNetwork, WantedNic, WantedOverlay, WantedPort, WantedRemote, WantedRoot,
-    WantedVm,
+    GoneVm, WantedForward, WantedGroup, WantedNetwork, WantedNic, WantedOverlay, WantedPort, WantedRemote,
+    WantedRoot, WantedVm,
 };
 use crate::store::Revision;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,10 +122,14 @@ impl World {
         }
         let addresses = |port: &&&Port| -> Vec<ipnet::IpNet> {
             let own = ipnet::IpNet::V4(port.spec.address.into());
-            std::iter::once(own).chain(port.spec.pairs.iter().map(|p| p.address)).collect()
+            std::iter::once(own)
+                .chain(port.spec.pairs.iter().map(|p| p.address))
+                .collect()
         };
         let members = |id: GroupId| -> BTreeSet<ipnet::IpNet> {
-            let of = others.iter().filter(|p| spoken_of.contains(&id) && p.spec.groups.contains(&id));
+            let of = others
+                .iter()
+                .filter(|p| spoken_of.contains(&id) && p.spec.groups.contains(&id));
             of.flat_map(|port| addresses(&port)).collect()
         };
         let all: BTreeSet<GroupId> = of_ports.union(&spoken_of).copied().collect();

@@ -120,6 +120,7 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         address: [10, 0, 0, n].into(),
         pinned: false,
         groups,
+        pairs: Vec::new(),
     };
     world.ports.insert(
         port,
