@@ -4,12 +4,16 @@
 //! [`Validated`] wraps one that was checked; only that can be rendered into rules, so a bad rule can never
 //! leave a VM open.
 
+mod security;
+pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
+
 use crate::{NetError, names};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
+use security::{check_groups, check_policy};
 use std::{collections::BTreeSet, net::Ipv4Addr, ops::Deref, os::fd::OwnedFd};
 use vbm_core::{
-    AddressPair, Error, ErrorKind, ForwardId, GroupId, GroupSpec, Mac, Name, NetworkId, NetworkMode,
-    NetworkSpec, PortId, Protocol, Rule, Timestamp,
+    Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
+    Timestamp,
     network::{VNI_FIRST, VNI_LAST},
 };
 
@@ -21,8 +25,6 @@ pub const NETWORK_MAX_FORWARDS: usize = 1_024;
 pub const NETWORK_MAX_REMOTES: usize = 16_384;
 /// The most groups that the ports of a network may be in, or that their rules speak of.
 pub const NETWORK_MAX_GROUPS: usize = 1_024;
-/// The most members of a group that are not ports of this host.
-pub const GROUP_MAX_MEMBERS: usize = 65_536;
 /// The most rules of a port, after joining its groups.
 pub const PORT_MAX_RULES: usize = vbm_core::limits::PORT_MAX_GROUPS * vbm_core::limits::GROUP_MAX_RULES;
 
@@ -43,19 +45,6 @@ pub struct DesiredNetwork {
     pub overlay: Option<DesiredOverlay>,
     /// The groups that its ports are in, and those that their rules speak of. One that is not here has neither rules nor members.
     pub groups: Vec<DesiredGroup>,
-}
-
-/// A security group, as far as a network on this host is concerned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DesiredGroup {
-    /// Its id.
-    pub id: GroupId,
-    /// Its name, for [`crate::plan::trace`].
-    pub name: Name,
-    /// Its rules. A peer by name speaks of nobody.
-    pub spec: GroupSpec,
-    /// The addresses of its members on other hosts. Those of ports of this host need not be told.
-    pub members: Vec<IpNet>,
 }
 
 /// How a network reaches other hosts: by VXLAN, with nothing learned from the wire. Who is where is told here, so frames go
@@ -98,63 +87,6 @@ pub struct DesiredPort {
     pub rules: Vec<Rule>,
     /// Its groups, and the addresses it may use beside its own.
     pub policy: PortPolicy,
-}
-
-/// What a port is a member of, and may pretend to be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PortPolicy {
-    /// Its groups.
-    pub groups: Vec<GroupId>,
-    /// Addresses beside its own that it may use, IPv4 or IPv6. With one of IPv6 it may also use the link-local address that is made
-    /// of its MAC (RFC 4291, appendix A); without, nothing of IPv6 passes.
-    pub pairs: Vec<AddressPair>,
-}
-
-impl DesiredPort {
-    /// Each MAC with the addresses that it may use: its own, the link-local one, the allowed pairs.
-    pub fn identities(&self) -> Vec<(Mac, IpNet)> {
-        let mut all = vec![(self.mac, IpNet::V4(self.address.into()))];
-        if self.has_ipv6() {
-            all.push((self.mac, IpNet::V6(link_local(self.mac).into())));
-        }
-        for pair in &self.policy.pairs {
-            let one = (pair.mac.unwrap_or(self.mac), pair.address.trunc());
-            if !all.contains(&one) {
-                all.push(one);
-            }
-        }
-        all
-    }
-
-    /// Whether it may speak IPv6.
-    pub fn has_ipv6(&self) -> bool {
-        self.policy
-            .pairs
-            .iter()
-            .any(|p| matches!(p.address, IpNet::V6(_)))
-    }
-
-    /// Whether it may use an address.
-    pub fn may_be(&self, address: std::net::IpAddr) -> bool {
-        self.identities().iter().any(|(_, net)| net.contains(&address))
-    }
-}
-
-/// The link-local address that is made of a MAC (RFC 4291, appendix A).
-pub fn link_local(mac: Mac) -> std::net::Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.octets();
-    let word = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    // The second bit of the first byte says "universal" there, and "local" here.
-    std::net::Ipv6Addr::new(
-        0xfe80,
-        0,
-        0,
-        0,
-        word(a ^ 2, b),
-        word(c, 0xff),
-        word(0xfe, d),
-        word(e, f),
-    )
 }
 
 /// What is wanted of a forward.
@@ -331,72 +263,6 @@ fn check_host(address: Ipv4Addr) -> Result<(), Error> {
             "no other host reaches it",
             "name an address that the other hosts reach",
         ));
-    }
-    Ok(())
-}
-
-fn check_groups(desired: &DesiredNetwork) -> Result<(), Error> {
-    let mut chains = BTreeSet::new();
-    for group in &desired.groups {
-        group
-            .spec
-            .check()
-            .map_err(|e| e.context(format!("group '{}' cannot be applied", group.name)))?;
-        if let Some(all) = group.members.iter().find(|net| net.prefix_len() == 0) {
-            return Err(bad(
-                format!("group '{}' cannot have the member {all}", group.name),
-                "it is every address, and a member is somebody",
-                "write a rule for that CIDR instead",
-            ));
-        }
-        if group.members.len() > GROUP_MAX_MEMBERS {
-            return Err(bad(
-                format!("group '{}' has too many members", group.name),
-                format!(
-                    "{} were given, {GROUP_MAX_MEMBERS} are allowed",
-                    group.members.len()
-                ),
-                "name their addresses by a CIDR instead",
-            ));
-        }
-        if !chains.insert(group.id.short()) {
-            return Err(bad(
-                format!("the id of group '{}' cannot be used", group.name),
-                "its last eight digits are those of another group, and they name its set",
-                "make the group again, with a new id",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn check_policy(port: &DesiredPort, spec: &NetworkSpec, gateway: Mac) -> Result<(), Error> {
-    use vbm_core::limits::{PORT_MAX_GROUPS, PORT_MAX_PAIRS};
-    let (groups, pairs) = (port.policy.groups.len(), port.policy.pairs.len());
-    for (noun, is, most) in [
-        ("groups", groups, PORT_MAX_GROUPS),
-        ("allowed addresses", pairs, PORT_MAX_PAIRS),
-    ] {
-        if is > most {
-            return Err(bad(
-                format!("port {} has too many {noun}", port.id),
-                format!("{is} were given, {most} are allowed"),
-                "join them",
-            ));
-        }
-    }
-    for pair in &port.policy.pairs {
-        pair.check()?;
-        if pair.mac == Some(gateway) || pair.address.contains(&std::net::IpAddr::V4(spec.gateway)) {
-            return Err(bad(
-                format!(
-                    "port {} cannot be allowed the addresses {}",
-                    port.id, pair.address
-                ),
-                format!("the gateway's address {} or its MAC is among them", spec.gateway),
-                "leave the gateway out",
-            ));
-        }
     }
     Ok(())
 }

@@ -12,10 +12,7 @@
 
 mod common;
 
-use common::{
-    Lab, network,
-    packet::Wire,
-};
+use common::{Lab, network, packet::Wire};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -114,7 +111,7 @@ fn random_network(dice: &mut Dice, wanted: &mut DesiredNetwork) {
             id: group_id(n),
             name: format!("group-{n}").parse().unwrap(),
             spec: GroupSpec {
-                rules: (0..dice.below(5)).map(|_| random_rule(dice)).collect(),
+                rules: (0..1 + dice.below(6)).map(|_| random_rule(dice)).collect(),
                 egress_closed: dice.below(8) == 0,
             },
             members: if dice.below(3) == 0 {
@@ -373,7 +370,7 @@ async fn the_model_and_the_kernel_agree_on_random_packets_under_random_rules() {
     }
     println!("{passed} packets passed and {dropped} were dropped, as the model says");
     assert!(
-        passed > 500 && dropped > 500,
+        passed > 300 && dropped > 300,
         "{passed} and {dropped}: one of them proves nothing"
     );
 }

@@ -104,11 +104,20 @@ impl Actor {
 
     async fn ensure(&mut self, wanted: Validated<DesiredNetwork>) -> Result<NetworkSeen, NetError> {
         let first = !self.ready;
+        // Only what was held is a ground to stand on.
+        let before = self.wanted.take();
         self.ready = false;
-        let (wanted, underlay) = self.fit(wanted).await?;
+        let (wanted, underlay) = match self.fit(wanted).await {
+            Ok(fits) => fits,
+            Err(error) => {
+                self.wanted = before;
+                return Err(error);
+            }
+        };
         // From here on NICs open by what is wanted now, and only if the kernel holds it.
         let wanted = self.wanted.insert(wanted);
         let applied = Run::new(&self.shared, wanted, underlay.as_ref(), first)
+            .after(before.as_ref().filter(|_| !first))
             .apply(&mut self.standing)
             .await?;
         self.transit = applied.transit;

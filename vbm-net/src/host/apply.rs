@@ -51,6 +51,9 @@ pub(crate) struct Run<'a> {
     changed: Vec<String>,
     /// Whether rules may differ from those under which flows began.
     rules_changed: bool,
+    /// Whether rules stood otherwise than they were left.
+    healed: bool,
+    before: Option<&'a Validated<DesiredNetwork>>,
 }
 
 impl<'a> Run<'a> {
@@ -70,7 +73,15 @@ impl<'a> Run<'a> {
             alias: names::alias(&shared.owner, net.id),
             changed: Vec::new(),
             rules_changed: first,
+            healed: false,
+            before: None,
         }
+    }
+
+    /// What was wanted and held before. Where a change only adds to it, no flow can have lost its ground.
+    pub(crate) fn after(mut self, before: Option<&'a Validated<DesiredNetwork>>) -> Self {
+        self.before = before;
+        self
     }
 
     /// `standing`: guard and rules as they were read back last.
@@ -102,7 +113,11 @@ impl<'a> Run<'a> {
         let taps = self.taps(&links, &bridge).await?;
         self.shared.step("taps");
         self.overlay(&links, &bridge).await?;
-        if self.rules_changed {
+        let only_more = || {
+            self.before
+                .is_some_and(|before| flows::only_adds_ports(before, self.net))
+        };
+        if self.rules_changed && (self.healed || !only_more()) {
             self.cut_flows(transit).await?;
         }
         self.shared.step("flows");
@@ -208,9 +223,10 @@ impl<'a> Run<'a> {
     ) -> Result<(), NetError> {
         let shared = self.shared;
         let want = rules::Wanted::new(self.net, transit);
-        let changed = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
-        self.rules_changed |= !changed.is_empty();
-        self.changed.extend(changed);
+        let done = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
+        self.rules_changed |= !done.changes.is_empty();
+        self.healed |= done.healed;
+        self.changed.extend(done.changes);
         Ok(())
     }
 
@@ -315,6 +331,7 @@ impl<'a> Run<'a> {
         let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
         let changed = host_rules(self.shared, self.net.id, want.as_ref()).await?;
         self.rules_changed |= !changed.is_empty();
+        self.healed |= !changed.is_empty();
         self.changed.extend(changed);
         Ok(())
     }

@@ -132,36 +132,47 @@ impl Steps {
     }
 }
 
-/// Makes the kernel hold what is wanted. Returns a line a change. `step` is told where it is, for tests that end it there.
+/// What was done.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    /// A line a change.
+    pub(crate) changes: Vec<String>,
+    /// Whether some of it was not known to have been different: what stood meanwhile, and let begin, nobody knows.
+    pub(crate) healed: bool,
+}
+
+/// Makes the kernel hold what is wanted. `step` is told where it is, for tests that end it there.
 pub(crate) async fn apply(
     ns: &NetNs,
     mut want: Wanted,
     standing: &mut Option<Standing>,
     step: &(dyn Fn(&'static str) + Sync),
-) -> Result<Vec<String>, NetError> {
-    let mut changes = Vec::new();
+) -> Result<Done, NetError> {
+    let mut done = Done::default();
     for _ in 0..ROUNDS_MAX {
         // Taken: a failure on the way leaves nothing that is believed.
         let known = match (standing.take(), generation::of(ns).await?) {
             (Some(known), Some(now)) if known.generation == now => Some(known),
             _ => None,
         };
+        let sure = known.as_ref().is_some_and(|known| known.held != want);
         let found = match known {
             Some(known) => quick(ns, &mut want, known, step).await?,
             None => thorough(ns, &mut want, step).await?,
         };
-        changes.extend(found.0);
+        done.healed |= !sure && !found.0.is_empty();
+        done.changes.extend(found.0);
         if let Some(generation) = found.1 {
             *standing = Some(Standing {
                 generation,
                 held: want,
             });
-            return Ok(changes);
+            return Ok(done);
         }
     }
     // Another writes all the time, or the kernel does not tell generations: what stands was read back all the same.
     verify(ns, &want).await?;
-    Ok(changes)
+    Ok(done)
 }
 
 /// From what is known. The generation afterwards, if nobody else wrote meanwhile.

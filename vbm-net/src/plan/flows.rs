@@ -9,7 +9,10 @@ use super::{
     policy::{Owners, Packet, Policies},
 };
 use crate::{DesiredNetwork, Validated};
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 use vbm_core::{Direction, Protocol};
 
 /// One flow of the kernel's table, as `conntrack -L` prints it.
@@ -80,6 +83,14 @@ pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: 
         .filter(|flow| !may_go_on(net, &who, transit, flow))
         .cloned()
         .collect()
+}
+
+/// Whether a network differs from what it was by further ports alone. Then every flow that could begin before, can now.
+pub fn only_adds_ports(before: &DesiredNetwork, now: &DesiredNetwork) -> bool {
+    let ports: BTreeMap<_, _> = now.ports.iter().map(|p| (p.id, p)).collect();
+    let kept = before.ports.iter().all(|p| ports.get(&p.id) == Some(&p));
+    let same = (&before.spec, &before.forwards, &before.overlay, &before.groups);
+    kept && same == (&now.spec, &now.forwards, &now.overlay, &now.groups)
 }
 
 /// Whose an address of the network is.
@@ -222,6 +233,20 @@ mod tests {
         no_forward.forwards.clear();
         let no_forward = Validated::<DesiredNetwork>::new(no_forward).unwrap();
         assert_eq!(to_cut(&no_forward, transit(), &flows), flows);
+    }
+
+    #[test]
+    fn flows_are_asked_for_unless_ports_came_and_nothing_else_changed() {
+        let now = lab(NetworkMode::Nat).into_inner();
+        let mut before = now.clone();
+        before.ports.pop();
+        assert!(only_adds_ports(&before, &now) && only_adds_ports(&now, &now));
+        assert!(!only_adds_ports(&now, &before));
+        before.ports[0].rules.push("tcp".parse().unwrap());
+        assert!(!only_adds_ports(&before, &now));
+        let mut other = now.clone();
+        other.forwards.clear();
+        assert!(!only_adds_ports(&now, &other));
     }
 
     #[test]

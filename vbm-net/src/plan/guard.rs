@@ -305,29 +305,22 @@ pub fn changed(want: &Guard, have: &Guard) -> Guard {
     }
 }
 
-/// Inputs for `nft -f` that print chains and elements; they fail where one is missing. One chain each: of two in one input nft 1.0.6
-/// finds the last only.
+/// Inputs for `nft -f` that print chains and elements; they fail where one is missing. One thing each: of two chains in one input nft
+/// 1.0.6 finds the last only, and a chain beside an element makes it read the whole table.
 pub fn asking(some: &Guard) -> Vec<String> {
     let t = names::GUARD_TABLE;
-    let mut scripts: Vec<String> = some
-        .chains
-        .keys()
-        .map(|c| format!("list chain bridge {t} {c}\n"))
-        .collect();
-    let mut script = String::new();
+    let chain = |c: &String| format!("list chain bridge {t} {c}\n");
+    let mut scripts: Vec<String> = some.chains.keys().map(chain).collect();
     for (name, elements) in some.maps.iter().chain(&some.sets) {
         let keys: Vec<&str> = elements
             .iter()
             .map(|e| e.split(" : ").next().unwrap_or(e))
             .collect();
         if !keys.is_empty() {
-            script += &format!("get element bridge {t} {name} {{ {} }}\n", keys.join(", "));
-        }
-    }
-    if !script.is_empty() {
-        match scripts.first_mut() {
-            Some(first) => *first += &script,
-            None => scripts.push(script),
+            scripts.push(format!(
+                "get element bridge {t} {name} {{ {} }}\n",
+                keys.join(", ")
+            ));
         }
     }
     scripts
