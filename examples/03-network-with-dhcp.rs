@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         address: Ipam::v4(&spec)?.allocate(None, Timestamp::default())?,
         hostname: "example".parse()?,
         rules: vec!["icmp".parse()?],
+        policy: Default::default(),
     };
     let id = NetworkId::from_uuid(uuid::Uuid::now_v7());
     let wanted = DesiredNetwork {
@@ -34,6 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ports: vec![port.clone()],
         forwards: vec![],
         overlay: None,
+        groups: vec![],
     };
 
     let mut events = net.events();

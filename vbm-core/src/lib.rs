@@ -54,7 +54,7 @@ pub use epoch::{Epoch, Generation};
 pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
 pub use event::{Event, EventKind};
 pub use forward::{Forward, ForwardSpec};
-pub use group::{Direction, Group, GroupSpec, PortRange, Protocol, Rule};
+pub use group::{Direction, Group, GroupSpec, IcmpKind, Peer, PortRange, Protocol, Rule};
 pub use id::{
     EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId, VolumeId,
 };
@@ -66,7 +66,7 @@ pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, N
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};
 pub use path::NodePath;
-pub use port::{Port, PortSpec, PortStatus};
+pub use port::{AddressPair, Port, PortSpec, PortStatus};
 pub use power::{CrashCause, PauseReason, PowerEvent, PowerState};
 pub use range::{Ipv4Range, Ipv6Range};
 pub use snapshot::{Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus};

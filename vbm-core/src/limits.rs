@@ -18,6 +18,8 @@ pub const VM_MAX_NICS: usize = 8;
 pub const VM_MAX_SNAPSHOTS: usize = 64;
 /// The most security groups of a port.
 pub const PORT_MAX_GROUPS: usize = 16;
+/// The most addresses beside its own that a port may be allowed.
+pub const PORT_MAX_PAIRS: usize = 16;
 /// The most rules of a security group.
 pub const GROUP_MAX_RULES: usize = 256;
 /// The most DNS servers a network hands out.

@@ -72,9 +72,11 @@
 //!         address: "10.0.0.2".parse()?,
 //!         hostname: "web1".parse()?,
 //!         rules: vec!["tcp/80".parse()?],
+//!         policy: Default::default(),
 //!     }],
 //!     forwards: vec![],
 //!     overlay: None,
+//!     groups: vec![],
 //! };
 //! let mut events = net.events();
 //! net.ensure(wanted.clone()).await?;
@@ -107,7 +109,7 @@ pub use error::{NetError, Result};
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
-    DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent, NetworkSeen, Nic,
-    NicKind, PortSeen, RemotePort, Validated, gateway_mac,
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent,
+    NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, Validated, gateway_mac,
 };
 pub use sim::SimNetwork;

@@ -90,6 +90,7 @@ fn network(ports: usize) -> Outcome<DesiredNetwork> {
         ports: Vec::new(),
         forwards: Vec::new(),
         overlay: None,
+        groups: vec![],
     };
     for number in 0..ports {
         wanted.ports.push(port(number)?);
@@ -105,6 +106,7 @@ fn port(number: usize) -> Outcome<DesiredPort> {
         address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 9, 1, 0)) + number),
         hostname: format!("guest-{number}").parse()?,
         rules: vec!["tcp/22".parse()?, "tcp/80-90".parse()?, "icmp".parse()?],
+        policy: Default::default(),
     })
 }
 

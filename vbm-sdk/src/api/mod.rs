@@ -365,17 +365,23 @@ pub struct PortView {
 pub struct CreateGroup {
     /// Its name.
     pub name: Name,
-    /// Its rules.
+    /// Its rules. A peer may be told by name.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// Whether nothing may leave but what egress rules allow, also when there is no such rule.
+    #[serde(default)]
+    pub egress_closed: bool,
 }
 
 /// Replaces the rules of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetRules {
-    /// All rules it shall have.
+    /// All rules it shall have. A peer may be told by name.
     pub rules: Vec<Rule>,
+    /// Whether nothing may leave but what egress rules allow; as it is when left out.
+    #[serde(default)]
+    pub egress_closed: Option<bool>,
     /// The generation that the rules were read at; refused as stale when the group has changed since.
     #[serde(default)]
     pub generation: Option<vbm_core::Generation>,
@@ -390,6 +396,9 @@ pub struct SetGroups {
     /// Only the port on this network: a name or an id.
     #[serde(default)]
     pub network: Option<String>,
+    /// Addresses beside its own that the port may use; as they are when left out. Only with `network`.
+    #[serde(default)]
+    pub pairs: Option<Vec<vbm_core::AddressPair>>,
 }
 
 /// Makes a forward.

@@ -126,6 +126,9 @@ pub(super) enum Command {
     /// Ports: who has which address
     #[command(subcommand)]
     Port(Port),
+    /// Networks seen from a packet: what passes, and why
+    #[command(subcommand)]
+    Net(Net),
     /// Security groups: what may reach a VM
     #[command(subcommand)]
     Group(Group),

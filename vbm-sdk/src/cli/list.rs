@@ -92,6 +92,7 @@ pub(super) mod tests {
                 pinned: false,
                 address6: None,
                 groups: Vec::new(),
+                pairs: Vec::new(),
             },
             status: PortStatus::default(),
         };

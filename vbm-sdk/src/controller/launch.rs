@@ -228,6 +228,7 @@ impl Controller {
             pinned: given.pinned,
             address6: given.address6,
             groups: groups.iter().map(|g| g.value.meta.id).collect(),
+            pairs: Vec::new(),
         };
         let name = format!("port-{}", id.short()).parse()?;
         let port = Port {
@@ -253,7 +254,7 @@ impl Controller {
         }
         let mut groups: Vec<Held<Group>> = Vec::with_capacity(names.len());
         for name in names {
-            let group = self.records().resolve::<Group>(name).await?;
+            let group = self.group_of(name).await?;
             if !groups.iter().any(|g| g.value.meta.id == group.value.meta.id) {
                 groups.push(group);
             }

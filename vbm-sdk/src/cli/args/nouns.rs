@@ -185,6 +185,31 @@ pub(in crate::cli) enum Port {
     List(Belonging),
 }
 
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Net {
+    /// Show whether a packet passes, its path, and the group and rule that decide
+    Trace(NetTrace),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm net trace web1 db1 tcp/5432
+  vbm net trace 192.0.2.9 web1 tcp/80         by a forward
+  vbm net trace web1 10.0.0.1 icmp/type=8 --network lan")]
+pub(in crate::cli) struct NetTrace {
+    /// Who sends: a VM or an address
+    pub(in crate::cli) from: String,
+    /// Who shall receive: a VM or an address
+    pub(in crate::cli) to: String,
+    /// What is sent: PROTOCOL[/PORT], or icmp/type=8
+    #[arg(value_name = "WHAT")]
+    pub(in crate::cli) what: String,
+    /// The network; found by the VMs when left out
+    #[arg(long, value_name = "NETWORK")]
+    pub(in crate::cli) network: Option<String>,
+}
+
 #[derive(Debug, Default, Args)]
 pub(in crate::cli) struct Belonging {
     /// Only those of this network
@@ -218,20 +243,27 @@ pub(in crate::cli) enum Group {
 }
 
 const RULES: &str = "\
-A rule is PROTOCOL[/PORTS][@CIDR]:
+A rule is [egress:]PROTOCOL[/PORTS][@PEER]:
   tcp/80                    TCP port 80, from anywhere
   udp/5000-5010@10.0.0.0/8  UDP ports 5000 to 5010, from there only
-  icmp                      ping
-  any@192.168.0.0/16        everything, from there only";
+  icmp                      ping and all else of ICMP; icmp/type=8 is ping alone, icmpv6 is of IPv6
+  any@self                  everything, from members of the same group
+  tcp/5432@group:web        TCP port 5432, from members of the group web
+  egress:tcp/443@fd00::/8   out, to there; with an egress rule nothing else may leave
+
+The group 'default' is made when it is first named: its members reach each other and everything else.";
 
 #[derive(Debug, Args)]
 #[command(after_help = RULES)]
 pub(in crate::cli) struct GroupRules {
     /// The group
     pub(in crate::cli) group: String,
-    /// What may come in
+    /// What may come in, or with egress: go out
     #[arg(value_name = "RULE")]
     pub(in crate::cli) rules: Vec<String>,
+    /// Let nothing out that no egress rule allows, also without such a rule
+    #[arg(long)]
+    pub(in crate::cli) egress_closed: bool,
 }
 
 #[derive(Debug, Args)]
