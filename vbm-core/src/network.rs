@@ -1,6 +1,9 @@
 //! Networks.
 
-use crate::{Error, Generation, Mac, Meta, NetworkId, error::invalid, limits};
+use crate::{
+    DhcpSpec, Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, NetworkId, Reservation, addressing,
+    error::invalid, limits,
+};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::Ipv4Addr, str::FromStr};
@@ -89,6 +92,29 @@ pub struct NetworkSpec {
     /// controller, unique.
     #[serde(default)]
     pub vni: Option<u32>,
+    /// Further ranges that are given to ports nobody pinned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_pools: Vec<Ipv4Range>,
+    /// What is never given to a port: it belongs to something else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<Ipv4Range>,
+    /// What is kept for some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reservations: Vec<Reservation>,
+    /// How long an address rests after it was given back, before the pool gives it again, in seconds. 0: not at all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub quarantine_seconds: u32,
+    /// Its IPv6 addresses; `None`: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Spec>,
+    /// What else VMs are told by DHCP.
+    #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
+    pub dhcp: DhcpSpec,
+}
+
+/// Its form is the one that serde asks for.
+const fn is_zero(seconds: &u32) -> bool {
+    *seconds == 0
 }
 
 /// The least VXLAN network identifier that is given: what is below is left to people.
@@ -124,17 +150,32 @@ impl NetworkSpec {
             mtu: DEFAULT_MTU_BYTES,
             lease_seconds: DEFAULT_LEASE_SECONDS,
             vni: None,
+            more_pools: Vec::new(),
+            excluded: Vec::new(),
+            reservations: Vec::new(),
+            quarantine_seconds: 0,
+            ipv6: None,
+            dhcp: DhcpSpec::default(),
         };
         spec.check()?;
         Ok(spec)
     }
 
-    /// Whether a port may have this address: inside, and neither the network's, the broadcast nor the gateway's.
+    /// Whether a port may have this address: inside, not excluded, and neither the network's, the broadcast nor the gateway's.
     pub fn is_port_address(&self, address: Ipv4Addr) -> bool {
         self.cidr.contains(&address)
             && address != self.cidr.network()
             && address != self.cidr.broadcast()
             && address != self.gateway
+            && !self.excluded.iter().any(|range| range.contains(address))
+    }
+
+    /// All ranges that are given to ports nobody pinned, the first one first. One whose ends are the wrong way round is
+    /// told as one address that is never given; [`Self::check`] refuses it.
+    pub fn pools(&self) -> impl Iterator<Item = Ipv4Range> + '_ {
+        let first = Ipv4Range::new(self.pool_first, self.pool_last);
+        let first = first.unwrap_or_else(|_| Ipv4Range::one(self.cidr.network()));
+        std::iter::once(first).chain(self.more_pools.iter().copied())
     }
 
     /// Checks the spec alone.
@@ -147,72 +188,105 @@ impl NetworkSpec {
             |a: Ipv4Addr| self.cidr.contains(&a) && a != self.cidr.network() && a != self.cidr.broadcast();
         if !usable(self.gateway) {
             return Err(invalid(
-                format!("the gateway {} does not fit", self.gateway),
+                format!("gateway: {} does not fit", self.gateway),
                 format!("it is not a usable address of {}", self.cidr),
                 "leave it out, or choose one inside",
             ));
         }
-        if !usable(self.pool_first) || !usable(self.pool_last) || self.pool_first > self.pool_last {
+        if self.pool_first > self.pool_last {
             return Err(invalid(
-                format!("the pool {}-{} does not fit", self.pool_first, self.pool_last),
                 format!(
-                    "both ends must be usable addresses of {}, the first not after the last",
-                    self.cidr
+                    "pools[0]: the pool {}-{} does not fit",
+                    self.pool_first, self.pool_last
                 ),
-                "leave it out, or choose a range inside",
+                "its first address stands after its last",
+                "turn the two round",
             ));
         }
         if !(limits::NETWORK_MIN_MTU_BYTES..=limits::NETWORK_MAX_MTU_BYTES).contains(&self.mtu) {
             return Err(invalid(
-                format!("an MTU of {} does not work", self.mtu),
-                "576 to 9000 bytes are allowed",
+                format!("mtu: {} bytes do not work", self.mtu),
+                format!(
+                    "{} to {} bytes are allowed",
+                    limits::NETWORK_MIN_MTU_BYTES,
+                    limits::NETWORK_MAX_MTU_BYTES
+                ),
                 "leave it out for 1500",
             ));
         }
         if !(limits::LEASE_MIN_SECONDS..=limits::LEASE_MAX_SECONDS).contains(&self.lease_seconds) {
             return Err(invalid(
-                format!("a lease of {} s does not work", self.lease_seconds),
-                "60 s to 30 days are allowed",
+                format!("lease_seconds: {} does not work", self.lease_seconds),
+                format!(
+                    "{} s to {} s (30 days) are allowed",
+                    limits::LEASE_MIN_SECONDS,
+                    limits::LEASE_MAX_SECONDS
+                ),
                 "leave it out for one hour",
             ));
         }
         if self.dns.len() > limits::NETWORK_MAX_DNS_SERVERS {
             return Err(invalid(
-                "too many DNS servers",
-                format!("{} were given, 4 are allowed", self.dns.len()),
+                "dns: too many servers",
+                format!(
+                    "{} were given, {} are allowed",
+                    self.dns.len(),
+                    limits::NETWORK_MAX_DNS_SERVERS
+                ),
                 "name fewer",
             ));
         }
-        match &self.domain {
-            Some(domain)
-                if domain.len() > 253
-                    || domain
-                        .split('.')
-                        .any(|label| label.parse::<crate::Name>().is_err()) =>
-            {
-                Err(invalid(
-                    format!("'{domain}' is not a domain"),
-                    "it is not a list of DNS labels joined by '.'",
-                    "write it as lab.example",
-                ))
-            }
-            _ => Ok(()),
+        if let Some(server) = self
+            .dns
+            .iter()
+            .find(|a| a.is_unspecified() || a.is_multicast() || a.is_broadcast())
+        {
+            return Err(invalid(
+                format!("dns: {server} is no server's address"),
+                "it is unspecified, multicast or broadcast",
+                "name the address of a DNS server",
+            ));
         }
+        addressing::check_addressing(self)?;
+        self.domain.as_deref().map_or(Ok(()), check_domain)?;
+        self.dhcp.check(self.cidr)
     }
+}
+
+/// Checks a domain: labels joined by dots.
+/// Whether a text is a domain: DNS labels joined by dots.
+pub(crate) fn check_domain(domain: &str) -> Result<(), Error> {
+    let label = |label: &str| label.parse::<crate::Name>().is_ok();
+    if domain.len() <= limits::DOMAIN_MAX_BYTES && domain.split('.').all(label) {
+        return Ok(());
+    }
+    Err(invalid(
+        format!("domain: '{domain:.80}' is not a domain"),
+        format!(
+            "it is not a list of DNS labels of {} characters joined by '.', {} bytes at most",
+            limits::NAME_MAX_CHARS,
+            limits::DOMAIN_MAX_BYTES
+        ),
+        "write it as lab.example",
+    ))
 }
 
 fn check_cidr(cidr: Ipv4Net) -> Result<(), Error> {
     if cidr.addr() != cidr.network() {
         return Err(invalid(
-            format!("'{cidr}' is not a network"),
+            format!("cidr: '{cidr}' is not a network"),
             "bits are set behind the prefix",
             format!("write {}/{}", cidr.network(), cidr.prefix_len()),
         ));
     }
     if !(limits::NETWORK_MIN_PREFIX_BITS..=limits::NETWORK_MAX_PREFIX_BITS).contains(&cidr.prefix_len()) {
         return Err(invalid(
-            format!("'{cidr}' has a size that cannot serve"),
-            "prefixes of 8 to 30 bits are allowed",
+            format!("cidr: '{cidr}' has a size that cannot serve"),
+            format!(
+                "prefixes of {} to {} bits are allowed: a /31 (RFC 3021) and a /32 have no room for gateway, VM and broadcast",
+                limits::NETWORK_MIN_PREFIX_BITS,
+                limits::NETWORK_MAX_PREFIX_BITS
+            ),
             "choose one such as 10.0.0.0/24",
         ));
     }
@@ -224,7 +298,7 @@ fn check_cidr(cidr: Ipv4Net) -> Result<(), Error> {
         || net.octets()[0] >= 240
     {
         return Err(invalid(
-            format!("'{cidr}' cannot be a network of VMs"),
+            format!("cidr: '{cidr}' cannot be a network of VMs"),
             "it is loopback, link-local, multicast or reserved",
             "choose a private one such as 10.0.0.0/24",
         ));
@@ -239,7 +313,7 @@ fn check_cidr(cidr: Ipv4Net) -> Result<(), Error> {
 pub fn parse_cidr(text: &str) -> Result<Ipv4Net, Error> {
     text.parse().map_err(|_| {
         invalid(
-            format!("'{text}' is not an IPv4 network"),
+            format!("cidr: '{text:.100}' is not an IPv4 network"),
             "it is not an address, '/' and a prefix length of 0 to 32",
             "write it as 10.0.0.0/24",
         )

@@ -2,6 +2,8 @@
 //!
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
+pub mod groups;
+
 use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
     RemotePort,
@@ -39,6 +41,7 @@ impl<'a> Fixture<'a> {
             address: Ipv4Addr::new(10, 77, 0, 10 + i.min(245)),
             hostname: expect(format!("vm{i}").parse(), "a host name"),
             rules: Vec::new(),
+            policy: Default::default(),
         });
         let ports = ports.collect();
         DesiredNetwork {
@@ -48,6 +51,7 @@ impl<'a> Fixture<'a> {
             ports,
             forwards: Vec::new(),
             overlay: None,
+            groups: vec![],
         }
     }
 
@@ -106,6 +110,8 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     calls_for_one_network_may_overlap(backend, &fixture).await;
     a_network_may_span_hosts_and_its_remote_ports_come_and_go(backend, &fixture).await;
     a_remote_port_that_makes_no_sense_is_refused(backend, &fixture).await;
+    groups::groups_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
+    groups::a_group_that_makes_no_sense_is_refused_whole(backend, &fixture).await;
 }
 
 /// See its name.
@@ -140,11 +146,14 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(
     fixture: &Fixture<'_>,
 ) {
     type Spoil = fn(&mut DesiredNetwork);
-    let spoils: [(&str, Spoil); 9] = [
+    let spoils: [(&str, Spoil); 10] = [
         ("an address outside", |n| {
             n.ports[0].address = Ipv4Addr::new(10, 78, 0, 1)
         }),
         ("the gateway's address", |n| n.ports[0].address = n.spec.gateway),
+        ("an address that is excluded", |n| {
+            n.spec.excluded = vec![vbm_core::Ipv4Range::one(n.ports[0].address)];
+        }),
         ("an address twice", |n| n.ports[1].address = n.ports[0].address),
         ("a MAC twice", |n| n.ports[1].mac = n.ports[0].mac),
         ("the gateway's MAC", |n| n.ports[0].mac = n.gateway_mac()),

@@ -23,6 +23,7 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
+//! | [`ra`] | router advertisements as frames: pure, not yet sent |
 //! | [`names`] | every name that is given to something on a host |
 //! | [`doctor`] | what of ours is on this host, whoever made it |
 //! | [`conformance`] | what every backend must do |
@@ -71,9 +72,11 @@
 //!         address: "10.0.0.2".parse()?,
 //!         hostname: "web1".parse()?,
 //!         rules: vec!["tcp/80".parse()?],
+//!         policy: Default::default(),
 //!     }],
 //!     forwards: vec![],
 //!     overlay: None,
+//!     groups: vec![],
 //! };
 //! let mut events = net.events();
 //! net.ensure(wanted.clone()).await?;
@@ -97,6 +100,7 @@ pub mod ipam;
 pub mod model;
 pub mod names;
 pub mod plan;
+pub mod ra;
 mod sim;
 
 pub use backend::NetworkBackend;
@@ -105,7 +109,7 @@ pub use error::{NetError, Result};
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
-    DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent, NetworkSeen, Nic,
-    NicKind, PortSeen, RemotePort, Validated, gateway_mac,
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent,
+    NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, Validated, gateway_mac,
 };
 pub use sim::SimNetwork;

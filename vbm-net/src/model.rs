@@ -4,8 +4,12 @@
 //! [`Validated`] wraps one that was checked; only that can be rendered into rules, so a bad rule can never
 //! leave a VM open.
 
+mod security;
+pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
+
 use crate::{NetError, names};
 use ipnet::Ipv4Net;
+use security::{check_groups, check_policy};
 use std::{collections::BTreeSet, net::Ipv4Addr, ops::Deref, os::fd::OwnedFd};
 use vbm_core::{
     Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
@@ -19,6 +23,8 @@ pub const NETWORK_MAX_PORTS: usize = 4_096;
 pub const NETWORK_MAX_FORWARDS: usize = 1_024;
 /// The most ports of a network on other hosts.
 pub const NETWORK_MAX_REMOTES: usize = 16_384;
+/// The most groups that the ports of a network may be in, or that their rules speak of.
+pub const NETWORK_MAX_GROUPS: usize = 1_024;
 /// The most rules of a port, after joining its groups.
 pub const PORT_MAX_RULES: usize = vbm_core::limits::PORT_MAX_GROUPS * vbm_core::limits::GROUP_MAX_RULES;
 
@@ -37,6 +43,8 @@ pub struct DesiredNetwork {
     pub forwards: Vec<DesiredForward>,
     /// How it reaches its ports on other hosts; `None`: it is on this host alone.
     pub overlay: Option<DesiredOverlay>,
+    /// The groups that its ports are in, and those that their rules speak of. One that is not here has neither rules nor members.
+    pub groups: Vec<DesiredGroup>,
 }
 
 /// How a network reaches other hosts: by VXLAN, with nothing learned from the wire. Who is where is told here, so frames go
@@ -74,8 +82,11 @@ pub struct DesiredPort {
     pub address: Ipv4Addr,
     /// The host name it gets by DHCP.
     pub hostname: Name,
-    /// What may reach it: the union of its groups' rules. Empty is: nothing.
+    /// What may reach it, and leave it, beside what its groups allow: rules that are in no group. With no egress rule among them, all
+    /// may leave. Empty: nothing may reach it that no group allows, and they decide what may leave; without any, all may.
     pub rules: Vec<Rule>,
+    /// Its groups, and the addresses it may use beside its own.
+    pub policy: PortPolicy,
 }
 
 /// What is wanted of a forward.
@@ -155,6 +166,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     let mut taps = BTreeSet::new();
     for port in &desired.ports {
         check_port(port, &desired.spec)?;
+        check_policy(port, &desired.spec, desired.gateway_mac())?;
         if !macs.insert(port.mac) {
             return Err(bad(
                 format!("the MAC {} is used twice", port.mac),
@@ -183,6 +195,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     if let Some(overlay) = &desired.overlay {
         check_overlay(desired, overlay, macs, addresses)?;
     }
+    check_groups(desired)?;
     check_forwards(desired)
 }
 
@@ -260,6 +273,7 @@ fn check_limits(desired: &DesiredNetwork) -> Result<(), Error> {
         ("ports", desired.ports.len(), NETWORK_MAX_PORTS),
         ("ports on other hosts", remotes, NETWORK_MAX_REMOTES),
         ("forwards", desired.forwards.len(), NETWORK_MAX_FORWARDS),
+        ("groups", desired.groups.len(), NETWORK_MAX_GROUPS),
     ];
     match limits.iter().find(|(_, is, most)| is > most) {
         Some((noun, is, most)) => Err(bad(
@@ -472,6 +486,35 @@ pub enum NetEvent {
         network: NetworkId,
         /// The port.
         port: PortId,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// A client that is no port took or renewed an address of the network's pool.
+    ClientLeased {
+        /// The network.
+        network: NetworkId,
+        /// The client's MAC.
+        mac: Mac,
+        /// The address.
+        address: Ipv4Addr,
+        /// When the lease ends.
+        until: Timestamp,
+    },
+    /// A client gave an address of the pool back.
+    ClientReleased {
+        /// The network.
+        network: NetworkId,
+        /// The client's MAC.
+        mac: Mac,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// A client says that an address of the pool is in use by another. It rests.
+    ClientDeclined {
+        /// The network.
+        network: NetworkId,
+        /// The client's MAC.
+        mac: Mac,
         /// The address.
         address: Ipv4Addr,
     },

@@ -154,11 +154,16 @@ impl SimNetwork {
         to_port: Option<u16>,
     ) -> bool {
         self.lock().networks.get(&network).is_some_and(|one| {
-            one.wanted
-                .ports
-                .iter()
-                .filter(|p| p.id == port)
-                .any(|p| crate::plan::allows(&p.rules, protocol, from, to_port))
+            let policies = crate::plan::policy::Policies::new(&one.wanted);
+            let packet = |to| crate::plan::policy::Packet {
+                from: from.into(),
+                to,
+                protocol,
+                to_port,
+                icmp: None,
+            };
+            let mut ports = one.wanted.ports.iter().filter(|p| p.id == port);
+            ports.any(|p| policies.allows(p, vbm_core::Direction::Ingress, &packet(p.address.into())))
         })
     }
 

@@ -2,23 +2,25 @@
 
 use super::{
     HostShared,
-    apply::{self, Run},
+    apply::Run,
     link::Links,
     netns::NetNs,
     nic::Place,
     overlay::{self, Underlay},
     record::{self, Record},
+    rules::{self, Standing},
     sysctl, teardown,
 };
 use crate::{
     DesiredNetwork, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
     dhcp::{
         Leases, ServerConfig,
-        server::{Context, Server},
+        server::{Beginning, Context, Server},
+        store::Forgetful,
     },
     model::gateway_mac,
     names,
-    plan::{Transit, guard, inside},
+    plan::Transit,
     sim::{nic_in_use, not_here},
 };
 use std::{sync::Arc, time::Duration};
@@ -50,6 +52,8 @@ pub(crate) struct Actor {
     ns: NetNs,
     wanted: Option<Validated<DesiredNetwork>>,
     transit: Option<Transit>,
+    /// Guard and rules as they were read back last.
+    standing: Option<Standing>,
     /// Whether the last `ensure` went well.
     ready: bool,
     server: Option<Server>,
@@ -65,6 +69,7 @@ impl Actor {
             id,
             wanted: None,
             transit: None,
+            standing: None,
             ready: false,
             server: None,
             leases: Leases::new(),
@@ -100,12 +105,21 @@ impl Actor {
 
     async fn ensure(&mut self, wanted: Validated<DesiredNetwork>) -> Result<NetworkSeen, NetError> {
         let first = !self.ready;
+        // Only what was held is a ground to stand on.
+        let before = self.wanted.take();
         self.ready = false;
-        let (wanted, underlay) = self.fit(wanted).await?;
+        let (wanted, underlay) = match self.fit(wanted).await {
+            Ok(fits) => fits,
+            Err(error) => {
+                self.wanted = before;
+                return Err(error);
+            }
+        };
         // From here on NICs open by what is wanted now, and only if the kernel holds it.
         let wanted = self.wanted.insert(wanted);
         let applied = Run::new(&self.shared, wanted, underlay.as_ref(), first)
-            .apply()
+            .after(before.as_ref().filter(|_| !first))
+            .apply(&mut self.standing)
             .await?;
         self.transit = applied.transit;
         let mut changed = applied.changed;
@@ -163,7 +177,15 @@ impl Actor {
             events: self.shared.events.clone(),
             tracker: self.shared.tracker.clone(),
         };
-        let server = Server::start(socket, bridge, config, self.leases.clone(), context).map_err(failed)?;
+        let begin = Beginning {
+            socket,
+            interface: bridge,
+            config,
+            leases: self.leases.clone(),
+            store: Box::new(Forgetful),
+            kept: Vec::new(),
+        };
+        let server = Server::start(begin, context).map_err(failed)?;
         self.server = Some(server);
         changed.push("DHCP server".into());
         Ok(())
@@ -226,6 +248,7 @@ impl Actor {
         // The socket holds the namespace.
         self.server = None;
         self.wanted = None;
+        self.standing = None;
         self.leases.clear();
         self.ready = false;
         self.transit = None;
@@ -293,10 +316,11 @@ impl Actor {
         Ok(nic)
     }
 
-    /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened.
+    /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened, unless the kernel says that nobody
+    /// changed it since it was read back last.
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
-        apply::verify_guard(&guard::render(wanted), &self.ns).await?;
-        apply::verify_rules(&inside::render(wanted, self.transit), &self.ns).await?;
+        let want = rules::Wanted::new(wanted, self.transit);
+        rules::check(&self.ns, want, self.standing.as_ref()).await?;
         match sysctl::check(&self.ns, sysctl::groups()).await? {
             None => Ok(()),
             Some(detail) => Err(NetError::NotVerified {

@@ -1,9 +1,9 @@
 //! The guard: who a port may pretend to be, and what may be put on its wire. nft, family bridge.
 //!
 //! ```text
-//!   tap --> prerouting (drop)  verdict map by tap --> in-<port>: its MAC, its ARP sender, its IPv4 source,
-//!                                                     never a DHCP server, nothing but ARP and IPv4
-//!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IPv4 for its address; DHCP answers to its MAC
+//!   tap --> prerouting (drop)  verdict map by tap --> in-<port>: its MAC, its ARP sender, its source, its neighbours' answers,
+//!                                                     never a DHCP server or router, nothing but ARP and IP
+//!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IP for its address; DHCP answers to its MAC
 //! ```
 //!
 //!   vx0 --> prerouting          --> in-vx0: MAC and IPv4 source of a known remote port, together; never the gateway's, never
@@ -14,10 +14,12 @@
 //! What a remote port may be is an element of a set, so a thousand of them cost a packet what one does.
 //!
 //! It runs at priority -300, before `br_netfilter` hands packets to iptables, so no `ESTABLISHED` can overtake
-//! it. A tap that the maps do not name carries nothing. Networks are IPv4 only for now: IPv6, and with it router
-//! advertisements, is dropped like every other protocol. ARP probes (RFC 5227, sender 0.0.0.0) pass.
+//! it. A tap that the maps do not name carries nothing. ARP probes (RFC 5227, sender 0.0.0.0) pass. A port without an address
+//! of IPv6 neither says nor hears anything of it; how one with such an address may, is in [`super::guard6`].
 
+use super::guard6;
 use crate::{DesiredNetwork, DesiredPort, Validated, names};
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -120,6 +122,9 @@ fn no_dhcp() -> [String; 2] {
 }
 
 fn from_port(port: &DesiredPort) -> Vec<String> {
+    if !port.policy.pairs.is_empty() {
+        return from_port_of_many(port);
+    }
     let (mac, ip) = (port.mac, port.address);
     vec![
         format!("ether saddr != {mac} drop"),
@@ -134,17 +139,64 @@ fn from_port(port: &DesiredPort) -> Vec<String> {
     ]
 }
 
+/// The same where a port may use more than one address. Each is allowed with its MAC; what none names is dropped.
+fn from_port_of_many(port: &DesiredPort) -> Vec<String> {
+    let identities = port.identities();
+    let macs: BTreeSet<Mac> = identities.iter().map(|(mac, _)| *mac).collect();
+    let of_ipv4 = || identities.iter().filter(|(_, net)| matches!(net, IpNet::V4(_)));
+    let mut lines: Vec<String> = macs
+        .iter()
+        .map(|m| format!("ether saddr {m} arp operation 1 arp saddr ether {m} arp saddr ip 0.0.0.0 accept"))
+        .collect();
+    lines.extend(of_ipv4().map(|(m, net)| {
+        format!(
+            "ether saddr {m} arp saddr ether {m} arp saddr ip {} accept",
+            spelled(net)
+        )
+    }));
+    lines.push("ether type 0x0806 drop".into());
+    lines.push(format!(
+        "ether saddr {} ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+        port.mac
+    ));
+    lines.push("udp sport 67 drop".into());
+    lines.extend(of_ipv4().map(|(m, net)| format!("ether saddr {m} ip saddr {} accept", spelled(net))));
+    if port.has_ipv6() {
+        lines.extend(guard6::from_port(&identities, &macs));
+    }
+    lines.push("drop".into());
+    lines
+}
+
+/// As nft prints it: a single address without its length.
+pub(super) fn spelled(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.trunc().to_string()
+    }
+}
+
 fn to_port(port: &DesiredPort) -> Vec<String> {
     let mac: String = port.mac.octets().iter().map(|b| format!("{b:02x}")).collect();
-    vec![
-        "ether type 0x0806 accept".into(),
-        format!("ip daddr {} accept", port.address),
-        format!(
-            "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
-            mac.trim_start_matches('0')
-        ),
-        "drop".into(),
-    ]
+    let mut nets: Vec<IpNet> = Vec::new();
+    for (_, net) in port.identities() {
+        if !nets.contains(&net) {
+            nets.push(net);
+        }
+    }
+    let mut lines = vec!["ether type 0x0806 accept".into()];
+    let of_ipv4 = nets.iter().filter(|net| matches!(net, IpNet::V4(_)));
+    lines.extend(of_ipv4.map(|net| format!("ip daddr {} accept", spelled(net))));
+    lines.push(format!(
+        "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
+        mac.trim_start_matches('0')
+    ));
+    if port.has_ipv6() {
+        lines.extend(guard6::to_port(&nets));
+    }
+    lines.push("drop".into());
+    lines
 }
 
 /// Reads `nft -s -nn list table bridge vbm`.
@@ -229,6 +281,49 @@ pub fn diff(want: &Guard, have: &Guard) -> (String, Vec<String>) {
         return (whole(want), vec!["the guard".into()]);
     }
     changes(want, have)
+}
+
+/// The chains and elements that a change wrote: those of `want` that differ from `have`.
+pub fn changed(want: &Guard, have: &Guard) -> Guard {
+    let differs = |name: &&String| want.chains.get(*name) != have.chains.get(*name);
+    let news = |all: &BTreeMap<String, BTreeSet<String>>, old: &BTreeMap<String, BTreeSet<String>>| {
+        let none = BTreeSet::new();
+        let new = |name: &String, e: &BTreeSet<String>| {
+            e.difference(old.get(name).unwrap_or(&none)).cloned().collect()
+        };
+        all.iter().map(|(name, e)| (name.clone(), new(name, e))).collect()
+    };
+    Guard {
+        chains: want
+            .chains
+            .keys()
+            .filter(differs)
+            .map(|n| (n.clone(), want.chains[n].clone()))
+            .collect(),
+        maps: news(&want.maps, &have.maps),
+        sets: news(&want.sets, &have.sets),
+    }
+}
+
+/// Inputs for `nft -f` that print chains and elements; they fail where one is missing. One thing each: of two chains in one input nft
+/// 1.0.6 finds the last only, and a chain beside an element makes it read the whole table.
+pub fn asking(some: &Guard) -> Vec<String> {
+    let t = names::GUARD_TABLE;
+    let chain = |c: &String| format!("list chain bridge {t} {c}\n");
+    let mut scripts: Vec<String> = some.chains.keys().map(chain).collect();
+    for (name, elements) in some.maps.iter().chain(&some.sets) {
+        let keys: Vec<&str> = elements
+            .iter()
+            .map(|e| e.split(" : ").next().unwrap_or(e))
+            .collect();
+        if !keys.is_empty() {
+            scripts.push(format!(
+                "get element bridge {t} {name} {{ {} }}\n",
+                keys.join(", ")
+            ));
+        }
+    }
+    scripts
 }
 
 /// The whole table, replacing what stands.

@@ -64,7 +64,16 @@ pub(crate) fn can_run() -> bool {
             "this test needs {name}; run it as root, or set VBM_LEAVE_OUT={name}"
         );
     }
-    for program in ["ip", "busybox", "iptables-save", "nft", "conntrack", "udhcpc"] {
+    for program in [
+        "ip",
+        "busybox",
+        "iptables-save",
+        "ip6tables-save",
+        "ipset",
+        "nft",
+        "conntrack",
+        "udhcpc",
+    ] {
         let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
             .iter()
             .any(|d| Path::new(d).join(program).exists());
@@ -381,6 +390,7 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         address: Ipv4Addr::new(10, 9, 0, 10 + i),
         hostname: format!("guest-{i}").parse().unwrap(),
         rules: Vec::new(),
+        policy: Default::default(),
     });
     let ports = ports.collect();
     DesiredNetwork {
@@ -390,11 +400,33 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         ports,
         forwards: vec![],
         overlay: None,
+        groups: vec![],
     }
 }
 
 pub(crate) fn open_port(wanted: &mut DesiredNetwork, port: usize, rules: &[&str]) {
     wanted.ports[port].rules = rules.iter().map(|r| r.parse().unwrap()).collect();
+}
+
+/// Puts ports into a group of its own; makes it where it is not there yet.
+pub(crate) fn group_of(wanted: &mut DesiredNetwork, number: u128, rules: &[&str], ports: &[usize]) {
+    let id = vbm_core::GroupId::from_uuid(Uuid::from_u128(number));
+    wanted.groups.retain(|g| g.id != id);
+    wanted.groups.push(vbm_net::DesiredGroup {
+        id,
+        name: format!("group-{number}").parse().unwrap(),
+        spec: vbm_core::GroupSpec {
+            rules: rules.iter().map(|r| r.parse().unwrap()).collect(),
+            egress_closed: false,
+        },
+        members: vec![],
+    });
+    for (n, port) in wanted.ports.iter_mut().enumerate() {
+        port.policy.groups.retain(|g| *g != id);
+        if ports.contains(&n) {
+            port.policy.groups.push(id);
+        }
+    }
 }
 
 pub(crate) fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize, target_port: u16) {

@@ -3,7 +3,9 @@
 use super::Agent;
 use crate::methods::WantedNetwork;
 use vbm_core::{Error, NetworkId, NetworkStatus, Result};
-use vbm_net::{DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, RemotePort};
+use vbm_net::{
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, PortPolicy, RemotePort,
+};
 
 impl Agent {
     pub(super) async fn network_ensure(&self, wanted: WantedNetwork) -> Result<NetworkStatus> {
@@ -38,6 +40,16 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         address: p.address,
         hostname: p.hostname,
         rules: p.rules,
+        policy: PortPolicy {
+            groups: p.groups,
+            pairs: p.pairs,
+        },
+    };
+    let group = |g: crate::methods::WantedGroup| DesiredGroup {
+        id: g.id,
+        name: g.name,
+        spec: g.spec,
+        members: g.members,
     };
     let forward = |f: crate::methods::WantedForward| DesiredForward {
         id: f.id,
@@ -64,5 +76,6 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         ports: wanted.ports.into_iter().map(port).collect(),
         forwards: wanted.forwards.into_iter().map(forward).collect(),
         overlay: wanted.overlay.map(overlay),
+        groups: wanted.groups.into_iter().map(group).collect(),
     }
 }

@@ -126,6 +126,9 @@ pub(super) enum Command {
     /// Ports: who has which address
     #[command(subcommand)]
     Port(Port),
+    /// Networks seen from a packet: what passes, and why
+    #[command(subcommand)]
+    Net(Net),
     /// Security groups: what may reach a VM
     #[command(subcommand)]
     Group(Group),
@@ -184,7 +187,10 @@ pub(super) struct Launch {
     #[arg(long, value_name = "SIZE")]
     pub(super) disk: Option<String>,
     /// A NIC on this network; may be repeated
-    #[arg(long = "network", value_name = "NET[,address=IP][,mac=MAC][,group=GROUP]")]
+    #[arg(
+        long = "network",
+        value_name = "NET[,address=IP][,address6=IP][,mac=MAC][,group=GROUP]"
+    )]
     pub(super) networks: Vec<String>,
     /// A security group for each NIC; may be repeated
     #[arg(long = "group", value_name = "GROUP")]

@@ -53,10 +53,15 @@ fn too_much(text: &str) -> Error {
 
 /// `web1 is running: 10.0.0.2 on lan`.
 fn told(vm: &VmView) -> String {
-    let nics = vm
-        .nics
-        .iter()
-        .map(|nic| format!("{} on {}", nic.port.spec.address, nic.network_name));
+    let nics = vm.nics.iter().map(|nic| {
+        let six = nic
+            .port
+            .spec
+            .address6
+            .map(|a| format!(" and {a}"))
+            .unwrap_or_default();
+        format!("{}{six} on {}", nic.port.spec.address, nic.network_name)
+    });
     let nics = nics.collect::<Vec<_>>().join(", ");
     let head = format!("{} is {}", vm.vm.meta.name, vm.vm.status.power);
     if nics.is_empty() {

@@ -3,7 +3,10 @@
 use crate::api::{
     CreateForward, CreateNetwork, LaunchRequest, NicRequest, default_memory_mib, default_vcpus,
 };
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 use vbm_core::{DriverKind, Mac, Name, NetworkMode, Protocol};
 
 impl LaunchRequest {
@@ -67,6 +70,7 @@ impl NicRequest {
         Self {
             network: network.into(),
             address: None,
+            address6: None,
             mac: None,
             groups: Vec::new(),
         }
@@ -76,6 +80,13 @@ impl NicRequest {
     #[must_use]
     pub const fn address(mut self, address: Ipv4Addr) -> Self {
         self.address = Some(address);
+        self
+    }
+
+    /// Its IPv6 address.
+    #[must_use]
+    pub const fn address6(mut self, address: Ipv6Addr) -> Self {
+        self.address6 = Some(address);
         self
     }
 
@@ -105,10 +116,16 @@ impl CreateNetwork {
             gateway: None,
             pool_first: None,
             pool_last: None,
+            pools: Vec::new(),
+            excluded: Vec::new(),
+            reservations: Vec::new(),
+            quarantine_seconds: None,
+            ipv6: None,
             dns: Vec::new(),
             domain: None,
             mtu: None,
             lease_seconds: None,
+            dhcp: vbm_core::DhcpSpec::default(),
         }
     }
 }

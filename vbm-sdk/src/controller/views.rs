@@ -89,6 +89,7 @@ impl Tables {
         NetworkView {
             network: network.clone(),
             ports: ports as u64,
+            usage: None,
         }
     }
 

@@ -106,6 +106,7 @@ async fn a_rule_is_in_force_when_its_operation_is_done() {
     let groups = SetGroups {
         groups: vec!["web".into()],
         network: None,
+        pairs: None,
     };
     through(&client, client.vms().set_groups("web", groups).await)
         .await

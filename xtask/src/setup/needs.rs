@@ -20,6 +20,13 @@ pub(crate) enum Need {
     Node,
     Npm,
     Chromium,
+    Dhclient,
+    Dhcpcd,
+    Networkd,
+    Tshark,
+    Perfdhcp,
+    Kea,
+    Dnsmasq,
 }
 
 /// Where a need is met: `program` (or `busybox_applet` of a busybox that is there), else by installing `package`.
@@ -32,7 +39,7 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::Qemu,
         Self::QemuImg,
         Self::Redis,
@@ -50,6 +57,13 @@ impl Need {
         Self::Node,
         Self::Npm,
         Self::Chromium,
+        Self::Dhclient,
+        Self::Dhcpcd,
+        Self::Networkd,
+        Self::Tshark,
+        Self::Perfdhcp,
+        Self::Kea,
+        Self::Dnsmasq,
     ];
 
     pub(super) fn entry(self) -> Entry {
@@ -122,6 +136,43 @@ impl Need {
                 &["chromium"],
                 "chromium",
                 "the browser that the page is tested in",
+            ),
+            Self::Dhclient => plain(
+                &["dhclient"],
+                "isc-dhcp-client",
+                "a DHCP client in a namespace, to test our server",
+            ),
+            // Without the service that `dhcpcd` would start.
+            Self::Dhcpcd => plain(
+                &["dhcpcd"],
+                "dhcpcd-base",
+                "a DHCP client in a namespace, to test our server",
+            ),
+            // systemd-networkd itself is not on the search path.
+            Self::Networkd => plain(
+                &["networkctl"],
+                "systemd",
+                "a DHCP client in a namespace, to test our server",
+            ),
+            Self::Tshark => plain(
+                &["tshark"],
+                "tshark",
+                "reads the frames of our DHCP server: another decoder than ours",
+            ),
+            Self::Perfdhcp => plain(
+                &["perfdhcp"],
+                "kea-admin",
+                "thousands of DHCP clients, to test and measure servers",
+            ),
+            Self::Kea => plain(
+                &["kea-dhcp4"],
+                "kea-dhcp4-server",
+                "the DHCP server that ours is measured beside",
+            ),
+            Self::Dnsmasq => plain(
+                &["dnsmasq"],
+                "dnsmasq-base",
+                "the DHCP server that ours is measured beside",
             ),
         }
     }

@@ -69,7 +69,10 @@ fn world() -> World {
         group,
         Group {
             meta: meta(group, "web"),
-            spec: GroupSpec { rules },
+            spec: GroupSpec {
+                rules,
+                egress_closed: false,
+            },
         },
     );
     for path in ["a", "b"] {
@@ -116,7 +119,9 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         mac: Mac::local(n.into()),
         address: [10, 0, 0, n].into(),
         pinned: false,
+        address6: None,
         groups,
+        pairs: Vec::new(),
     };
     world.ports.insert(
         port,
@@ -181,8 +186,22 @@ fn a_node_holds_the_ports_rules_and_forwards_of_its_own_vms_only() {
         (a.networks[0].forwards.len(), b.networks[0].forwards.len()),
         (0, 1)
     );
-    assert_eq!(a.networks[0].ports[0].rules, ["tcp/80".parse().unwrap()]);
+    let group = &a.networks[0].groups[0];
+    assert_eq!(group.spec.rules, ["tcp/80".parse().unwrap()]);
+    assert_eq!(a.networks[0].ports[0].groups, [group.id]);
+    assert!(group.members.is_empty(), "no rule speaks of it");
     assert_eq!(a.networks[0].ports[0].hostname.as_str(), "vm5");
+}
+
+#[test]
+fn a_node_is_told_the_members_that_are_elsewhere_of_groups_that_its_rules_speak_of() {
+    let mut world = world();
+    add_vm(&mut world, 5, Some("a"));
+    add_vm(&mut world, 6, Some("b"));
+    let id = *world.groups.keys().next().unwrap();
+    world.groups.get_mut(&id).unwrap().spec = GroupSpec::default_group();
+    let a = world.node_plan(&"a".parse().unwrap());
+    assert_eq!(a.networks[0].groups[0].members, ["10.0.0.6/32".parse().unwrap()]);
 }
 
 #[test]
