@@ -56,7 +56,7 @@ pub use id::{
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
 pub use name::Name;
-pub use network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
+pub use network::{MetadataMode, Network, NetworkMode, NetworkSpec, NetworkStatus};
 pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};

@@ -22,6 +22,14 @@ pub const PORT_MAX_GROUPS: usize = 16;
 pub const GROUP_MAX_RULES: usize = 256;
 /// The most DNS servers a network hands out.
 pub const NETWORK_MAX_DNS_SERVERS: usize = 4;
+/// The most DNS servers that a network's gateway asks.
+pub const NETWORK_MAX_DNS_UPSTREAMS: usize = 4;
+/// The most user data of a VM, decoded.
+pub const USER_DATA_MAX_BYTES: usize = 64 * 1024;
+/// The most SSH keys of a VM.
+pub const VM_MAX_SSH_KEYS: usize = 32;
+/// The longest line of an SSH key: one of RSA with 16,384 bits has 3 KiB.
+pub const SSH_KEY_MAX_BYTES: usize = 8 * 1024;
 /// The smallest IPv4 network: a /30 has two usable addresses, the gateway and one VM.
 pub const NETWORK_MAX_PREFIX_BITS: u8 = 30;
 /// The largest IPv4 network.

@@ -64,6 +64,7 @@ impl<'a> Fixture<'a> {
             vni: VNI_FIRST + expect(u32::try_from(number), "a number of 24 bits"),
             local: UNDERLAY,
             remotes: remotes.collect(),
+            names: std::collections::BTreeMap::new(),
         }
     }
 

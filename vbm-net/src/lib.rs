@@ -23,6 +23,8 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
+//! | [`dns`] | the names of the VMs, and the way to the world's; what is answered is pure |
+//! | [`metadata`] | what a VM is told of itself over HTTP; what is answered is pure |
 //! | [`names`] | every name that is given to something on a host |
 //! | [`doctor`] | what of ours is on this host, whoever made it |
 //! | [`conformance`] | what every backend must do |
@@ -90,13 +92,17 @@
 pub mod backend;
 pub mod conformance;
 pub mod dhcp;
+pub mod dns;
 pub mod doctor;
+mod door;
 mod error;
 mod host;
 pub mod ipam;
+pub mod metadata;
 pub mod model;
 pub mod names;
 pub mod plan;
+mod rate;
 mod sim;
 
 pub use backend::NetworkBackend;
@@ -106,6 +112,6 @@ pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent, NetworkSeen, Nic,
-    NicKind, PortSeen, RemotePort, Validated, gateway_mac,
+    NicKind, PortSeen, RemotePort, ServicesSeen, Validated, gateway_mac,
 };
 pub use sim::SimNetwork;

@@ -6,7 +6,12 @@
 
 use crate::{NetError, names};
 use ipnet::Ipv4Net;
-use std::{collections::BTreeSet, net::Ipv4Addr, ops::Deref, os::fd::OwnedFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    ops::Deref,
+    os::fd::OwnedFd,
+};
 use vbm_core::{
     Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
     Timestamp,
@@ -50,6 +55,8 @@ pub struct DesiredOverlay {
     /// All ports of the network that are on other hosts. One that is a port of this host too, with MAC and address, is on
     /// its way here: it is ready here, and reached where it was until it sends its first frame here.
     pub remotes: Vec<RemotePort>,
+    /// The host names of ports on other hosts, by address: DNS answers them. Those of addresses that no remote port has are refused.
+    pub names: BTreeMap<Ipv4Addr, Name>,
 }
 
 /// A port on another host.
@@ -99,6 +106,14 @@ impl DesiredNetwork {
     /// The gateway's MAC: derived from the id, so it is the same on every host and after every restart.
     pub fn gateway_mac(&self) -> Mac {
         gateway_mac(self.id)
+    }
+
+    /// The DNS servers that VMs are told of: those of the network, else the gateway where it answers DNS.
+    pub fn dns_told(&self) -> Vec<Ipv4Addr> {
+        if self.spec.dns.is_empty() && self.spec.serve_dns {
+            return vec![self.spec.gateway];
+        }
+        self.spec.dns.clone()
     }
 }
 
@@ -240,6 +255,13 @@ fn check_overlay(
             ));
         }
     }
+    if let Some((address, name)) = overlay.names.iter().find(|(a, _)| !their_addresses.contains(a)) {
+        return Err(bad(
+            format!("the name {name} leads nowhere"),
+            format!("no port on another host has its address {address}"),
+            "name only remote ports",
+        ));
+    }
     Ok(())
 }
 
@@ -378,8 +400,20 @@ pub struct NetworkSeen {
     pub mtu: u16,
     /// Its ports.
     pub ports: Vec<PortSeen>,
+    /// What its services have done.
+    pub services: ServicesSeen,
     /// What this call had to change, one line each; empty when all was as wanted. Empty from `inventory`.
     pub changed: Vec<String>,
+}
+
+/// What the services of a network have done since this process began to serve them; `None`: not served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServicesSeen {
+    /// DNS.
+    pub dns: Option<crate::dns::DnsSeen>,
+    /// Metadata.
+    pub metadata: Option<crate::metadata::MetadataSeen>,
 }
 
 /// What is seen of a port on this host.

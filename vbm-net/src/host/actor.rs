@@ -8,6 +8,7 @@ use super::{
     nic::Place,
     overlay::{self, Underlay},
     record::{self, Record},
+    services::Services,
     sysctl, teardown,
 };
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
         Leases, ServerConfig,
         server::{Context, Server},
     },
+    metadata::Instance,
     model::gateway_mac,
     names,
     plan::{Transit, guard, inside},
@@ -41,6 +43,7 @@ pub(crate) enum Command {
     Remove(Answer<Vec<String>>),
     OpenNic(PortId, NicKind, Answer<Nic>),
     CloseNic(PortId, Answer<()>),
+    Describe(PortId, Option<Box<Instance>>, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
 }
 
@@ -53,6 +56,7 @@ pub(crate) struct Actor {
     /// Whether the last `ensure` went well.
     ready: bool,
     server: Option<Server>,
+    services: Services,
     leases: Leases,
 }
 
@@ -67,6 +71,7 @@ impl Actor {
             transit: None,
             ready: false,
             server: None,
+            services: Services::default(),
             leases: Leases::new(),
             shared: Arc::clone(&shared),
         };
@@ -94,6 +99,9 @@ impl Actor {
             Command::Remove(answer) => drop(answer.send(self.remove().await)),
             Command::OpenNic(port, kind, answer) => drop(answer.send(self.open_nic(port, kind).await)),
             Command::CloseNic(port, answer) => drop(answer.send(self.close_nic(port).await)),
+            Command::Describe(port, instance, answer) => {
+                drop(answer.send(self.describe(port, instance.map(|i| *i))));
+            }
             Command::Look(answer) => drop(answer.send(self.look().await)),
         }
     }
@@ -111,6 +119,12 @@ impl Actor {
         let mut changed = applied.changed;
         self.serve(applied.bridge, &mut changed).await?;
         self.shared.step("dhcp");
+        if let Some(wanted) = &self.wanted {
+            self.services
+                .serve(&self.shared, &self.ns, applied.bridge, wanted, &mut changed)
+                .await?;
+        }
+        self.shared.step("services");
         self.ready = true;
         if !changed.is_empty() {
             tracing::info!(network = %self.id, changes = changed.len(), "the network is as wanted");
@@ -195,6 +209,7 @@ impl Actor {
             ready: self.ready,
             mtu: self.wanted.as_ref().map_or(0, |w| w.spec.mtu),
             ports: ports.collect(),
+            services: self.services.seen(),
             changed: Vec::new(),
         }
     }
@@ -223,8 +238,9 @@ impl Actor {
     }
 
     async fn remove(&mut self) -> Result<Vec<String>, NetError> {
-        // The socket holds the namespace.
+        // The sockets hold the namespace.
         self.server = None;
+        self.services.stop();
         self.wanted = None;
         self.leases.clear();
         self.ready = false;
@@ -304,6 +320,15 @@ impl Actor {
                 detail,
             }),
         }
+    }
+
+    fn describe(&mut self, port: PortId, instance: Option<Instance>) -> Result<(), NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        if !wanted.ports.iter().any(|p| p.id == port) {
+            return Err(not_here("port", port));
+        }
+        self.services.describe(wanted, port, instance);
+        Ok(())
     }
 
     async fn close_nic(&mut self, port: PortId) -> Result<(), NetError> {

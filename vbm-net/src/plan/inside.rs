@@ -7,7 +7,7 @@
 //!                   br0 -> vx0, bridged               accept: the groups of the far host decide
 //!                   anything -> br0   (bridged between VMs, routed, forwarded)  -> VBM-TO
 //!   OUTPUT          anything -> br0   (the gateway itself)                      -> VBM-TO
-//!   INPUT (drop)    answers; ping to the gateway from br0
+//!   INPUT (drop)    answers; from br0: ping to the gateway, DNS at its address, metadata at 169.254.169.254
 //!   VBM-TO          by destination address -> VBM-P-<port> -> its rules, else drop
 //! ```
 //!
@@ -19,9 +19,15 @@ use super::{
     Transit,
     tables::{Tables, chain},
 };
-use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, names};
-use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::{ForwardId, NetworkMode, Protocol, Rule, network::VXLAN_PORT};
+use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, dns, metadata, names};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+use vbm_core::{
+    ForwardId, NetworkMode, Protocol, Rule,
+    network::{METADATA_ADDRESS, VXLAN_PORT},
+};
 
 /// ICMP echo request (RFC 792).
 const ICMP_ECHO_REQUEST: u8 = 8;
@@ -36,7 +42,9 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
         "-d {}/32 -i {br} -p icmp -m icmp --icmp-type {ICMP_ECHO_REQUEST} -j ACCEPT",
         net.spec.gateway
     );
-    chain(&mut filter, "INPUT", Some("DROP"), vec![ANSWERS.into(), ping]);
+    let mut input = vec![ANSWERS.into(), ping];
+    input.extend(services(net));
+    chain(&mut filter, "INPUT", Some("DROP"), input);
     let mut forward = vec!["-m conntrack --ctstate INVALID -j DROP".into(), ANSWERS.into()];
     if transit.is_some() {
         // Else a VM could speak VXLAN to another host in this one's name, and so be in any network there.
@@ -71,6 +79,23 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
         chain(&mut filter, names::port_chain(port.id), None, port_rules(port));
     }
     Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))])
+}
+
+/// What VMs may reach of the gateway's services, from the bridge and nowhere else.
+fn services(net: &DesiredNetwork) -> Vec<String> {
+    let br = names::BRIDGE;
+    let open = |to: Ipv4Addr, protocol: &str, port: u16| {
+        format!("-d {to}/32 -i {br} -p {protocol} -m {protocol} --dport {port} -j ACCEPT")
+    };
+    let mut rules = Vec::new();
+    if net.spec.serve_dns {
+        let gateway = net.spec.gateway;
+        rules.extend(["udp", "tcp"].map(|protocol| open(gateway, protocol, dns::PORT)));
+    }
+    if net.spec.serves_metadata() {
+        rules.push(open(METADATA_ADDRESS, "tcp", metadata::PORT));
+    }
+    rules
 }
 
 fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tables::Table {
@@ -219,6 +244,25 @@ mod tests {
         for chain in ["INPUT", "FORWARD"] {
             assert_eq!(tables["filter"][chain].policy.as_deref(), Some("DROP"));
         }
+    }
+
+    #[test]
+    fn the_gateways_services_are_open_to_the_bridge_alone_and_shut_where_they_are_off() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        let open = lines(&render(&lab(NetworkMode::Nat), None), "filter", "INPUT");
+        assert!(open.ends_with(
+            "-d 10.77.0.1/32 -i br0 -p udp -m udp --dport 53 -j ACCEPT\n\
+             -d 10.77.0.1/32 -i br0 -p tcp -m tcp --dport 53 -j ACCEPT\n\
+             -d 169.254.169.254/32 -i br0 -p tcp -m tcp --dport 80 -j ACCEPT"
+        ));
+        net.spec.serve_dns = false;
+        net.spec.metadata = vbm_core::MetadataMode::Off;
+        let shut = lines(
+            &render(&Validated::<DesiredNetwork>::new(net).unwrap(), None),
+            "filter",
+            "INPUT",
+        );
+        assert!(!shut.contains("--dport"), "{shut}");
     }
 
     #[test]
