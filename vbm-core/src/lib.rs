@@ -25,6 +25,7 @@ pub mod error;
 pub mod event;
 pub mod forward;
 pub mod group;
+pub mod guest;
 pub mod id;
 pub mod image;
 pub mod limits;
@@ -50,6 +51,7 @@ pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
 pub use event::{Event, EventKind};
 pub use forward::{Forward, ForwardSpec};
 pub use group::{Direction, Group, GroupSpec, PortRange, Protocol, Rule};
+pub use guest::{GuestData, UserData};
 pub use id::{
     EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId, VolumeId,
 };

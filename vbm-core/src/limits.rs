@@ -24,8 +24,8 @@ pub const GROUP_MAX_RULES: usize = 256;
 pub const NETWORK_MAX_DNS_SERVERS: usize = 4;
 /// The most DNS servers that a network's gateway asks.
 pub const NETWORK_MAX_DNS_UPSTREAMS: usize = 4;
-/// The most user data of a VM, decoded.
-pub const USER_DATA_MAX_BYTES: usize = 64 * 1024;
+/// The most user data of a VM, decoded: as much as EC2 takes.
+pub const USER_DATA_MAX_BYTES: usize = 16 * 1024;
 /// The most SSH keys of a VM.
 pub const VM_MAX_SSH_KEYS: usize = 32;
 /// The longest line of an SSH key: one of RSA with 16,384 bits has 3 KiB.

@@ -2,6 +2,8 @@
 //!
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
+pub mod services;
+
 use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
     RemotePort,
@@ -107,6 +109,9 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     calls_for_one_network_may_overlap(backend, &fixture).await;
     a_network_may_span_hosts_and_its_remote_ports_come_and_go(backend, &fixture).await;
     a_remote_port_that_makes_no_sense_is_refused(backend, &fixture).await;
+    services::what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(backend, &fixture).await;
+    services::what_is_too_large_or_of_no_port_is_not_told(backend, &fixture).await;
+    services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
 }
 
 /// See its name.

@@ -15,9 +15,9 @@ use std::{
     time::Duration,
 };
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation, Mac, MissingFacet,
-    Name, NetworkId, NetworkSpec, NetworkStatus, NodePath, OperationId, PortId, PowerState, Protocol, Rule,
-    SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
+    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation, GuestData, Mac,
+    MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath, OperationId, PortId, PowerState,
+    Protocol, Rule, SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::Method;
 
@@ -163,6 +163,9 @@ pub struct WantedOverlay {
     pub local: Ipv4Addr,
     /// All ports of the network that are on other nodes.
     pub remotes: Vec<WantedRemote>,
+    /// The host names of those ports, by address.
+    #[serde(default)]
+    pub names: Vec<(Ipv4Addr, Name)>,
 }
 
 /// A port on another node.
@@ -243,6 +246,9 @@ pub struct WantedVm {
     /// The snapshot to go back to.
     #[serde(default)]
     pub revert: Option<VmRevert>,
+    /// What the guest is given to read.
+    #[serde(default)]
+    pub guest: GuestData,
 }
 
 /// A VM that shall go to another node.

@@ -346,6 +346,11 @@ impl Keeper {
 impl Agent {
     pub(super) async fn vm_ensure(&self, wanted: WantedVm) -> Result<VmStatus> {
         let keeper = self.keeper(wanted.driver, wanted.id, false);
+        // For one that runs already, and was taken up by an agent that was just started. Its networks may not be here yet: it
+        // is said again before a VM starts, and with each later call.
+        if let Err(error) = self.describe(&wanted).await {
+            tracing::debug!(vm = %wanted.id, %error, "its metadata is not told yet");
+        }
         keeper.want(wanted);
         Ok(keeper.status())
     }

@@ -1,9 +1,9 @@
 //! Networks, as the controller wants them on this node.
 
 use super::Agent;
-use crate::methods::WantedNetwork;
+use crate::methods::{WantedNetwork, WantedVm};
 use vbm_core::{Error, NetworkId, NetworkStatus, Result};
-use vbm_net::{DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, RemotePort};
+use vbm_net::{DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, RemotePort, metadata::Instance};
 
 impl Agent {
     pub(super) async fn network_ensure(&self, wanted: WantedNetwork) -> Result<NetworkStatus> {
@@ -24,6 +24,27 @@ impl Agent {
             namespace: Some(seen.namespace),
             problem: None,
         })
+    }
+
+    /// Tells the networks of a VM what its guest may read: its own id, name, keys and user data.
+    pub(super) async fn describe(&self, want: &WantedVm) -> Result<()> {
+        let user_data = want.guest.user_data.as_ref().map(|d| d.bytes()).transpose()?;
+        let instance = Instance {
+            id: format!("i-{}", want.id.uuid().simple()),
+            name: Some(want.name.clone()),
+            user_data,
+            ssh_keys: want.guest.ssh_keys.clone(),
+            macs: want.nics.iter().map(|n| n.mac).collect(),
+            node: Some(self.inner.path.to_string()),
+        };
+        for nic in &want.nics {
+            let told = self
+                .inner
+                .networks
+                .describe(nic.network, nic.port, Some(instance.clone()));
+            told.await.map_err(Error::from)?;
+        }
+        Ok(())
     }
 
     pub(super) async fn network_remove(&self, id: NetworkId) -> Result<()> {
@@ -55,6 +76,7 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
     let overlay = |o: crate::methods::WantedOverlay| DesiredOverlay {
         vni: o.vni,
         local: o.local,
+        names: o.names.into_iter().collect(),
         remotes: o.remotes.into_iter().map(remote).collect(),
     };
     DesiredNetwork {

@@ -40,11 +40,14 @@ pub use web::{
 
 use crate::store::Revision;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Mac, Name, Network, NetworkMode, NodePath,
-    Operation, Port, Protocol, Rule, Snapshot, Vm,
+    Boot, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, Mac, MetadataMode, Name, Network,
+    NetworkMode, NodePath, Operation, Port, Protocol, Rule, Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -123,6 +126,9 @@ pub struct LaunchRequest {
     /// Free `key=value` text.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What the guest is given to read: user data and SSH keys.
+    #[serde(default)]
+    pub guest: GuestData,
 }
 
 /// Virtual CPUs of a VM when nobody says otherwise.
@@ -303,6 +309,16 @@ pub struct CreateNetwork {
     /// How long a lease lasts, in seconds.
     #[serde(default)]
     pub lease_seconds: Option<u32>,
+    /// Whether the gateway answers DNS; it does when absent.
+    #[serde(default)]
+    pub serve_dns: Option<bool>,
+    /// DNS servers that the gateway asks; those of the host when empty.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns_upstreams: Vec<IpAddr>,
+    /// The metadata service of its VMs.
+    #[serde(default)]
+    pub metadata: MetadataMode,
 }
 
 /// A network as lists show it.

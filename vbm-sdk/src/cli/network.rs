@@ -95,6 +95,13 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
         mtu: args.mtu,
         // A span is a year at most: that fits.
         lease_seconds: lease.map(|span| u32::try_from(span.as_secs()).unwrap_or(u32::MAX)),
+        serve_dns: args.no_dns.then_some(false),
+        dns_upstreams: args
+            .dns_upstreams
+            .iter()
+            .map(|text| forms::server(text))
+            .collect::<Result<_, _>>()?,
+        metadata: args.metadata.parse()?,
         ..CreateNetwork::new(args.name.parse()?, &*args.cidr)
     })
 }
@@ -132,6 +139,17 @@ fn table(networks: &[NetworkView], now: Timestamp) -> Table {
     table
 }
 
+/// Who answers DNS, and whom it asks.
+fn names(spec: &vbm_core::NetworkSpec) -> String {
+    let asked: Vec<_> = spec.dns_upstreams.iter().map(ToString::to_string).collect();
+    match (spec.serve_dns, spec.forwards_dns(), asked.is_empty()) {
+        (false, ..) => "not served".into(),
+        (true, false, _) => "of its VMs".into(),
+        (true, true, true) => "of its VMs, and the world's by the host's servers".into(),
+        (true, true, false) => format!("of its VMs, and the world's by {}", asked.join(", ")),
+    }
+}
+
 fn detail(view: &NetworkView, now: Timestamp) -> String {
     let (spec, status) = (&view.network.spec, &view.network.status);
     let mut lines = Lines::default();
@@ -150,7 +168,9 @@ fn detail(view: &NetworkView, now: Timestamp) -> String {
             .collect::<Vec<_>>()
             .join(", "),
     );
-    lines.put("Domain", spec.domain.clone().unwrap_or_default());
+    lines.put("Names", names(spec));
+    lines.put("Metadata", spec.metadata.to_string());
+    lines.put("Domain", spec.domain().unwrap_or_default().to_owned());
     lines.put("MTU", format!("{} bytes", spec.mtu));
     lines.put(
         "Leases",

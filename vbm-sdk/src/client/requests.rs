@@ -21,6 +21,7 @@ impl LaunchRequest {
             node: None,
             stopped: false,
             labels: BTreeMap::new(),
+            guest: vbm_core::GuestData::default(),
         }
     }
 
@@ -28,6 +29,13 @@ impl LaunchRequest {
     #[must_use]
     pub fn name(mut self, name: Name) -> Self {
         self.name = Some(name);
+        self
+    }
+
+    /// What the guest is given to read.
+    #[must_use]
+    pub fn guest(mut self, guest: vbm_core::GuestData) -> Self {
+        self.guest = guest;
         self
     }
 
@@ -109,6 +117,9 @@ impl CreateNetwork {
             domain: None,
             mtu: None,
             lease_seconds: None,
+            serve_dns: None,
+            dns_upstreams: Vec::new(),
+            metadata: vbm_core::MetadataMode::default(),
         }
     }
 }

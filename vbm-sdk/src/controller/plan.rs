@@ -104,6 +104,11 @@ impl World {
         Some(WantedOverlay {
             vni: network.spec.vni?,
             local: self.nodes.get(node)?.status.underlay?,
+            names: others
+                .iter()
+                .filter(|port| remote(port).is_some())
+                .map(|port| (port.spec.address, self.hostname(port)))
+                .collect(),
             remotes: others.iter().filter_map(remote).collect(),
         })
     }
@@ -120,12 +125,15 @@ impl World {
             id: port.meta.id,
             mac: port.spec.mac,
             address: port.spec.address,
-            hostname: self
-                .vms
-                .get(&port.spec.vm)
-                .map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone()),
+            hostname: self.hostname(port),
             rules: rules.into_iter().collect(),
         }
+    }
+
+    /// A VM's name is its ports' host name.
+    fn hostname(&self, port: &Port) -> Name {
+        let vm = self.vms.get(&port.spec.vm);
+        vm.map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone())
     }
 
     /// Whether a node shall take or delete a snapshot of a VM.
@@ -180,6 +188,7 @@ impl World {
                 .map(|s| (s.meta.id, s.meta.generation))
                 .collect(),
             revert: vm.spec.reverting.clone(),
+            guest: vm.spec.guest.clone(),
         })
     }
 

@@ -349,6 +349,7 @@ mod tests {
                 node: None,
                 moving: None,
                 reverting: None,
+                guest: vbm_core::GuestData::default(),
             },
             status: VmStatus {
                 power: state,
