@@ -320,7 +320,7 @@ impl NetworkBackend for SimNetwork {
             instance.check().map_err(NetError::Invalid)?;
         }
         let mut state = self.lock();
-        state.fault()?;
+        state.up()?;
         state.network(network)?.port(port).map(drop)
     }
 

@@ -46,7 +46,7 @@ pub(crate) struct Sockets {
 /// A running server. Dropping it stops it.
 pub(crate) struct Server {
     engine: Arc<Engine>,
-    tasks: [tokio::task::JoinHandle<()>; 2],
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for Server {
@@ -58,7 +58,7 @@ impl Drop for Server {
 impl Server {
     /// Starts to serve.
     pub(crate) fn start(sockets: Sockets, zone: Zone, context: Context) -> io::Result<Self> {
-        let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
+        let udp = UdpSocket::from_std(sockets.udp)?;
         let tcp = TcpListener::from_std(sockets.tcp)?;
         let engine = Arc::new(Engine {
             network: context.network,
@@ -73,19 +73,23 @@ impl Server {
             upstream: context.upstream,
             udp,
             began: Instant::now(),
-            tracker: context.tracker.clone(),
+            tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        let tasks = [
-            context.tracker.spawn(Arc::clone(&engine).datagrams()),
-            context.tracker.spawn(Arc::clone(&engine).connections(tcp)),
-        ];
-        Ok(Self { engine, tasks })
+        let task = context.tracker.spawn(Arc::clone(&engine).run(tcp));
+        Ok(Self { engine, task })
     }
 
     /// Whether all of it runs.
     pub(crate) fn is_running(&self) -> bool {
-        self.tasks.iter().all(|t| !t.is_finished())
+        !self.task.is_finished()
+    }
+
+    /// Stops, and waits until its sockets are closed.
+    pub(crate) async fn end(mut self) {
+        self.engine.stop.cancel();
+        // A task that panicked has ended as well.
+        drop((&mut self.task).await);
     }
 
     /// From the next question on, this holds. Returns whether it differs from before.
@@ -177,13 +181,23 @@ struct Engine {
     state: Mutex<State>,
     counts: Counts,
     upstream: Upstream,
-    udp: Arc<UdpSocket>,
+    udp: UdpSocket,
     began: Instant,
-    tracker: TaskTracker,
+    /// All but the one that waits for them.
+    tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Engine {
+    /// Serves until it is stopped or a socket fails, and ends when all its tasks have.
+    async fn run(self: Arc<Self>, tcp: TcpListener) {
+        self.tasks.spawn(Arc::clone(&self).connections(tcp));
+        Arc::clone(&self).datagrams().await;
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -221,8 +235,8 @@ impl Engine {
                 accepted = door.accept(&listener) => accepted,
             };
             let Some((stream, from)) = accepted else {
-                tracing::error!(network = %self.network, "DNS by TCP stops: its socket failed");
-                return;
+                tracing::error!(network = %self.network, "DNS stops: its socket for TCP failed");
+                return self.stop.cancel();
             };
             if !lock(&self.zone).is_asker(*from.ip()) {
                 count(&self.counts.strangers);
@@ -233,7 +247,7 @@ impl Engine {
                 continue;
             };
             let engine = Arc::clone(&self);
-            self.tracker.spawn(async move {
+            self.tasks.spawn(async move {
                 tokio::select! {
                     // The peer sees its connection end.
                     () = engine.stop.cancelled() => {}
@@ -366,7 +380,7 @@ impl Engine {
     /// Asks others in a task of its own, which ends with the server.
     fn begin(self: &Arc<Self>, key: Key, asked: Box<Asked>, zone: Arc<Zone>) {
         let engine = Arc::clone(self);
-        self.tracker.spawn(async move {
+        self.tasks.spawn(async move {
             let said = tokio::select! {
                 () = engine.stop.cancelled() => return,
                 said = engine.upstream.ask(&asked, &zone.upstreams) => said,

@@ -240,7 +240,7 @@ impl Actor {
     async fn remove(&mut self) -> Result<Vec<String>, NetError> {
         // The sockets hold the namespace.
         self.server = None;
-        self.services.stop();
+        self.services.stop().await;
         self.wanted = None;
         self.leases.clear();
         self.ready = false;

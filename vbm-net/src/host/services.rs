@@ -50,19 +50,24 @@ impl Services {
         self.instances
             .retain(|port, _| net.ports.iter().any(|p| p.id == *port));
         let place = (ns.identity(), bridge, net.spec.gateway);
-        if self.place != Some(place) {
-            self.dns = None;
-            self.metadata = None;
-            self.place = Some(place);
-        }
+        let moved = self.place.replace(place) != Some(place);
         let zone = net.spec.serve_dns.then(|| dns::Zone::from(net));
         let config = net
             .spec
             .serves_metadata()
             .then(|| metadata::Config::new(net, &self.instances));
-        // What is not wanted, or has ended, goes; its sockets with it.
-        self.dns.take_if(|s| zone.is_none() || !s.is_running());
-        self.metadata.take_if(|s| config.is_none() || !s.is_running());
+        // What is not wanted, or has ended, goes; its sockets are closed before others are bound.
+        if let Some(gone) = self.dns.take_if(|s| moved || zone.is_none() || !s.is_running()) {
+            changed.extend(zone.is_none().then(|| "no more DNS server".to_owned()));
+            gone.end().await;
+        }
+        if let Some(gone) = self
+            .metadata
+            .take_if(|s| moved || config.is_none() || !s.is_running())
+        {
+            changed.extend(config.is_none().then(|| "no more metadata service".to_owned()));
+            gone.end().await;
+        }
         let missing = (
             zone.is_some() && self.dns.is_none(),
             config.is_some() && self.metadata.is_none(),
@@ -141,8 +146,14 @@ impl Services {
     }
 
     /// Stops all and forgets what VMs are told. The sockets hold the namespace.
-    pub(crate) fn stop(&mut self) {
-        *self = Self::default();
+    pub(crate) async fn stop(&mut self) {
+        let all = std::mem::take(self);
+        if let Some(dns) = all.dns {
+            dns.end().await;
+        }
+        if let Some(metadata) = all.metadata {
+            metadata.end().await;
+        }
     }
 
     pub(crate) fn seen(&self) -> ServicesSeen {

@@ -59,16 +59,24 @@ impl Server {
             buckets: Mutex::new(Buckets::new(PORT_REQUESTS_PER_SECOND, PORT_REQUESTS_BURST)),
             counts: Counts::default(),
             began: Instant::now(),
+            tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             context,
         });
-        let task = tracker.spawn(Arc::clone(&desk).accept(listener));
+        let task = tracker.spawn(Arc::clone(&desk).run(listener));
         Ok(Self { desk, task })
     }
 
     /// Whether it runs.
     pub(crate) fn is_running(&self) -> bool {
         !self.task.is_finished()
+    }
+
+    /// Stops, and waits until its socket is closed.
+    pub(crate) async fn end(mut self) {
+        self.desk.stop.cancel();
+        // A task that panicked has ended as well.
+        drop((&mut self.task).await);
     }
 
     /// From the next request on, this holds. Returns whether it differs from before.
@@ -120,6 +128,8 @@ struct Desk {
     buckets: Mutex<Buckets>,
     counts: Counts,
     began: Instant,
+    /// One for each connection.
+    tasks: TaskTracker,
     stop: CancellationToken,
     context: Context,
 }
@@ -133,6 +143,14 @@ enum Next {
 }
 
 impl Desk {
+    /// Serves until it is stopped or its socket fails, and ends when all its tasks have.
+    async fn run(self: Arc<Self>, listener: TcpListener) {
+        Arc::clone(&self).accept(listener).await;
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let door = Door::new(CONNECTIONS_MAX, PORT_CONNECTIONS_MAX);
         loop {
@@ -154,7 +172,7 @@ impl Desk {
                 continue;
             };
             let desk = Arc::clone(&self);
-            self.context.tracker.spawn(async move {
+            self.tasks.spawn(async move {
                 tokio::select! {
                     // The peer sees its connection end.
                     () = desk.stop.cancelled() => {}

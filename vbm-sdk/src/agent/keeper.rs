@@ -7,7 +7,7 @@ use super::{
 };
 use crate::methods::{GoneVm, SnapshotFate, VmSeen, WantedVm};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use vbm_core::{DriverKind, Error, ErrorKind, Generation, PowerState, Result, RetryAdvice, VmId, VmStatus};
 use vbm_hyper::{VmHandle, VmSeen as MachineSeen};
@@ -18,6 +18,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A failure that may pass is told after so many tries.
 const TRIES_BEFORE_PROBLEM: u32 = 3;
+
+/// How long a call waits until networks know what a VM is told: their actors may be busy.
+const DESCRIBE_MAX: Duration = Duration::from_secs(1);
 
 /// The handle of a keeper.
 #[derive(Clone)]
@@ -348,8 +351,8 @@ impl Agent {
         let keeper = self.keeper(wanted.driver, wanted.id, false);
         // For one that runs already, and was taken up by an agent that was just started. Its networks may not be here yet: it
         // is said again before a VM starts, and with each later call.
-        if let Err(error) = self.describe(&wanted).await {
-            tracing::debug!(vm = %wanted.id, %error, "its metadata is not told yet");
+        if !matches!(timeout(DESCRIBE_MAX, self.describe(&wanted)).await, Ok(Ok(()))) {
+            tracing::debug!(vm = %wanted.id, "its metadata is not told yet");
         }
         keeper.want(wanted);
         Ok(keeper.status())
