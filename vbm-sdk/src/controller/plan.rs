@@ -131,7 +131,7 @@ impl World {
     }
 
     /// A VM's name is its ports' host name.
-    fn hostname(&self, port: &Port) -> Name {
+    fn hostname(&self, port: &Port) -> vbm_core::Name {
         let vm = self.vms.get(&port.spec.vm);
         vm.map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone())
     }
