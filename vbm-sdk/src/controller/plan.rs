@@ -106,7 +106,7 @@ impl World {
             local: self.nodes.get(node)?.status.underlay?,
             names: others
                 .iter()
-                .filter(|port| remote(port).is_some())
+                .filter(|&port| remote(port).is_some())
                 .map(|port| (port.spec.address, self.hostname(port)))
                 .collect(),
             remotes: others.iter().filter_map(remote).collect(),
