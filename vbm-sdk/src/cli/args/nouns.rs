@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Network {
     /// Make a network
-    Create(NetworkCreate),
+    Create(Box<NetworkCreate>),
     /// List networks
     #[command(alias = "ls")]
     List,
