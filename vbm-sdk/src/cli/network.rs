@@ -217,7 +217,7 @@ mod tests {
     fn the_detail_of_a_network_says_what_vms_are_told() {
         let text = detail(&sample(), Timestamp::from_micros(0));
         assert!(
-            text.contains("Pool:     10.0.0.2 to 10.0.0.254") && text.contains("Leases:   for 60m"),
+            text.contains("Pool:      10.0.0.2 to 10.0.0.254") && text.contains("Leases:    for 60m"),
             "{text}"
         );
     }
