@@ -23,7 +23,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         id: PortId::from_uuid(uuid::Uuid::now_v7()),
         mac: Mac::local(7),
         address: Ipam::v4(&spec)?.allocate(None, Timestamp::default())?,
+        address6: None,
         hostname: "example".parse()?,
+        metadata_route: true,
         rules: vec!["icmp".parse()?],
         policy: Default::default(),
     };

@@ -27,6 +27,7 @@ pub mod error;
 pub mod event;
 pub mod forward;
 pub mod group;
+pub mod guest;
 pub mod id;
 pub mod image;
 pub mod limits;
@@ -55,13 +56,14 @@ pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
 pub use event::{Event, EventKind};
 pub use forward::{Forward, ForwardSpec};
 pub use group::{Direction, Group, GroupSpec, IcmpKind, Peer, PortRange, Protocol, Rule};
+pub use guest::{GuestData, UserData};
 pub use id::{
     EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId, VolumeId,
 };
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
 pub use name::Name;
-pub use network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
+pub use network::{MetadataMode, Network, NetworkMode, NetworkSpec, NetworkStatus};
 pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};

@@ -36,6 +36,14 @@ pub const NETWORK_MAX_BOOT_FILES: usize = 16;
 pub const BOOT_FILE_MAX_BYTES: usize = 255;
 /// The least wait of a VM that can do without IPv4 (RFC 8925 section 3.4).
 pub const V6_ONLY_WAIT_MIN_SECONDS: u32 = 300;
+/// The most DNS servers that a network's gateway asks.
+pub const NETWORK_MAX_DNS_UPSTREAMS: usize = 4;
+/// The most user data of a VM, decoded: as much as EC2 takes.
+pub const USER_DATA_MAX_BYTES: usize = 16 * 1024;
+/// The most SSH keys of a VM.
+pub const VM_MAX_SSH_KEYS: usize = 32;
+/// The longest line of an SSH key: one of RSA with 16,384 bits has 3 KiB.
+pub const SSH_KEY_MAX_BYTES: usize = 8 * 1024;
 /// The smallest IPv4 network: a /30 has two usable addresses, the gateway and one VM.
 pub const NETWORK_MAX_PREFIX_BITS: u8 = 30;
 /// The largest IPv4 network.

@@ -6,7 +6,11 @@ use crate::{
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+};
 
 /// A network: its record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +56,47 @@ impl FromStr for NetworkMode {
             _ => Err(invalid(
                 format!("'{text}' is not a network mode"),
                 "VBM has nat and isolated",
+                "choose one of them",
+            )),
+        }
+    }
+}
+
+/// Whether a network has a metadata service for its VMs, and who gets an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum MetadataMode {
+    /// There is none.
+    Off,
+    /// Answers only who shows a token (EC2's IMDSv2): what makes a guest fetch a page for a stranger gets nothing.
+    #[default]
+    Token,
+    /// Answers without a token too: EC2's IMDSv1, and the NoCloud form, whose readers know no tokens.
+    Open,
+}
+
+impl fmt::Display for MetadataMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Off => "off",
+            Self::Token => "token",
+            Self::Open => "open",
+        })
+    }
+}
+
+impl FromStr for MetadataMode {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "off" => Ok(Self::Off),
+            "token" => Ok(Self::Token),
+            "open" => Ok(Self::Open),
+            _ => Err(invalid(
+                format!("'{text}' is no way to serve metadata"),
+                "there are off, token and open",
                 "choose one of them",
             )),
         }
@@ -110,6 +155,20 @@ pub struct NetworkSpec {
     /// What else VMs are told by DHCP.
     #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
     pub dhcp: DhcpSpec,
+    /// Whether the gateway answers DNS: the names of the network's VMs and, unless it is isolated, those of the world.
+    #[serde(default = "yes")]
+    pub serve_dns: bool,
+    /// DNS servers that the gateway asks about the world's names; empty: those that the host uses.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub dns_upstreams: Vec<IpAddr>,
+    /// The metadata service of its VMs, at 169.254.169.254.
+    #[serde(default)]
+    pub metadata: MetadataMode,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// Its form is the one that serde asks for.
@@ -124,6 +183,11 @@ pub const VNI_LAST: u32 = (1 << 24) - 1;
 
 /// Where VXLAN is spoken among nodes: the port of UDP (RFC 7348 section 5).
 pub const VXLAN_PORT: u16 = 4_789;
+
+/// The domain of VMs whose network has none. The name `internal` is set aside for private use.
+pub const DEFAULT_DOMAIN: &str = "vbm.internal";
+/// Where VMs find their metadata.
+pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The usual MTU of Ethernet, in bytes.
 pub const DEFAULT_MTU_BYTES: u16 = 1_500;
@@ -156,6 +220,9 @@ impl NetworkSpec {
             quarantine_seconds: 0,
             ipv6: None,
             dhcp: DhcpSpec::default(),
+            serve_dns: true,
+            dns_upstreams: Vec::new(),
+            metadata: MetadataMode::default(),
         };
         spec.check()?;
         Ok(spec)
@@ -178,12 +245,61 @@ impl NetworkSpec {
         std::iter::once(first).chain(self.more_pools.iter().copied())
     }
 
+    /// The domain of its VMs: its own, or the usual one where the gateway answers DNS.
+    pub fn domain(&self) -> Option<&str> {
+        let usual = self.serve_dns.then_some(DEFAULT_DOMAIN);
+        self.domain.as_deref().or(usual)
+    }
+
+    /// Whether its VMs find their metadata.
+    pub fn serves_metadata(&self) -> bool {
+        self.metadata != MetadataMode::Off
+    }
+
+    /// Whether the gateway asks other DNS servers. An isolated network asks nobody.
+    pub fn forwards_dns(&self) -> bool {
+        self.serve_dns && self.mode != NetworkMode::Isolated
+    }
+
+    fn check_upstreams(&self) -> Result<(), Error> {
+        let most = limits::NETWORK_MAX_DNS_UPSTREAMS;
+        if self.dns_upstreams.len() > most {
+            return Err(invalid(
+                "too many DNS upstreams",
+                format!("{} were given, {most} are allowed", self.dns_upstreams.len()),
+                "name fewer",
+            ));
+        }
+        if !self.dns_upstreams.is_empty() && !self.forwards_dns() {
+            return Err(invalid(
+                "DNS upstreams cannot be used",
+                "the network is isolated or its DNS is off, so that nobody would be asked",
+                "leave them out",
+            ));
+        }
+        // They are asked from the host: what is near to it is not for the users of a network to reach.
+        let near = |address: &&IpAddr| match address {
+            IpAddr::V4(a) => a.is_link_local() || a.is_broadcast() || a.octets()[0] == 0,
+            IpAddr::V6(a) => a.is_unicast_link_local() || a.to_ipv4_mapped().is_some(),
+        };
+        let bad = |a: &&IpAddr| a.is_loopback() || a.is_unspecified() || a.is_multicast() || near(a);
+        match self.dns_upstreams.iter().find(bad) {
+            Some(address) => Err(invalid(
+                format!("{address} cannot be a DNS upstream"),
+                "it is loopback, link-local, multicast or no address of a server",
+                "name a server that the host reaches, or leave it out for the host's own",
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Checks the spec alone.
     ///
     /// # Errors
     /// What contradicts itself or a limit of [`crate::limits`].
     pub fn check(&self) -> Result<(), Error> {
         check_cidr(self.cidr)?;
+        self.check_upstreams()?;
         let usable =
             |a: Ipv4Addr| self.cidr.contains(&a) && a != self.cidr.network() && a != self.cidr.broadcast();
         if !usable(self.gateway) {
@@ -253,7 +369,6 @@ impl NetworkSpec {
     }
 }
 
-/// Checks a domain: labels joined by dots.
 /// Whether a text is a domain: DNS labels joined by dots.
 pub(crate) fn check_domain(domain: &str) -> Result<(), Error> {
     let label = |label: &str| label.parse::<crate::Name>().is_ok();
@@ -381,6 +496,45 @@ mod tests {
         ] {
             assert!(spec(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn upstreams_that_nobody_asks_or_that_are_near_the_host_are_refused() {
+        let good = spec("10.0.0.0/24").unwrap();
+        let with = |addresses: &[&str]| NetworkSpec {
+            dns_upstreams: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            ..good.clone()
+        };
+        assert!(with(&["192.0.2.53", "2001:db8::53"]).check().is_ok());
+        for bad in [
+            "127.0.0.53",
+            "::1",
+            "0.0.0.0",
+            "169.254.1.1",
+            "fe80::1",
+            "224.0.0.251",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(with(&[bad]).check().is_err(), "{bad}");
+        }
+        assert!(with(&["192.0.2.1"; 5]).check().is_err(), "too many");
+        let off = NetworkSpec {
+            serve_dns: false,
+            ..with(&["192.0.2.53"])
+        };
+        assert!(off.check().is_err(), "nobody would ask them");
+    }
+
+    #[test]
+    fn a_network_written_before_there_was_dns_has_it() {
+        let mut old = serde_json::to_value(spec("10.0.0.0/24").unwrap()).unwrap();
+        for new in ["serve_dns", "dns_upstreams", "metadata"] {
+            assert!(old.as_object_mut().unwrap().remove(new).is_some());
+        }
+        let read: NetworkSpec = serde_json::from_value(old).unwrap();
+        assert!(
+            read.serve_dns && read.metadata == MetadataMode::Token && read.domain() == Some(DEFAULT_DOMAIN)
+        );
     }
 
     #[test]

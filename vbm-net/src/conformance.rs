@@ -3,6 +3,7 @@
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
 pub mod groups;
+pub mod services;
 
 use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
@@ -39,7 +40,9 @@ impl<'a> Fixture<'a> {
             id: PortId::from_uuid(self.ids.next()),
             mac: Mac::local(0x77_00_00 + u32::from(i)),
             address: Ipv4Addr::new(10, 77, 0, 10 + i.min(245)),
+            address6: None,
             hostname: expect(format!("vm{i}").parse(), "a host name"),
+            metadata_route: true,
             rules: Vec::new(),
             policy: Default::default(),
         });
@@ -68,6 +71,7 @@ impl<'a> Fixture<'a> {
             vni: VNI_FIRST + expect(u32::try_from(number), "a number of 24 bits"),
             local: UNDERLAY,
             remotes: remotes.collect(),
+            names: std::collections::BTreeMap::new(),
         }
     }
 
@@ -112,6 +116,9 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     a_remote_port_that_makes_no_sense_is_refused(backend, &fixture).await;
     groups::groups_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     groups::a_group_that_makes_no_sense_is_refused_whole(backend, &fixture).await;
+    services::what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(backend, &fixture).await;
+    services::what_is_too_large_or_of_no_port_is_not_told(backend, &fixture).await;
+    services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
 }
 
 /// See its name.

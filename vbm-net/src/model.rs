@@ -10,7 +10,12 @@ pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
 use crate::{NetError, names};
 use ipnet::Ipv4Net;
 use security::{check_groups, check_policy};
-use std::{collections::BTreeSet, net::Ipv4Addr, ops::Deref, os::fd::OwnedFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+    os::fd::OwnedFd,
+};
 use vbm_core::{
     Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
     Timestamp,
@@ -58,6 +63,8 @@ pub struct DesiredOverlay {
     /// All ports of the network that are on other hosts. One that is a port of this host too, with MAC and address, is on
     /// its way here: it is ready here, and reached where it was until it sends its first frame here.
     pub remotes: Vec<RemotePort>,
+    /// The host names of ports on other hosts, by address: DNS answers them. Those of addresses that no remote port has are refused.
+    pub names: BTreeMap<Ipv4Addr, Name>,
 }
 
 /// A port on another host.
@@ -80,8 +87,13 @@ pub struct DesiredPort {
     pub mac: Mac,
     /// The one IPv4 address it may use, and gets by DHCP.
     pub address: Ipv4Addr,
+    /// Its address of the network's IPv6, if it has one; it may use it beside the link-local one that is made of its MAC.
+    pub address6: Option<Ipv6Addr>,
     /// The host name it gets by DHCP.
     pub hostname: Name,
+    /// Whether it is told the way to the metadata service, where the network serves it. Of the NICs of one VM at most one should be: the
+    /// others would take the way away from it.
+    pub metadata_route: bool,
     /// What may reach it, and leave it, beside what its groups allow: rules that are in no group. With no egress rule among them, all
     /// may leave. Empty: nothing may reach it that no group allows, and they decide what may leave; without any, all may.
     pub rules: Vec<Rule>,
@@ -110,6 +122,14 @@ impl DesiredNetwork {
     /// The gateway's MAC: derived from the id, so it is the same on every host and after every restart.
     pub fn gateway_mac(&self) -> Mac {
         gateway_mac(self.id)
+    }
+
+    /// The DNS servers that VMs are told of: those of the network, else the gateway where it answers DNS.
+    pub fn dns_told(&self) -> Vec<Ipv4Addr> {
+        if self.spec.dns.is_empty() && self.spec.serve_dns {
+            return vec![self.spec.gateway];
+        }
+        self.spec.dns.clone()
     }
 }
 
@@ -163,6 +183,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     check_limits(desired)?;
     let mut macs = BTreeSet::from([desired.gateway_mac()]);
     let mut addresses = BTreeSet::new();
+    let mut addresses6 = BTreeSet::new();
     let mut taps = BTreeSet::new();
     for port in &desired.ports {
         check_port(port, &desired.spec)?;
@@ -177,9 +198,11 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
                 "give each NIC its own MAC",
             ));
         }
-        if !addresses.insert(port.address) {
+        let twice = (!addresses.insert(port.address)).then_some(IpAddr::V4(port.address));
+        let twice6 = port.address6.filter(|a| !addresses6.insert(*a)).map(IpAddr::V6);
+        if let Some(address) = twice.or(twice6) {
             return Err(bad(
-                format!("the address {} is used twice", port.address),
+                format!("the address {address} is used twice"),
                 format!("another port of network '{}' has it", desired.name),
                 "give each port its own address",
             ));
@@ -253,6 +276,13 @@ fn check_overlay(
             ));
         }
     }
+    if let Some((address, name)) = overlay.names.iter().find(|(a, _)| !their_addresses.contains(a)) {
+        return Err(bad(
+            format!("the name {name} leads nowhere"),
+            format!("no port on another host has its address {address}"),
+            "name only remote ports",
+        ));
+    }
     Ok(())
 }
 
@@ -300,6 +330,18 @@ fn check_port(port: &DesiredPort, spec: &NetworkSpec) -> Result<(), Error> {
                 "it is outside {} or is the network's, the broadcast or the gateway's",
                 spec.cidr
             ),
+            "leave it out, or choose one inside",
+        ));
+    }
+    if let Some(address) = port.address6
+        && !spec.ipv6.as_ref().is_some_and(|s| s.is_port_address(address))
+    {
+        return Err(bad(
+            format!("a port cannot have the address {address}"),
+            match &spec.ipv6 {
+                Some(s) => format!("it is outside {}, excluded, the gateway's, or IPv6 keeps it for itself", s.cidr),
+                None => "the network has no IPv6".to_owned(),
+            },
             "leave it out, or choose one inside",
         ));
     }
@@ -392,8 +434,20 @@ pub struct NetworkSeen {
     pub mtu: u16,
     /// Its ports.
     pub ports: Vec<PortSeen>,
+    /// What its services have done.
+    pub services: ServicesSeen,
     /// What this call had to change, one line each; empty when all was as wanted. Empty from `inventory`.
     pub changed: Vec<String>,
+}
+
+/// What the services of a network have done since this process began to serve them; `None`: not served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServicesSeen {
+    /// DNS.
+    pub dns: Option<crate::dns::DnsSeen>,
+    /// Metadata.
+    pub metadata: Option<crate::metadata::MetadataSeen>,
 }
 
 /// What is seen of a port on this host.

@@ -6,7 +6,7 @@
 
 use crate::{
     DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, PortSeen,
-    Validated, backend::EVENTS_MAX_PENDING, model::gateway_mac, names,
+    Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -230,6 +230,7 @@ impl SimOne {
             ready: true,
             mtu: self.wanted.spec.mtu,
             ports: ports.collect(),
+            services: crate::ServicesSeen::default(),
             changed,
         }
     }
@@ -312,6 +313,20 @@ impl NetworkBackend for SimNetwork {
             one.open.remove(&port);
         }
         Ok(())
+    }
+
+    async fn describe(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        instance: Option<Instance>,
+    ) -> Result<(), NetError> {
+        if let Some(instance) = &instance {
+            instance.check().map_err(NetError::Invalid)?;
+        }
+        let mut state = self.lock();
+        state.up()?;
+        state.network(network)?.port(port).map(drop)
     }
 
     async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {

@@ -192,7 +192,7 @@ async fn a_restart_of_the_daemon_forgets_no_address_and_disturbs_no_guest() {
     );
     let seen = lab.ensure(&wanted).await;
     assert!(seen.ports[0].open);
-    assert_eq!(seen.changed, ["DHCP server"]);
+    assert_eq!(seen.changed, ["DHCP server", "DNS server", "metadata service"]);
     guest.dhcp();
     assert!(guest.ns.pings(wanted.spec.gateway));
 }

@@ -21,7 +21,9 @@ fn port(number: usize) -> DesiredPort {
         id: PortId::from_uuid(common::FreshIds.next()),
         mac: Mac::local(number as u32 + 1),
         address: Ipv4Addr::from(0x0a09_0100 + number as u32),
+        address6: None,
         hostname: format!("guest-{number}").parse().unwrap(),
+        metadata_route: true,
         rules: vec![
             "tcp/22".parse().unwrap(),
             "tcp/80-90".parse().unwrap(),

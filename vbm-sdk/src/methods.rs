@@ -12,12 +12,12 @@ use crate::api::ConsoleKind;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 use vbm_core::{
     AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
-    GroupId, GroupSpec, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
+    GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
     OperationId, PortId, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert,
     VmStatus, VolumeId, WantedPower,
 };
@@ -183,6 +183,9 @@ pub struct WantedOverlay {
     pub local: Ipv4Addr,
     /// All ports of the network that are on other nodes.
     pub remotes: Vec<WantedRemote>,
+    /// The host names of those ports, by address.
+    #[serde(default)]
+    pub names: Vec<(Ipv4Addr, Name)>,
 }
 
 /// A port on another node.
@@ -205,8 +208,14 @@ pub struct WantedPort {
     pub mac: Mac,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its address of the network's IPv6.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// The host name its VM is told.
     pub hostname: Name,
+    /// Whether its VM is told here the way to its metadata.
+    #[serde(default)]
+    pub metadata_route: bool,
     /// What may reach it, beside what its groups allow.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -270,6 +279,9 @@ pub struct WantedVm {
     /// The snapshot to go back to.
     #[serde(default)]
     pub revert: Option<VmRevert>,
+    /// What the guest is given to read.
+    #[serde(default)]
+    pub guest: GuestData,
 }
 
 /// A VM that shall go to another node.

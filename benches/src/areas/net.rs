@@ -104,7 +104,9 @@ fn port(number: usize) -> Outcome<DesiredPort> {
         id: PortId::from_uuid(Uuid::now_v7()),
         mac: Mac::local(number + 1),
         address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 9, 1, 0)) + number),
+        address6: None,
         hostname: format!("guest-{number}").parse()?,
+        metadata_route: true,
         rules: vec!["tcp/22".parse()?, "tcp/80-90".parse()?, "icmp".parse()?],
         policy: Default::default(),
     })

@@ -13,8 +13,6 @@ pub const POOL_QUARANTINE: Duration = Duration::from_secs(3_600);
 /// How long a port is not answered after its guest found another user of its address: it has no other, and a guest that asks
 /// again at once would find the same.
 pub const PORT_QUARANTINE: Duration = Duration::from_secs(60);
-/// The address of the metadata service of clouds.
-pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// What the server of one network knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,15 +240,16 @@ impl From<&Validated<DesiredNetwork>> for ServerConfig {
                 port: p.id,
                 address: p.address,
                 hostname: p.hostname.to_string(),
-                metadata: false,
+                metadata: p.metadata_route && spec.serves_metadata(),
                 boot: None,
             };
             (p.mac, reservation)
         });
         let mut link = Subnet::new(spec.cidr, Duration::from_secs(spec.lease_seconds.into()));
         link.settings.router = (spec.mode == NetworkMode::Nat).then_some(spec.gateway);
-        link.settings.dns.clone_from(&spec.dns);
-        link.settings.domain.clone_from(&spec.domain);
+        link.settings.dns = net.dns_told();
+        link.settings.domain = spec.domain().map(str::to_owned);
+        link.settings.names_are_served = spec.serve_dns;
         link.settings.mtu = spec.mtu;
         tell(&mut link.settings, &spec.dhcp);
         Self {

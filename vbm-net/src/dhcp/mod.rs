@@ -50,7 +50,7 @@ pub mod wire;
 
 pub use alone::DhcpServer;
 pub use config::{
-    Boot, KeyBy, METADATA, OFFER_HOLD, POOL_QUARANTINE, PORT_QUARANTINE, Rate, Relays, Reservation, Route,
+    Boot, KeyBy, OFFER_HOLD, POOL_QUARANTINE, PORT_QUARANTINE, Rate, Relays, Reservation, Route,
     ServerConfig, Settings, Subnet,
 };
 pub use reason::{Counters, Reason};

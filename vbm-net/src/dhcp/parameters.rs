@@ -2,12 +2,12 @@
 
 use super::{
     Boot, Reservation, Route, Settings, Subnet,
-    config::METADATA,
     options::{addresses, code, routes, search_list, wire_name},
     request::Request,
 };
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
+use vbm_core::network::METADATA_ADDRESS;
 
 /// What a client that asks for nothing in particular is told, after the mask.
 const USUAL: [u8; 6] = [
@@ -98,7 +98,7 @@ fn file<'a>(boot: &'a Boot, request: &Request) -> Option<&'a str> {
 /// Those of the network, and the way to the metadata service where this port is told it.
 fn all_routes(gateway: Ipv4Addr, settings: &Settings, port: Option<&Reservation>) -> Vec<Route> {
     let mut all = settings.routes.clone();
-    let to = Ipv4Net::from(METADATA);
+    let to = Ipv4Net::from(METADATA_ADDRESS);
     if port.is_some_and(|p| p.metadata) && all.iter().all(|r| r.to != to) {
         all.push(Route {
             to,

@@ -9,6 +9,7 @@ use super::{
     overlay::{self, Underlay},
     record::{self, Record},
     rules::{self, Standing},
+    services::Services,
     sysctl, teardown,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         server::{Beginning, Context, Server},
         store::Forgetful,
     },
+    metadata::Instance,
     model::gateway_mac,
     names,
     plan::Transit,
@@ -43,6 +45,7 @@ pub(crate) enum Command {
     Remove(Answer<Vec<String>>),
     OpenNic(PortId, NicKind, Answer<Nic>),
     CloseNic(PortId, Answer<()>),
+    Describe(PortId, Option<Box<Instance>>, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
 }
 
@@ -57,6 +60,7 @@ pub(crate) struct Actor {
     /// Whether the last `ensure` went well.
     ready: bool,
     server: Option<Server>,
+    services: Services,
     leases: Leases,
 }
 
@@ -72,6 +76,7 @@ impl Actor {
             standing: None,
             ready: false,
             server: None,
+            services: Services::default(),
             leases: Leases::new(),
             shared: Arc::clone(&shared),
         };
@@ -99,6 +104,9 @@ impl Actor {
             Command::Remove(answer) => drop(answer.send(self.remove().await)),
             Command::OpenNic(port, kind, answer) => drop(answer.send(self.open_nic(port, kind).await)),
             Command::CloseNic(port, answer) => drop(answer.send(self.close_nic(port).await)),
+            Command::Describe(port, instance, answer) => {
+                drop(answer.send(self.describe(port, instance.map(|i| *i))));
+            }
             Command::Look(answer) => drop(answer.send(self.look().await)),
         }
     }
@@ -125,6 +133,12 @@ impl Actor {
         let mut changed = applied.changed;
         self.serve(applied.bridge, &mut changed).await?;
         self.shared.step("dhcp");
+        if let Some(wanted) = &self.wanted {
+            self.services
+                .serve(&self.shared, &self.ns, applied.bridge, wanted, &mut changed)
+                .await?;
+        }
+        self.shared.step("services");
         self.ready = true;
         if !changed.is_empty() {
             tracing::info!(network = %self.id, changes = changed.len(), "the network is as wanted");
@@ -217,6 +231,7 @@ impl Actor {
             ready: self.ready,
             mtu: self.wanted.as_ref().map_or(0, |w| w.spec.mtu),
             ports: ports.collect(),
+            services: self.services.seen(),
             changed: Vec::new(),
         }
     }
@@ -245,8 +260,9 @@ impl Actor {
     }
 
     async fn remove(&mut self) -> Result<Vec<String>, NetError> {
-        // The socket holds the namespace.
+        // The sockets hold the namespace.
         self.server = None;
+        self.services.stop().await;
         self.wanted = None;
         self.standing = None;
         self.leases.clear();
@@ -328,6 +344,15 @@ impl Actor {
                 detail,
             }),
         }
+    }
+
+    fn describe(&mut self, port: PortId, instance: Option<Instance>) -> Result<(), NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        if !wanted.ports.iter().any(|p| p.id == port) {
+            return Err(not_here("port", port));
+        }
+        self.services.describe(wanted, port, instance);
+        Ok(())
     }
 
     async fn close_nic(&mut self, port: PortId) -> Result<(), NetError> {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> taps that must go
-//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP
+//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP, DNS, metadata
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
@@ -26,7 +26,7 @@ use crate::{
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
-use vbm_core::{NetworkId, PortId};
+use vbm_core::{NetworkId, PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
@@ -172,7 +172,10 @@ impl<'a> Run<'a> {
         self.mtu(links, &bridge).await?;
         let address = Ipv4Net::new(self.net.spec.gateway, self.net.spec.cidr.prefix_len())
             .map_err(|e| NetError::kernel("the gateway's address", std::io::Error::other(e)))?;
-        self.address(links, &bridge, address).await?;
+        // Beside the gateway's, that of the metadata service: VMs find it by the way out, or on the link.
+        let metadata = Ipv4Net::from(METADATA_ADDRESS);
+        let also = self.net.spec.serves_metadata().then_some(metadata);
+        self.address(links, &bridge, address, also).await?;
         Ok(bridge)
     }
 
@@ -200,9 +203,16 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Address, up, and the route to its subnet.
-    async fn address(&mut self, links: &Links, link: &Link, address: Ipv4Net) -> Result<(), NetError> {
-        if links.only_address(link, address).await? {
+    /// Addresses, up, and the route to the first one's subnet.
+    async fn address(
+        &mut self,
+        links: &Links,
+        link: &Link,
+        address: Ipv4Net,
+        also: Option<Ipv4Net>,
+    ) -> Result<(), NetError> {
+        let all: Vec<Ipv4Net> = std::iter::once(address).chain(also).collect();
+        if links.only_addresses(link, &all).await? {
             self.changed.push(format!("address of {}", link.name));
         }
         if !link.up {
@@ -319,7 +329,7 @@ impl<'a> Run<'a> {
         for (links, link, address) in [(&host, &outer, transit.host()), (links, &inner, transit.inner())] {
             let address = Ipv4Net::new(address, transit.net().prefix_len())
                 .map_err(|e| NetError::kernel("the transit's address", std::io::Error::other(e)))?;
-            self.address(links, link, address).await?;
+            self.address(links, link, address, None).await?;
         }
         if links.default_route(transit.host()).await? {
             self.changed.push("default route".into());

@@ -25,18 +25,19 @@ pub struct DesiredGroup {
 pub struct PortPolicy {
     /// Its groups.
     pub groups: Vec<GroupId>,
-    /// Addresses beside its own that it may use, IPv4 or IPv6. With one of IPv6 it may also use the link-local address that is made
-    /// of its MAC (RFC 4291, appendix A); without, nothing of IPv6 passes.
+    /// Addresses beside its own that it may use, IPv4 or IPv6. With an address of IPv6, here or its own, it may also use the link-local
+    /// one that is made of its MAC (RFC 4291, appendix A); without, nothing of IPv6 passes.
     pub pairs: Vec<AddressPair>,
 }
 
 impl DesiredPort {
-    /// Each MAC with the addresses that it may use: its own, the link-local one, the allowed pairs.
+    /// Each MAC with the addresses that it may use: its own of both families, the link-local one, the allowed pairs.
     pub fn identities(&self) -> Vec<(Mac, IpNet)> {
         let mut all = vec![(self.mac, IpNet::V4(self.address.into()))];
         if self.has_ipv6() {
             all.push((self.mac, IpNet::V6(link_local(self.mac).into())));
         }
+        all.extend(self.address6.map(|a| (self.mac, IpNet::V6(a.into()))));
         for pair in &self.policy.pairs {
             let one = (pair.mac.unwrap_or(self.mac), pair.address.trunc());
             if !all.contains(&one) {
@@ -48,10 +49,8 @@ impl DesiredPort {
 
     /// Whether it may speak IPv6.
     pub fn has_ipv6(&self) -> bool {
-        self.policy
-            .pairs
-            .iter()
-            .any(|p| matches!(p.address, IpNet::V6(_)))
+        let mut pairs = self.policy.pairs.iter();
+        self.address6.is_some() || pairs.any(|p| matches!(p.address, IpNet::V6(_)))
     }
 
     /// Whether it may use an address.
@@ -129,13 +128,18 @@ pub(super) fn check_policy(port: &DesiredPort, spec: &NetworkSpec, gateway: Mac)
     }
     for pair in &port.policy.pairs {
         pair.check()?;
-        if pair.mac == Some(gateway) || pair.address.contains(&std::net::IpAddr::V4(spec.gateway)) {
+        let mut gateways = std::iter::once(spec.gateway.into()).chain(spec.ipv6.iter().map(|s| s.gateway.into()));
+        let among = gateways.find(|a: &std::net::IpAddr| pair.address.contains(a));
+        if pair.mac == Some(gateway) || among.is_some() {
             return Err(bad(
                 format!(
                     "port {} cannot be allowed the addresses {}",
                     port.id, pair.address
                 ),
-                format!("the gateway's address {} or its MAC is among them", spec.gateway),
+                format!(
+                    "the gateway's address {} or its MAC is among them",
+                    among.unwrap_or(spec.gateway.into())
+                ),
                 "leave the gateway out",
             ));
         }

@@ -122,7 +122,7 @@ fn no_dhcp() -> [String; 2] {
 }
 
 fn from_port(port: &DesiredPort) -> Vec<String> {
-    if !port.policy.pairs.is_empty() {
+    if !port.policy.pairs.is_empty() || port.has_ipv6() {
         return from_port_of_many(port);
     }
     let (mac, ip) = (port.mac, port.address);

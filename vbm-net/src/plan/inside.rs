@@ -9,7 +9,7 @@
 //!                   between VMs, bridged              VBM-TO: may it enter its port? else drop
 //!                   anything -> br0   (routed, forwarded)  -> VBM-AT, the same by address
 //!   OUTPUT          anything -> br0   (the gateway itself) -> VBM-AT, else drop
-//!   INPUT (drop)    answers; VBM-FROM; ping to the gateway from br0
+//!   INPUT (drop)    answers; VBM-FROM; from br0: ping to the gateway, DNS at its address, metadata at 169.254.169.254
 //! ```
 //!
 //! `bridge-nf-call-iptables` brings bridged packets here. Broadcast and multicast between VMs are dropped, but for ARP and what
@@ -22,9 +22,15 @@ use super::{
     policy::Policies,
     tables::{Table, Tables, chain},
 };
-use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, names};
-use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::{ForwardId, NetworkMode, network::VXLAN_PORT};
+use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, dns, metadata, names};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+use vbm_core::{
+    ForwardId, NetworkMode,
+    network::{METADATA_ADDRESS, VXLAN_PORT},
+};
 
 /// ICMP echo request (RFC 792).
 const ICMP_ECHO_REQUEST: u8 = 8;
@@ -47,12 +53,9 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
         net.spec.gateway
     );
     let from = format!("-i {br} -j {}", names::FROM_CHAIN);
-    chain(
-        &mut filter,
-        "INPUT",
-        Some("DROP"),
-        vec![ANSWERS.into(), from.clone(), ping],
-    );
+    let mut input = vec![ANSWERS.into(), from.clone(), ping];
+    input.extend(services(net));
+    chain(&mut filter, "INPUT", Some("DROP"), input);
     let mut forward = vec![INVALID.into(), ANSWERS.into(), from];
     if transit.is_some() {
         // Else a VM could speak VXLAN to another host in this one's name, and so be in any network there.
@@ -140,6 +143,23 @@ pub fn nothing6() -> Tables {
         chain(&mut filter, name, Some(policy), Vec::new());
     }
     Tables::from([("filter".into(), filter)])
+}
+
+/// What VMs may reach of the gateway's services, from the bridge and nowhere else.
+fn services(net: &DesiredNetwork) -> Vec<String> {
+    let br = names::BRIDGE;
+    let open = |to: Ipv4Addr, protocol: &str, port: u16| {
+        format!("-d {to}/32 -i {br} -p {protocol} -m {protocol} --dport {port} -j ACCEPT")
+    };
+    let mut rules = Vec::new();
+    if net.spec.serve_dns {
+        let gateway = net.spec.gateway;
+        rules.extend(["udp", "tcp"].map(|protocol| open(gateway, protocol, dns::PORT)));
+    }
+    if net.spec.serves_metadata() {
+        rules.push(open(METADATA_ADDRESS, "tcp", metadata::PORT));
+    }
+    rules
 }
 
 fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tables::Table {
@@ -305,6 +325,25 @@ mod tests {
         );
         assert!(lines(&tables, "filter", "VBM-AT").contains("-d fd00::a/128 -g VBM-P-"));
         assert!(lines(&tables, "filter", "VBM-AT").contains("-d fe80::5054:ff:fe77:0/128 -g VBM-P-"));
+    }
+
+    #[test]
+    fn the_gateways_services_are_open_to_the_bridge_alone_and_shut_where_they_are_off() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        let open = lines(&render(&lab(NetworkMode::Nat), None), "filter", "INPUT");
+        assert!(open.ends_with(
+            "-d 10.77.0.1/32 -i br0 -p udp -m udp --dport 53 -j ACCEPT\n\
+             -d 10.77.0.1/32 -i br0 -p tcp -m tcp --dport 53 -j ACCEPT\n\
+             -d 169.254.169.254/32 -i br0 -p tcp -m tcp --dport 80 -j ACCEPT"
+        ));
+        net.spec.serve_dns = false;
+        net.spec.metadata = vbm_core::MetadataMode::Off;
+        let shut = lines(
+            &render(&Validated::<DesiredNetwork>::new(net).unwrap(), None),
+            "filter",
+            "INPUT",
+        );
+        assert!(!shut.contains("--dport"), "{shut}");
     }
 
     #[test]

@@ -8,9 +8,12 @@
 //! what the tests with random rules and packets show.
 
 use super::policy::{Owners, Packet, Policies, Source};
-use crate::{DesiredNetwork, DesiredPort, Validated};
+use crate::{DesiredNetwork, DesiredPort, Validated, dns, metadata};
 use std::{fmt, net::IpAddr};
-use vbm_core::{Direction, GroupId, Name, NetworkMode, PortId, Protocol, Rule, network::VXLAN_PORT};
+use vbm_core::{
+    Direction, GroupId, Name, NetworkMode, PortId, Protocol, Rule,
+    network::{METADATA_ADDRESS, VXLAN_PORT},
+};
 
 /// ICMPv6 messages of neighbours, which the guard alone judges (RFC 4861).
 const NEIGHBOURS: std::ops::RangeInclusive<u8> = 135..=136;
@@ -182,6 +185,27 @@ impl<'a> Walk<'a> {
     fn is_gateway(&self, address: IpAddr) -> bool {
         address == IpAddr::V4(self.net.spec.gateway)
     }
+    /// Whether it is the gateway's, or that of a service of it.
+    fn is_gateways(&self, address: IpAddr) -> bool {
+        let metadata = self.net.spec.serves_metadata() && address == IpAddr::V4(METADATA_ADDRESS);
+        self.is_gateway(address) || metadata
+    }
+    /// What the gateway answers of this kind at this address.
+    fn served(&self, to: IpAddr) -> Option<&'static str> {
+        let packet = self.packet;
+        let at_gateway = self.is_gateway(to);
+        match (packet.protocol, packet.to_port) {
+            (Protocol::Icmp, _) if at_gateway => {
+                let ping = packet.icmp.is_none_or(|(kind, _)| kind == ECHO_REQUEST);
+                ping.then_some("pings")
+            }
+            (Protocol::Tcp | Protocol::Udp, Some(dns::PORT)) if at_gateway => {
+                self.net.spec.serve_dns.then_some("DNS")
+            }
+            (Protocol::Tcp, Some(metadata::PORT)) if !at_gateway => Some("for metadata"),
+            _ => None,
+        }
+    }
     fn is_neighbours(&self) -> bool {
         self.packet.protocol == Protocol::Icmpv6
             && self
@@ -299,17 +323,16 @@ impl<'a> Walk<'a> {
     }
 
     fn to_elsewhere(&mut self, to: IpAddr, senders: &[&'a DesiredPort]) -> Option<()> {
-        if self.is_gateway(to) {
-            let ping = self.packet.protocol == Protocol::Icmp
-                && self.packet.icmp.is_none_or(|(kind, _)| kind == ECHO_REQUEST);
-            return if ping {
-                self.pass(Decider::Gateway, "gateway", "it answers pings".into())
-            } else {
-                self.stop(
+        if self.is_gateways(to) {
+            // Those of the bridge alone are heard.
+            let served = self.served(to).filter(|_| !senders.is_empty());
+            return match served {
+                Some(what) => self.pass(Decider::Gateway, "gateway", format!("it answers {what}")),
+                None => self.stop(
                     Decider::Gateway,
                     "gateway",
                     "it answers pings and its own services, nothing else".into(),
-                )
+                ),
             };
         }
         if self.is_remote(to) {
@@ -442,6 +465,11 @@ mod tests {
             ("10.77.0.10", "192.0.2.1", "udp/4789", false, Decider::Network),
             ("10.77.0.10", "10.77.0.1", "icmp/type=8", true, Decider::Gateway),
             ("10.77.0.10", "10.77.0.1", "tcp/22", false, Decider::Gateway),
+            ("10.77.0.10", "10.77.0.1", "udp/53", true, Decider::Gateway),
+            ("10.77.0.10", "10.77.0.1", "tcp/80", false, Decider::Gateway),
+            ("10.77.0.10", "169.254.169.254", "tcp/80", true, Decider::Gateway),
+            ("10.77.0.10", "169.254.169.254", "tcp/81", false, Decider::Gateway),
+            ("192.0.2.1", "10.77.0.1", "udp/53", false, Decider::Gateway),
             ("192.0.2.1", "10.77.0.10", "tcp/81", false, Decider::Network),
             ("10.77.0.10", "fd00::1", "tcp/80", false, Decider::Guard),
         ] {

@@ -388,7 +388,9 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         id: PortId::from_uuid(ids.next()),
         mac: Mac::local(0x09_00_00 + u32::from(i)),
         address: Ipv4Addr::new(10, 9, 0, 10 + i),
+        address6: None,
         hostname: format!("guest-{i}").parse().unwrap(),
+        metadata_route: true,
         rules: Vec::new(),
         policy: Default::default(),
     });
@@ -572,4 +574,32 @@ fn pump(a: &OwnedFd, b: &OwnedFd, stop: &AtomicBool) {
         }
     }
     let _kept = (a.as_raw_fd(), b.as_raw_fd());
+}
+
+/// Bytes that no parser should like: seeded, so the same each time. For each size some are random, some begin well.
+pub(crate) fn garbage(seed: u64) -> Vec<Vec<u8>> {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let heads: [&[u8]; 6] = [
+        b"",
+        &[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        &[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0xc0, 0x0c],
+        &[0, 1, 0x81, 0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+        b"GET /latest/ HTTP/1.1\r\n",
+        b"PUT /latest/api/token HTTP/1.1\r\nContent-Length: ",
+    ];
+    let mut all = Vec::new();
+    for length in (0..600).step_by(7) {
+        for head in heads {
+            let mut bytes = head.to_vec();
+            bytes.extend((0..length).map(|_| next() as u8));
+            all.push(bytes);
+        }
+    }
+    all
 }

@@ -1,10 +1,11 @@
 //! Networks, as the controller wants them on this node.
 
 use super::Agent;
-use crate::methods::WantedNetwork;
+use crate::methods::{WantedNetwork, WantedVm};
 use vbm_core::{Error, NetworkId, NetworkStatus, Result};
 use vbm_net::{
     DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, PortPolicy, RemotePort,
+    metadata::Instance,
 };
 
 impl Agent {
@@ -28,6 +29,27 @@ impl Agent {
         })
     }
 
+    /// Tells the networks of a VM what its guest may read: its own id, name, keys and user data.
+    pub(super) async fn describe(&self, want: &WantedVm) -> Result<()> {
+        let user_data = want.guest.user_data.as_ref().map(|d| d.bytes()).transpose()?;
+        let instance = Instance {
+            id: format!("i-{}", want.id.uuid().simple()),
+            name: Some(want.name.clone()),
+            user_data,
+            ssh_keys: want.guest.ssh_keys.clone(),
+            macs: want.nics.iter().map(|n| n.mac).collect(),
+            node: Some(self.inner.path.to_string()),
+        };
+        for nic in &want.nics {
+            let told = self
+                .inner
+                .networks
+                .describe(nic.network, nic.port, Some(instance.clone()));
+            told.await.map_err(Error::from)?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn network_remove(&self, id: NetworkId) -> Result<()> {
         self.inner.networks.remove(id).await.map_err(Error::from)
     }
@@ -38,7 +60,9 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         id: p.id,
         mac: p.mac,
         address: p.address,
+        address6: p.address6,
         hostname: p.hostname,
+        metadata_route: p.metadata_route,
         rules: p.rules,
         policy: PortPolicy {
             groups: p.groups,
@@ -67,6 +91,7 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
     let overlay = |o: crate::methods::WantedOverlay| DesiredOverlay {
         vni: o.vni,
         local: o.local,
+        names: o.names.into_iter().collect(),
         remotes: o.remotes.into_iter().map(remote).collect(),
     };
     DesiredNetwork {

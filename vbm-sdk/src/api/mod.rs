@@ -44,12 +44,13 @@ use crate::store::Revision;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Ipv4Range, Mac, Name, Network,
-    NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule, Snapshot, Vm,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, Ipv4Range, Mac,
+    MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule, Snapshot,
+    Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -128,6 +129,9 @@ pub struct LaunchRequest {
     /// Free `key=value` text.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What the guest is given to read: user data and SSH keys.
+    #[serde(default)]
+    pub guest: GuestData,
 }
 
 /// Virtual CPUs of a VM when nobody says otherwise.
@@ -330,6 +334,16 @@ pub struct CreateNetwork {
     /// What else to tell VMs by DHCP.
     #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
     pub dhcp: DhcpSpec,
+    /// Whether the gateway answers DNS; it does when absent.
+    #[serde(default)]
+    pub serve_dns: Option<bool>,
+    /// DNS servers that the gateway asks; those of the host when empty.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns_upstreams: Vec<IpAddr>,
+    /// The metadata service of its VMs.
+    #[serde(default)]
+    pub metadata: MetadataMode,
 }
 
 /// A network as lists show it.

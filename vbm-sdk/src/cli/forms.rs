@@ -3,10 +3,15 @@
 use crate::api::NicRequest;
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    fs::File,
+    io::Read as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
     str::FromStr,
 };
-use vbm_core::{Error, ErrorKind, Protocol, Rule, dhcp::RouteSpec, group::parse_port};
+use vbm_core::{
+    Error, ErrorKind, GuestData, Protocol, Rule, UserData, dhcp::RouteSpec, group::parse_port, limits,
+};
 
 /// `[ADDRESS:]HOSTPORT:VMPORT[/tcp|/udp]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +143,67 @@ pub(super) fn address(text: &str) -> Result<Ipv4Addr, Error> {
             "write it as 10.0.0.5",
         )
     })
+}
+
+/// Reads the address of a server.
+///
+/// # Errors
+/// Text that is none.
+pub(super) fn server(text: &str) -> Result<IpAddr, Error> {
+    text.parse().map_err(|_| {
+        invalid(
+            format!("'{text}' is not an IP address"),
+            "it is neither IPv4 nor IPv6",
+            "write it as 192.0.2.53 or 2001:db8::53",
+        )
+    })
+}
+
+/// The most bytes of a file of keys: as many as a VM may have, and comments.
+const KEYS_FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// What a guest is given to read: `--user-data FILE`, `--ssh-key FILE`.
+///
+/// # Errors
+/// A file that cannot be read, is too large or holds no key.
+pub(super) fn guest(user_data: Option<&Path>, ssh_keys: &[PathBuf]) -> Result<GuestData, Error> {
+    let mut guest = GuestData::default();
+    if let Some(path) = user_data {
+        // One byte more than may be, so that what is too large is told as such.
+        let most = u64::try_from(limits::USER_DATA_MAX_BYTES).unwrap_or(u64::MAX);
+        guest.user_data = Some(UserData::new(&read(path, most + 1)?));
+    }
+    for path in ssh_keys {
+        let text = String::from_utf8_lossy(&read(path, KEYS_FILE_MAX_BYTES)?).into_owned();
+        let lines = text.lines().map(str::trim);
+        let keys: Vec<_> = lines
+            .filter(|l| !l.is_empty() && !l.starts_with('#'))
+            .map(str::to_owned)
+            .collect();
+        if keys.is_empty() {
+            return Err(invalid(
+                format!("{} holds no SSH key", path.display()),
+                "it has no line that is not empty or a comment",
+                "name a public key's file, such as ~/.ssh/id_ed25519.pub",
+            ));
+        }
+        guest.ssh_keys.extend(keys);
+    }
+    guest.check()?;
+    Ok(guest)
+}
+
+fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let done = File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    match done {
+        Ok(_) => Ok(bytes),
+        Err(e) => Err(invalid(
+            format!("{} cannot be read", path.display()),
+            e.to_string(),
+            "check the path and its rights",
+        )),
+    }
 }
 
 /// All NICs of a VM: `--network`, with the conveniences `--group`, `--address` and `--mac`.

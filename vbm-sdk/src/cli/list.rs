@@ -113,6 +113,7 @@ pub(super) mod tests {
                 node: Some("n1".parse().unwrap()),
                 moving: None,
                 reverting: None,
+                guest: vbm_core::GuestData::default(),
             },
             status: VmStatus {
                 power: PowerState::Running,

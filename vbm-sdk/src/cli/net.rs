@@ -144,7 +144,9 @@ fn desired(
             id: meta.id,
             mac: spec.mac,
             address: spec.address,
+            address6: spec.address6,
             hostname: view.vm_name.parse().unwrap_or_else(|_| meta.name.clone()),
+            metadata_route: false,
             rules: Vec::new(),
             policy: PortPolicy {
                 groups: spec.groups.clone(),

@@ -160,6 +160,13 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
         // A span is a year at most: that fits.
         lease_seconds: lease.map(|span| u32::try_from(span.as_secs()).unwrap_or(u32::MAX)),
         dhcp: dhcp(args)?,
+        serve_dns: args.no_dns.then_some(false),
+        dns_upstreams: args
+            .dns_upstreams
+            .iter()
+            .map(|text| forms::server(text))
+            .collect::<Result<_, _>>()?,
+        metadata: args.metadata.parse()?,
         ..CreateNetwork::new(args.name.parse()?, &*args.cidr)
     })
 }
@@ -300,6 +307,17 @@ fn told(lines: &mut Lines, spec: &DhcpSpec) {
     }
 }
 
+/// Who answers DNS, and whom it asks.
+fn names(spec: &vbm_core::NetworkSpec) -> String {
+    let asked: Vec<_> = spec.dns_upstreams.iter().map(ToString::to_string).collect();
+    match (spec.serve_dns, spec.forwards_dns(), asked.is_empty()) {
+        (false, ..) => "not served".into(),
+        (true, false, _) => "of its VMs".into(),
+        (true, true, true) => "of its VMs, and the world's by the host's servers".into(),
+        (true, true, false) => format!("of its VMs, and the world's by {}", asked.join(", ")),
+    }
+}
+
 fn detail(view: &NetworkView, now: Timestamp) -> String {
     let (spec, status) = (&view.network.spec, &view.network.status);
     let mut lines = Lines::default();
@@ -338,7 +356,9 @@ fn detail(view: &NetworkView, now: Timestamp) -> String {
             .collect::<Vec<_>>()
             .join(", "),
     );
-    lines.put("Domain", spec.domain.clone().unwrap_or_default());
+    lines.put("Names", names(spec));
+    lines.put("Metadata", spec.metadata.to_string());
+    lines.put("Domain", spec.domain().unwrap_or_default().to_owned());
     told(&mut lines, &spec.dhcp);
     lines.put("MTU", format!("{} bytes", spec.mtu));
     lines.put(
@@ -396,7 +416,7 @@ mod tests {
     fn the_detail_of_a_network_says_what_vms_are_told() {
         let text = detail(&sample(), Timestamp::from_micros(0));
         assert!(
-            text.contains("Pool:     10.0.0.2 to 10.0.0.254") && text.contains("Leases:   for 60m"),
+            text.contains("Pool:      10.0.0.2 to 10.0.0.254") && text.contains("Leases:    for 60m"),
             "{text}"
         );
         assert!(text.contains("2 of 253 given, 250 free, 1 at rest"), "{text}");

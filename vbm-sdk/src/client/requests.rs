@@ -24,6 +24,7 @@ impl LaunchRequest {
             node: None,
             stopped: false,
             labels: BTreeMap::new(),
+            guest: vbm_core::GuestData::default(),
         }
     }
 
@@ -31,6 +32,13 @@ impl LaunchRequest {
     #[must_use]
     pub fn name(mut self, name: Name) -> Self {
         self.name = Some(name);
+        self
+    }
+
+    /// What the guest is given to read.
+    #[must_use]
+    pub fn guest(mut self, guest: vbm_core::GuestData) -> Self {
+        self.guest = guest;
         self
     }
 
@@ -126,6 +134,9 @@ impl CreateNetwork {
             mtu: None,
             lease_seconds: None,
             dhcp: vbm_core::DhcpSpec::default(),
+            serve_dns: None,
+            dns_upstreams: Vec::new(),
+            metadata: vbm_core::MetadataMode::default(),
         }
     }
 }

@@ -69,6 +69,7 @@ impl Controller {
             node: request.node.clone(),
             moving: None,
             reverting: None,
+            guest: request.guest.clone(),
         };
         spec.check()?;
         if let Some(node) = &request.node {

@@ -205,6 +205,9 @@ fn spec_of(request: &CreateNetwork) -> Result<NetworkSpec> {
     spec.mtu = request.mtu.unwrap_or(spec.mtu);
     spec.lease_seconds = request.lease_seconds.unwrap_or(spec.lease_seconds);
     spec.dhcp.clone_from(&request.dhcp);
+    spec.serve_dns = request.serve_dns.unwrap_or(spec.serve_dns);
+    spec.dns_upstreams.clone_from(&request.dns_upstreams);
+    spec.metadata = request.metadata;
     spec.check()?;
     Ok(spec)
 }

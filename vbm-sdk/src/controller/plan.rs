@@ -107,6 +107,11 @@ impl World {
         Some(WantedOverlay {
             vni: network.spec.vni?,
             local: self.nodes.get(node)?.status.underlay?,
+            names: others
+                .iter()
+                .filter(|&port| remote(port).is_some())
+                .map(|port| (port.spec.address, self.hostname(port)))
+                .collect(),
             remotes: others.iter().filter_map(remote).collect(),
         })
     }
@@ -124,7 +129,9 @@ impl World {
         }
         let addresses = |port: &&&Port| -> Vec<ipnet::IpNet> {
             let own = ipnet::IpNet::V4(port.spec.address.into());
+            let own6 = port.spec.address6.map(|a| ipnet::IpNet::V6(a.into()));
             std::iter::once(own)
+                .chain(own6)
                 .chain(port.spec.pairs.iter().map(|p| p.address))
                 .collect()
         };
@@ -151,14 +158,29 @@ impl World {
             id: port.meta.id,
             mac: port.spec.mac,
             address: port.spec.address,
-            hostname: self
-                .vms
-                .get(&port.spec.vm)
-                .map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone()),
+            address6: port.spec.address6,
+            hostname: self.hostname(port),
+            metadata_route: self.tells_metadata(port),
             rules: Vec::new(),
             groups: port.spec.groups.clone(),
             pairs: port.spec.pairs.clone(),
         }
+    }
+
+    /// A VM's name is its ports' host name.
+    fn hostname(&self, port: &Port) -> vbm_core::Name {
+        let vm = self.vms.get(&port.spec.vm);
+        vm.map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone())
+    }
+
+    /// Of a VM's NICs the first whose network has metadata tells the way there: two would take it from each other.
+    fn tells_metadata(&self, port: &Port) -> bool {
+        let serves = |id: &&PortId| {
+            let network = self.ports.get(id).and_then(|p| self.networks.get(&p.spec.network));
+            network.is_some_and(|n| n.spec.serves_metadata())
+        };
+        let vm = self.vms.get(&port.spec.vm);
+        vm.is_some_and(|vm| vm.spec.ports.iter().find(serves) == Some(&port.meta.id))
     }
 
     /// Whether a node shall take or delete a snapshot of a VM.
@@ -213,6 +235,7 @@ impl World {
                 .map(|s| (s.meta.id, s.meta.generation))
                 .collect(),
             revert: vm.spec.reverting.clone(),
+            guest: vm.spec.guest.clone(),
         })
     }
 

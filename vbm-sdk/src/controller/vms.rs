@@ -388,6 +388,7 @@ mod tests {
                 node: None,
                 moving: None,
                 reverting: None,
+                guest: vbm_core::GuestData::default(),
             },
             status: VmStatus {
                 power: state,

@@ -12,6 +12,8 @@ pub(crate) enum Need {
     Conntrack,
     Udhcpc,
     Busybox,
+    Dig,
+    Yaml,
     Ip,
     Ping,
     Curl,
@@ -39,7 +41,7 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::Qemu,
         Self::QemuImg,
         Self::Redis,
@@ -49,6 +51,8 @@ impl Need {
         Self::Conntrack,
         Self::Udhcpc,
         Self::Busybox,
+        Self::Dig,
+        Self::Yaml,
         Self::Ip,
         Self::Ping,
         Self::Curl,
@@ -103,6 +107,16 @@ impl Need {
                 &["busybox"],
                 "busybox-static",
                 "small servers and clients in test namespaces",
+            ),
+            Self::Dig => plain(
+                &["dig"],
+                "bind9-dnsutils",
+                "asks our DNS server, in test namespaces",
+            ),
+            Self::Yaml => plain(
+                &["python3"],
+                "python3-yaml",
+                "reads what our metadata service says, as cloud-init does",
             ),
             Self::Ip => plain(
                 &["ip"],

@@ -76,6 +76,15 @@ pub(in crate::cli) struct NetworkCreate {
     /// The server that has it
     #[arg(long, value_name = "IP")]
     pub(in crate::cli) boot_server: Option<String>,
+    /// The gateway answers no DNS
+    #[arg(long)]
+    pub(in crate::cli) no_dns: bool,
+    /// A DNS server that the gateway asks; may be repeated; those of the host when left out
+    #[arg(long = "dns-upstream", value_name = "IP")]
+    pub(in crate::cli) dns_upstreams: Vec<String>,
+    /// The metadata service of its VMs: off, token (as EC2's IMDSv2) or open
+    #[arg(long, value_name = "MODE", default_value = "token")]
+    pub(in crate::cli) metadata: String,
 }
 
 /// Who gets which address.

@@ -100,6 +100,7 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         node: on.map(|p| p.parse().unwrap()),
         moving: None,
         reverting: None,
+        guest: vbm_core::GuestData::default(),
     };
     world.vms.insert(
         vm,
