@@ -9,9 +9,12 @@ use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
     RemotePort,
 };
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 use vbm_core::{
-    ErrorKind, ForwardId, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol,
+    ErrorKind, ForwardId, IdSource, Ipv6Spec, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol,
     network::{VNI_FIRST, VNI_LAST, parse_cidr},
 };
 
@@ -144,6 +147,13 @@ pub async fn a_second_ensure_changes_nothing(backend: &dyn NetworkBackend, fixtu
     }
 }
 
+/// IPv6, and an address of it for the first port.
+fn six(net: &mut DesiredNetwork) {
+    let cidr = expect("fd00:77::/64".parse(), "a network of IPv6");
+    net.spec.ipv6 = Some(expect(Ipv6Spec::new(cidr), "a spec of IPv6"));
+    net.ports[0].address6 = Some(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0xa));
+}
+
 /// See its name.
 ///
 /// # Panics
@@ -153,7 +163,23 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(
     fixture: &Fixture<'_>,
 ) {
     type Spoil = fn(&mut DesiredNetwork);
-    let spoils: [(&str, Spoil); 10] = [
+    let spoils: [(&str, Spoil); 14] = [
+        ("an address of IPv6 without a network of it", |n| {
+            six(n);
+            n.spec.ipv6 = None;
+        }),
+        ("an address of IPv6 outside", |n| {
+            six(n);
+            n.ports[0].address6 = Some(Ipv6Addr::new(0xfd00, 0x78, 0, 0, 0, 0, 0, 0xa));
+        }),
+        ("the gateway's address of IPv6", |n| {
+            six(n);
+            n.ports[0].address6 = n.spec.ipv6.as_ref().map(|s| s.gateway);
+        }),
+        ("an address of IPv6 twice", |n| {
+            six(n);
+            n.ports[1].address6 = n.ports[0].address6;
+        }),
         ("an address outside", |n| {
             n.ports[0].address = Ipv4Addr::new(10, 78, 0, 1)
         }),

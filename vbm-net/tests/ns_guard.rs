@@ -282,9 +282,10 @@ async fn dual() -> (Pair, [std::net::Ipv6Addr; 2]) {
     let mut wanted = network(NetworkMode::Nat, 3);
     open_port(&mut wanted, 1, &["any"]);
     let addresses: [std::net::Ipv6Addr; 2] = ["fd00::a".parse().unwrap(), "fd00::b".parse().unwrap()];
-    for (port, address) in addresses.iter().enumerate() {
-        wanted.ports[port].policy.pairs = vec![vbm_core::AddressPair::of((*address).into())];
-    }
+    // The one has it by a pair, the other as its own.
+    wanted.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
+    wanted.ports[0].policy.pairs = vec![vbm_core::AddressPair::of(addresses[0].into())];
+    wanted.ports[1].address6 = Some(addresses[1]);
     lab.ensure(&wanted).await;
     assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
     let (a, b) = (lab.raw(&wanted, 0).await, lab.raw(&wanted, 1).await);

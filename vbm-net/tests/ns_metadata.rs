@@ -212,6 +212,35 @@ async fn an_open_network_serves_the_form_of_nocloud_and_another_reader_reads_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_without_a_way_out_is_told_the_way_to_its_metadata() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    let mut wanted = network(NetworkMode::Isolated, 2);
+    wanted.ports[1].metadata_route = false;
+    lab.ensure(&wanted).await;
+    let (a, other) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 1).await);
+    for guest in [&a, &other] {
+        guest.ns.sh(&guest.udhcpc("-n -q -O staticroutes"));
+    }
+    let told = |guest: &Guest| {
+        let all = guest.told("bound").unwrap();
+        let mut lines = all.lines().filter_map(|l| l.strip_prefix("staticroutes="));
+        lines.next().map(str::to_owned)
+    };
+    assert_eq!(told(&a).as_deref(), Some("'169.254.169.254/32 10.9.0.1'"));
+    assert_eq!(told(&other), None, "a NIC that is not to tell");
+    a.ns.ip("route add 169.254.169.254/32 via 10.9.0.1");
+    lab.net
+        .describe(wanted.id, wanted.ports[0].id, Some(instance("i-a")))
+        .await
+        .unwrap();
+    assert_eq!(
+        get(&a, "/latest/meta-data/instance-id"),
+        (200, "i-a".to_owned())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_answer_that_bears_a_token_cannot_leave_the_guest() {
     needs_namespaces!();
     let lab = Lab::new().await;

@@ -3,7 +3,7 @@
 use super::{
     Counters, Leases, ServerConfig,
     book::LeaseRecord,
-    server::{Beginning, Context, Server},
+    server::{Beginning, Context, Place, Server},
     store::LeaseStore,
 };
 use crate::{NetEvent, backend::EVENTS_MAX_PENDING};
@@ -73,7 +73,10 @@ impl DhcpServer {
         };
         let begin = Beginning {
             socket,
-            interface: index,
+            place: Place {
+                namespace: None,
+                interface: index,
+            },
             config,
             leases: Leases::new(),
             store: Box::new(store),

@@ -280,3 +280,40 @@ fn tell(settings: &mut Settings, spec: &DhcpSpec) {
         ipxe: b.ipxe.clone(),
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::fixture::lab;
+    use vbm_core::MetadataMode;
+
+    #[test]
+    fn a_port_is_told_the_way_to_metadata_where_it_is_served_and_this_port_is_to_tell() {
+        let told = |mode, route| {
+            let mut net = lab(NetworkMode::Nat).into_inner();
+            net.spec.metadata = mode;
+            net.ports[0].metadata_route = route;
+            let config = ServerConfig::from(&Validated::<DesiredNetwork>::new(net.clone()).unwrap());
+            config.ports.get(net.ports[0].mac).unwrap().metadata
+        };
+        assert!(told(MetadataMode::Token, true) && told(MetadataMode::Open, true));
+        assert!(!told(MetadataMode::Token, false) && !told(MetadataMode::Off, true));
+    }
+
+    #[test]
+    fn vms_ask_the_gateway_for_names_unless_the_network_names_another_or_it_serves_none() {
+        let told = |dns: &[Ipv4Addr], serve| {
+            let mut net = lab(NetworkMode::Nat).into_inner();
+            net.spec.dns = dns.to_vec();
+            net.spec.serve_dns = serve;
+            let config = ServerConfig::from(&Validated::<DesiredNetwork>::new(net).unwrap());
+            let settings = config.link.settings;
+            (settings.dns, settings.domain, settings.names_are_served)
+        };
+        let (gateway, other) = (Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(192, 0, 2, 53));
+        let usual = Some("vbm.internal".to_owned());
+        assert_eq!(told(&[], true), (vec![gateway], usual.clone(), true));
+        assert_eq!(told(&[other], true), (vec![other], usual, true));
+        assert_eq!(told(&[], false), (vec![], None, false));
+    }
+}

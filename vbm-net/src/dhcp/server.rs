@@ -44,11 +44,20 @@ pub(crate) struct Context {
     pub(crate) tracker: TaskTracker,
 }
 
+/// What its socket is bound to. A namespace that was made anew is another, whatever its name and the number of its interface: the
+/// socket holds on to the old one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// `None`: that of who started it.
+    pub(crate) namespace: Option<(u64, u64)>,
+    pub(crate) interface: u32,
+}
+
 /// What a server begins with.
 pub(crate) struct Beginning {
-    /// Of [`super::socket::open`] on `interface`.
+    /// Of [`super::socket::open`] at `place`.
     pub(crate) socket: OwnedFd,
-    pub(crate) interface: u32,
+    pub(crate) place: Place,
     pub(crate) config: ServerConfig,
     /// What guests were told by the one before.
     pub(crate) leases: Leases,
@@ -59,7 +68,7 @@ pub(crate) struct Beginning {
 
 /// A running server. Dropping it stops it.
 pub(crate) struct Server {
-    interface: u32,
+    place: Place,
     config: watch::Sender<Arc<ServerConfig>>,
     leases: watch::Receiver<Leases>,
     questions: mpsc::Sender<Question>,
@@ -110,7 +119,7 @@ impl Server {
         };
         let task = tracker.spawn(shell.run(stop.clone()));
         Ok(Self {
-            interface: begin.interface,
+            place: begin.place,
             config: config_out,
             leases,
             questions,
@@ -120,9 +129,9 @@ impl Server {
         })
     }
 
-    /// Whether it runs, on this interface.
-    pub(crate) fn serves(&self, interface: u32) -> bool {
-        self.interface == interface && !self.task.is_finished()
+    /// Whether it runs, at this place.
+    pub(crate) fn serves(&self, place: Place) -> bool {
+        self.place == place && !self.task.is_finished()
     }
 
     /// From the next request on, this holds. Returns whether it differs from before.

@@ -5,7 +5,7 @@
 //! | `web1.<domain>`, or plain `web1` | the port's address |
 //! | `<domain>` | SOA and NS: the gateway |
 //! | another name below the domain, a plain name that nobody has | NXDOMAIN |
-//! | an address of the network, backwards | the port's name, else NXDOMAIN |
+//! | an address of the network, IPv4 or IPv6, backwards | the port's name, else NXDOMAIN |
 //! | `localhost`, and names that must not leave a host (RFC 6761, 6762, 7686) | here, or NXDOMAIN |
 //! | anything else | not of this network: the caller forwards it, or refuses |
 //!
@@ -13,12 +13,14 @@
 
 use crate::{DesiredNetwork, Validated};
 use hickory_proto::rr::{Name, RecordType};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+/// The digits of an address of IPv6.
+const DIGITS: usize = 32;
 /// The name of the gateway, unless a VM bears it.
 const GATEWAY: &str = "gateway";
 /// Names at the top that are answered here and never asked upstream.
@@ -31,6 +33,7 @@ pub struct Zone {
     domain: Vec<Box<[u8]>>,
     domain_name: Name,
     cidr: Ipv4Net,
+    cidr6: Option<Ipv6Net>,
     gateway: Ipv4Addr,
     hosts: HashMap<Box<[u8]>, Vec<IpAddr>>,
     names: HashMap<IpAddr, Vec<Box<[u8]>>>,
@@ -79,6 +82,7 @@ impl From<&Validated<DesiredNetwork>> for Zone {
             domain_name: name_of(&domain),
             domain,
             cidr: spec.cidr,
+            cidr6: spec.ipv6.as_ref().map(|s| s.cidr),
             gateway: spec.gateway,
             hosts: HashMap::new(),
             names: HashMap::new(),
@@ -140,6 +144,10 @@ impl Zone {
             let (found, apex) = self.reverse(rest);
             return verdict(found, apex);
         }
+        if let Some(rest) = below(&labels, &[lower(b"ip6"), lower(b"arpa")]) {
+            let (found, apex) = self.reverse6(rest);
+            return verdict(found, apex);
+        }
         let top = labels.last().map(|l| &**l).unwrap_or_default();
         if top == b"localhost" {
             return verdict(Found::Addresses(&LOOPBACK), name_of(&labels[labels.len() - 1..]));
@@ -196,6 +204,41 @@ impl Zone {
         }
     }
 
+    /// The same before `ip6.arpa`, digit by digit (RFC 3596 section 2.5); the zone ends at a digit.
+    fn reverse6(&self, rest: &[Box<[u8]>]) -> (Found<'_>, Name) {
+        let elsewhere = (Found::Elsewhere, Name::root());
+        let Some(net) = self.cidr6 else { return elsewhere };
+        let digits: Vec<u8> = rest.iter().rev().map_while(|l| digit(l)).collect();
+        let whole = usize::from(net.prefix_len().div_ceil(4)).min(DIGITS - 1);
+        let Some(leading) = digits.get(..whole) else {
+            return elsewhere;
+        };
+        let of = |some: &[u8]| some.iter().fold(0u128, |all, d| all << 4 | u128::from(*d));
+        let last = digits.get(..DIGITS).map(|all| Ipv6Addr::from(of(all)));
+        let first = Ipv6Addr::from(of(leading) << (128 - 4 * whole));
+        let around = |bits: usize| u8::try_from(bits).ok().and_then(|b| Ipv6Net::new(first, b).ok());
+        let ours = match last {
+            Some(address) => net.contains(&address),
+            None => net.contains(&first) || around(4 * whole).is_some_and(|z| z.contains(&net.network())),
+        };
+        if !ours {
+            return elsewhere;
+        }
+        let labels = leading.iter().rev().map(|d| format!("{d:x}."));
+        let apex = labels.collect::<String>() + "ip6.arpa.";
+        let apex = apex.parse().unwrap_or_else(|_| Name::root());
+        let found = match last {
+            Some(address) if rest.len() == DIGITS => match self.names.get(&address.into()) {
+                Some(names) => Found::Names(names),
+                None => Found::NxDomain,
+            },
+            None if digits.len() == rest.len() => Found::NoData,
+            // Not an address; below our own zone there is nothing of that kind.
+            _ => Found::NxDomain,
+        };
+        (found, apex)
+    }
+
     /// The reverse zone that these leading octets are in, if it is ours.
     fn reverse_apex(&self, octets: &[u8]) -> Option<Name> {
         let whole = usize::from(self.cidr.prefix_len().div_ceil(8)).min(3);
@@ -233,6 +276,15 @@ fn octet(label: &[u8]) -> Option<u8> {
     let text = std::str::from_utf8(label).ok()?;
     let plain = !text.starts_with('+') && (text == "0" || !text.starts_with('0'));
     plain.then(|| text.parse().ok()).flatten()
+}
+
+/// A hexadecimal digit, as a label in lower case.
+fn digit(label: &[u8]) -> Option<u8> {
+    match label {
+        [d @ b'0'..=b'9'] => Some(d - b'0'),
+        [d @ b'a'..=b'f'] => Some(d - b'a' + 10),
+        _ => None,
+    }
 }
 
 fn name_of(labels: &[Box<[u8]>]) -> Name {
@@ -276,6 +328,45 @@ mod tests {
             say(&zone, "10.0.77.10.in-addr.arpa.", RecordType::PTR),
             "web1.lab.example. 0.77.10.in-addr.arpa."
         );
+    }
+
+    #[test]
+    fn a_port_with_an_address_of_ipv6_has_it_under_its_name_and_backwards() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00:7::/62".parse().unwrap()).unwrap());
+        net.ports[0].hostname = "web1".parse().unwrap();
+        net.ports[0].address6 = Some("fd00:7::1a".parse().unwrap());
+        let zone = Zone::from(&Validated::<DesiredNetwork>::new(net).unwrap());
+        assert!(
+            say(&zone, "web1.", RecordType::AAAA).starts_with("[10.77.0.10, fd00:7::1a]"),
+            "the type is picked later"
+        );
+        let backwards = |text: &str| -> String {
+            let digits = format!("{:032x}", u128::from(text.parse::<Ipv6Addr>().unwrap()));
+            digits.chars().rev().map(|d| format!("{d}.")).collect::<String>() + "ip6.arpa."
+        };
+        let apex = "0.0.0.0.0.0.0.0.7.0.0.0.0.0.d.f.ip6.arpa.";
+        let own = backwards("fd00:7::1a");
+        for (name, said) in [
+            (own.clone(), format!("web1.vbm.internal. {apex}")),
+            (own.to_uppercase(), format!("web1.vbm.internal. {apex}")),
+            (backwards("fd00:7::1b"), format!("NxDomain {apex}")),
+            // In the network, and behind another digit than its first address.
+            (
+                backwards("fd00:7:0:3::1"),
+                format!("NxDomain 3.{}", &apex[2..]),
+            ),
+            (backwards("fd00:7:0:4::1"), "Elsewhere .".into()),
+            (backwards("fd00:8::1a"), "Elsewhere .".into()),
+            (format!("0.{own}"), format!("NxDomain {apex}")),
+            (format!("x.0.{apex}"), format!("NxDomain {apex}")),
+            (format!("0.{apex}"), format!("NoData {apex}")),
+            (apex.to_owned(), format!("NoData {apex}")),
+            ("7.0.0.0.0.0.d.f.ip6.arpa.".into(), "Elsewhere .".into()),
+        ] {
+            assert_eq!(say(&zone, &name, RecordType::PTR), said, "{name}");
+        }
+        assert_eq!(say(&self::zone(), &own, RecordType::PTR), "Elsewhere .", "without IPv6");
     }
 
     #[test]

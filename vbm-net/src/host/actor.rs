@@ -16,7 +16,7 @@ use crate::{
     DesiredNetwork, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
     dhcp::{
         Leases, ServerConfig,
-        server::{Beginning, Context, Server},
+        server::{Beginning, Context, Place as Bound, Server},
         store::Forgetful,
     },
     metadata::Instance,
@@ -173,11 +173,18 @@ impl Actor {
                 .any(|p| p.id == *port && p.address == lease.address)
         });
         let config = ServerConfig::from(wanted);
-        if let Some(server) = self.server.as_ref().filter(|s| s.serves(bridge)) {
+        let place = Bound {
+            namespace: self.ns.identity(),
+            interface: bridge,
+        };
+        if let Some(server) = self.server.as_ref().filter(|s| s.serves(place)) {
             if server.reconfigure(config) {
                 changed.push("DHCP settings".into());
             }
             return Ok(());
+        }
+        if let Some(gone) = self.server.take() {
+            gone.stop().await;
         }
         let failed = |e| NetError::kernel("starting the DHCP server", e);
         let socket = self
@@ -193,7 +200,7 @@ impl Actor {
         };
         let begin = Beginning {
             socket,
-            interface: bridge,
+            place,
             config,
             leases: self.leases.clone(),
             store: Box::new(Forgetful),
@@ -261,7 +268,9 @@ impl Actor {
 
     async fn remove(&mut self) -> Result<Vec<String>, NetError> {
         // The sockets hold the namespace.
-        self.server = None;
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
         self.services.stop().await;
         self.wanted = None;
         self.standing = None;

@@ -112,6 +112,18 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_its_own_is_as_good_as_one_that_it_was_allowed() {
+        let net = lab(NetworkMode::Nat).into_inner();
+        let (mut own, mut pair) = (net.clone(), net);
+        own.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
+        own.ports[0].address6 = Some("fd00::a".parse().unwrap());
+        pair.ports[0].policy.pairs = vec![AddressPair::of("fd00::a".parse().unwrap())];
+        let [own, pair] =
+            [own, pair].map(|net| guard::render(&Validated::<DesiredNetwork>::new(net).unwrap()));
+        assert_eq!(own, pair);
+    }
+
+    #[test]
     fn the_target_is_compared_as_far_as_the_network_says() {
         assert_eq!(not_within("fd00::/8".parse().unwrap()), "8 != 0xfd");
         assert_eq!(

@@ -195,6 +195,37 @@ fn a_node_holds_the_ports_rules_and_forwards_of_its_own_vms_only() {
 }
 
 #[test]
+fn of_a_vms_nics_the_first_whose_network_has_metadata_tells_the_way_there() {
+    let mut world = world();
+    let vm = add_vm(&mut world, 5, Some("a"));
+    let first = world.ports[&world.vms[&vm].spec.ports[0]].clone();
+    let mut other = world.networks[&first.spec.network].clone();
+    other.meta.id = NetworkId::from_uuid(uuid(11));
+    let mut second = first.clone();
+    second.meta.id = PortId::from_uuid(uuid(250));
+    second.spec.network = other.meta.id;
+    second.spec.address6 = Some("fd00::5".parse().unwrap());
+    world.vms.get_mut(&vm).unwrap().spec.ports.push(second.meta.id);
+    world.ports.insert(second.meta.id, second);
+    world.networks.insert(other.meta.id, other);
+    let told = |world: &World| -> Vec<bool> {
+        let plan = world.node_plan(&path("a"));
+        let ports = plan.networks.iter().flat_map(|n| &n.ports);
+        ports.map(|p| p.metadata_route).collect()
+    };
+    assert_eq!(told(&world), [true, false]);
+    let network = world.networks.get_mut(&first.spec.network).unwrap();
+    network.spec.metadata = vbm_core::MetadataMode::Off;
+    assert_eq!(told(&world), [false, true]);
+    let plan = world.node_plan(&path("a"));
+    assert_eq!(
+        plan.networks[1].ports[0].address6,
+        Some("fd00::5".parse().unwrap()),
+        "the address of IPv6 is told too"
+    );
+}
+
+#[test]
 fn a_node_is_told_the_members_that_are_elsewhere_of_groups_that_its_rules_speak_of() {
     let mut world = world();
     add_vm(&mut world, 5, Some("a"));
