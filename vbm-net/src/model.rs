@@ -339,7 +339,10 @@ fn check_port(port: &DesiredPort, spec: &NetworkSpec) -> Result<(), Error> {
         return Err(bad(
             format!("a port cannot have the address {address}"),
             match &spec.ipv6 {
-                Some(s) => format!("it is outside {}, excluded, the gateway's, or IPv6 keeps it for itself", s.cidr),
+                Some(s) => format!(
+                    "it is outside {}, excluded, the gateway's, or IPv6 keeps it for itself",
+                    s.cidr
+                ),
                 None => "the network has no IPv6".to_owned(),
             },
             "leave it out, or choose one inside",

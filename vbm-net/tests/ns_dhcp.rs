@@ -212,7 +212,11 @@ async fn a_namespace_that_was_made_anew_is_served_anew() {
     let seen = lab.ensure(&wanted).await;
     // Else another one would have been served for that.
     assert_eq!(bridge(&lab), before, "the new bridge has the old one's number");
-    assert!(seen.changed.iter().any(|c| c == "DHCP server"), "{:?}", seen.changed);
+    assert!(
+        seen.changed.iter().any(|c| c == "DHCP server"),
+        "{:?}",
+        seen.changed
+    );
     let guest = lab.guest(&wanted, 0).await;
     guest.dhcp();
     assert!(guest.ns.pings(wanted.spec.gateway));

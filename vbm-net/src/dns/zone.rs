@@ -352,10 +352,7 @@ mod tests {
             (own.to_uppercase(), format!("web1.vbm.internal. {apex}")),
             (backwards("fd00:7::1b"), format!("NxDomain {apex}")),
             // In the network, and behind another digit than its first address.
-            (
-                backwards("fd00:7:0:3::1"),
-                format!("NxDomain 3.{}", &apex[2..]),
-            ),
+            (backwards("fd00:7:0:3::1"), format!("NxDomain 3.{}", &apex[2..])),
             (backwards("fd00:7:0:4::1"), "Elsewhere .".into()),
             (backwards("fd00:8::1a"), "Elsewhere .".into()),
             (format!("0.{own}"), format!("NxDomain {apex}")),
@@ -366,7 +363,11 @@ mod tests {
         ] {
             assert_eq!(say(&zone, &name, RecordType::PTR), said, "{name}");
         }
-        assert_eq!(say(&self::zone(), &own, RecordType::PTR), "Elsewhere .", "without IPv6");
+        assert_eq!(
+            say(&self::zone(), &own, RecordType::PTR),
+            "Elsewhere .",
+            "without IPv6"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{DesiredNetwork, DesiredPort, bad};
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 use vbm_core::{AddressPair, Error, GroupId, GroupSpec, Mac, Name, NetworkSpec};
 
 /// The most members of a group that are not ports of this host.
@@ -54,7 +54,7 @@ impl DesiredPort {
     }
 
     /// Whether it may use an address.
-    pub fn may_be(&self, address: std::net::IpAddr) -> bool {
+    pub fn may_be(&self, address: IpAddr) -> bool {
         self.identities().iter().any(|(_, net)| net.contains(&address))
     }
 }
@@ -128,8 +128,9 @@ pub(super) fn check_policy(port: &DesiredPort, spec: &NetworkSpec, gateway: Mac)
     }
     for pair in &port.policy.pairs {
         pair.check()?;
-        let mut gateways = std::iter::once(spec.gateway.into()).chain(spec.ipv6.iter().map(|s| s.gateway.into()));
-        let among = gateways.find(|a: &std::net::IpAddr| pair.address.contains(a));
+        let mut gateways =
+            std::iter::once(IpAddr::from(spec.gateway)).chain(spec.ipv6.iter().map(|s| s.gateway.into()));
+        let among = gateways.find(|a| pair.address.contains(a));
         if pair.mac == Some(gateway) || among.is_some() {
             return Err(bad(
                 format!(
