@@ -32,6 +32,7 @@ pub mod id;
 pub mod image;
 pub mod limits;
 pub mod mac;
+pub mod metadata;
 pub mod name;
 pub mod network;
 pub mod node;
@@ -62,8 +63,9 @@ pub use id::{
 };
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
+pub use metadata::MetadataMode;
 pub use name::Name;
-pub use network::{MetadataMode, Network, NetworkMode, NetworkSpec, NetworkStatus};
+pub use network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
 pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};

@@ -1,8 +1,8 @@
 //! Networks.
 
 use crate::{
-    DhcpSpec, Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, NetworkId, Reservation, addressing,
-    error::invalid, limits,
+    DhcpSpec, Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, MetadataMode, NetworkId, Reservation,
+    addressing, error::invalid, limits,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -56,47 +56,6 @@ impl FromStr for NetworkMode {
             _ => Err(invalid(
                 format!("'{text}' is not a network mode"),
                 "VBM has nat and isolated",
-                "choose one of them",
-            )),
-        }
-    }
-}
-
-/// Whether a network has a metadata service for its VMs, and who gets an answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum MetadataMode {
-    /// There is none.
-    Off,
-    /// Answers only who shows a token (EC2's IMDSv2): what makes a guest fetch a page for a stranger gets nothing.
-    #[default]
-    Token,
-    /// Answers without a token too: EC2's IMDSv1, and the NoCloud form, whose readers know no tokens.
-    Open,
-}
-
-impl fmt::Display for MetadataMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Off => "off",
-            Self::Token => "token",
-            Self::Open => "open",
-        })
-    }
-}
-
-impl FromStr for MetadataMode {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "off" => Ok(Self::Off),
-            "token" => Ok(Self::Token),
-            "open" => Ok(Self::Open),
-            _ => Err(invalid(
-                format!("'{text}' is no way to serve metadata"),
-                "there are off, token and open",
                 "choose one of them",
             )),
         }
