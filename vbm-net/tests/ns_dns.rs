@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Guest, Lab, OUTSIDE, eventually, network};
+use common::{Guest, Lab, OUTSIDE, eventually, network, open_port};
 use std::{
     net::{Ipv4Addr, UdpSocket},
     sync::{
@@ -170,6 +170,29 @@ async fn guests_find_each_other_by_name_and_names_by_address() {
     let out = guest.ns.try_sh("busybox nslookup guest-1.lab.example 10.9.0.1");
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(said.contains("10.9.0.11"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_leave_its_port_asks_nobody_and_who_may_learns_addresses_of_both_families() {
+    needs_namespaces!();
+    needs_dig();
+    let lab = Lab::new().await;
+    let mut wanted = named(NetworkMode::Isolated, 3);
+    wanted.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00:9::/64".parse().unwrap()).unwrap());
+    wanted.ports[1].address6 = Some("fd00:9::b".parse().unwrap());
+    open_port(&mut wanted, 0, &["egress:udp/53@10.9.0.1/32"]);
+    open_port(&mut wanted, 2, &["egress:tcp/80"]);
+    lab.ensure(&wanted).await;
+    let (asks, shut) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 2).await);
+    asks.dhcp();
+    shut.dhcp();
+    assert_eq!(asks.short("guest-1 A"), "10.9.0.11");
+    assert_eq!(asks.short("guest-1.lab.example AAAA"), "fd00:9::b");
+    assert_eq!(asks.short("-x fd00:9::b"), "guest-1.lab.example.");
+    for (guest, words) in [(&asks, "guest-1 A +tcp"), (&shut, "guest-1 A")] {
+        let said = guest.dig(words);
+        assert!(!said.contains("10.9.0.11"), "{words}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
