@@ -232,7 +232,7 @@ pub(crate) async fn guard_read_some(
     ns: &NetNs,
     some: &crate::plan::guard::Guard,
 ) -> Result<crate::plan::guard::Guard, NetError> {
-    let scripts = crate::plan::guard::asking(some);
+    let scripts = crate::plan::guard_back::asking(some);
     let args = ["-s", "-nn", "-f", "-"];
     let each = scripts
         .iter()

@@ -18,7 +18,7 @@ use crate::{
     plan::{
         Transit,
         guard::{self, Guard},
-        inside,
+        guard_back, inside,
         policy::Policies,
         sets::{self, Sets},
         tables::{self, Tables},
@@ -275,7 +275,7 @@ pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standi
 
 /// Reads back what was changed, or all if that is much.
 async fn read_back(ns: &NetNs, want: &Wanted, before: &Wanted, steps: &Steps) -> Result<(), NetError> {
-    let guard = guard::changed(&want.guard, &before.guard);
+    let guard = guard_back::changed(&want.guard, &before.guard);
     let (v4, v6) = (
         tables::changed(&want.v4, &before.v4),
         tables::changed(&want.v6, &before.v6),

@@ -283,49 +283,6 @@ pub fn diff(want: &Guard, have: &Guard) -> (String, Vec<String>) {
     changes(want, have)
 }
 
-/// The chains and elements that a change wrote: those of `want` that differ from `have`.
-pub fn changed(want: &Guard, have: &Guard) -> Guard {
-    let differs = |name: &&String| want.chains.get(*name) != have.chains.get(*name);
-    let news = |all: &BTreeMap<String, BTreeSet<String>>, old: &BTreeMap<String, BTreeSet<String>>| {
-        let none = BTreeSet::new();
-        let new = |name: &String, e: &BTreeSet<String>| {
-            e.difference(old.get(name).unwrap_or(&none)).cloned().collect()
-        };
-        all.iter().map(|(name, e)| (name.clone(), new(name, e))).collect()
-    };
-    Guard {
-        chains: want
-            .chains
-            .keys()
-            .filter(differs)
-            .map(|n| (n.clone(), want.chains[n].clone()))
-            .collect(),
-        maps: news(&want.maps, &have.maps),
-        sets: news(&want.sets, &have.sets),
-    }
-}
-
-/// Inputs for `nft -f` that print chains and elements; they fail where one is missing. One thing each: of two chains in one input nft
-/// 1.0.6 finds the last only, and a chain beside an element makes it read the whole table.
-pub fn asking(some: &Guard) -> Vec<String> {
-    let t = names::GUARD_TABLE;
-    let chain = |c: &String| format!("list chain bridge {t} {c}\n");
-    let mut scripts: Vec<String> = some.chains.keys().map(chain).collect();
-    for (name, elements) in some.maps.iter().chain(&some.sets) {
-        let keys: Vec<&str> = elements
-            .iter()
-            .map(|e| e.split(" : ").next().unwrap_or(e))
-            .collect();
-        if !keys.is_empty() {
-            scripts.push(format!(
-                "get element bridge {t} {name} {{ {} }}\n",
-                keys.join(", ")
-            ));
-        }
-    }
-    scripts
-}
-
 /// The whole table, replacing what stands.
 fn whole(want: &Guard) -> String {
     let t = names::GUARD_TABLE;

@@ -17,6 +17,7 @@ mod filter;
 pub mod flows;
 pub mod guard;
 mod guard6;
+pub(crate) mod guard_back;
 pub mod host;
 pub mod inside;
 pub mod overlay;
