@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_port_with_an_address_of_ipv6_has_it_under_its_name_and_backwards() {
         let mut net = lab(NetworkMode::Nat).into_inner();
-        net.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00:7::/62".parse().unwrap()).unwrap());
+        net.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00:7::/66".parse().unwrap()).unwrap());
         net.ports[0].hostname = "web1".parse().unwrap();
         net.ports[0].address6 = Some("fd00:7::1a".parse().unwrap());
         let zone = Zone::from(&Validated::<DesiredNetwork>::new(net).unwrap());
@@ -345,15 +345,15 @@ mod tests {
             let digits = format!("{:032x}", u128::from(text.parse::<Ipv6Addr>().unwrap()));
             digits.chars().rev().map(|d| format!("{d}.")).collect::<String>() + "ip6.arpa."
         };
-        let apex = "0.0.0.0.0.0.0.0.7.0.0.0.0.0.d.f.ip6.arpa.";
+        let apex = "0.0.0.0.0.0.0.0.0.7.0.0.0.0.0.d.f.ip6.arpa.";
         let own = backwards("fd00:7::1a");
         for (name, said) in [
             (own.clone(), format!("web1.vbm.internal. {apex}")),
             (own.to_uppercase(), format!("web1.vbm.internal. {apex}")),
             (backwards("fd00:7::1b"), format!("NxDomain {apex}")),
             // In the network, and behind another digit than its first address.
-            (backwards("fd00:7:0:3::1"), format!("NxDomain 3.{}", &apex[2..])),
-            (backwards("fd00:7:0:4::1"), "Elsewhere .".into()),
+            (backwards("fd00:7::3000:0:0:1"), format!("NxDomain 3.{}", &apex[2..])),
+            (backwards("fd00:7::4000:0:0:1"), "Elsewhere .".into()),
             (backwards("fd00:8::1a"), "Elsewhere .".into()),
             (format!("0.{own}"), format!("NxDomain {apex}")),
             (format!("x.0.{apex}"), format!("NxDomain {apex}")),
