@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use std::{net::Ipv4Addr, time::Duration};
 use vbm_net::dhcp::{DhcpServer, Reason, store::Forgetful};
 
-/// Renewed after 4 s, rebound after 7 s.
-const SHORT: Duration = Duration::from_secs(8);
+/// Renewed after 6 s, rebound after 10.5 s.
+const SHORT: Duration = Duration::from_secs(12);
 const LONG: Duration = Duration::from_secs(3_600);
 
 /// What a client is, as far as these tests know it.
@@ -73,9 +73,11 @@ fn dhclient(lab: &DhcpLab, what: &str) -> Kid {
         lab,
         "case $reason in BOUND|RENEW|REBIND|REBOOT) ip addr flush dev eth0; busybox arping -D -q -c 2 -I eth0 $new_ip_address || exit 1; ip addr add $new_ip_address/24 dev eth0;; esac",
     );
+    // By itself it waits 10 s before it asks again: then the lease would have ended, and nothing be rebound.
+    std::fs::write(lab.path("dhclient.conf"), "initial-interval 1;\nbackoff-cutoff 2;\n").unwrap();
     let d = lab.dir.path().display();
     lab.client(
-        &format!("exec dhclient -4 {what} -v -sf {script} -cf /dev/null -lf {d}/leases -pf {d}/pid eth0"),
+        &format!("exec dhclient -4 {what} -v -sf {script} -cf {d}/dhclient.conf -lf {d}/leases -pf {d}/pid eth0"),
         &[],
     )
 }
