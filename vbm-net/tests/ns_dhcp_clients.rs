@@ -74,10 +74,16 @@ fn dhclient(lab: &DhcpLab, what: &str) -> Kid {
         "case $reason in BOUND|RENEW|REBIND|REBOOT) ip addr flush dev eth0; busybox arping -D -q -c 2 -I eth0 $new_ip_address || exit 1; ip addr add $new_ip_address/24 dev eth0;; esac",
     );
     // By itself it waits 10 s before it asks again: then the lease would have ended, and nothing be rebound.
-    std::fs::write(lab.path("dhclient.conf"), "initial-interval 1;\nbackoff-cutoff 2;\n").unwrap();
+    std::fs::write(
+        lab.path("dhclient.conf"),
+        "initial-interval 1;\nbackoff-cutoff 2;\n",
+    )
+    .unwrap();
     let d = lab.dir.path().display();
     lab.client(
-        &format!("exec dhclient -4 {what} -v -sf {script} -cf {d}/dhclient.conf -lf {d}/leases -pf {d}/pid eth0"),
+        &format!(
+            "exec dhclient -4 {what} -v -sf {script} -cf {d}/dhclient.conf -lf {d}/leases -pf {d}/pid eth0"
+        ),
         &[],
     )
 }

@@ -234,10 +234,7 @@ async fn a_guest_without_a_way_out_is_told_the_way_to_its_metadata() {
         .describe(wanted.id, wanted.ports[0].id, Some(instance("i-a")))
         .await
         .unwrap();
-    assert_eq!(
-        get(&a, "/latest/meta-data/instance-id"),
-        (200, "i-a".to_owned())
-    );
+    assert_eq!(get(&a, "/latest/meta-data/instance-id"), (200, "i-a".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -352,7 +352,10 @@ mod tests {
             (own.to_uppercase(), format!("web1.vbm.internal. {apex}")),
             (backwards("fd00:7::1b"), format!("NxDomain {apex}")),
             // In the network, and behind another digit than its first address.
-            (backwards("fd00:7::3000:0:0:1"), format!("NxDomain 3.{}", &apex[2..])),
+            (
+                backwards("fd00:7::3000:0:0:1"),
+                format!("NxDomain 3.{}", &apex[2..]),
+            ),
             (backwards("fd00:7::4000:0:0:1"), "Elsewhere .".into()),
             (backwards("fd00:8::1a"), "Elsewhere .".into()),
             (format!("0.{own}"), format!("NxDomain {apex}")),

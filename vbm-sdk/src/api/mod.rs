@@ -49,8 +49,8 @@ use std::{
 use utoipa::ToSchema;
 use vbm_core::{
     Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, Ipv4Range, Mac,
-    MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule, Snapshot,
-    Vm,
+    MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule,
+    Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.

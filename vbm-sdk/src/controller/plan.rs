@@ -176,7 +176,10 @@ impl World {
     /// Of a VM's NICs the first whose network has metadata tells the way there: two would take it from each other.
     fn tells_metadata(&self, port: &Port) -> bool {
         let serves = |id: &&PortId| {
-            let network = self.ports.get(id).and_then(|p| self.networks.get(&p.spec.network));
+            let network = self
+                .ports
+                .get(id)
+                .and_then(|p| self.networks.get(&p.spec.network));
             network.is_some_and(|n| n.spec.serves_metadata())
         };
         let vm = self.vms.get(&port.spec.vm);
