@@ -484,12 +484,12 @@ mod tests {
         let mut dense = Pages::default();
         for page in 0..BITMAPS_MAX as u128 {
             for place in 0..=FEW_MAX_PLACES as u128 {
-                dense.insert(page << PLACE_BITS | place * 2).unwrap();
+                dense.insert((page << PLACE_BITS) | (place * 2)).unwrap();
             }
         }
         let next = (BITMAPS_MAX as u128) << PLACE_BITS;
         for place in 0..FEW_MAX_PLACES as u128 {
-            dense.insert(next | place * 2).unwrap();
+            dense.insert(next | (place * 2)).unwrap();
         }
         assert_eq!(dense.insert(next | 9_999), Err(TooScattered));
     }

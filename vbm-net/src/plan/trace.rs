@@ -138,14 +138,14 @@ impl<'a> Walk<'a> {
         }
         let senders = self.owners.of(from);
         if senders.is_empty() {
-            self.from_elsewhere(from)?;
+            self.comes_from_elsewhere(from)?;
         } else {
             self.leaves(&senders)?;
         }
         self.begins()?;
         let receivers = self.owners.of(to);
         if receivers.is_empty() {
-            return self.to_elsewhere(to, &senders);
+            return self.goes_elsewhere(to, &senders);
         }
         if self.is_neighbours() {
             return self.pass(Decider::Guard, "guard", "neighbours may ask and answer".into());
@@ -214,7 +214,7 @@ impl<'a> Walk<'a> {
                 .is_some_and(|(kind, _)| NEIGHBOURS.contains(&kind))
     }
 
-    fn from_elsewhere(&mut self, from: IpAddr) -> Option<()> {
+    fn comes_from_elsewhere(&mut self, from: IpAddr) -> Option<()> {
         if self.is_gateway(from) {
             return self.pass(
                 Decider::Gateway,
@@ -322,7 +322,7 @@ impl<'a> Walk<'a> {
         self.stop(by, at, says)
     }
 
-    fn to_elsewhere(&mut self, to: IpAddr, senders: &[&'a DesiredPort]) -> Option<()> {
+    fn goes_elsewhere(&mut self, to: IpAddr, senders: &[&'a DesiredPort]) -> Option<()> {
         if self.is_gateways(to) {
             // Those of the bridge alone are heard.
             let served = self.served(to).filter(|_| !senders.is_empty());
