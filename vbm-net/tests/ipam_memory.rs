@@ -2,7 +2,6 @@
 //! meanwhile.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-#![expect(clippy::print_stdout, reason = "the figures are worth seeing")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
