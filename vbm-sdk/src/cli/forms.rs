@@ -285,11 +285,14 @@ pub(super) fn is_pool(text: &str) -> Result<(), Error> {
 /// What people type to say that nothing of a list shall be left.
 const NOTHING: &str = "none";
 
+/// What was typed of IPv4 and of IPv6; `None`: not spoken of.
+type Both<F, S> = (Option<Vec<F>>, Option<Vec<S>>);
+
 /// Reads a list whose items are of either family: those of IPv4 and those of IPv6. `None`: not spoken of.
 ///
 /// # Errors
 /// An item that is of neither, or `none` beside others.
-pub(super) fn of_both<F, S>(texts: &[String]) -> Result<(Option<Vec<F>>, Option<Vec<S>>), Error>
+pub(super) fn of_both<F, S>(texts: &[String]) -> Result<Both<F, S>, Error>
 where
     F: FromStr<Err = Error>,
     S: FromStr<Err = Error>,
@@ -531,7 +534,7 @@ mod tests {
     proptest! {
         #[test]
         fn reading_never_panics(text in ".{0,40}") {
-            drop((forward(&text), nic(&text), of_both::<Ipv4Range, Ipv6Range>(&[text.clone()])));
+            drop((forward(&text), nic(&text), of_both::<Ipv4Range, Ipv6Range>(std::slice::from_ref(&text))));
             let texts = vec![text];
             drop((labels(&texts), rules(&texts)));
         }
