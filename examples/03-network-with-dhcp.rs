@@ -6,7 +6,7 @@ mod guest;
 
 use guest::Guest;
 use std::sync::Arc;
-use vbm_core::{Mac, NetworkId, NetworkMode, NetworkSpec, PortId, network::parse_cidr};
+use vbm_core::{Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Timestamp, network::parse_cidr};
 use vbm_net::{
     DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetEvent, NetworkBackend, Nic, NicKind, ipam::Ipam,
 };
@@ -22,9 +22,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let port = DesiredPort {
         id: PortId::from_uuid(uuid::Uuid::now_v7()),
         mac: Mac::local(7),
-        address: Ipam::new(&spec)?.allocate(None)?,
+        address: Ipam::v4(&spec)?.allocate(None, Timestamp::default())?,
+        address6: None,
         hostname: "example".parse()?,
+        metadata_route: true,
         rules: vec!["icmp".parse()?],
+        policy: Default::default(),
     };
     let id = NetworkId::from_uuid(uuid::Uuid::now_v7());
     let wanted = DesiredNetwork {
@@ -34,6 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ports: vec![port.clone()],
         forwards: vec![],
         overlay: None,
+        groups: vec![],
     };
 
     let mut events = net.events();

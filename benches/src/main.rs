@@ -72,6 +72,16 @@ impl Area {
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "platform")]
+    if let Some(served) = areas::dhcp::serve_if_asked() {
+        return match served {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(fault) => {
+                say(&format!("error: {fault}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
     match run(&Args::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(fault) => {

@@ -78,6 +78,8 @@ kinds! {
     PortLeased,
     /// A guest gave its address back.
     PortReleased,
+    /// An alarm: a guest found that its address is used by another.
+    PortDeclined,
     /// The groups of a port were changed.
     PortChanged,
     /// A network's record was made.

@@ -1,7 +1,12 @@
-//! Security groups: which traffic may reach a port. Stateful: answers to allowed traffic pass.
+//! Security groups: which traffic may reach a port, and leave it. Stateful: answers to allowed traffic pass.
+//!
+//! A port may do what any of its groups allows: rules only allow, so their order does not matter. A group that has no egress rule
+//! lets all out, as if it had the rule `egress:any`; [`GroupSpec::egress_closed`] takes that away.
+
+mod rule;
+pub use rule::{IcmpKind, Peer, Rule};
 
 use crate::{Error, GroupId, Meta, error::invalid, limits};
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -16,13 +21,22 @@ pub struct Group {
     pub spec: GroupSpec,
 }
 
-/// What is wanted of a group: everything not allowed by a rule is dropped on its way in; the way out is open.
+/// What is wanted of a group: everything not allowed by a rule is dropped on its way in; the way out is open until a rule speaks of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GroupSpec {
     /// The rules; their order does not matter.
     pub rules: Vec<Rule>,
+    /// Whether nothing may leave but what egress rules allow, also when there is no such rule.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[cfg_attr(feature = "schema", schema(default = false))]
+    pub egress_closed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// The direction of traffic, seen from the VM.
@@ -34,6 +48,32 @@ pub enum Direction {
     /// Towards the VM.
     #[default]
     Ingress,
+    /// From the VM.
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+impl FromStr for Direction {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "ingress" => Ok(Self::Ingress),
+            "egress" => Ok(Self::Egress),
+            _ => Err(invalid(
+                format!("'{text}' is not a direction"),
+                "traffic goes ingress, towards the VM, or egress, from it",
+                "choose one of them",
+            )),
+        }
+    }
 }
 
 /// What a rule speaks of.
@@ -44,7 +84,10 @@ pub enum Direction {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// ICMP of IPv4.
     Icmp,
+    /// ICMP of IPv6.
+    Icmpv6,
     /// Every protocol.
     Any,
 }
@@ -55,6 +98,7 @@ impl fmt::Display for Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Icmp => "icmp",
+            Self::Icmpv6 => "icmpv6",
             Self::Any => "any",
         })
     }
@@ -67,10 +111,11 @@ impl FromStr for Protocol {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
             "icmp" => Ok(Self::Icmp),
+            "icmpv6" => Ok(Self::Icmpv6),
             "any" => Ok(Self::Any),
             _ => Err(invalid(
                 format!("'{text}' is not a protocol"),
-                "a rule speaks of tcp, udp, icmp or any",
+                "a rule speaks of tcp, udp, icmp, icmpv6 or any",
                 "choose one of them",
             )),
         }
@@ -165,86 +210,24 @@ impl fmt::Debug for PortRange {
 }
 crate::text::string_serde!(PortRange, "a port such as 443 or a range such as 8000-8080");
 
-/// One rule: traffic that it describes may pass.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// Which way.
-    #[serde(default)]
-    pub direction: Direction,
-    /// Which protocol.
-    pub protocol: Protocol,
-    /// Which destination ports; `None` is all. Only with tcp and udp.
-    #[serde(default)]
-    pub ports: Option<PortRange>,
-    /// From where; `None` is anywhere.
-    #[serde(default)]
-    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
-    pub from: Option<Ipv4Net>,
-}
-
-impl Rule {
-    /// Checks the rule alone.
-    ///
-    /// # Errors
-    /// Ports with a protocol that has none.
-    pub fn check(&self) -> Result<(), Error> {
-        match (self.protocol, self.ports) {
-            (Protocol::Icmp | Protocol::Any, Some(ports)) => Err(invalid(
-                format!("a rule for {} cannot name ports {ports}", self.protocol),
-                "only tcp and udp have ports",
-                "leave the ports out, or choose tcp or udp",
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// `tcp/80`, `udp/5000-5010@10.0.0.0/8`, `icmp`, `any@10.0.0.0/8`: the form of the CLI.
-impl FromStr for Rule {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let (head, from) = match text.split_once('@') {
-            Some((head, from)) => (head, Some(crate::network::parse_cidr(from)?)),
-            None => (text, None),
-        };
-        if head.contains(':') {
-            return Err(invalid(
-                format!("'{text}' is not a rule"),
-                "':' separates nothing in a rule",
-                "write PROTOCOL[/PORTS][@CIDR], for example tcp/443 or udp/5000-5010@10.0.0.0/8",
-            ));
-        }
-        let (protocol, ports) = match head.split_once('/') {
-            Some((protocol, ports)) => (protocol.parse()?, Some(ports.parse()?)),
-            None => (head.parse()?, None),
-        };
-        let rule = Self {
-            direction: Direction::Ingress,
-            protocol,
-            ports,
-            from,
-        };
-        rule.check()?;
-        Ok(rule)
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.protocol)?;
-        if let Some(ports) = self.ports {
-            write!(f, "/{ports}")?;
-        }
-        if let Some(from) = self.from {
-            write!(f, "@{from}")?;
-        }
-        Ok(())
-    }
-}
-
 impl GroupSpec {
+    /// The group `default` as users of OpenStack know it: its members reach each other, and everything else.
+    pub fn default_group() -> Self {
+        let from_itself = Rule {
+            peer: Some(Peer::Itself),
+            ..Rule::all(Direction::Ingress)
+        };
+        Self {
+            rules: vec![from_itself, Rule::all(Direction::Egress)],
+            egress_closed: false,
+        }
+    }
+
+    /// Whether all may leave: no rule speaks of egress, and it was not closed.
+    pub fn egress_open(&self) -> bool {
+        !self.egress_closed && !self.rules.iter().any(|r| r.direction == Direction::Egress)
+    }
+
     /// Checks the group alone.
     ///
     /// # Errors
@@ -253,7 +236,11 @@ impl GroupSpec {
         if self.rules.len() > limits::GROUP_MAX_RULES {
             return Err(invalid(
                 "too many rules",
-                format!("{} were given, 256 are allowed", self.rules.len()),
+                format!(
+                    "{} were given, {} are allowed",
+                    self.rules.len(),
+                    limits::GROUP_MAX_RULES
+                ),
                 "join port ranges, or use several groups",
             ));
         }
@@ -274,6 +261,13 @@ mod tests {
             "icmp",
             "any@192.168.0.0/16",
             "tcp",
+            "egress:any",
+            "any@self",
+            "egress:tcp/443@group:web",
+            "udp/53@fd00::/8",
+            "icmp/type=8",
+            "icmpv6/type=1,code=4@2001:db8::1/128",
+            "any@group:0190b6f2-4c1e-7cc3-a7a4-0d1f0000beef",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
         }
@@ -294,9 +288,43 @@ mod tests {
             "tcp/",
             "tcp/80@x",
             "tcp/-1",
+            "inwards:tcp",
+            "tcp/type=8",
+            "icmp/type=255",
+            "icmp/type=256",
+            "icmp/type=8,code=",
+            "icmp/type=8,9",
+            "icmp@fd00::/8",
+            "icmpv6@10.0.0.0/8",
+            "tcp@group:",
+            "tcp@fd00::/129",
+            "tcp@self/24",
         ] {
             assert!(bad.parse::<Rule>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_group_written_before_there_was_egress_is_read_and_lets_all_out() {
+        let old = r#"{"rules":[{"direction":"ingress","protocol":"tcp","ports":"80","from":"10.0.0.0/8"}]}"#;
+        let spec: GroupSpec = serde_json::from_str(old).unwrap();
+        assert_eq!(spec.rules, ["tcp/80@10.0.0.0/8".parse().unwrap()]);
+        assert!(spec.egress_open());
+        assert_eq!(
+            serde_json::to_string(&spec).unwrap(),
+            old,
+            "and written as it was"
+        );
+        let mut spoken = spec.clone();
+        spoken.rules.push("egress:udp/53".parse().unwrap());
+        assert!(!spoken.egress_open());
+        assert!(
+            !GroupSpec {
+                egress_closed: true,
+                ..spec
+            }
+            .egress_open()
+        );
     }
 
     proptest! {

@@ -12,23 +12,27 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`id`], [`name`], [`mac`], [`path`], [`epoch`], [`time`] | the values that name and order things |
-//! | [`vm`], [`image`], [`volume`], [`network`], [`port`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
+//! | [`id`], [`name`], [`mac`], [`range`], [`path`], [`epoch`], [`time`] | the values that name and order things |
+//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
 //! | [`power`] | the power state machine, as a table |
 //! | [`operation`], [`event`] | what is being done, what happened |
 //! | [`error`] | one error form with outcome and retry advice |
 //! | [`limits`] | every limit, with its unit |
 
+pub mod addressing;
+pub mod dhcp;
 pub mod digest;
 pub mod epoch;
 pub mod error;
 pub mod event;
 pub mod forward;
 pub mod group;
+pub mod guest;
 pub mod id;
 pub mod image;
 pub mod limits;
 pub mod mac;
+pub mod metadata;
 pub mod name;
 pub mod network;
 pub mod node;
@@ -37,6 +41,7 @@ pub mod operation;
 pub mod path;
 pub mod port;
 pub mod power;
+pub mod range;
 pub mod snapshot;
 pub mod source;
 mod text;
@@ -44,25 +49,30 @@ pub mod time;
 pub mod vm;
 pub mod volume;
 
+pub use addressing::{Ipv6Spec, Reservation, Reservation6};
+pub use dhcp::DhcpSpec;
 pub use digest::Digest;
 pub use epoch::{Epoch, Generation};
 pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
 pub use event::{Event, EventKind};
 pub use forward::{Forward, ForwardSpec};
-pub use group::{Direction, Group, GroupSpec, PortRange, Protocol, Rule};
+pub use group::{Direction, Group, GroupSpec, IcmpKind, Peer, PortRange, Protocol, Rule};
+pub use guest::{GuestData, UserData};
 pub use id::{
     EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId, VolumeId,
 };
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
+pub use metadata::MetadataMode;
 pub use name::Name;
 pub use network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
 pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};
 pub use path::NodePath;
-pub use port::{Port, PortSpec, PortStatus};
+pub use port::{AddressPair, Port, PortSpec, PortStatus};
 pub use power::{CrashCause, PauseReason, PowerEvent, PowerState};
+pub use range::{Ipv4Range, Ipv6Range};
 pub use snapshot::{Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus};
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;

@@ -18,10 +18,32 @@ pub const VM_MAX_NICS: usize = 8;
 pub const VM_MAX_SNAPSHOTS: usize = 64;
 /// The most security groups of a port.
 pub const PORT_MAX_GROUPS: usize = 16;
+/// The most addresses beside its own that a port may be allowed.
+pub const PORT_MAX_PAIRS: usize = 16;
 /// The most rules of a security group.
 pub const GROUP_MAX_RULES: usize = 256;
 /// The most DNS servers a network hands out.
 pub const NETWORK_MAX_DNS_SERVERS: usize = 4;
+/// The most time servers a network hands out.
+pub const NETWORK_MAX_NTP_SERVERS: usize = 4;
+/// The most search domains a network hands out.
+pub const NETWORK_MAX_SEARCH_DOMAINS: usize = 8;
+/// The most routes a network hands out.
+pub const NETWORK_MAX_ROUTES: usize = 32;
+/// The most boot files, one an architecture, that a network hands out.
+pub const NETWORK_MAX_BOOT_FILES: usize = 16;
+/// The longest name of a boot file or server: one DHCP option.
+pub const BOOT_FILE_MAX_BYTES: usize = 255;
+/// The least wait of a VM that can do without IPv4 (RFC 8925 section 3.4).
+pub const V6_ONLY_WAIT_MIN_SECONDS: u32 = 300;
+/// The most DNS servers that a network's gateway asks.
+pub const NETWORK_MAX_DNS_UPSTREAMS: usize = 4;
+/// The most user data of a VM, decoded: as much as EC2 takes.
+pub const USER_DATA_MAX_BYTES: usize = 16 * 1024;
+/// The most SSH keys of a VM.
+pub const VM_MAX_SSH_KEYS: usize = 32;
+/// The longest line of an SSH key: one of RSA with 16,384 bits has 3 KiB.
+pub const SSH_KEY_MAX_BYTES: usize = 8 * 1024;
 /// The smallest IPv4 network: a /30 has two usable addresses, the gateway and one VM.
 pub const NETWORK_MAX_PREFIX_BITS: u8 = 30;
 /// The largest IPv4 network.
@@ -30,6 +52,22 @@ pub const NETWORK_MIN_PREFIX_BITS: u8 = 8;
 pub const NETWORK_MIN_MTU_BYTES: u16 = 576;
 /// The most MTU of a network.
 pub const NETWORK_MAX_MTU_BYTES: u16 = 9_000;
+/// The least MTU of a network with IPv6 (RFC 8200 section 5).
+pub const NETWORK6_MIN_MTU_BYTES: u16 = 1_280;
+/// The largest IPv6 subnet: one link is a /64 (RFC 7421).
+pub const NETWORK6_MIN_PREFIX_BITS: u8 = 64;
+/// The smallest IPv6 subnet: the subnet's own address, the gateway and two VMs.
+pub const NETWORK6_MAX_PREFIX_BITS: u8 = 126;
+/// The most pools of a network, in each family.
+pub const NETWORK_MAX_POOLS: usize = 16;
+/// The most excluded ranges of a network, in each family.
+pub const NETWORK_MAX_EXCLUSIONS: usize = 64;
+/// The most reservations of a network, in each family.
+pub const NETWORK_MAX_RESERVATIONS: usize = 1_024;
+/// The longest that an address rests after it was given back: 7 days.
+pub const QUARANTINE_MAX_SECONDS: u32 = 7 * 24 * 3600;
+/// The longest domain (RFC 1035 section 2.3.4, as text).
+pub const DOMAIN_MAX_BYTES: usize = 253;
 /// The shortest DHCP lease.
 pub const LEASE_MIN_SECONDS: u32 = 60;
 /// The longest DHCP lease: 30 days.

@@ -22,7 +22,7 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, Error> {
         let refuse = |why: &str| {
             Err(invalid(
-                format!("'{text}' is not a valid name"),
+                format!("'{text:.80}' is not a valid name"),
                 why,
                 "use 1 to 63 of a-z, 0-9 and '-', beginning with a letter, for example web-1",
             ))
@@ -69,6 +69,21 @@ crate::text::string_serde!(Name, "1 to 63 of a-z, 0-9 and '-', beginning with a 
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_name_of_300_characters_or_of_other_letters_is_refused_and_cut_in_the_answer() {
+        for (bad, why) in [
+            ("a".repeat(300), "longer than 63"),
+            ("ä".repeat(300), "longer than 63"),
+            ("лан".to_owned(), "begin with a letter a-z"),
+            ("lan\u{202e}".to_owned(), "other than a-z"),
+            ("lan\0".to_owned(), "other than a-z"),
+        ] {
+            let error = bad.parse::<Name>().unwrap_err();
+            assert!(error.why().contains(why), "{error}");
+            assert!(error.what().chars().count() < 120);
+        }
+    }
 
     #[test]
     fn names_follow_the_rule_for_dns_labels() {

@@ -1,8 +1,9 @@
 //! Ports: where a NIC meets a network.
 
-use crate::{GroupId, Mac, Meta, NetworkId, PortId, Timestamp, VmId};
+use crate::{Error, GroupId, Mac, Meta, NetworkId, PortId, Timestamp, VmId, error::invalid};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A port: its record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +35,58 @@ pub struct PortSpec {
     /// Whether somebody asked for just this address.
     #[serde(default)]
     pub pinned: bool,
+    /// Its IPv6 address, on a network that has IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub address6: Option<Ipv6Addr>,
     /// What may reach it: the union of these groups' rules; nothing, where none allows it.
     #[serde(default)]
     pub groups: Vec<GroupId>,
+    /// Addresses beside its own that it may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<AddressPair>,
+}
+
+/// Addresses beside its own that a port may use: those of a virtual router, of a floating service, or of IPv6. Several ports may
+/// share them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct AddressPair {
+    /// The addresses.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub address: IpNet,
+    /// The MAC they go with; `None` is the port's own.
+    #[serde(default)]
+    pub mac: Option<Mac>,
+}
+
+impl AddressPair {
+    /// One address with the port's own MAC.
+    pub fn of(address: std::net::IpAddr) -> Self {
+        Self {
+            address: address.into(),
+            mac: None,
+        }
+    }
+
+    /// Checks the pair alone.
+    ///
+    /// # Errors
+    /// A MAC that no NIC can have; addresses that are nobody's, everybody's or the machine's own; all addresses at once.
+    pub fn check(&self) -> Result<(), Error> {
+        let first = self.address.network();
+        let nobody = first.is_unspecified() || first.is_loopback() || first.is_multicast();
+        let everybody = self.address.broadcast() == std::net::IpAddr::V4(Ipv4Addr::BROADCAST);
+        if nobody || everybody || self.mac.is_some_and(|m| !m.is_unicast()) {
+            return Err(invalid(
+                format!("a port cannot be allowed the addresses {}", self.address),
+                "they are unspecified, loopback, multicast or broadcast, or their MAC is no NIC's",
+                "name addresses that a NIC can have, for example 10.0.0.200 or fd00::5",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// What is seen of a port.

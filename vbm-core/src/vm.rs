@@ -1,8 +1,8 @@
 //! Virtual machines.
 
 use crate::{
-    Error, Generation, ImageId, Meta, NodePath, OperationId, PortId, PowerState, SnapshotId, Timestamp, VmId,
-    VolumeId, error::invalid, limits,
+    Error, Generation, GuestData, ImageId, Meta, NodePath, OperationId, PortId, PowerState, SnapshotId,
+    Timestamp, VmId, VolumeId, error::invalid, limits,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -48,6 +48,9 @@ pub struct VmSpec {
     /// The way back to a snapshot that is under way.
     #[serde(default)]
     pub reverting: Option<VmRevert>,
+    /// What it is given to read, by the metadata service of its networks.
+    #[serde(default)]
+    pub guest: GuestData,
 }
 
 /// A way back to a snapshot. While it stands, nothing else happens to the VM but that somebody ends it; the power
@@ -103,7 +106,7 @@ impl VmSpec {
                 "attach fewer networks",
             ));
         }
-        Ok(())
+        self.guest.check()
     }
 }
 

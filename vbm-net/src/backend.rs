@@ -1,6 +1,6 @@
 //! The trait behind which networks are made real, or simulated.
 
-use crate::{DesiredNetwork, NetError, NetEvent, NetworkSeen, Nic, NicKind};
+use crate::{DesiredNetwork, NetError, NetEvent, NetworkSeen, Nic, NicKind, metadata::Instance};
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use tokio::sync::broadcast;
@@ -19,7 +19,7 @@ pub const EVENTS_MAX_PENDING: usize = 1_024;
 /// it left. All calls may be repeated.
 #[async_trait]
 pub trait NetworkBackend: Send + Sync {
-    /// Makes the kernel hold what is wanted, reads it back, and serves DHCP for it. Level-triggered and
+    /// Makes the kernel hold what is wanted, reads it back, and serves DHCP, DNS and metadata for it. Level-triggered and
     /// idempotent: a second call changes nothing (`changed` is empty); a call after anything was flushed, killed or half
     /// made repairs it. Ports that are no longer wanted lose tap, guard and rules; flows that the rules no longer
     /// allow are cut.
@@ -48,6 +48,18 @@ pub trait NetworkBackend: Send + Sync {
     /// What the kernel refused.
     async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError>;
 
+    /// What the metadata service tells the VM behind a port from now on; `None`: only what the port itself tells. It is held for as long as
+    /// this process runs and the port is wanted: say it again after a start.
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::Invalid`] for what is too large.
+    async fn describe(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        instance: Option<Instance>,
+    ) -> Result<(), NetError>;
+
     /// What of ours is on this host, whether or not this process made it. Ports are listed for networks that
     /// were ensured since this process started.
     ///
@@ -64,7 +76,7 @@ pub trait NetworkBackend: Send + Sync {
     /// What happens from now on. Slow listeners lose the oldest of [`EVENTS_MAX_PENDING`].
     fn events(&self) -> broadcast::Receiver<NetEvent>;
 
-    /// Stops the DHCP servers and all tasks. What is in the kernel stays: VMs keep their traffic. Later calls fail with
+    /// Stops the servers and all tasks. What is in the kernel stays: VMs keep their traffic. Later calls fail with
     /// [`NetError::Stopped`].
     async fn shutdown(&self);
 }

@@ -2,13 +2,19 @@
 //!
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
+pub mod groups;
+pub mod services;
+
 use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
     RemotePort,
 };
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 use vbm_core::{
-    ErrorKind, ForwardId, IdSource, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol,
+    ErrorKind, ForwardId, IdSource, Ipv6Spec, Mac, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol,
     network::{VNI_FIRST, VNI_LAST, parse_cidr},
 };
 
@@ -37,8 +43,11 @@ impl<'a> Fixture<'a> {
             id: PortId::from_uuid(self.ids.next()),
             mac: Mac::local(0x77_00_00 + u32::from(i)),
             address: Ipv4Addr::new(10, 77, 0, 10 + i.min(245)),
+            address6: None,
             hostname: expect(format!("vm{i}").parse(), "a host name"),
+            metadata_route: true,
             rules: Vec::new(),
+            policy: Default::default(),
         });
         let ports = ports.collect();
         DesiredNetwork {
@@ -48,6 +57,7 @@ impl<'a> Fixture<'a> {
             ports,
             forwards: Vec::new(),
             overlay: None,
+            groups: vec![],
         }
     }
 
@@ -64,6 +74,7 @@ impl<'a> Fixture<'a> {
             vni: VNI_FIRST + expect(u32::try_from(number), "a number of 24 bits"),
             local: UNDERLAY,
             remotes: remotes.collect(),
+            names: std::collections::BTreeMap::new(),
         }
     }
 
@@ -106,6 +117,11 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     calls_for_one_network_may_overlap(backend, &fixture).await;
     a_network_may_span_hosts_and_its_remote_ports_come_and_go(backend, &fixture).await;
     a_remote_port_that_makes_no_sense_is_refused(backend, &fixture).await;
+    groups::groups_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
+    groups::a_group_that_makes_no_sense_is_refused_whole(backend, &fixture).await;
+    services::what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(backend, &fixture).await;
+    services::what_is_too_large_or_of_no_port_is_not_told(backend, &fixture).await;
+    services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
 }
 
 /// See its name.
@@ -131,6 +147,13 @@ pub async fn a_second_ensure_changes_nothing(backend: &dyn NetworkBackend, fixtu
     }
 }
 
+/// IPv6, and an address of it for the first port.
+fn six(net: &mut DesiredNetwork) {
+    let cidr = expect("fd00:77::/64".parse(), "a network of IPv6");
+    net.spec.ipv6 = Some(expect(Ipv6Spec::new(cidr), "a spec of IPv6"));
+    net.ports[0].address6 = Some(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0xa));
+}
+
 /// See its name.
 ///
 /// # Panics
@@ -140,11 +163,30 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(
     fixture: &Fixture<'_>,
 ) {
     type Spoil = fn(&mut DesiredNetwork);
-    let spoils: [(&str, Spoil); 9] = [
+    let spoils: [(&str, Spoil); 14] = [
+        ("an address of IPv6 without a network of it", |n| {
+            six(n);
+            n.spec.ipv6 = None;
+        }),
+        ("an address of IPv6 outside", |n| {
+            six(n);
+            n.ports[0].address6 = Some(Ipv6Addr::new(0xfd00, 0x78, 0, 0, 0, 0, 0, 0xa));
+        }),
+        ("the gateway's address of IPv6", |n| {
+            six(n);
+            n.ports[0].address6 = n.spec.ipv6.as_ref().map(|s| s.gateway);
+        }),
+        ("an address of IPv6 twice", |n| {
+            six(n);
+            n.ports[1].address6 = n.ports[0].address6;
+        }),
         ("an address outside", |n| {
             n.ports[0].address = Ipv4Addr::new(10, 78, 0, 1)
         }),
         ("the gateway's address", |n| n.ports[0].address = n.spec.gateway),
+        ("an address that is excluded", |n| {
+            n.spec.excluded = vec![vbm_core::Ipv4Range::one(n.ports[0].address)];
+        }),
         ("an address twice", |n| n.ports[1].address = n.ports[0].address),
         ("a MAC twice", |n| n.ports[1].mac = n.ports[0].mac),
         ("the gateway's MAC", |n| n.ports[0].mac = n.gateway_mac()),

@@ -23,6 +23,9 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
+//! | [`ra`] | router advertisements as frames: pure, not yet sent |
+//! | [`dns`] | the names of the VMs, and the way to the world's; what is answered is pure |
+//! | [`metadata`] | what a VM is told of itself over HTTP; what is answered is pure |
 //! | [`names`] | every name that is given to something on a host |
 //! | [`doctor`] | what of ours is on this host, whoever made it |
 //! | [`conformance`] | what every backend must do |
@@ -69,11 +72,15 @@
 //!         id: "0190b6f2-4c1e-7cc3-a7a4-0d1f6c2b9e12".parse()?,
 //!         mac: "52:54:00:00:00:01".parse()?,
 //!         address: "10.0.0.2".parse()?,
+//!         address6: None,
 //!         hostname: "web1".parse()?,
+//!         metadata_route: true,
 //!         rules: vec!["tcp/80".parse()?],
+//!         policy: Default::default(),
 //!     }],
 //!     forwards: vec![],
 //!     overlay: None,
+//!     groups: vec![],
 //! };
 //! let mut events = net.events();
 //! net.ensure(wanted.clone()).await?;
@@ -90,13 +97,18 @@
 pub mod backend;
 pub mod conformance;
 pub mod dhcp;
+pub mod dns;
 pub mod doctor;
+mod door;
 mod error;
 mod host;
 pub mod ipam;
+pub mod metadata;
 pub mod model;
 pub mod names;
 pub mod plan;
+pub mod ra;
+mod rate;
 mod sim;
 
 pub use backend::NetworkBackend;
@@ -105,7 +117,7 @@ pub use error::{NetError, Result};
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
-    DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent, NetworkSeen, Nic,
-    NicKind, PortSeen, RemotePort, Validated, gateway_mac,
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent,
+    NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated, gateway_mac,
 };
 pub use sim::SimNetwork;

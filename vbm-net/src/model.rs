@@ -4,12 +4,20 @@
 //! [`Validated`] wraps one that was checked; only that can be rendered into rules, so a bad rule can never
 //! leave a VM open.
 
+mod security;
+mod seen;
+pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
+pub use seen::{LeaseSeen, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
+
 use crate::{NetError, names};
-use ipnet::Ipv4Net;
-use std::{collections::BTreeSet, net::Ipv4Addr, ops::Deref, os::fd::OwnedFd};
+use security::{check_groups, check_policy};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+};
 use vbm_core::{
     Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
-    Timestamp,
     network::{VNI_FIRST, VNI_LAST},
 };
 
@@ -19,6 +27,8 @@ pub const NETWORK_MAX_PORTS: usize = 4_096;
 pub const NETWORK_MAX_FORWARDS: usize = 1_024;
 /// The most ports of a network on other hosts.
 pub const NETWORK_MAX_REMOTES: usize = 16_384;
+/// The most groups that the ports of a network may be in, or that their rules speak of.
+pub const NETWORK_MAX_GROUPS: usize = 1_024;
 /// The most rules of a port, after joining its groups.
 pub const PORT_MAX_RULES: usize = vbm_core::limits::PORT_MAX_GROUPS * vbm_core::limits::GROUP_MAX_RULES;
 
@@ -37,6 +47,8 @@ pub struct DesiredNetwork {
     pub forwards: Vec<DesiredForward>,
     /// How it reaches its ports on other hosts; `None`: it is on this host alone.
     pub overlay: Option<DesiredOverlay>,
+    /// The groups that its ports are in, and those that their rules speak of. One that is not here has neither rules nor members.
+    pub groups: Vec<DesiredGroup>,
 }
 
 /// How a network reaches other hosts: by VXLAN, with nothing learned from the wire. Who is where is told here, so frames go
@@ -50,6 +62,8 @@ pub struct DesiredOverlay {
     /// All ports of the network that are on other hosts. One that is a port of this host too, with MAC and address, is on
     /// its way here: it is ready here, and reached where it was until it sends its first frame here.
     pub remotes: Vec<RemotePort>,
+    /// The host names of ports on other hosts, by address: DNS answers them. Those of addresses that no remote port has are refused.
+    pub names: BTreeMap<Ipv4Addr, Name>,
 }
 
 /// A port on another host.
@@ -72,10 +86,18 @@ pub struct DesiredPort {
     pub mac: Mac,
     /// The one IPv4 address it may use, and gets by DHCP.
     pub address: Ipv4Addr,
+    /// Its address of the network's IPv6, if it has one; it may use it beside the link-local one that is made of its MAC.
+    pub address6: Option<Ipv6Addr>,
     /// The host name it gets by DHCP.
     pub hostname: Name,
-    /// What may reach it: the union of its groups' rules. Empty is: nothing.
+    /// Whether it is told the way to the metadata service, where the network serves it. Of the NICs of one VM at most one should be: the
+    /// others would take the way away from it.
+    pub metadata_route: bool,
+    /// What may reach it, and leave it, beside what its groups allow: rules that are in no group. With no egress rule among them, all
+    /// may leave. Empty: nothing may reach it that no group allows, and they decide what may leave; without any, all may.
     pub rules: Vec<Rule>,
+    /// Its groups, and the addresses it may use beside its own.
+    pub policy: PortPolicy,
 }
 
 /// What is wanted of a forward.
@@ -99,6 +121,14 @@ impl DesiredNetwork {
     /// The gateway's MAC: derived from the id, so it is the same on every host and after every restart.
     pub fn gateway_mac(&self) -> Mac {
         gateway_mac(self.id)
+    }
+
+    /// The DNS servers that VMs are told of: those of the network, else the gateway where it answers DNS.
+    pub fn dns_told(&self) -> Vec<Ipv4Addr> {
+        if self.spec.dns.is_empty() && self.spec.serve_dns {
+            return vec![self.spec.gateway];
+        }
+        self.spec.dns.clone()
     }
 }
 
@@ -152,9 +182,11 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     check_limits(desired)?;
     let mut macs = BTreeSet::from([desired.gateway_mac()]);
     let mut addresses = BTreeSet::new();
+    let mut addresses6 = BTreeSet::new();
     let mut taps = BTreeSet::new();
     for port in &desired.ports {
         check_port(port, &desired.spec)?;
+        check_policy(port, &desired.spec, desired.gateway_mac())?;
         if !macs.insert(port.mac) {
             return Err(bad(
                 format!("the MAC {} is used twice", port.mac),
@@ -165,9 +197,11 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
                 "give each NIC its own MAC",
             ));
         }
-        if !addresses.insert(port.address) {
+        let twice = (!addresses.insert(port.address)).then_some(IpAddr::V4(port.address));
+        let twice6 = port.address6.filter(|a| !addresses6.insert(*a)).map(IpAddr::V6);
+        if let Some(address) = twice.or(twice6) {
             return Err(bad(
-                format!("the address {} is used twice", port.address),
+                format!("the address {address} is used twice"),
                 format!("another port of network '{}' has it", desired.name),
                 "give each port its own address",
             ));
@@ -183,6 +217,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     if let Some(overlay) = &desired.overlay {
         check_overlay(desired, overlay, macs, addresses)?;
     }
+    check_groups(desired)?;
     check_forwards(desired)
 }
 
@@ -240,6 +275,13 @@ fn check_overlay(
             ));
         }
     }
+    if let Some((address, name)) = overlay.names.iter().find(|(a, _)| !their_addresses.contains(a)) {
+        return Err(bad(
+            format!("the name {name} leads nowhere"),
+            format!("no port on another host has its address {address}"),
+            "name only remote ports",
+        ));
+    }
     Ok(())
 }
 
@@ -260,6 +302,7 @@ fn check_limits(desired: &DesiredNetwork) -> Result<(), Error> {
         ("ports", desired.ports.len(), NETWORK_MAX_PORTS),
         ("ports on other hosts", remotes, NETWORK_MAX_REMOTES),
         ("forwards", desired.forwards.len(), NETWORK_MAX_FORWARDS),
+        ("groups", desired.groups.len(), NETWORK_MAX_GROUPS),
     ];
     match limits.iter().find(|(_, is, most)| is > most) {
         Some((noun, is, most)) => Err(bad(
@@ -286,6 +329,21 @@ fn check_port(port: &DesiredPort, spec: &NetworkSpec) -> Result<(), Error> {
                 "it is outside {} or is the network's, the broadcast or the gateway's",
                 spec.cidr
             ),
+            "leave it out, or choose one inside",
+        ));
+    }
+    if let Some(address) = port.address6
+        && !spec.ipv6.as_ref().is_some_and(|s| s.is_port_address(address))
+    {
+        return Err(bad(
+            format!("a port cannot have the address {address}"),
+            match &spec.ipv6 {
+                Some(s) => format!(
+                    "it is outside {}, excluded, the gateway's, or IPv6 keeps it for itself",
+                    s.cidr
+                ),
+                None => "the network has no IPv6".to_owned(),
+            },
             "leave it out, or choose one inside",
         ));
     }
@@ -357,122 +415,4 @@ impl DesiredForward {
             target_port: self.target_port,
         }
     }
-}
-
-/// What is seen of a network on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct NetworkSeen {
-    /// Its id.
-    pub id: NetworkId,
-    /// The name of its namespace; `ip netns exec` takes it.
-    pub namespace: String,
-    /// The gateway's MAC.
-    pub gateway_mac: Mac,
-    /// The two addresses between host and namespace, host first; `None` when isolated.
-    pub transit: Option<Ipv4Net>,
-    /// Whether all that was wanted is in the kernel and was read back, and DHCP is served.
-    pub ready: bool,
-    /// The MTU that its VMs are told, in bytes: that of its spec, or what fits between the hosts if that is less. 0 before the first
-    /// `ensure` of this process.
-    pub mtu: u16,
-    /// Its ports.
-    pub ports: Vec<PortSeen>,
-    /// What this call had to change, one line each; empty when all was as wanted. Empty from `inventory`.
-    pub changed: Vec<String>,
-}
-
-/// What is seen of a port on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PortSeen {
-    /// Its id.
-    pub id: PortId,
-    /// The name of its tap, whether or not it is open.
-    pub tap: String,
-    /// Whether guard and rules were read back from the kernel.
-    pub guarded: bool,
-    /// Whether the NIC exists: it was opened and not closed.
-    pub open: bool,
-    /// What the guest holds by DHCP, as far as this process has seen it.
-    pub lease: Option<LeaseSeen>,
-}
-
-/// A lease that a guest took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LeaseSeen {
-    /// The address.
-    pub address: Ipv4Addr,
-    /// When it was last taken or renewed.
-    pub since: Timestamp,
-    /// When it ends.
-    pub until: Timestamp,
-}
-
-/// In which form a NIC is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum NicKind {
-    /// A descriptor of a tap, which a hypervisor inherits.
-    #[default]
-    Tap,
-    /// An interface in the host's own namespace, to which a hypervisor binds by name.
-    Interface,
-}
-
-/// The host's end of a NIC.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Nic {
-    /// An open tap. Closing the last copy of the descriptor removes the interface.
-    Tap {
-        /// The descriptor: one frame a read or write.
-        fd: OwnedFd,
-        /// Whether each frame is preceded by a `virtio_net_hdr` of ten bytes (`IFF_VNET_HDR`).
-        vnet_hdr: bool,
-    },
-    /// An interface in the host's own namespace; its other end is the port. It stays until the NIC is closed. Frames
-    /// that leave it bear whole checksums: transmit offload is off at both ends.
-    Interface {
-        /// Its name.
-        name: String,
-    },
-}
-
-/// What happened on a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NetEvent {
-    /// A guest took or renewed its address.
-    PortLeased {
-        /// The network.
-        network: NetworkId,
-        /// The port.
-        port: PortId,
-        /// The address.
-        address: Ipv4Addr,
-        /// When it was taken.
-        since: Timestamp,
-        /// When the lease ends.
-        until: Timestamp,
-    },
-    /// A guest gave its address back. The address stays the port's.
-    PortReleased {
-        /// The network.
-        network: NetworkId,
-        /// The port.
-        port: PortId,
-        /// The address.
-        address: Ipv4Addr,
-    },
-    /// A guest says that its address is in use by another: something answers for it that should not.
-    PortDeclined {
-        /// The network.
-        network: NetworkId,
-        /// The port.
-        port: PortId,
-        /// The address.
-        address: Ipv4Addr,
-    },
 }

@@ -13,11 +13,13 @@
 //! | vxlan | `vx0` | namespace |
 //! | NIC | `tap<port>` | namespace |
 //! | NIC, the end of one that is an interface | `vbp<port>` | host |
-//! | per-port chain | `VBM-P-<port>` | namespace, filter |
+//! | a policy's chains, in and out | `VBM-P-<hash>`, `VBM-E-<hash>` | namespace, filter |
+//! | dispatch, by tap and address | `VBM-TO`, `VBM-FROM`, `VBM-AT`, and these with digits | namespace, filter |
+//! | members of a group | `vbm4-<group>`, `vbm6-<group>` | namespace, ipset |
 //! | guard of a port, from and to it | `in-<port>`, `to-<port>` | namespace, nft bridge |
 //! | host chains | `VBM-<owner hash>-FWD` and so on | host |
 
-use vbm_core::{NetworkId, PortId};
+use vbm_core::{GroupId, NetworkId, PortId};
 
 /// The bridge of a network, in its namespace.
 pub const BRIDGE: &str = "br0";
@@ -27,8 +29,18 @@ pub const UPLINK: &str = "up0";
 pub const VXLAN: &str = "vx0";
 /// The table of the guard, family bridge.
 pub const GUARD_TABLE: &str = "vbm";
-/// The chain that chooses the chain of the destination's port.
+/// The chain that chooses the policy of the port a packet goes to, by its tap.
 pub const DISPATCH_CHAIN: &str = "VBM-TO";
+/// The chain that chooses the policy of the port a packet comes from.
+pub const FROM_CHAIN: &str = "VBM-FROM";
+/// The chain that chooses the policy of the port a packet goes to, by its address.
+pub const AT_CHAIN: &str = "VBM-AT";
+/// What sets of IPv4 members begin with.
+pub const SET4_PREFIX: &str = "vbm4-";
+/// What sets of IPv6 members begin with.
+pub const SET6_PREFIX: &str = "vbm6-";
+/// What a set ends with while it is filled.
+pub const SET_ASIDE: &str = "-t";
 /// What host ends of transits begin with; `vbu+` in iptables.
 pub const TRANSIT_PREFIX: &str = "vbu";
 /// What namespaces begin with.
@@ -62,9 +74,17 @@ pub fn tap(port: PortId) -> String {
 pub fn interface(port: PortId) -> String {
     format!("{INTERFACE_PREFIX}{}", port.short())
 }
-/// The chain of a port: what may reach it.
-pub fn port_chain(port: PortId) -> String {
-    format!("VBM-P-{}", port.short())
+/// The chain of a policy: what may reach its ports.
+pub fn ingress_chain(policy: u64) -> String {
+    format!("VBM-P-{policy:016x}")
+}
+/// The chain of a policy: what may leave its ports.
+pub fn egress_chain(policy: u64) -> String {
+    format!("VBM-E-{policy:016x}")
+}
+/// The set of a group's members.
+pub fn group_set(group: GroupId, v6: bool) -> String {
+    format!("{}{}", if v6 { SET6_PREFIX } else { SET4_PREFIX }, group.short())
 }
 /// The guard's chain for what a port sends.
 pub fn guard_in(port: PortId) -> String {
@@ -168,6 +188,13 @@ pub(crate) fn fnv1a(text: &str) -> u32 {
     })
 }
 
+/// FNV-1a of 64 bits. Not for security: who writes rules can shut or open ports anyway.
+pub(crate) fn fnv1a64(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +214,11 @@ mod tests {
             for name in HostChain::ALL.map(|c| c.name(&owner)) {
                 prop_assert!(name.len() <= CHAIN_MAX_BYTES, "{}", name);
             }
-            prop_assert!(port_chain(port).len() <= CHAIN_MAX_BYTES);
+            for name in [ingress_chain(u64::MAX), egress_chain(u64::MAX)] {
+                prop_assert!(name.len() <= CHAIN_MAX_BYTES, "{}", name);
+            }
+            let group = GroupId::from_uuid(Uuid::from_u128(id));
+            prop_assert!(group_set(group, true).len() + SET_ASIDE.len() < 32, "IPSET_MAXNAMELEN");
             prop_assert!(is_owner(&owner));
             prop_assert!(alias(&owner, net).len() < 256, "IFALIASZ");
             prop_assert!(rule_comment(&owner, net).len() < 256, "xt_comment");

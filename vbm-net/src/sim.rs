@@ -6,7 +6,7 @@
 
 use crate::{
     DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, PortSeen,
-    Validated, backend::EVENTS_MAX_PENDING, model::gateway_mac, names,
+    Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -154,11 +154,16 @@ impl SimNetwork {
         to_port: Option<u16>,
     ) -> bool {
         self.lock().networks.get(&network).is_some_and(|one| {
-            one.wanted
-                .ports
-                .iter()
-                .filter(|p| p.id == port)
-                .any(|p| crate::plan::allows(&p.rules, protocol, from, to_port))
+            let policies = crate::plan::policy::Policies::new(&one.wanted);
+            let packet = |to| crate::plan::policy::Packet {
+                from: from.into(),
+                to,
+                protocol,
+                to_port,
+                icmp: None,
+            };
+            let mut ports = one.wanted.ports.iter().filter(|p| p.id == port);
+            ports.any(|p| policies.allows(p, vbm_core::Direction::Ingress, &packet(p.address.into())))
         })
     }
 
@@ -225,6 +230,7 @@ impl SimOne {
             ready: true,
             mtu: self.wanted.spec.mtu,
             ports: ports.collect(),
+            services: crate::ServicesSeen::default(),
             changed,
         }
     }
@@ -307,6 +313,20 @@ impl NetworkBackend for SimNetwork {
             one.open.remove(&port);
         }
         Ok(())
+    }
+
+    async fn describe(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        instance: Option<Instance>,
+    ) -> Result<(), NetError> {
+        if let Some(instance) = &instance {
+            instance.check().map_err(NetError::Invalid)?;
+        }
+        let mut state = self.lock();
+        state.up()?;
+        state.network(network)?.port(port).map(drop)
     }
 
     async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {

@@ -14,9 +14,9 @@ use vbm_net::{
     DesiredNetwork, LeaseSeen, Validated,
     conformance::Fixture,
     dhcp::{
-        Leases, ServerConfig,
+        Leases, Reason, ServerConfig,
         request::{FLAG_BROADCAST, Kind, Request, parse},
-        respond::{Decision, Outcome, Reply, ReplyKind, respond},
+        respond::{Arrival, Decision, Outcome, Reply, ReplyKind, State, respond},
         wire,
     },
 };
@@ -41,24 +41,19 @@ fn port() -> PortId {
 }
 
 fn ask(kind: Kind) -> Request {
-    Request {
-        kind,
-        xid: 7,
-        flags: 0,
-        ciaddr: NONE,
-        giaddr: NONE,
-        mac: MAC,
-        requested: None,
-        server_id: None,
-        max_size: None,
-        parameters: None,
-        client_id: None,
-        relay_agent: None,
-    }
+    Request::new(kind, MAC, 7)
 }
 
 fn decide_with(request: &Request, source: Mac, leases: &Leases) -> Decision {
-    respond(&ServerConfig::from(&network()), leases, request, source, NOW)
+    let state = State {
+        leases: leases.clone(),
+        ..State::default()
+    };
+    let arrival = Arrival {
+        source,
+        to: Ipv4Addr::BROADCAST,
+    };
+    respond(&ServerConfig::from(&network()), &state, request, arrival, NOW)
 }
 fn decide(request: &Request) -> Decision {
     decide_with(request, MAC, &Leases::new())
@@ -218,7 +213,7 @@ fn each_request_is_answered_as_the_rfc_says() {
         let source = if what == "unknown MAC" { request.mac } else { MAC };
         let got = decide_with(&request, source, &Leases::new());
         let got_reply = got.reply.as_ref().map(|r| (r.kind, r.to_mac, r.to, r.yiaddr));
-        assert_eq!(got_reply, reply, "{what}: {}", got.why);
+        assert_eq!(got_reply, reply, "{what}: {}", got.why.word());
         assert_eq!(matches!(got.outcome, Some(Outcome::Leased(..))), leased, "{what}");
     }
 }
@@ -248,15 +243,25 @@ fn a_release_and_a_decline_are_remembered_and_not_answered() {
     let mut decline = ask(Kind::Decline);
     (decline.requested, decline.server_id) = (Some(MINE), Some(SERVER));
     let got = decide_with(&decline, MAC, &held);
+    let until = NOW.plus(vbm_net::dhcp::PORT_QUARANTINE);
     assert_eq!(
-        (got.reply, got.outcome),
-        (None, Some(Outcome::Declined(port(), MINE)))
+        (got.reply, got.outcome.clone()),
+        (None, Some(Outcome::Declined(port(), MINE, until)))
     );
+    let (config, mut state) = (ServerConfig::from(&network()), State::default());
+    state.apply(&config, &got.outcome.unwrap());
+    let arrival = Arrival {
+        source: MAC,
+        to: Ipv4Addr::BROADCAST,
+    };
+    let at = |now| respond(&config, &state, &ask(Kind::Discover), arrival, now).why;
+    assert_eq!(at(NOW), Reason::Quarantined, "the address rests");
+    assert_eq!(at(until), Reason::Offered, "and is the port's again");
 }
 
 fn bytes(request: &Request, reply: &Reply) -> Vec<u8> {
     let config = ServerConfig::from(&network());
-    wire::encode(&config, &config.ports[&MAC], request, reply).unwrap()
+    wire::encode(&config, config.ports.get(MAC), request, reply).unwrap()
 }
 fn answer(request: &Request) -> Vec<u8> {
     bytes(request, &decide(request).reply.expect("a reply"))
@@ -352,6 +357,7 @@ fn a_client_that_takes_little_is_sent_little() {
         codes(&answer(&request)).contains(&28),
         "and one that takes more, more"
     );
+    assert!(!codes(&answer(&request)).contains(&52));
 }
 
 proptest! {

@@ -40,6 +40,7 @@ fn wanted(id: NetworkId) -> DesiredNetwork {
     wanted.overlay = Some(DesiredOverlay {
         vni,
         local: common::HOST_OUTSIDE,
+        names: Default::default(),
         remotes: vec![RemotePort {
             mac: vbm_core::Mac::local(0x09_01_00),
             address: [10, 9, 0, 99].into(),

@@ -192,7 +192,32 @@ async fn a_restart_of_the_daemon_forgets_no_address_and_disturbs_no_guest() {
     );
     let seen = lab.ensure(&wanted).await;
     assert!(seen.ports[0].open);
-    assert_eq!(seen.changed, ["DHCP server"]);
+    assert_eq!(seen.changed, ["DHCP server", "DNS server", "metadata service"]);
+    guest.dhcp();
+    assert!(guest.ns.pings(wanted.spec.gateway));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_was_made_anew_is_served_anew() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    let wanted = common::network(NetworkMode::Nat, 1);
+    let bridge = |lab: &Lab| {
+        let command = "cat /sys/class/net/br0/ifindex";
+        common::in_netns(&lab.inside(wanted.id), command).stdout
+    };
+    lab.ensure(&wanted).await;
+    let before = bridge(&lab);
+    common::ip(&format!("netns del {}", lab.inside(wanted.id)));
+    let seen = lab.ensure(&wanted).await;
+    // Else another one would have been served for that.
+    assert_eq!(bridge(&lab), before, "the new bridge has the old one's number");
+    assert!(
+        seen.changed.iter().any(|c| c == "DHCP server"),
+        "{:?}",
+        seen.changed
+    );
+    let guest = lab.guest(&wanted, 0).await;
     guest.dhcp();
     assert!(guest.ns.pings(wanted.spec.gateway));
 }

@@ -231,3 +231,276 @@ async fn a_fragmented_datagram_cannot_slip_past_the_rules() {
     a.send(&marked(end(0), end(1), "honest"));
     assert_eq!(b.next_mark(), "honest");
 }
+
+/// IPv6 by hand.
+mod six {
+    use std::net::Ipv6Addr;
+
+    pub(super) const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+    /// A packet of IPv6; `next` is what it carries, and at `sum_at` its checksum.
+    pub(super) fn packet(
+        from: Ipv6Addr,
+        to: Ipv6Addr,
+        next: u8,
+        mut body: Vec<u8>,
+        sum_at: usize,
+    ) -> Vec<u8> {
+        let mut pseudo = [from.octets(), to.octets()].concat();
+        pseudo.extend((body.len() as u32).to_be_bytes());
+        pseudo.extend([0, 0, 0, next]);
+        pseudo.extend(&body);
+        let sum = pnet_packet::util::checksum(&pseudo, usize::MAX);
+        body[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
+        let mut ip = vec![0x60, 0, 0, 0];
+        ip.extend((body.len() as u16).to_be_bytes());
+        ip.extend([next, 255]);
+        ip.extend(from.octets());
+        ip.extend(to.octets());
+        [ip, body].concat()
+    }
+
+    pub(super) fn udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), text: &str) -> Vec<u8> {
+        let mut body = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+        body.extend((8 + text.len() as u16).to_be_bytes());
+        body.extend([0, 0]);
+        body.extend(text.as_bytes());
+        packet(from.0, to.0, 17, body, 6)
+    }
+
+    /// A message of ICMPv6: type, four bytes, and what follows; a neighbour's begins with its target.
+    pub(super) fn icmp(from: Ipv6Addr, to: Ipv6Addr, kind: u8, more: &[u8]) -> Vec<u8> {
+        let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        body.extend(more);
+        packet(from, to, 58, body, 2)
+    }
+}
+
+/// Two wires whose ports have addresses of IPv6, and a third port that has none.
+async fn dual() -> (Pair, [std::net::Ipv6Addr; 2]) {
+    let lab = Lab::new().await;
+    let mut wanted = network(NetworkMode::Nat, 3);
+    open_port(&mut wanted, 1, &["any"]);
+    let addresses: [std::net::Ipv6Addr; 2] = ["fd00::a".parse().unwrap(), "fd00::b".parse().unwrap()];
+    // The one has it by a pair, the other as its own.
+    wanted.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
+    wanted.ports[0].policy.pairs = vec![vbm_core::AddressPair::of(addresses[0].into())];
+    wanted.ports[1].address6 = Some(addresses[1]);
+    lab.ensure(&wanted).await;
+    assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
+    let (a, b) = (lab.raw(&wanted, 0).await, lab.raw(&wanted, 1).await);
+    (
+        Pair {
+            _lab: lab,
+            wanted,
+            a,
+            b,
+        },
+        addresses,
+    )
+}
+
+const EVERYBODY6: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_answers_for_a_neighbour_of_ipv6_but_that_neighbour() {
+    needs_namespaces!();
+    let (t, [mine, theirs]) = dual().await;
+    let (me, b) = (t.end(0).0, t.end(1).0);
+    let gateway: std::net::Ipv6Addr = "fd00::1".parse().unwrap();
+    let link_local = |mac| vbm_net::model::link_local(mac);
+    let target = |address: std::net::Ipv6Addr, mark: &str| {
+        [&address.octets()[..], format!("mark:{mark}").as_bytes()].concat()
+    };
+    let nobody = std::net::Ipv6Addr::UNSPECIFIED;
+    let solicited: std::net::Ipv6Addr = "ff02::1:ff00:b".parse().unwrap();
+    let frames = [
+        (
+            me,
+            six::icmp(mine, theirs, 136, &target(theirs, "an answer for a neighbour")),
+        ),
+        (
+            me,
+            six::icmp(
+                mine,
+                six::ALL_NODES,
+                136,
+                &target(gateway, "an answer for the gateway"),
+            ),
+        ),
+        (
+            me,
+            six::icmp(
+                theirs,
+                six::ALL_NODES,
+                136,
+                &target(theirs, "an answer in a neighbour's name"),
+            ),
+        ),
+        (
+            me,
+            six::icmp(
+                theirs,
+                solicited,
+                135,
+                &target(theirs, "a question in a neighbour's name"),
+            ),
+        ),
+        (
+            me,
+            six::icmp(
+                nobody,
+                solicited,
+                135,
+                &target(theirs, "a claim of a neighbour's address"),
+            ),
+        ),
+        (
+            b,
+            six::icmp(mine, theirs, 136, &target(mine, "an answer with a foreign MAC")),
+        ),
+        (
+            me,
+            six::icmp(link_local(me), six::ALL_NODES, 134, &target(mine, "a router")),
+        ),
+        (
+            me,
+            six::icmp(link_local(me), theirs, 134, &target(mine, "a router to one")),
+        ),
+        (
+            me,
+            six::icmp(link_local(me), theirs, 137, &target(mine, "a redirect")),
+        ),
+        (me, six::udp((mine, 547), (theirs, 546), "mark:a DHCPv6 server")),
+        (
+            me,
+            six::udp((theirs, 7777), (theirs, 7777), "mark:a neighbour's address"),
+        ),
+        (
+            me,
+            six::udp((gateway, 7777), (theirs, 7777), "mark:an address of nobody"),
+        ),
+        (
+            b,
+            six::udp((mine, 7777), (theirs, 7777), "mark:a neighbour's MAC"),
+        ),
+        (
+            me,
+            six::udp(
+                (mine, 7777),
+                ("fd00::c".parse().unwrap(), 7777),
+                "mark:to an address that B has not",
+            ),
+        ),
+        (
+            me,
+            six::udp((mine, 7777), (six::ALL_NODES, 7777), "mark:to everybody"),
+        ),
+    ];
+    for (mac, packet) in &frames {
+        t.a.send(&ethernet(*mac, b, IPV6, packet));
+        t.a.send(&ethernet(*mac, EVERYBODY6, IPV6, packet));
+    }
+    for (what, packet) in [
+        (
+            "a question",
+            six::icmp(mine, solicited, 135, &target(theirs, "a question")),
+        ),
+        (
+            "an answer",
+            six::icmp(mine, theirs, 136, &target(mine, "an answer")),
+        ),
+        (
+            "a claim",
+            six::icmp(nobody, solicited, 135, &target(mine, "a claim")),
+        ),
+        (
+            "a datagram",
+            six::udp((mine, 7777), (theirs, 7777), "mark:a datagram"),
+        ),
+        (
+            "from the link",
+            six::udp((link_local(me), 7777), (theirs, 7777), "mark:from the link"),
+        ),
+    ] {
+        t.a.send(&ethernet(me, b, IPV6, &packet));
+        assert_eq!(t.b.next_mark(), what);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_in_pieces_is_no_router_either() {
+    needs_namespaces!();
+    let (t, [_, theirs]) = dual().await;
+    let (me, b) = (t.end(0).0, t.end(1).0);
+    let from = vbm_net::model::link_local(me);
+    let whole = six::icmp(from, theirs, 134, b"0123456789012345mark:a router in two pieces");
+    let body = &whole[40..];
+    // The first piece holds an option alone, so that it does not tell what it is of (RFC 7113).
+    let padding = [58, 0, 1, 4, 0, 0, 0, 0];
+    for (at, more, piece) in [(0u16, 1u16, &padding[..]), (8, 0, body)] {
+        let mut fragment = vec![60, 0];
+        fragment.extend((at | more).to_be_bytes());
+        fragment.extend([0, 0, 0, 9]);
+        fragment.extend(piece);
+        let mut ip = whole[..40].to_vec();
+        ip[4..6].copy_from_slice(&(fragment.len() as u16).to_be_bytes());
+        ip[6] = 44;
+        t.a.send(&ethernet(me, b, IPV6, &[ip, fragment].concat()));
+    }
+    t.honest();
+    assert_eq!(t.b.next_mark(), "honest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_may_use_the_addresses_that_it_was_allowed_and_hears_them() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    let mut wanted = network(NetworkMode::Nat, 2);
+    let virtual_mac = Mac::new([0, 0, 0x5e, 0, 1, 7]);
+    for port in 0..2 {
+        open_port(&mut wanted, port, &["any"]);
+    }
+    wanted.ports[0].policy.pairs = vec![
+        vbm_core::AddressPair {
+            address: "10.9.0.200/32".parse().unwrap(),
+            mac: Some(virtual_mac),
+        },
+        vbm_core::AddressPair {
+            address: "10.9.0.64/30".parse().unwrap(),
+            mac: None,
+        },
+    ];
+    lab.ensure(&wanted).await;
+    assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
+    let (a, b) = (lab.raw(&wanted, 0).await, lab.raw(&wanted, 1).await);
+    let end = |i: usize| (wanted.ports[i].mac, wanted.ports[i].address);
+    let (service, around) = (Ipv4Addr::new(10, 9, 0, 200), Ipv4Addr::new(10, 9, 0, 66));
+    for (what, from) in [
+        ("the service with the port's MAC", (end(0).0, service)),
+        ("the port with the service's MAC", (virtual_mac, end(0).1)),
+        ("an address beside", (end(0).0, Ipv4Addr::new(10, 9, 0, 68))),
+    ] {
+        a.send(&marked(from, end(1), what));
+    }
+    for (what, from) in [
+        ("service", (virtual_mac, service)),
+        ("around", (end(0).0, around)),
+        ("own", end(0)),
+    ] {
+        a.send(&marked(from, end(1), what));
+        assert_eq!(b.next_mark(), what);
+        b.send(&marked(end(1), from, what));
+        assert_eq!(a.next_mark(), what);
+    }
+    a.send(&ethernet(
+        virtual_mac,
+        BROADCAST,
+        ARP,
+        &arp(REPLY, (virtual_mac, service), end(1)),
+    ));
+    let announced = b
+        .next(|f| f[12..14] == ARP.to_be_bytes())
+        .expect("the service is announced");
+    assert_eq!(announced[6..12], virtual_mac.octets());
+}

@@ -50,6 +50,9 @@ async fn child_that_lacks_something() {
             "iptables",
             "iptables-save",
             "iptables-restore",
+            "ip6tables-save",
+            "ip6tables-restore",
+            "ipset",
             "nft",
             "conntrack",
         ] {
@@ -102,6 +105,9 @@ fn a_missing_program_is_named_with_its_package() {
         ("iptables", "iptables"),
         ("iptables-save", "iptables"),
         ("iptables-restore", "iptables"),
+        ("ip6tables-save", "iptables"),
+        ("ip6tables-restore", "iptables"),
+        ("ipset", "ipset"),
         ("nft", "nftables"),
         ("conntrack", "conntrack"),
     ] {

@@ -9,15 +9,17 @@
 //! heals it. What an agent does not know it asks for by reporting itself with a new boot id.
 
 use crate::api::ConsoleKind;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 use vbm_core::{
-    Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation, Mac, MissingFacet,
-    Name, NetworkId, NetworkSpec, NetworkStatus, NodePath, OperationId, PortId, PowerState, Protocol, Rule,
-    SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
+    AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
+    GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
+    OperationId, PortId, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert,
+    VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::{Method, StreamMethod};
 
@@ -153,6 +155,23 @@ pub struct WantedNetwork {
     /// How it reaches its ports on other nodes; `None`: it is on this node alone.
     #[serde(default)]
     pub overlay: Option<WantedOverlay>,
+    /// The groups that its ports are in, and those that their rules speak of.
+    #[serde(default)]
+    pub groups: Vec<WantedGroup>,
+}
+
+/// A security group, as far as a network on a node is concerned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedGroup {
+    /// Its id.
+    pub id: GroupId,
+    /// Its name.
+    pub name: Name,
+    /// Its rules.
+    pub spec: GroupSpec,
+    /// The addresses of its members on other nodes, where rules of this one speak of it.
+    #[serde(default)]
+    pub members: Vec<IpNet>,
 }
 
 /// How a network reaches other nodes: by VXLAN.
@@ -164,6 +183,9 @@ pub struct WantedOverlay {
     pub local: Ipv4Addr,
     /// All ports of the network that are on other nodes.
     pub remotes: Vec<WantedRemote>,
+    /// The host names of those ports, by address.
+    #[serde(default)]
+    pub names: Vec<(Ipv4Addr, Name)>,
 }
 
 /// A port on another node.
@@ -186,10 +208,23 @@ pub struct WantedPort {
     pub mac: Mac,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its address of the network's IPv6.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// The host name its VM is told.
     pub hostname: Name,
-    /// What may reach it.
+    /// Whether its VM is told here the way to its metadata.
+    #[serde(default)]
+    pub metadata_route: bool,
+    /// What may reach it, beside what its groups allow.
+    #[serde(default)]
     pub rules: Vec<Rule>,
+    /// Its groups.
+    #[serde(default)]
+    pub groups: Vec<GroupId>,
+    /// Addresses beside its own that it may use.
+    #[serde(default)]
+    pub pairs: Vec<AddressPair>,
 }
 
 /// A forward as a node shall have it.
@@ -244,6 +279,9 @@ pub struct WantedVm {
     /// The snapshot to go back to.
     #[serde(default)]
     pub revert: Option<VmRevert>,
+    /// What the guest is given to read.
+    #[serde(default)]
+    pub guest: GuestData,
 }
 
 /// A VM that shall go to another node.
@@ -528,6 +566,9 @@ pub struct PortReportRequest {
     pub at: Timestamp,
     /// Until when; `None` when the guest gave it back.
     pub until: Option<Timestamp>,
+    /// Whether it gave it back because somebody else uses the address.
+    #[serde(default)]
+    pub declined: bool,
 }
 
 /// Which part of which file.

@@ -4,6 +4,7 @@
 //!   vm/<id>                       the record, JSON
 //!   name/vm/<name>                -> id            a name is unique within its kind
 //!   address/<network>/<address>   -> port id       an address is given once
+//!   ipam/<network>                which addresses of a network are taken or rest
 //!   mac/<mac>                     -> port id       a MAC is given once
 //!   listen/<protocol>/<port>      -> forward ids   a forward's place is given once
 //!   snapshot/<vm>/<id>            the record; its name is unique within its VM: name/snapshot/<vm>/<name>

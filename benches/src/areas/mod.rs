@@ -3,7 +3,11 @@
 #[cfg(feature = "platform")]
 pub(crate) mod by_hand;
 #[cfg(feature = "platform")]
+pub(crate) mod dhcp;
+#[cfg(feature = "platform")]
 pub(crate) mod hyper;
+#[cfg(feature = "platform")]
+mod ipam;
 #[cfg(feature = "platform")]
 pub(crate) mod net;
 #[cfg(feature = "platform")]

@@ -4,7 +4,7 @@ use crate::harness::{
     child::{command, run as run_program},
     duel::{duel, solo},
     fault::{During, Fault, Outcome},
-    ground::{Ground, which},
+    ground::Ground,
     row::Row,
     rows::{Rows, say},
 };
@@ -33,14 +33,8 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
     let add = format!("add a port to a network of {ports}");
     rows.measure_all(&[(&again, "ms"), (&add, "ms")], grow(ground, &again, &add))
         .await;
-    let dnsmasq = if which("dnsmasq").is_some() {
-        "there"
-    } else {
-        "missing"
-    };
-    say(&format!(
-        "net: DHCP beside dnsmasq ({dnsmasq}) and Kea is not measured yet"
-    ));
+    super::ipam::run(ground, rows).await;
+    super::dhcp::run(ground, rows).await;
 }
 
 /// A backend with an owner of its own. What it made is removed when it is dropped, whatever happened.
@@ -96,6 +90,7 @@ fn network(ports: usize) -> Outcome<DesiredNetwork> {
         ports: Vec::new(),
         forwards: Vec::new(),
         overlay: None,
+        groups: vec![],
     };
     for number in 0..ports {
         wanted.ports.push(port(number)?);
@@ -109,8 +104,11 @@ fn port(number: usize) -> Outcome<DesiredPort> {
         id: PortId::from_uuid(Uuid::now_v7()),
         mac: Mac::local(number + 1),
         address: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 9, 1, 0)) + number),
+        address6: None,
         hostname: format!("guest-{number}").parse()?,
+        metadata_route: true,
         rules: vec!["tcp/22".parse()?, "tcp/80-90".parse()?, "icmp".parse()?],
+        policy: Default::default(),
     })
 }
 

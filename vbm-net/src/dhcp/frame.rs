@@ -1,6 +1,6 @@
 //! Ethernet frames with UDP over IPv4: read what a guest sent, build what it is sent.
 
-use super::{CLIENT_PORT, SERVER_PORT};
+use super::SERVER_PORT;
 use pnet_packet::{
     MutablePacket, Packet,
     ethernet::{EtherTypes, EthernetPacket, MutableEthernetPacket},
@@ -24,6 +24,8 @@ const TTL_HOPS: u8 = 64;
 pub struct Datagram<'a> {
     /// The MAC it came from.
     pub source: Mac,
+    /// The IP address it was sent to.
+    pub to: Ipv4Addr,
     /// The UDP payload.
     pub payload: &'a [u8],
 }
@@ -57,11 +59,16 @@ pub fn parse(frame: &[u8]) -> Option<Datagram<'_>> {
         return None;
     }
     let payload = udp_bytes.get(UDP_BYTES..usize::from(udp.get_length()))?;
-    Some(Datagram { source, payload })
+    Some(Datagram {
+        source,
+        to: ip.get_destination(),
+        payload,
+    })
 }
 
-/// Builds the frame of a reply, with full checksums. `None` if the payload is too long for IPv4.
-pub fn build(from_mac: Mac, from: Ipv4Addr, to_mac: Mac, to: Ipv4Addr, payload: &[u8]) -> Option<Vec<u8>> {
+/// Builds the frame of a reply, from the server's port, with full checksums. `None` if the payload is too long for IPv4.
+pub fn build(from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr, u16), payload: &[u8]) -> Option<Vec<u8>> {
+    let ((from_mac, from), (to_mac, to, to_port)) = (from, to);
     let udp_length = u16::try_from(UDP_BYTES + payload.len()).ok()?;
     let ip_length = udp_length.checked_add(u16::try_from(IPV4_BYTES).ok()?)?;
     let mut bytes = vec![0; ETHERNET_BYTES + usize::from(ip_length)];
@@ -82,7 +89,7 @@ pub fn build(from_mac: Mac, from: Ipv4Addr, to_mac: Mac, to: Ipv4Addr, payload: 
     ip.set_checksum(checksum);
     let mut udp = MutableUdpPacket::new(ip.payload_mut())?;
     udp.set_source(SERVER_PORT);
-    udp.set_destination(CLIENT_PORT);
+    udp.set_destination(to_port);
     udp.set_length(udp_length);
     udp.set_payload(payload);
     let checksum = match udp::ipv4_checksum(&udp.to_immutable(), &from, &to) {
@@ -118,7 +125,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_reply_has_a_full_checksum_and_headers_of_the_right_length(payload in prop::collection::vec(any::<u8>(), 0..1472), to: u32) {
-            let frame = build(A, [10, 0, 0, 1].into(), B, to.into(), &payload).unwrap();
+            let frame = build((A, [10, 0, 0, 1].into()), (B, to.into(), 68), &payload).unwrap();
             prop_assert_eq!(frame.len(), 42 + payload.len());
             prop_assert!(checksum_is_full(&frame));
             prop_assert_eq!(pnet_packet::util::checksum(&frame[14..34], 5), u16::from_be_bytes([frame[24], frame[25]]));
@@ -127,11 +134,11 @@ mod tests {
 
         #[test]
         fn a_frame_to_the_server_is_read(payload in prop::collection::vec(any::<u8>(), 0..600), padding in 0usize..60) {
-            let mut frame = build(B, [0, 0, 0, 0].into(), A, [255; 4].into(), &payload).unwrap();
+            let mut frame = build((B, [0, 0, 0, 0].into()), (A, [255; 4].into(), 68), &payload).unwrap();
             frame[36..38].copy_from_slice(&SERVER_PORT.to_be_bytes());
             frame.resize(frame.len() + padding, 0xaa);
             let read = parse(&frame).unwrap();
-            prop_assert_eq!(read.source, B);
+            prop_assert_eq!((read.source, read.to), (B, [255; 4].into()));
             prop_assert_eq!(read.payload, &payload[..]);
         }
 
@@ -139,7 +146,7 @@ mod tests {
         fn garbage_never_panics(frame in prop::collection::vec(any::<u8>(), 0..120), at in 0usize..60, byte: u8) {
             parse(&frame);
             checksum_is_full(&frame);
-            let mut good = build(B, [0, 0, 0, 0].into(), A, [255; 4].into(), &frame).unwrap();
+            let mut good = build((B, [0, 0, 0, 0].into()), (A, [255; 4].into(), 68), &frame).unwrap();
             let at = at.min(good.len() - 1);
             good[at] = byte;
             good.truncate(good.len() - at.min(good.len()));
@@ -150,6 +157,9 @@ mod tests {
 
     #[test]
     fn a_payload_that_no_datagram_holds_is_refused() {
-        assert_eq!(build(A, [1; 4].into(), B, [2; 4].into(), &[0; 65_535]), None);
+        assert_eq!(
+            build((A, [1; 4].into()), (B, [2; 4].into(), 68), &[0; 65_535]),
+            None
+        );
     }
 }

@@ -1,34 +1,65 @@
-//! The DHCPv4 server of a network (RFC 2131, 2132).
+//! The DHCPv4 server of a network (RFC 2131, 2132, and what is listed in `docs/net/dhcp.md`).
 //!
 //! ```text
-//!   br0 --BPF: udp to 67--> socket --frame::parse--> request --respond(config, leases, request, now)--> Decision
-//!                              ^                                                                          |
-//!                              +----- frame::build: Ethernet, IPv4, UDP with full checksum <-- wire::encode
+//!   br0 --BPF: udp to 67--> socket --frame::parse--> request::parse --respond(config, state, request, now)--> Decision
+//!                              ^                                                                                |
+//!                              |                                   nothing to keep: at once                     v
+//!                              +----- frame::build: full checksum <-------------------------- wire::encode <----+
+//!                                                  ^                                                            |
+//!                                                  +--- when the commit returns --- store: one sync for all <---+
+//!                                                                                   that came while the last one ran
 //! ```
 //!
-//! Addresses are not allocated here: a port has its address from the moment it is made, so an answer needs no
-//! storage, any host can answer for its own ports, and a restart forgets nothing that matters. What is remembered is only what a
-//! guest was last told, for people to see. A request is heard only from the MAC of a port of this host, and only if
-//! the frame came from that MAC. Relays (`giaddr`) are not served: every VM is on the wire.
+//! A port has its address from the moment it is made, so an answer to a guest needs no storage, any host can answer for its own
+//! ports, and a restart forgets nothing that matters. What is remembered is only what a guest was last told, for people to see. A request is
+//! heard only from the MAC of a port of this host, and only if the frame came from that MAC.
+//!
+//! Clients that are no port are served from a pool, where a network has one ([`Subnet::pool`]); their leases are kept in a
+//! [`store::LeaseStore`] before they are acknowledged. Clients behind relays are served where relays are trusted ([`Relays`]).
 //!
 //! Replies leave as raw frames, because a reply written to a UDP socket crosses veth and bridge with a partial checksum, which
 //! some clients drop, and because the namespace's own firewall need not be opened for them.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`](ServerConfig) | what the server is told |
+//! | [`options`] | options on the wire: joined, split, written |
+//! | [`request`] | what a client asks, read once |
+//! | [`respond`] | what is answered, and why: pure |
+//! | [`book`] | the pools: a value |
+//! | [`store`] | where leases of pools are kept |
+//! | [`rate`] | how often one may ask: pure |
+//! | [`wire`], [`frame`] | a reply as bytes, as a frame |
+//! | [`DhcpServer`] | the server alone, on an interface |
 
+mod alone;
+pub mod book;
+mod config;
 pub mod frame;
+pub mod options;
+mod parameters;
+pub mod rate;
+mod reason;
 pub mod request;
+mod reservations;
 pub mod respond;
 pub(crate) mod server;
 mod socket;
-pub(crate) use socket::open as open_socket;
+pub mod store;
 pub mod wire;
 
-use crate::{DesiredNetwork, LeaseSeen, Validated};
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
-    time::Duration,
+pub use alone::DhcpServer;
+pub use config::{
+    Boot, KeyBy, OFFER_HOLD, POOL_QUARANTINE, PORT_QUARANTINE, Rate, Relays, Reservation, Route,
+    ServerConfig, Settings, Subnet,
 };
-use vbm_core::{Mac, NetworkMode, PortId};
+pub use reason::{Counters, Reason};
+pub use reservations::Reservations;
+pub(crate) use socket::open as open_socket;
+
+use crate::LeaseSeen;
+use std::collections::BTreeMap;
+use vbm_core::PortId;
 
 /// The server's port (RFC 2131 section 4.1).
 pub const SERVER_PORT: u16 = 67;
@@ -41,70 +72,5 @@ pub const DATAGRAM_MIN_MAX_BYTES: u16 = 576;
 /// The header bytes of such a datagram that are not the message: IPv4 and UDP.
 pub const DATAGRAM_HEADER_BYTES: u16 = 28;
 
-/// What the server of one network knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerConfig {
-    /// Its own address, the gateway's; also the server identifier.
-    pub address: Ipv4Addr,
-    /// Its own MAC.
-    pub mac: Mac,
-    /// The subnet mask it tells.
-    pub netmask: Ipv4Addr,
-    /// The broadcast address it tells.
-    pub broadcast: Ipv4Addr,
-    /// The default route it tells, if there is a way out.
-    pub router: Option<Ipv4Addr>,
-    /// DNS servers.
-    pub dns: Vec<Ipv4Addr>,
-    /// The domain.
-    pub domain: Option<String>,
-    /// The MTU in bytes.
-    pub mtu: u16,
-    /// How long a lease lasts.
-    pub lease: Duration,
-    /// Who is served.
-    pub ports: HashMap<Mac, Reservation>,
-}
-
-/// A port as the server sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reservation {
-    /// The port.
-    pub port: PortId,
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// Its host name.
-    pub hostname: String,
-}
-
 /// What guests were last told, by port. Not needed to answer.
 pub type Leases = BTreeMap<PortId, LeaseSeen>;
-
-impl From<&Validated<DesiredNetwork>> for ServerConfig {
-    fn from(net: &Validated<DesiredNetwork>) -> Self {
-        let spec = &net.spec;
-        let ports = net.ports.iter().map(|p| {
-            let hostname = p.hostname.to_string();
-            (
-                p.mac,
-                Reservation {
-                    port: p.id,
-                    address: p.address,
-                    hostname,
-                },
-            )
-        });
-        Self {
-            address: spec.gateway,
-            mac: net.gateway_mac(),
-            netmask: spec.cidr.netmask(),
-            broadcast: spec.cidr.broadcast(),
-            router: (spec.mode == NetworkMode::Nat).then_some(spec.gateway),
-            dns: spec.dns.clone(),
-            domain: spec.domain.clone(),
-            mtu: spec.mtu,
-            lease: Duration::from_secs(spec.lease_seconds.into()),
-            ports: ports.collect(),
-        }
-    }
-}

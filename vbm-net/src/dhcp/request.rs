@@ -1,6 +1,10 @@
 //! A request, read once into a type: what it lacks or spoils makes it no request.
 
-use dhcproto::v4::{OptionCode, borrowed::Message};
+use super::{
+    Reason,
+    options::{FIXED_BYTES, Options, code, relay_part},
+};
+use dhcproto::v4::borrowed::Message;
 use std::net::Ipv4Addr;
 use vbm_core::Mac;
 
@@ -9,9 +13,10 @@ const HTYPE_ETHERNET: u8 = 1;
 const HLEN_ETHERNET: u8 = 6;
 /// BOOTREQUEST (RFC 951).
 const OP_REQUEST: u8 = 1;
-/// The fixed part and the magic cookie.
-const FIXED_BYTES: usize = 240;
 const MAGIC: [u8; 4] = [99, 130, 83, 99];
+/// Sub-options of option 82 (RFC 3527, RFC 5107).
+const LINK_SELECTION: u8 = 5;
+const SERVER_ID_OVERRIDE: u8 = 11;
 
 /// What a client may ask (RFC 2131 section 3, table 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +38,12 @@ pub enum Kind {
 pub struct Request {
     /// What it asks.
     pub kind: Kind,
+    /// The relays that it went through.
+    pub hops: u8,
     /// The transaction.
     pub xid: u32,
+    /// For how many seconds the client has been asking.
+    pub secs: u16,
     /// The flags as they came; the top bit asks for broadcast.
     pub flags: u16,
     /// The address the client uses already, or 0.0.0.0.
@@ -45,102 +54,162 @@ pub struct Request {
     pub mac: Mac,
     /// Option 50.
     pub requested: Option<Ipv4Addr>,
+    /// Option 51, in seconds.
+    pub lease: Option<u32>,
     /// Option 54.
     pub server_id: Option<Ipv4Addr>,
     /// Option 57: the largest datagram the client takes, in bytes.
     pub max_size: Option<u16>,
     /// Option 55, in the client's order.
     pub parameters: Option<Vec<u8>>,
-    /// Option 61, as it came.
+    /// Option 61, as it came: one form or another (RFC 4361), to us it is bytes.
     pub client_id: Option<Vec<u8>>,
+    /// Option 60.
+    pub vendor_class: Option<Vec<u8>>,
+    /// Option 77.
+    pub user_class: Option<Vec<u8>>,
+    /// Option 80.
+    pub rapid_commit: bool,
+    /// Option 81, as it came.
+    pub fqdn: Option<Vec<u8>>,
     /// Option 82, as it came.
     pub relay_agent: Option<Vec<u8>>,
+    /// Option 93: the first architecture.
+    pub architecture: Option<u16>,
+    /// Option 97, as it came.
+    pub machine_id: Option<Vec<u8>>,
+    /// Option 118: the network that the client wants an address of.
+    pub subnet: Option<Ipv4Addr>,
 }
 
 /// The broadcast flag (RFC 2131 section 2).
 pub const FLAG_BROADCAST: u16 = 0x8000;
 
 impl Request {
+    /// A request with nothing but these.
+    pub const fn new(kind: Kind, mac: Mac, xid: u32) -> Self {
+        Self {
+            kind,
+            hops: 0,
+            xid,
+            secs: 0,
+            flags: 0,
+            ciaddr: Ipv4Addr::UNSPECIFIED,
+            giaddr: Ipv4Addr::UNSPECIFIED,
+            mac,
+            requested: None,
+            lease: None,
+            server_id: None,
+            max_size: None,
+            parameters: None,
+            client_id: None,
+            vendor_class: None,
+            user_class: None,
+            rapid_commit: false,
+            fqdn: None,
+            relay_agent: None,
+            architecture: None,
+            machine_id: None,
+            subnet: None,
+        }
+    }
+
     /// Whether the client asks for an answer by broadcast.
     pub const fn wants_broadcast(&self) -> bool {
         self.flags & FLAG_BROADCAST != 0
+    }
+
+    /// Whether it came by a relay.
+    pub const fn relayed(&self) -> bool {
+        !self.giaddr.is_unspecified()
+    }
+
+    /// The link that the relay names (RFC 3527).
+    pub fn link_selection(&self) -> Option<Ipv4Addr> {
+        self.relay_address(LINK_SELECTION)
+    }
+
+    /// Under which identifier the relay wants the server known (RFC 5107).
+    pub fn server_id_override(&self) -> Option<Ipv4Addr> {
+        self.relay_address(SERVER_ID_OVERRIDE)
+    }
+
+    fn relay_address(&self, part: u8) -> Option<Ipv4Addr> {
+        let data = relay_part(self.relay_agent.as_deref()?, part)?;
+        <[u8; 4]>::try_from(data).ok().map(Ipv4Addr::from)
+    }
+
+    /// Whether the client asks for this option.
+    pub fn asks_for(&self, code: u8) -> bool {
+        self.parameters.as_ref().is_some_and(|p| p.contains(&code))
     }
 }
 
 /// Reads the payload of a UDP datagram.
 ///
 /// # Errors
-/// Why it is no request, in a few words.
-pub fn parse(payload: &[u8]) -> Result<Request, &'static str> {
+/// Why it is no request.
+pub fn parse(payload: &[u8]) -> Result<Request, Reason> {
+    let &[op, htype, hlen, hops, ..] = payload else {
+        return Err(Reason::TooShort);
+    };
     if payload.len() < FIXED_BYTES {
-        return Err("it is shorter than a DHCP message");
+        return Err(Reason::TooShort);
     }
-    if payload[0] != OP_REQUEST {
-        return Err("it is not from a client");
+    if op != OP_REQUEST {
+        return Err(Reason::NotFromClient);
     }
-    if payload[1] != HTYPE_ETHERNET || payload[2] != HLEN_ETHERNET {
-        return Err("its hardware address is not Ethernet");
+    if htype != HTYPE_ETHERNET || hlen != HLEN_ETHERNET {
+        return Err(Reason::NotEthernet);
     }
-    if payload[FIXED_BYTES - 4..FIXED_BYTES] != MAGIC {
-        return Err("it is BOOTP, not DHCP");
+    if payload.get(FIXED_BYTES - MAGIC.len()..FIXED_BYTES) != Some(&MAGIC[..]) {
+        return Err(Reason::Bootp);
     }
-    let message = Message::new(payload).map_err(|_| "it is shorter than a DHCP message")?;
-    let mac = <[u8; 6]>::try_from(message.chaddr()).map_err(|_| "its hardware address is not Ethernet")?;
-    let mut request = Request {
-        kind: Kind::Discover,
-        xid: message.xid(),
+    let message = Message::new(payload).map_err(|_| Reason::TooShort)?;
+    let mac = <[u8; 6]>::try_from(message.chaddr()).map_err(|_| Reason::NotEthernet)?;
+    let options = Options::read(payload)?;
+    let bytes = |code| options.get(code).map(<[u8]>::to_vec);
+    Ok(Request {
+        hops,
+        secs: message.secs(),
         flags: message.flags().into(),
         ciaddr: message.ciaddr(),
         giaddr: message.giaddr(),
-        mac: Mac::new(mac),
-        requested: None,
-        server_id: None,
-        max_size: None,
-        parameters: None,
-        client_id: None,
-        relay_agent: None,
-    };
-    let mut kind = None;
-    for option in message.opts() {
-        read_option(&mut request, &mut kind, option.code(), option.data())?;
-    }
-    request.kind = kind.ok_or("it has no message type")?;
-    Ok(request)
+        requested: options.address(code::REQUESTED_ADDRESS)?,
+        lease: options.exact(code::LEASE_TIME)?.map(u32::from_be_bytes),
+        server_id: options.address(code::SERVER_ID)?,
+        max_size: options.exact(code::MAX_SIZE)?.map(u16::from_be_bytes),
+        parameters: bytes(code::PARAMETERS),
+        client_id: bytes(code::CLIENT_ID),
+        vendor_class: bytes(code::VENDOR_CLASS),
+        user_class: bytes(code::USER_CLASS),
+        rapid_commit: options.get(code::RAPID_COMMIT).is_some(),
+        fqdn: bytes(code::FQDN),
+        relay_agent: bytes(code::RELAY_AGENT),
+        architecture: options
+            .get(code::ARCHITECTURE)
+            .and_then(|data| data.first_chunk())
+            .map(|first| u16::from_be_bytes(*first)),
+        machine_id: bytes(code::MACHINE_ID),
+        subnet: options.address(code::SUBNET_SELECTION)?,
+        ..Request::new(
+            kind(options.get(code::MESSAGE_TYPE))?,
+            Mac::new(mac),
+            message.xid(),
+        )
+    })
 }
 
-fn read_option(
-    request: &mut Request,
-    kind: &mut Option<Kind>,
-    code: OptionCode,
-    data: &[u8],
-) -> Result<(), &'static str> {
-    let address = || {
-        <[u8; 4]>::try_from(data)
-            .map(Ipv4Addr::from)
-            .map_err(|_| "an address in it is not four bytes")
-    };
-    match code {
-        OptionCode::MessageType => {
-            *kind = Some(match data {
-                [1] => Kind::Discover,
-                [3] => Kind::Request,
-                [4] => Kind::Decline,
-                [7] => Kind::Release,
-                [8] => Kind::Inform,
-                _ => return Err("its message type is not a client's"),
-            });
-        }
-        OptionCode::RequestedIpAddress => request.requested = Some(address()?),
-        OptionCode::ServerIdentifier => request.server_id = Some(address()?),
-        OptionCode::MaxMessageSize => {
-            request.max_size = <[u8; 2]>::try_from(data).ok().map(u16::from_be_bytes)
-        }
-        OptionCode::ParameterRequestList => request.parameters = Some(data.to_vec()),
-        OptionCode::ClientIdentifier => request.client_id = Some(data.to_vec()),
-        OptionCode::RelayAgentInformation => request.relay_agent = Some(data.to_vec()),
-        _ => {}
+const fn kind(option: Option<&[u8]>) -> Result<Kind, Reason> {
+    match option {
+        None => Err(Reason::NoMessageType),
+        Some([1]) => Ok(Kind::Discover),
+        Some([3]) => Ok(Kind::Request),
+        Some([4]) => Ok(Kind::Decline),
+        Some([7]) => Ok(Kind::Release),
+        Some([8]) => Ok(Kind::Inform),
+        Some(_) => Err(Reason::BadMessageType),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -168,6 +237,7 @@ mod tests {
         assert_eq!((request.kind, request.xid), (Kind::Discover, 0xdead_beef));
         assert!(request.wants_broadcast());
         assert_eq!(request.parameters, Some(vec![1, 3, 6]));
+        assert!(request.asks_for(3) && !request.asks_for(12));
         assert_eq!(
             request.client_id,
             Some(vec![255, 1, 2]),
@@ -177,13 +247,29 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_told_why() {
-        for (at, byte) in [(0, 2), (1, 7), (2, 16), (2, 255), (236, 0), (242, 2), (242, 9)] {
+        for (at, byte, why) in [
+            (0, 2, Reason::NotFromClient),
+            (1, 7, Reason::NotEthernet),
+            (2, 16, Reason::NotEthernet),
+            (2, 255, Reason::NotEthernet),
+            (236, 0, Reason::Bootp),
+            (242, 2, Reason::BadMessageType),
+            (242, 9, Reason::BadMessageType),
+            (241, 2, Reason::OptionTruncated),
+            (240, 254, Reason::NoMessageType),
+            (254, 50, Reason::OptionTruncated),
+            (243, 50, Reason::OptionLength),
+            (243, 54, Reason::OptionLength),
+            (243, 57, Reason::OptionLength),
+            (243, 51, Reason::OptionLength),
+        ] {
             let mut bytes = discover();
             bytes[at] = byte;
-            assert!(parse(&bytes).is_err(), "byte {at} = {byte}");
+            assert_eq!(parse(&bytes).unwrap_err(), why, "byte {at} = {byte}");
         }
-        assert!(parse(&discover()[..239]).is_err());
-        assert!(parse(&discover()[..240]).is_err(), "no message type");
+        assert_eq!(parse(&discover()[..239]).unwrap_err(), Reason::TooShort);
+        assert_eq!(parse(&discover()[..3]).unwrap_err(), Reason::TooShort);
+        assert_eq!(parse(&discover()[..240]).unwrap_err(), Reason::NoMessageType);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The packet socket of a DHCP server: bound to one interface, with a filter that lets only requests through.
 
+use nix::sys::socket::sockopt;
 use socket2::{Domain, SockFilter, Socket, Type};
 use std::{
     io,
@@ -9,6 +10,8 @@ use std::{
 /// The most bytes of a frame that are read: more than any DHCP message of an Ethernet VM.
 pub(crate) const FRAME_MAX_BYTES: usize = FRAME_MAX as usize;
 const FRAME_MAX: u32 = 4_096;
+/// What waits for us while we do not run, such as when every VM of a host boots at once: some 4,000 frames.
+const QUEUE_BYTES: usize = 4 << 20;
 const ETH_P_IP: u16 = 0x0800;
 
 /// Classic BPF: IPv4, UDP, first fragment, destination port 67. Without it every frame of the bridge would wake us.
@@ -31,6 +34,11 @@ const REQUESTS_ONLY: [SockFilter; 11] = [
 pub(crate) fn open(interface: u32) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), None)?;
     socket.attach_filter(&REQUESTS_ONLY)?;
+    // Past the host's own limit, which holds some 200 frames. Without the right to that, what there is has to do.
+    let queue = sockopt::RcvBufForce;
+    if let Err(error) = nix::sys::socket::setsockopt(&socket, queue, &QUEUE_BYTES) {
+        tracing::debug!(%error, "the queue of the DHCP server is as small as the host's limit");
+    }
     bind(&socket, interface)?;
     Ok(socket.into())
 }

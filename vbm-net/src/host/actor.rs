@@ -2,23 +2,27 @@
 
 use super::{
     HostShared,
-    apply::{self, Run},
+    apply::Run,
     link::Links,
     netns::NetNs,
     nic::Place,
     overlay::{self, Underlay},
     record::{self, Record},
+    rules::{self, Standing},
+    services::Services,
     sysctl, teardown,
 };
 use crate::{
     DesiredNetwork, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
     dhcp::{
         Leases, ServerConfig,
-        server::{Context, Server},
+        server::{Beginning, Context, Place as Bound, Server},
+        store::Forgetful,
     },
+    metadata::Instance,
     model::gateway_mac,
     names,
-    plan::{Transit, guard, inside},
+    plan::Transit,
     sim::{nic_in_use, not_here},
 };
 use std::{sync::Arc, time::Duration};
@@ -41,6 +45,7 @@ pub(crate) enum Command {
     Remove(Answer<Vec<String>>),
     OpenNic(PortId, NicKind, Answer<Nic>),
     CloseNic(PortId, Answer<()>),
+    Describe(PortId, Option<Box<Instance>>, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
 }
 
@@ -50,9 +55,12 @@ pub(crate) struct Actor {
     ns: NetNs,
     wanted: Option<Validated<DesiredNetwork>>,
     transit: Option<Transit>,
+    /// Guard and rules as they were read back last.
+    standing: Option<Standing>,
     /// Whether the last `ensure` went well.
     ready: bool,
     server: Option<Server>,
+    services: Services,
     leases: Leases,
 }
 
@@ -65,8 +73,10 @@ impl Actor {
             id,
             wanted: None,
             transit: None,
+            standing: None,
             ready: false,
             server: None,
+            services: Services::default(),
             leases: Leases::new(),
             shared: Arc::clone(&shared),
         };
@@ -94,23 +104,41 @@ impl Actor {
             Command::Remove(answer) => drop(answer.send(self.remove().await)),
             Command::OpenNic(port, kind, answer) => drop(answer.send(self.open_nic(port, kind).await)),
             Command::CloseNic(port, answer) => drop(answer.send(self.close_nic(port).await)),
+            Command::Describe(port, instance, answer) => {
+                drop(answer.send(self.describe(port, instance.map(|i| *i))));
+            }
             Command::Look(answer) => drop(answer.send(self.look().await)),
         }
     }
 
     async fn ensure(&mut self, wanted: Validated<DesiredNetwork>) -> Result<NetworkSeen, NetError> {
         let first = !self.ready;
+        // Only what was held is a ground to stand on.
+        let before = self.wanted.take();
         self.ready = false;
-        let (wanted, underlay) = self.fit(wanted).await?;
+        let (wanted, underlay) = match self.fit(wanted).await {
+            Ok(fits) => fits,
+            Err(error) => {
+                self.wanted = before;
+                return Err(error);
+            }
+        };
         // From here on NICs open by what is wanted now, and only if the kernel holds it.
         let wanted = self.wanted.insert(wanted);
         let applied = Run::new(&self.shared, wanted, underlay.as_ref(), first)
-            .apply()
+            .after(before.as_ref().filter(|_| !first))
+            .apply(&mut self.standing)
             .await?;
         self.transit = applied.transit;
         let mut changed = applied.changed;
         self.serve(applied.bridge, &mut changed).await?;
         self.shared.step("dhcp");
+        if let Some(wanted) = &self.wanted {
+            self.services
+                .serve(&self.shared, &self.ns, applied.bridge, wanted, &mut changed)
+                .await?;
+        }
+        self.shared.step("services");
         self.ready = true;
         if !changed.is_empty() {
             tracing::info!(network = %self.id, changes = changed.len(), "the network is as wanted");
@@ -145,11 +173,18 @@ impl Actor {
                 .any(|p| p.id == *port && p.address == lease.address)
         });
         let config = ServerConfig::from(wanted);
-        if let Some(server) = self.server.as_ref().filter(|s| s.serves(bridge)) {
+        let place = Bound {
+            namespace: self.ns.identity(),
+            interface: bridge,
+        };
+        if let Some(server) = self.server.as_ref().filter(|s| s.serves(place)) {
             if server.reconfigure(config) {
                 changed.push("DHCP settings".into());
             }
             return Ok(());
+        }
+        if let Some(gone) = self.server.take() {
+            gone.stop().await;
         }
         let failed = |e| NetError::kernel("starting the DHCP server", e);
         let socket = self
@@ -163,7 +198,15 @@ impl Actor {
             events: self.shared.events.clone(),
             tracker: self.shared.tracker.clone(),
         };
-        let server = Server::start(socket, bridge, config, self.leases.clone(), context).map_err(failed)?;
+        let begin = Beginning {
+            socket,
+            place,
+            config,
+            leases: self.leases.clone(),
+            store: Box::new(Forgetful),
+            kept: Vec::new(),
+        };
+        let server = Server::start(begin, context).map_err(failed)?;
         self.server = Some(server);
         changed.push("DHCP server".into());
         Ok(())
@@ -195,6 +238,7 @@ impl Actor {
             ready: self.ready,
             mtu: self.wanted.as_ref().map_or(0, |w| w.spec.mtu),
             ports: ports.collect(),
+            services: self.services.seen(),
             changed: Vec::new(),
         }
     }
@@ -223,9 +267,13 @@ impl Actor {
     }
 
     async fn remove(&mut self) -> Result<Vec<String>, NetError> {
-        // The socket holds the namespace.
-        self.server = None;
+        // The sockets hold the namespace.
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
+        self.services.stop().await;
         self.wanted = None;
+        self.standing = None;
         self.leases.clear();
         self.ready = false;
         self.transit = None;
@@ -293,10 +341,11 @@ impl Actor {
         Ok(nic)
     }
 
-    /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened.
+    /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened, unless the kernel says that nobody
+    /// changed it since it was read back last.
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
-        apply::verify_guard(&guard::render(wanted), &self.ns).await?;
-        apply::verify_rules(&inside::render(wanted, self.transit), &self.ns).await?;
+        let want = rules::Wanted::new(wanted, self.transit);
+        rules::check(&self.ns, want, self.standing.as_ref()).await?;
         match sysctl::check(&self.ns, sysctl::groups()).await? {
             None => Ok(()),
             Some(detail) => Err(NetError::NotVerified {
@@ -304,6 +353,15 @@ impl Actor {
                 detail,
             }),
         }
+    }
+
+    fn describe(&mut self, port: PortId, instance: Option<Instance>) -> Result<(), NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        if !wanted.ports.iter().any(|p| p.id == port) {
+            return Err(not_here("port", port));
+        }
+        self.services.describe(wanted, port, instance);
+        Ok(())
     }
 
     async fn close_nic(&mut self, port: PortId) -> Result<(), NetError> {

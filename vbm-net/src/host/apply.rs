@@ -2,34 +2,32 @@
 //! over any half-made state ends in the same place.
 //!
 //! ```text
-//!   record -> namespace -> bridge -> guard -> rules -> settings -> transit -> host rules -> taps that must go
-//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP
+//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> taps that must go
+//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP, DNS, metadata
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
 //! network is at most too closed.
 
 use super::{
-    HostShared, exec,
+    HostShared, exec, flows as standing,
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
     overlay::{Span, Underlay},
     record::{self, Record},
+    rules::{self, Standing},
     sysctl,
 };
 use crate::{
     DesiredNetwork, NetError, Validated, names,
     names::HostChain,
-    plan::{Transit, flows, guard, host as host_plan, inside, tables, transit as transit_plan},
+    plan::{Transit, flows, host as host_plan, inside, transit as transit_plan},
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
-use vbm_core::{NetworkId, PortId};
+use vbm_core::{NetworkId, PortId, network::METADATA_ADDRESS};
 
-/// The most flows that are cut one by one. Beyond it all flows to the same VM are cut at once, those that may go on too: too much
-/// rather than too little, and in bounded time.
-const FLOWS_CUT_SINGLY_MAX: usize = 64;
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
 
@@ -53,6 +51,9 @@ pub(crate) struct Run<'a> {
     changed: Vec<String>,
     /// Whether rules may differ from those under which flows began.
     rules_changed: bool,
+    /// Whether rules stood otherwise than they were left.
+    healed: bool,
+    before: Option<&'a Validated<DesiredNetwork>>,
 }
 
 impl<'a> Run<'a> {
@@ -72,13 +73,24 @@ impl<'a> Run<'a> {
             alias: names::alias(&shared.owner, net.id),
             changed: Vec::new(),
             rules_changed: first,
+            healed: false,
+            before: None,
         }
     }
 
-    pub(crate) async fn apply(mut self) -> Result<Applied, NetError> {
+    /// What was wanted and held before. Where a change only adds to it, no flow can have lost its ground.
+    pub(crate) fn after(mut self, before: Option<&'a Validated<DesiredNetwork>>) -> Self {
+        self.before = before;
+        self
+    }
+
+    /// `standing`: guard and rules as they were read back last.
+    pub(crate) async fn apply(mut self, standing: &mut Option<Standing>) -> Result<Applied, NetError> {
         let mut record = self.record()?;
         self.shared.step("record");
         if self.ns.create().await? {
+            // Generations begin anew there.
+            *standing = None;
             self.changed
                 .push(format!("namespace {}", self.shared.namespace(self.net.id)));
         }
@@ -88,11 +100,9 @@ impl<'a> Run<'a> {
         let links = Links::open(&self.ns).await?;
         let bridge = self.bridge(&links).await?;
         self.shared.step("bridge");
-        self.guard().await?;
-        self.shared.step("guard");
         let transit = self.choose_transit(&mut record).await?;
         self.shared.step("choice");
-        self.rules(transit).await?;
+        self.rules(transit, standing).await?;
         self.shared.step("rules");
         let changed = sysctl::apply(&self.ns, sysctl::groups()).await?;
         self.changed.extend(changed);
@@ -103,7 +113,11 @@ impl<'a> Run<'a> {
         let taps = self.taps(&links, &bridge).await?;
         self.shared.step("taps");
         self.overlay(&links, &bridge).await?;
-        if self.rules_changed {
+        let only_more = || {
+            self.before
+                .is_some_and(|before| flows::only_adds_ports(before, self.net))
+        };
+        if self.rules_changed && (self.healed || !only_more()) {
             self.cut_flows(transit).await?;
         }
         self.shared.step("flows");
@@ -158,7 +172,10 @@ impl<'a> Run<'a> {
         self.mtu(links, &bridge).await?;
         let address = Ipv4Net::new(self.net.spec.gateway, self.net.spec.cidr.prefix_len())
             .map_err(|e| NetError::kernel("the gateway's address", std::io::Error::other(e)))?;
-        self.address(links, &bridge, address).await?;
+        // Beside the gateway's, that of the metadata service: VMs find it by the way out, or on the link.
+        let metadata = Ipv4Net::from(METADATA_ADDRESS);
+        let also = self.net.spec.serves_metadata().then_some(metadata);
+        self.address(links, &bridge, address, also).await?;
         Ok(bridge)
     }
 
@@ -186,9 +203,16 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Address, up, and the route to its subnet.
-    async fn address(&mut self, links: &Links, link: &Link, address: Ipv4Net) -> Result<(), NetError> {
-        if links.only_address(link, address).await? {
+    /// Addresses, up, and the route to the first one's subnet.
+    async fn address(
+        &mut self,
+        links: &Links,
+        link: &Link,
+        address: Ipv4Net,
+        also: Option<Ipv4Net>,
+    ) -> Result<(), NetError> {
+        let all: Vec<Ipv4Net> = std::iter::once(address).chain(also).collect();
+        if links.only_addresses(link, &all).await? {
             self.changed.push(format!("address of {}", link.name));
         }
         if !link.up {
@@ -201,28 +225,19 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn guard(&mut self) -> Result<(), NetError> {
-        let want = guard::render(self.net);
-        let (script, changed) = guard::diff(&want, &exec::guard_read(&self.ns).await?);
-        if script.is_empty() {
-            return Ok(());
-        }
-        exec::guard_write(&self.ns, &script).await?;
-        self.changed.extend(changed);
-        self.rules_changed = true;
-        verify_guard(&want, &self.ns).await
-    }
-
-    async fn rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
-        let want = inside::render(self.net, transit);
-        let diff = tables::diff(&want, &exec::iptables_read(&self.ns).await?);
-        if diff.script.is_empty() {
-            return Ok(());
-        }
-        exec::iptables_write(&self.ns, &diff.script).await?;
-        self.changed.extend(diff.changes);
-        self.rules_changed = true;
-        verify_rules(&want, &self.ns).await
+    /// Guard, sets and rules.
+    async fn rules(
+        &mut self,
+        transit: Option<Transit>,
+        standing: &mut Option<Standing>,
+    ) -> Result<(), NetError> {
+        let shared = self.shared;
+        let want = rules::Wanted::new(self.net, transit);
+        let done = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
+        self.rules_changed |= !done.changes.is_empty();
+        self.healed |= done.healed;
+        self.changed.extend(done.changes);
+        Ok(())
     }
 
     /// The pair it has, had before, or a free one; recorded before it is used.
@@ -314,7 +329,7 @@ impl<'a> Run<'a> {
         for (links, link, address) in [(&host, &outer, transit.host()), (links, &inner, transit.inner())] {
             let address = Ipv4Net::new(address, transit.net().prefix_len())
                 .map_err(|e| NetError::kernel("the transit's address", std::io::Error::other(e)))?;
-            self.address(links, link, address).await?;
+            self.address(links, link, address, None).await?;
         }
         if links.default_route(transit.host()).await? {
             self.changed.push("default route".into());
@@ -326,6 +341,7 @@ impl<'a> Run<'a> {
         let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
         let changed = host_rules(self.shared, self.net.id, want.as_ref()).await?;
         self.rules_changed |= !changed.is_empty();
+        self.healed |= !changed.is_empty();
         self.changed.extend(changed);
         Ok(())
     }
@@ -395,18 +411,19 @@ impl<'a> Run<'a> {
     async fn cut_flows(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let mut cut = 0;
         for _ in 0..FLOWS_CUT_ROUNDS_MAX {
-            let inside = flows::to_cut(self.net, transit, &read_flows(&self.ns, None).await?);
+            // Whether or not it is spoken now: what was begun may have been before.
+            let inside = flows::to_cut(self.net, transit, &standing::inside(&self.ns, true).await?);
             let mut outside = Vec::new();
             if let Some(transit) = transit {
-                let standing = read_flows(&self.shared.host, Some(transit)).await?;
+                let standing = standing::answered_by(&self.shared.host, transit).await?;
                 outside = flows::stale_at_host(self.net, transit, &standing);
             }
             if inside.is_empty() && outside.is_empty() {
                 self.changed.extend((cut > 0).then(|| format!("cut {cut} flows")));
                 return Ok(());
             }
-            delete_flows(&self.ns, &inside).await?;
-            delete_flows(&self.shared.host, &outside).await?;
+            standing::delete(&self.ns, &inside).await?;
+            standing::delete(&self.shared.host, &outside).await?;
             cut += inside.len() + outside.len();
         }
         Err(NetError::NotVerified {
@@ -490,63 +507,4 @@ async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Resu
         Ok(())
     };
     host.run(work).await?.map_err(failed)
-}
-
-/// Fails unless the kernel holds just this guard.
-pub(crate) async fn verify_guard(want: &guard::Guard, ns: &NetNs) -> Result<(), NetError> {
-    let (script, _) = guard::diff(want, &exec::guard_read(ns).await?);
-    differs("the guard", &script)
-}
-
-/// Fails unless the kernel holds just these rules.
-pub(crate) async fn verify_rules(want: &tables::Tables, ns: &NetNs) -> Result<(), NetError> {
-    let diff = tables::diff(want, &exec::iptables_read(ns).await?);
-    differs("a security rule", &diff.script)
-}
-
-fn differs(what: &str, script: &str) -> Result<(), NetError> {
-    match script
-        .lines()
-        .find(|l| !l.starts_with('*') && !l.starts_with("table"))
-    {
-        None => Ok(()),
-        Some(line) => Err(NetError::NotVerified {
-            what: what.to_owned(),
-            detail: format!("missing: {line}"),
-        }),
-    }
-}
-
-async fn read_flows(ns: &NetNs, answered_by: Option<Transit>) -> Result<Vec<flows::Flow>, NetError> {
-    let address = answered_by.map(|t| t.inner().to_string());
-    let mut args = vec!["-L", "-f", "ipv4"];
-    if let Some(address) = &address {
-        args.extend(["--reply-src", address]);
-    }
-    let text = exec::must(ns, exec::Program::Conntrack, &args, "", "reading flows").await?;
-    Ok(flows::parse(&text))
-}
-
-/// Deletes flows; one that ended by itself meanwhile makes `conntrack` answer 1, so the caller reads again instead.
-async fn delete_flows(ns: &NetNs, flows: &[flows::Flow]) -> Result<(), NetError> {
-    let (singly, rest) = flows.split_at(flows.len().min(FLOWS_CUT_SINGLY_MAX));
-    for flow in singly {
-        let (from, to) = (flow.from.to_string(), flow.to.to_string());
-        let ports = (
-            flow.from_port.map(|p| p.to_string()),
-            flow.to_port.map(|p| p.to_string()),
-        );
-        let mut args = vec!["-D", "-f", "ipv4", "-s", &from, "-d", &to];
-        if let (Some(from_port), Some(to_port)) = (&ports.0, &ports.1) {
-            args.extend(["-p", &flow.protocol, "--sport", from_port, "--dport", to_port]);
-        }
-        exec::run(ns, exec::Program::Conntrack, &args, "").await?;
-    }
-    let answerers: std::collections::BTreeSet<_> =
-        rest.iter().map(|flow| flow.answerer.to_string()).collect();
-    for answerer in answerers {
-        let args = ["-D", "-f", "ipv4", "--reply-src", &answerer];
-        exec::run(ns, exec::Program::Conntrack, &args, "").await?;
-    }
-    Ok(())
 }

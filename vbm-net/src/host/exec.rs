@@ -24,16 +24,22 @@ pub(crate) enum Program {
     IptablesSave,
     IptablesLegacySave,
     IptablesRestore,
+    Ip6tablesSave,
+    Ip6tablesRestore,
+    Ipset,
     Nft,
     Conntrack,
 }
 
 impl Program {
     /// Those that must be there.
-    pub(crate) const NEEDED: [Self; 5] = [
+    pub(crate) const NEEDED: [Self; 8] = [
         Self::Iptables,
         Self::IptablesSave,
         Self::IptablesRestore,
+        Self::Ip6tablesSave,
+        Self::Ip6tablesRestore,
+        Self::Ipset,
         Self::Nft,
         Self::Conntrack,
     ];
@@ -44,6 +50,9 @@ impl Program {
             Self::IptablesSave => "iptables-save",
             Self::IptablesLegacySave => "iptables-legacy-save",
             Self::IptablesRestore => "iptables-restore",
+            Self::Ip6tablesSave => "ip6tables-save",
+            Self::Ip6tablesRestore => "ip6tables-restore",
+            Self::Ipset => "ipset",
             Self::Nft => "nft",
             Self::Conntrack => "conntrack",
         }
@@ -52,6 +61,7 @@ impl Program {
         match self {
             Self::Nft => "nftables",
             Self::Conntrack => "conntrack",
+            Self::Ipset => "ipset",
             _ => "iptables",
         }
     }
@@ -159,6 +169,76 @@ pub(crate) async fn iptables_write(ns: &NetNs, script: &str) -> Result<(), NetEr
     must(ns, Program::IptablesRestore, &args, script, "writing rules")
         .await
         .map(drop)
+}
+
+/// All tables of IPv6 of a namespace, as they stand.
+pub(crate) async fn ip6tables_read(ns: &NetNs) -> Result<crate::plan::tables::Tables, NetError> {
+    let text = must(ns, Program::Ip6tablesSave, &[], "", "reading the rules of IPv6").await?;
+    Ok(crate::plan::tables::parse(&text))
+}
+
+/// Applies a script as one transaction a table.
+pub(crate) async fn ip6tables_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
+    let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
+    must(
+        ns,
+        Program::Ip6tablesRestore,
+        &args,
+        script,
+        "writing rules of IPv6",
+    )
+    .await
+    .map(drop)
+}
+
+/// Some chains, as they stand: a call for each table, whatever else stands in it.
+pub(crate) async fn iptables_read_some(
+    ns: &NetNs,
+    restore: Program,
+    some: &crate::plan::tables::Tables,
+) -> Result<crate::plan::tables::Tables, NetError> {
+    use crate::plan::tables::{Tables, asking, parse_asked};
+    let mut all = Tables::new();
+    for (name, table) in some {
+        let script = asking(&Tables::from([(name.clone(), table.clone())]));
+        let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
+        let text = must(ns, restore, &args, &script, "reading rules back").await?;
+        all.insert(name.clone(), parse_asked(&text));
+    }
+    Ok(all)
+}
+
+/// Our sets, as they stand.
+pub(crate) async fn ipset_read(ns: &NetNs) -> Result<crate::plan::sets::Sets, NetError> {
+    let text = must(ns, Program::Ipset, &["save"], "", "reading the members of groups").await?;
+    Ok(crate::plan::sets::parse(&text))
+}
+
+/// Makes, fills, swaps and destroys sets.
+pub(crate) async fn ipset_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
+    must(
+        ns,
+        Program::Ipset,
+        &["restore"],
+        script,
+        "writing the members of groups",
+    )
+    .await
+    .map(drop)
+}
+
+/// Some chains and elements of the guard, as they stand.
+pub(crate) async fn guard_read_some(
+    ns: &NetNs,
+    some: &crate::plan::guard::Guard,
+) -> Result<crate::plan::guard::Guard, NetError> {
+    let scripts = crate::plan::guard_back::asking(some);
+    let args = ["-s", "-nn", "-f", "-"];
+    let each = scripts
+        .iter()
+        .map(|script| must(ns, Program::Nft, &args, script, "reading the guard back"));
+    let texts = futures::future::try_join_all(each).await?;
+    Ok(crate::plan::guard::parse(&texts.concat()))
 }
 
 /// The guard of a namespace, as it stands; empty when there is none.

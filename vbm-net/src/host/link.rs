@@ -280,31 +280,29 @@ impl Links {
             .collect())
     }
 
-    /// Makes the link have just this address. Returns whether anything had to change.
-    pub(crate) async fn only_address(&self, link: &Link, wanted: Ipv4Net) -> Result<bool, NetError> {
+    /// Makes the link have just these addresses. Returns whether anything had to change.
+    pub(crate) async fn only_addresses(&self, link: &Link, wanted: &[Ipv4Net]) -> Result<bool, NetError> {
         let mut changed = false;
-        let mut there = false;
+        let mut there = Vec::new();
         for (index, net, message) in self.addresses().await? {
             if index != link.index {
                 continue;
             }
-            if net == wanted {
-                there = true;
+            if wanted.contains(&net) {
+                there.push(net);
             } else {
                 changed = true;
                 let gone = self.handle.address().del(message).execute().await;
                 gone.map_err(failed(format!("removing {net} from {}", link.name)))?;
             }
         }
-        if !there {
+        for missing in wanted.iter().filter(|net| !there.contains(net)) {
             changed = true;
-            let add = self
-                .handle
-                .address()
-                .add(link.index, IpAddr::V4(wanted.addr()), wanted.prefix_len());
+            let address = self.handle.address();
+            let add = address.add(link.index, IpAddr::V4(missing.addr()), missing.prefix_len());
             add.execute()
                 .await
-                .map_err(failed(format!("giving {wanted} to {}", link.name)))?;
+                .map_err(failed(format!("giving {missing} to {}", link.name)))?;
         }
         Ok(changed)
     }

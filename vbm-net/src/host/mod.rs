@@ -11,6 +11,8 @@ mod actor;
 mod apply;
 pub(crate) mod exec;
 mod fdb;
+mod flows;
+mod generation;
 pub(crate) mod link;
 pub(crate) mod netns;
 mod nic;
@@ -18,13 +20,15 @@ mod offload;
 mod overlay;
 mod probe;
 pub(crate) mod record;
+mod rules;
+mod services;
 mod sysctl;
 mod tap;
 pub(crate) mod teardown;
 
 use crate::{
     DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, Validated,
-    backend::EVENTS_MAX_PENDING, names,
+    backend::EVENTS_MAX_PENDING, metadata::Instance, names,
 };
 use actor::{Actor, Command};
 use async_trait::async_trait;
@@ -69,6 +73,8 @@ pub struct HostConfig {
     pub state_dir: PathBuf,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// The host's list of DNS servers, which are asked where a network names none; `/etc/resolv.conf`.
+    pub resolver_list: PathBuf,
     #[doc(hidden)]
     pub on_step: Option<StepHook>,
 }
@@ -82,8 +88,16 @@ impl HostConfig {
             transit_pool: crate::plan::transit::DEFAULT_POOL,
             state_dir: state_dir.into(),
             clock,
+            resolver_list: PathBuf::from("/etc/resolv.conf"),
             on_step: None,
         }
+    }
+
+    /// The host's list of DNS servers is this file.
+    #[must_use]
+    pub fn with_resolver_list(mut self, path: impl Into<PathBuf>) -> Self {
+        self.resolver_list = path.into();
+        self
     }
 
     /// The host's side is in this namespace.
@@ -121,6 +135,9 @@ pub(crate) struct HostShared {
     transit_pool: Ipv4Net,
     state_dir: PathBuf,
     clock: Arc<dyn Clock>,
+    resolver_list: PathBuf,
+    /// Under which metadata's tokens are made: this process's.
+    token_key: crate::metadata::TokenKey,
     on_step: Option<StepHook>,
     events: broadcast::Sender<NetEvent>,
     stop: CancellationToken,
@@ -186,6 +203,8 @@ impl HostNetwork {
             transit_pool: config.transit_pool.trunc(),
             state_dir: config.state_dir,
             clock: config.clock,
+            resolver_list: config.resolver_list,
+            token_key: crate::metadata::TokenKey::random()?,
             on_step: config.on_step,
             events,
             stop: CancellationToken::new(),
@@ -306,6 +325,20 @@ impl NetworkBackend for HostNetwork {
 
     async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError> {
         self.ask(network, |answer| Command::CloseNic(port, answer)).await
+    }
+
+    async fn describe(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        instance: Option<Instance>,
+    ) -> Result<(), NetError> {
+        if let Some(instance) = &instance {
+            instance.check().map_err(NetError::Invalid)?;
+        }
+        let instance = instance.map(Box::new);
+        self.ask(network, |answer| Command::Describe(port, instance, answer))
+            .await
     }
 
     async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {

@@ -52,7 +52,7 @@ impl NetNs {
     }
 
     /// What tells one namespace from another, whatever its path.
-    fn identity(&self) -> Option<(u64, u64)> {
+    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
         let file = fs::metadata(&self.path).ok()?;
         Some((file.dev(), file.ino()))
     }

@@ -46,6 +46,7 @@ pub(crate) fn inside() -> Vec<Setting> {
 pub(crate) fn groups() -> Vec<Setting> {
     vec![
         must("bridge/bridge-nf-call-iptables", "1"),
+        must("bridge/bridge-nf-call-ip6tables", "1"),
         may("bridge/bridge-nf-call-arptables", "0"),
         must("netfilter/nf_conntrack_tcp_loose", "0"),
     ]

@@ -4,31 +4,36 @@
 //! each change the flows towards VMs are read, judged by the same rules, and those that fail are
 //! deleted. `nf_conntrack_tcp_loose` is off in the namespace, so that a cut TCP flow cannot begin again in its middle.
 
-use super::{Transit, allows, inside};
-use crate::{DesiredNetwork, DesiredPort, Validated};
+use super::{
+    Transit, inside,
+    policy::{Owners, Packet, Policies},
+};
+use crate::{DesiredNetwork, Validated};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
-use vbm_core::Protocol;
+use vbm_core::{Direction, Protocol};
 
 /// One flow of the kernel's table, as `conntrack -L` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
-    /// `tcp`, `udp`, `icmp`; others as their number's name.
+    /// `tcp`, `udp`, `icmp`, `icmpv6`; others as their number's name.
     pub protocol: String,
     /// Who began it.
-    pub from: Ipv4Addr,
+    pub from: IpAddr,
     /// Whom it was sent to, before any translation.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     /// The originator's port, where there are ports.
     pub from_port: Option<u16>,
     /// The destination port, before any translation.
     pub to_port: Option<u16>,
     /// Who answers: the VM itself, after translation.
-    pub answerer: Ipv4Addr,
+    pub answerer: IpAddr,
     /// The port that answers.
     pub answerer_port: Option<u16>,
+    /// Type, code and identifier, where it is of ICMP.
+    pub icmp: Option<(u8, u8, u16)>,
 }
 
 /// Reads `conntrack -L`; lines that are no flow are passed over.
@@ -45,7 +50,12 @@ fn parse_line(line: &str) -> Option<Flow> {
     };
     let address = |key, nth| field(key, nth).and_then(|v| v.parse().ok());
     let port = |key, nth| field(key, nth).and_then(|v| v.parse().ok());
+    let small = |key| field(key, 0).and_then(|v| v.parse::<u8>().ok());
     Some(Flow {
+        icmp: small("type")
+            .zip(small("code"))
+            .zip(port("id", 0))
+            .map(|((kind, code), id)| (kind, code, id)),
         protocol,
         from: address("src", 0)?,
         to: address("dst", 0)?,
@@ -59,12 +69,13 @@ fn parse_line(line: &str) -> Option<Flow> {
 /// The flows that may not go on.
 pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: &[Flow]) -> Vec<Flow> {
     let who = Who {
-        ports: net.ports.iter().map(|p| (p.address, p)).collect(),
+        policies: Policies::new(net),
+        ports: Owners::new(net),
         remotes: net
             .overlay
             .iter()
             .flat_map(|o| &o.remotes)
-            .map(|r| r.address)
+            .map(|r| r.address.into())
             .collect(),
     };
     flows
@@ -74,52 +85,89 @@ pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: 
         .collect()
 }
 
+/// Whether a network differs from what it was by further ports alone. Then every flow that could begin before, can now.
+pub fn only_adds_ports(before: &DesiredNetwork, now: &DesiredNetwork) -> bool {
+    let ports: BTreeMap<_, _> = now.ports.iter().map(|p| (p.id, p)).collect();
+    let kept = before.ports.iter().all(|p| ports.get(&p.id) == Some(&p));
+    let same = (&before.spec, &before.forwards, &before.overlay, &before.groups);
+    kept && same == (&now.spec, &now.forwards, &now.overlay, &now.groups)
+}
+
 /// Whose an address of the network is.
 struct Who<'a> {
-    ports: BTreeMap<Ipv4Addr, &'a DesiredPort>,
-    remotes: BTreeSet<Ipv4Addr>,
+    policies: Policies<'a>,
+    ports: Owners<'a>,
+    remotes: BTreeSet<IpAddr>,
+}
+
+impl Who<'_> {
+    /// Whether one of the ports that have an address lets a flow pass.
+    fn allow(&self, address: IpAddr, way: Direction, flow: &Flow) -> bool {
+        let packet = Packet {
+            from: flow.from,
+            to: flow.answerer,
+            protocol: flow.known_protocol(),
+            to_port: flow.answerer_port,
+            icmp: flow.icmp.map(|(kind, code, _)| (kind, code)),
+        };
+        let mut ports = self.ports.of(address).into_iter();
+        ports.any(|port| self.policies.allows(port, way, &packet))
+    }
+}
+
+impl Flow {
+    fn known_protocol(&self) -> Protocol {
+        match self.protocol.as_str() {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "icmp" => Protocol::Icmp,
+            "icmpv6" => Protocol::Icmpv6,
+            _ => Protocol::Any,
+        }
+    }
 }
 
 fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Transit>, flow: &Flow) -> bool {
-    let inside = |a: Ipv4Addr| net.spec.cidr.contains(&a);
+    let gateway = IpAddr::V4(net.spec.gateway);
+    let is_port = |a: IpAddr| !who.ports.of(a).is_empty();
+    let inside = |a: IpAddr| match a {
+        IpAddr::V4(v4) => net.spec.cidr.contains(&v4) || is_port(a),
+        IpAddr::V6(_) => is_port(a),
+    };
+    let arriving = who.remotes.contains(&flow.from);
+    if is_port(flow.from) && !arriving && !who.allow(flow.from, Direction::Egress, flow) {
+        return false;
+    }
     // Out of the network, or begun by what is no VM's address: groups do not speak of it.
-    if !inside(flow.answerer) || flow.answerer == net.spec.gateway {
-        return !inside(flow.from) || flow.from == net.spec.gateway || who.ports.contains_key(&flow.from);
+    if !inside(flow.answerer) || flow.answerer == gateway {
+        return !inside(flow.from) || flow.from == gateway || is_port(flow.from);
     }
     // To a VM of another host: its groups decide there. Nothing but this host's VMs goes that way.
     // One that is on its way here is both.
-    if who.remotes.contains(&flow.answerer)
-        && (who.ports.contains_key(&flow.from) || !who.ports.contains_key(&flow.answerer))
-    {
-        return who.ports.contains_key(&flow.from);
+    if who.remotes.contains(&flow.answerer) && (is_port(flow.from) || !is_port(flow.answerer)) {
+        return is_port(flow.from);
     }
-    let Some(port) = who.ports.get(&flow.answerer) else {
-        return false;
-    };
-    let known = who.ports.contains_key(&flow.from) || who.remotes.contains(&flow.from);
-    if inside(flow.from) && flow.from != net.spec.gateway && !known {
+    if !is_port(flow.answerer) {
         return false;
     }
-    let protocol = match flow.protocol.as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "icmp" => Protocol::Icmp,
-        _ => Protocol::Any,
-    };
-    let by_forward = transit.is_some_and(|t| t.inner() == flow.to);
+    let known = is_port(flow.from) || arriving;
+    if inside(flow.from) && flow.from != gateway && !known {
+        return false;
+    }
+    let by_forward = transit.is_some_and(|t| IpAddr::V4(t.inner()) == flow.to);
     if by_forward {
         let doors = inside::doors(net);
         let stands = inside::forwards(net).into_iter().any(|(forward, target)| {
-            forward.protocol == protocol
+            forward.protocol == flow.known_protocol()
                 && Some(doors[&forward.id]) == flow.to_port
-                && target.address == flow.answerer
+                && IpAddr::V4(target.address) == flow.answerer
                 && Some(forward.target_port) == flow.answerer_port
         });
         if !stands {
             return false;
         }
     }
-    allows(&port.rules, protocol, flow.from, flow.answerer_port)
+    who.allow(flow.answerer, Direction::Ingress, flow)
 }
 
 /// Of the host's flows that a namespace answers, those whose forward is gone or leads elsewhere now.
@@ -130,10 +178,13 @@ pub fn stale_at_host(net: &Validated<DesiredNetwork>, transit: Transit, flows: &
             forward.protocol.to_string() == flow.protocol
                 && Some(doors[&forward.id]) == flow.answerer_port
                 && Some(forward.listen_port) == flow.to_port
-                && forward.listen_address.is_none_or(|a| a == flow.to)
+                && forward.listen_address.is_none_or(|a| IpAddr::V4(a) == flow.to)
         })
     };
-    let forwarded = |flow: &&Flow| flow.answerer == transit.inner() && flow.to != transit.inner();
+    let forwarded = |flow: &&Flow| {
+        let inner = IpAddr::V4(transit.inner());
+        flow.answerer == inner && flow.to != inner
+    };
     flows
         .iter()
         .filter(forwarded)
@@ -162,7 +213,7 @@ mod tests {
             (flow.protocol.as_str(), flow.to_port, flow.answerer_port),
             ("tcp", Some(8080), Some(80))
         );
-        assert_eq!(flow.answerer, Ipv4Addr::new(10, 77, 0, 10));
+        assert_eq!(flow.answerer, IpAddr::from([10, 77, 0, 10]));
         assert_eq!(
             parse("conntrack v1.4.7 (conntrack-tools): 0 flow entries have been shown."),
             []
@@ -185,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn flows_are_asked_for_unless_ports_came_and_nothing_else_changed() {
+        let now = lab(NetworkMode::Nat).into_inner();
+        let mut before = now.clone();
+        before.ports.pop();
+        assert!(only_adds_ports(&before, &now) && only_adds_ports(&now, &now));
+        assert!(!only_adds_ports(&now, &before));
+        before.ports[0].rules.push("tcp".parse().unwrap());
+        assert!(!only_adds_ports(&before, &now));
+        let mut other = now.clone();
+        other.forwards.clear();
+        assert!(!only_adds_ports(&now, &other));
+    }
+
+    #[test]
     fn what_a_vm_began_goes_on_unless_the_vm_is_gone() {
         let net = lab(NetworkMode::Nat);
         let flow = |from: &str, answerer: &str| {
@@ -199,6 +264,28 @@ mod tests {
             1
         );
         assert_eq!(to_cut(&net, transit(), &flow("192.0.2.9", "10.77.0.99")).len(), 1);
+    }
+
+    #[test]
+    fn a_flow_of_a_vm_ends_when_its_way_out_closes_and_messages_are_judged_by_their_type() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.ports[1].rules = vec!["egress:udp/53".parse().unwrap(), "icmp/type=8".parse().unwrap()];
+        let net = Validated::<DesiredNetwork>::new(net).unwrap();
+        let udp = |port| {
+            parse(&format!(
+                "udp 17 29 src=10.77.0.11 dst=192.0.2.9 sport=1 dport={port} src=192.0.2.9 dst=169.254.64.3 sport={port} dport=1"
+            ))
+        };
+        assert_eq!(to_cut(&net, transit(), &udp(53)), []);
+        assert_eq!(to_cut(&net, transit(), &udp(54)).len(), 1);
+        let ping = |kind| {
+            parse(&format!(
+                "icmp 1 29 src=10.77.0.10 dst=10.77.0.11 type={kind} code=0 id=7 src=10.77.0.11 dst=10.77.0.10 type=0 code=0 id=7"
+            ))
+        };
+        assert_eq!(ping(8)[0].icmp, Some((8, 0, 7)));
+        assert_eq!(to_cut(&net, transit(), &ping(8)), []);
+        assert_eq!(to_cut(&net, transit(), &ping(13)).len(), 1);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The guard: who a port may pretend to be, and what may be put on its wire. nft, family bridge.
 //!
 //! ```text
-//!   tap --> prerouting (drop)  verdict map by tap --> in-<port>: its MAC, its ARP sender, its IPv4 source,
-//!                                                     never a DHCP server, nothing but ARP and IPv4
-//!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IPv4 for its address; DHCP answers to its MAC
+//!   tap --> prerouting (drop)  verdict map by tap --> in-<port>: its MAC, its ARP sender, its source, its neighbours' answers,
+//!                                                     never a DHCP server or router, nothing but ARP and IP
+//!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IP for its address; DHCP answers to its MAC
 //! ```
 //!
 //!   vx0 --> prerouting          --> in-vx0: MAC and IPv4 source of a known remote port, together; never the gateway's, never
@@ -14,10 +14,12 @@
 //! What a remote port may be is an element of a set, so a thousand of them cost a packet what one does.
 //!
 //! It runs at priority -300, before `br_netfilter` hands packets to iptables, so no `ESTABLISHED` can overtake
-//! it. A tap that the maps do not name carries nothing. Networks are IPv4 only for now: IPv6, and with it router
-//! advertisements, is dropped like every other protocol. ARP probes (RFC 5227, sender 0.0.0.0) pass.
+//! it. A tap that the maps do not name carries nothing. ARP probes (RFC 5227, sender 0.0.0.0) pass. A port without an address
+//! of IPv6 neither says nor hears anything of it; how one with such an address may, is in [`super::guard6`].
 
+use super::guard6;
 use crate::{DesiredNetwork, DesiredPort, Validated, names};
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -120,6 +122,9 @@ fn no_dhcp() -> [String; 2] {
 }
 
 fn from_port(port: &DesiredPort) -> Vec<String> {
+    if !port.policy.pairs.is_empty() || port.has_ipv6() {
+        return from_port_of_many(port);
+    }
     let (mac, ip) = (port.mac, port.address);
     vec![
         format!("ether saddr != {mac} drop"),
@@ -134,17 +139,64 @@ fn from_port(port: &DesiredPort) -> Vec<String> {
     ]
 }
 
+/// The same where a port may use more than one address. Each is allowed with its MAC; what none names is dropped.
+fn from_port_of_many(port: &DesiredPort) -> Vec<String> {
+    let identities = port.identities();
+    let macs: BTreeSet<Mac> = identities.iter().map(|(mac, _)| *mac).collect();
+    let of_ipv4 = || identities.iter().filter(|(_, net)| matches!(net, IpNet::V4(_)));
+    let mut lines: Vec<String> = macs
+        .iter()
+        .map(|m| format!("ether saddr {m} arp operation 1 arp saddr ether {m} arp saddr ip 0.0.0.0 accept"))
+        .collect();
+    lines.extend(of_ipv4().map(|(m, net)| {
+        format!(
+            "ether saddr {m} arp saddr ether {m} arp saddr ip {} accept",
+            spelled(net)
+        )
+    }));
+    lines.push("ether type 0x0806 drop".into());
+    lines.push(format!(
+        "ether saddr {} ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+        port.mac
+    ));
+    lines.push("udp sport 67 drop".into());
+    lines.extend(of_ipv4().map(|(m, net)| format!("ether saddr {m} ip saddr {} accept", spelled(net))));
+    if port.has_ipv6() {
+        lines.extend(guard6::from_port(&identities, &macs));
+    }
+    lines.push("drop".into());
+    lines
+}
+
+/// As nft prints it: a single address without its length.
+pub(super) fn spelled(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.trunc().to_string()
+    }
+}
+
 fn to_port(port: &DesiredPort) -> Vec<String> {
     let mac: String = port.mac.octets().iter().map(|b| format!("{b:02x}")).collect();
-    vec![
-        "ether type 0x0806 accept".into(),
-        format!("ip daddr {} accept", port.address),
-        format!(
-            "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
-            mac.trim_start_matches('0')
-        ),
-        "drop".into(),
-    ]
+    let mut nets: Vec<IpNet> = Vec::new();
+    for (_, net) in port.identities() {
+        if !nets.contains(&net) {
+            nets.push(net);
+        }
+    }
+    let mut lines = vec!["ether type 0x0806 accept".into()];
+    let of_ipv4 = nets.iter().filter(|net| matches!(net, IpNet::V4(_)));
+    lines.extend(of_ipv4.map(|net| format!("ip daddr {} accept", spelled(net))));
+    lines.push(format!(
+        "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
+        mac.trim_start_matches('0')
+    ));
+    if port.has_ipv6() {
+        lines.extend(guard6::to_port(&nets));
+    }
+    lines.push("drop".into());
+    lines
 }
 
 /// Reads `nft -s -nn list table bridge vbm`.

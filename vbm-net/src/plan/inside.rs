@@ -2,42 +2,61 @@
 //!
 //! ```text
 //!   FORWARD (drop)  invalid -> drop; answers -> accept
-//!                   br0 -> up0                       accept: the way out is open
+//!                   br0 -> anything                   VBM-FROM: may it leave its port?
 //!                   br0 -> up0, to VXLAN's port       drop: only the host itself speaks with hosts
+//!                   br0 -> up0                        accept: the way out of the network
 //!                   br0 -> vx0, bridged               accept: the groups of the far host decide
-//!                   anything -> br0   (bridged between VMs, routed, forwarded)  -> VBM-TO
-//!   OUTPUT          anything -> br0   (the gateway itself)                      -> VBM-TO
-//!   INPUT (drop)    answers; ping to the gateway from br0
-//!   VBM-TO          by destination address -> VBM-P-<port> -> its rules, else drop
+//!                   between VMs, bridged              VBM-TO: may it enter its port? else drop
+//!                   anything -> br0   (routed, forwarded)  -> VBM-AT, the same by address
+//!   OUTPUT          anything -> br0   (the gateway itself) -> VBM-AT, else drop
+//!   INPUT (drop)    answers; VBM-FROM; from br0: ping to the gateway, DNS at its address, metadata at 169.254.169.254
 //! ```
 //!
-//! One chain a port serves bridged and routed traffic alike: `bridge-nf-call-iptables` brings bridged packets
-//! here, and the guard lets a frame leave for a tap only if its IP destination is that port's address, so the address
-//! names the port. Broadcast and multicast between VMs are dropped, but for ARP.
+//! `bridge-nf-call-iptables` brings bridged packets here. Broadcast and multicast between VMs are dropped, but for ARP and what
+//! IPv6 needs of its neighbours. The chains of ports are in [`super::filter`]. IPv6 has tables of its own, of the same shape, where a
+//! port of the network may speak it.
 
 use super::{
     Transit,
-    tables::{Tables, chain},
+    filter::{self, Family},
+    policy::Policies,
+    tables::{Table, Tables, chain},
 };
-use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, names};
-use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::{ForwardId, NetworkMode, Protocol, Rule, network::VXLAN_PORT};
+use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, dns, metadata, names};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+use vbm_core::{
+    ForwardId, NetworkMode,
+    network::{METADATA_ADDRESS, VXLAN_PORT},
+};
 
 /// ICMP echo request (RFC 792).
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ANSWERS: &str = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
+const INVALID: &str = "-m conntrack --ctstate INVALID -j DROP";
+/// Between taps, or from the link to other hosts to one.
+const BRIDGED: &str = "-m physdev --physdev-is-bridged";
+/// Neighbour discovery (RFC 4861): solicitation and advertisement. The guard has seen to who says what.
+const NEIGHBOURS: [u8; 2] = [135, 136];
+/// What only a router may say: advertisement and redirect (RFC 4861).
+const ROUTERS: [u8; 2] = [134, 137];
 
-/// The tables of a namespace. `transit` is `None` for an isolated network.
+/// The tables of IPv4 of a namespace. `transit` is `None` for an isolated network.
 pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tables {
     let (br, up) = (names::BRIDGE, names::UPLINK);
     let mut filter = BTreeMap::new();
-    let to = names::DISPATCH_CHAIN;
+    let policies = Policies::new(net);
     let ping = format!(
         "-d {}/32 -i {br} -p icmp -m icmp --icmp-type {ICMP_ECHO_REQUEST} -j ACCEPT",
         net.spec.gateway
     );
-    chain(&mut filter, "INPUT", Some("DROP"), vec![ANSWERS.into(), ping]);
-    let mut forward = vec!["-m conntrack --ctstate INVALID -j DROP".into(), ANSWERS.into()];
+    let from = format!("-i {br} -j {}", names::FROM_CHAIN);
+    let mut input = vec![ANSWERS.into(), from.clone(), ping];
+    input.extend(services(net));
+    chain(&mut filter, "INPUT", Some("DROP"), input);
+    let mut forward = vec![INVALID.into(), ANSWERS.into(), from];
     if transit.is_some() {
         // Else a VM could speak VXLAN to another host in this one's name, and so be in any network there.
         forward.push(format!(
@@ -51,26 +70,96 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
             names::VXLAN
         ));
     }
-    forward.push(format!("-o {br} -j {to}"));
+    forward.extend(into_ports());
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
-    chain(
-        &mut filter,
-        "OUTPUT",
-        Some("ACCEPT"),
-        vec![format!("-o {br} {ANSWERS}"), format!("-o {br} -j {to}")],
-    );
-    let mut ports: Vec<&DesiredPort> = net.ports.iter().collect();
-    ports.sort_by_key(|p| p.address);
-    let mut dispatch: Vec<String> = ports
-        .iter()
-        .map(|p| format!("-d {}/32 -j {}", p.address, names::port_chain(p.id)))
-        .collect();
-    dispatch.push("-j DROP".into());
-    chain(&mut filter, to, None, dispatch);
-    for port in ports {
-        chain(&mut filter, names::port_chain(port.id), None, port_rules(port));
-    }
+    chain(&mut filter, "OUTPUT", Some("ACCEPT"), from_the_gateway());
+    filter::ports(&mut filter, net, &policies, Family::V4);
     Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))])
+}
+
+/// The last rules of FORWARD: bridged packets by their tap, others by their address.
+fn into_ports() -> [String; 3] {
+    [
+        format!("{BRIDGED} -j {}", names::DISPATCH_CHAIN),
+        format!("{BRIDGED} -j DROP"),
+        format!("-o {} -j {}", names::BRIDGE, names::AT_CHAIN),
+    ]
+}
+
+fn from_the_gateway() -> Vec<String> {
+    let br = names::BRIDGE;
+    vec![
+        format!("-o {br} {ANSWERS}"),
+        format!("-o {br} -j {}", names::AT_CHAIN),
+        format!("-o {br} -j DROP"),
+    ]
+}
+
+/// The tables of IPv6 of a namespace; none where no port may speak it, since the guard lets none of it pass then.
+pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
+    if !net.ports.iter().any(DesiredPort::has_ipv6) {
+        return Tables::new();
+    }
+    let br = names::BRIDGE;
+    let icmp = |kind: u8, way: &str, verdict: &str| {
+        let way = if way.is_empty() {
+            String::new()
+        } else {
+            format!("{way} {br} ")
+        };
+        format!("{way}-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j {verdict}")
+    };
+    let policies = Policies::new(net);
+    let mut filter = Table::new();
+    let from = format!("-i {br} -j {}", names::FROM_CHAIN);
+    // From a router's tap none of these comes: here fragments are joined, which the guard cannot do.
+    let mut forward: Vec<String> = ROUTERS.iter().map(|kind| icmp(*kind, "", "DROP")).collect();
+    forward.push("-p udp -m udp --sport 547 -j DROP".into());
+    forward.extend(NEIGHBOURS.iter().map(|kind| icmp(*kind, "", "ACCEPT")));
+    forward.extend([INVALID.into(), ANSWERS.into(), from.clone()]);
+    forward.extend(into_ports());
+    let mut input: Vec<String> = NEIGHBOURS
+        .iter()
+        .map(|kind| icmp(*kind, "-i", "ACCEPT"))
+        .collect();
+    input.extend([ANSWERS.into(), from]);
+    let mut output: Vec<String> = NEIGHBOURS
+        .iter()
+        .chain(&ROUTERS[..1])
+        .map(|kind| icmp(*kind, "-o", "ACCEPT"))
+        .collect();
+    output.extend(from_the_gateway());
+    chain(&mut filter, "INPUT", Some("DROP"), input);
+    chain(&mut filter, "FORWARD", Some("DROP"), forward);
+    chain(&mut filter, "OUTPUT", Some("ACCEPT"), output);
+    filter::ports(&mut filter, net, &policies, Family::V6);
+    Tables::from([("filter".into(), filter)])
+}
+
+/// The tables of IPv6 when nobody speaks it any more: shut, and without a chain.
+pub fn nothing6() -> Tables {
+    let mut filter = Table::new();
+    for (name, policy) in [("INPUT", "DROP"), ("FORWARD", "DROP"), ("OUTPUT", "ACCEPT")] {
+        chain(&mut filter, name, Some(policy), Vec::new());
+    }
+    Tables::from([("filter".into(), filter)])
+}
+
+/// What VMs may reach of the gateway's services, from the bridge and nowhere else.
+fn services(net: &DesiredNetwork) -> Vec<String> {
+    let br = names::BRIDGE;
+    let open = |to: Ipv4Addr, protocol: &str, port: u16| {
+        format!("-d {to}/32 -i {br} -p {protocol} -m {protocol} --dport {port} -j ACCEPT")
+    };
+    let mut rules = Vec::new();
+    if net.spec.serve_dns {
+        let gateway = net.spec.gateway;
+        rules.extend(["udp", "tcp"].map(|protocol| open(gateway, protocol, dns::PORT)));
+    }
+    if net.spec.serves_metadata() {
+        rules.push(open(METADATA_ADDRESS, "tcp", metadata::PORT));
+    }
+    rules
 }
 
 fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tables::Table {
@@ -101,40 +190,6 @@ fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tabl
     chain(&mut nat, "OUTPUT", Some("ACCEPT"), Vec::new());
     chain(&mut nat, "POSTROUTING", Some("ACCEPT"), post);
     nat
-}
-
-/// The rules of a port's chain, each once, in a fixed order; what none allows is dropped.
-fn port_rules(port: &DesiredPort) -> Vec<String> {
-    let rules: BTreeSet<&Rule> = port.rules.iter().collect();
-    let mut lines: Vec<String> = Vec::new();
-    for line in rules.into_iter().map(rule) {
-        if !lines.contains(&line) {
-            lines.push(line);
-        }
-    }
-    lines.push("-j DROP".into());
-    lines
-}
-
-/// One rule, as `iptables-save` prints it.
-fn rule(rule: &Rule) -> String {
-    let mut words = Vec::new();
-    if let Some(from) = rule.from.filter(|net| net.prefix_len() > 0) {
-        words.push(format!("-s {}", from.trunc()));
-    }
-    if rule.protocol != Protocol::Any {
-        words.push(format!("-p {}", rule.protocol));
-    }
-    if let Some(ports) = rule.ports {
-        let range = if ports.first() == ports.last() {
-            ports.first().to_string()
-        } else {
-            format!("{}:{}", ports.first(), ports.last())
-        };
-        words.push(format!("-m {} --dport {range}", rule.protocol));
-    }
-    words.push("-j ACCEPT".into());
-    words.join(" ")
 }
 
 /// The forwards with their targets, in the order of their ids.
@@ -185,16 +240,52 @@ mod tests {
 
     #[test]
     fn a_port_is_shut_but_for_its_rules() {
-        let tables = render(&lab(NetworkMode::Nat), Some(transit()));
+        let net = lab(NetworkMode::Nat);
+        let tables = render(&net, Some(transit()));
+        let policies = Policies::new(&net);
+        let chain = |port: usize| names::ingress_chain(policies.key(&net.ports[port]));
         assert_eq!(
-            lines(&tables, "filter", "VBM-P-0000000a"),
+            lines(&tables, "filter", &chain(0)),
             "-p tcp -m tcp --dport 80 -j ACCEPT\n\
              -s 10.0.0.0/8 -p udp -m udp --dport 5000:5010 -j ACCEPT\n\
              -p icmp -j ACCEPT\n\
-             -s 192.168.0.0/16 -j ACCEPT\n\
-             -j DROP"
+             -s 192.168.0.0/16 -j ACCEPT"
         );
-        assert_eq!(lines(&tables, "filter", "VBM-P-0000000b"), "-j DROP");
+        assert_eq!(lines(&tables, "filter", &chain(1)), "");
+        assert_eq!(
+            lines(&tables, "filter", "VBM-TO"),
+            format!(
+                "-m physdev --physdev-out tap0000000a -g {}\n-m physdev --physdev-out tap0000000b -g {}",
+                chain(0),
+                chain(1)
+            )
+        );
+        assert_eq!(
+            lines(&tables, "filter", "VBM-AT"),
+            format!(
+                "-d 10.77.0.10/32 -g {}\n-d 10.77.0.11/32 -g {}",
+                chain(0),
+                chain(1)
+            )
+        );
+        assert_eq!(lines(&tables, "filter", "VBM-FROM"), "", "the way out is open");
+    }
+
+    #[test]
+    fn a_port_that_may_not_say_all_is_asked_before_anything_else() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.ports[1].rules = vec!["egress:udp/53".parse().unwrap()];
+        let net = Validated::<DesiredNetwork>::new(net).unwrap();
+        let tables = render(&net, Some(transit()));
+        let chain = names::egress_chain(Policies::new(&net).key(&net.ports[1]));
+        assert_eq!(
+            lines(&tables, "filter", "VBM-FROM"),
+            format!("-m physdev --physdev-in tap0000000b -g {chain}")
+        );
+        assert_eq!(
+            lines(&tables, "filter", &chain),
+            "-p udp -m udp --dport 53 -j RETURN\n-j DROP"
+        );
     }
 
     #[test]
@@ -204,21 +295,55 @@ mod tests {
             lines(&tables, "filter", "FORWARD"),
             "-m conntrack --ctstate INVALID -j DROP\n\
              -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+             -i br0 -j VBM-FROM\n\
              -i br0 -o up0 -p udp -m udp --dport 4789 -j DROP\n\
              -i br0 -o up0 -j ACCEPT\n\
-             -o br0 -j VBM-TO"
+             -m physdev --physdev-is-bridged -j VBM-TO\n\
+             -m physdev --physdev-is-bridged -j DROP\n\
+             -o br0 -j VBM-AT"
         );
         assert_eq!(
             lines(&tables, "filter", "OUTPUT"),
-            "-o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-o br0 -j VBM-TO"
-        );
-        assert_eq!(
-            lines(&tables, "filter", "VBM-TO"),
-            "-d 10.77.0.10/32 -j VBM-P-0000000a\n-d 10.77.0.11/32 -j VBM-P-0000000b\n-j DROP"
+            "-o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-o br0 -j VBM-AT\n-o br0 -j DROP"
         );
         for chain in ["INPUT", "FORWARD"] {
             assert_eq!(tables["filter"][chain].policy.as_deref(), Some("DROP"));
         }
+    }
+
+    #[test]
+    fn ipv6_has_tables_only_where_a_port_may_speak_it_and_no_port_is_a_router() {
+        let net = lab(NetworkMode::Nat);
+        assert_eq!(render6(&net), Tables::new());
+        let mut net = net.into_inner();
+        net.ports[0].policy.pairs = vec![vbm_core::AddressPair::of("fd00::a".parse().unwrap())];
+        let tables = render6(&Validated::<DesiredNetwork>::new(net).unwrap());
+        let forward = lines(&tables, "filter", "FORWARD");
+        assert!(
+            forward.starts_with("-p ipv6-icmp -m icmp6 --icmpv6-type 134 -j DROP"),
+            "{forward}"
+        );
+        assert!(lines(&tables, "filter", "VBM-AT").contains("-d fd00::a/128 -g VBM-P-"));
+        assert!(lines(&tables, "filter", "VBM-AT").contains("-d fe80::5054:ff:fe77:0/128 -g VBM-P-"));
+    }
+
+    #[test]
+    fn the_gateways_services_are_open_to_the_bridge_alone_and_shut_where_they_are_off() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        let open = lines(&render(&lab(NetworkMode::Nat), None), "filter", "INPUT");
+        assert!(open.ends_with(
+            "-d 10.77.0.1/32 -i br0 -p udp -m udp --dport 53 -j ACCEPT\n\
+             -d 10.77.0.1/32 -i br0 -p tcp -m tcp --dport 53 -j ACCEPT\n\
+             -d 169.254.169.254/32 -i br0 -p tcp -m tcp --dport 80 -j ACCEPT"
+        ));
+        net.spec.serve_dns = false;
+        net.spec.metadata = vbm_core::MetadataMode::Off;
+        let shut = lines(
+            &render(&Validated::<DesiredNetwork>::new(net).unwrap(), None),
+            "filter",
+            "INPUT",
+        );
+        assert!(!shut.contains("--dport"), "{shut}");
     }
 
     #[test]
@@ -243,7 +368,7 @@ mod tests {
         let forward = lines(&tables, "filter", "FORWARD");
         assert!(
             forward
-                .ends_with("-m physdev --physdev-out vx0 --physdev-is-bridged -j ACCEPT\n-o br0 -j VBM-TO")
+                .contains("-m physdev --physdev-out vx0 --physdev-is-bridged -j ACCEPT\n-m physdev --physdev-is-bridged -j VBM-TO")
         );
         assert!(!forward.contains("physdev-in"), "{forward}");
     }
@@ -257,24 +382,12 @@ mod tests {
     #[test]
     fn two_forwards_of_one_number_get_two_doors_and_keep_them() {
         let mut net = lab(NetworkMode::Nat).into_inner();
-        net.forwards[1].protocol = Protocol::Tcp;
+        net.forwards[1].protocol = vbm_core::Protocol::Tcp;
         net.forwards[0].listen_address = Some([192, 0, 2, 2].into());
         let net = Validated::<DesiredNetwork>::new(net).unwrap();
         let doors = doors(&net);
         let mut numbers: Vec<_> = doors.values().copied().collect();
         numbers.sort_unstable();
         assert_eq!(numbers, [8080, 8081]);
-    }
-
-    #[test]
-    fn a_source_of_zero_bits_is_anywhere_and_host_bits_are_cut() {
-        assert_eq!(
-            rule(&"tcp/1@0.0.0.0/0".parse().unwrap()),
-            "-p tcp -m tcp --dport 1 -j ACCEPT"
-        );
-        assert_eq!(
-            rule(&"any@10.1.2.3/8".parse().unwrap()),
-            "-s 10.0.0.0/8 -j ACCEPT"
-        );
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Validated<DesiredNetwork> --inside::render--> Tables   --+
+//!                             --sets::render----> Sets     --+
 //!                             --guard::render---> Guard    --+-- diff(observed) --> script or nothing
 //!                             --host::render----> HostRules--+
 //!                             --overlay::render-> Entries  --+
@@ -12,17 +13,23 @@
 //! is a comparison of text: no hash to trust, no rule that merely looks applied. Each script is one transaction of
 //! the kernel: either the whole new set stands or the whole old one.
 
+mod filter;
 pub mod flows;
 pub mod guard;
+mod guard6;
+pub(crate) mod guard_back;
 pub mod host;
 pub mod inside;
 pub mod overlay;
+pub mod policy;
+pub mod sets;
 pub mod tables;
+pub mod trace;
 pub mod transit;
+mod tree;
 
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
-use vbm_core::{Protocol, Rule};
 
 /// The addresses between host and namespace: a /31 (RFC 3021), the host has the even one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,21 +54,23 @@ impl Transit {
     }
 }
 
-/// Whether a port's rules let a new flow in. The oracle for tests, and what decides which flows a change cuts.
-pub fn allows(rules: &[Rule], protocol: Protocol, from: Ipv4Addr, to_port: Option<u16>) -> bool {
-    rules.iter().any(|rule| {
-        (rule.protocol == Protocol::Any || rule.protocol == protocol)
-            && rule
-                .ports
-                .is_none_or(|ports| to_port.is_some_and(|port| ports.contains(port)))
-            && rule.from.is_none_or(|net| net.contains(&from))
-    })
-}
-
 #[cfg(test)]
 pub(crate) mod fixture {
     use crate::{DesiredNetwork, Validated, conformance::Fixture};
     use vbm_core::{NetworkMode, SeededIds};
+
+    /// A group with such an id and rules.
+    pub(crate) fn group(id: u128, rules: &[&str]) -> crate::DesiredGroup {
+        crate::DesiredGroup {
+            id: vbm_core::GroupId::from_uuid(uuid::Uuid::from_u128(id)),
+            name: format!("group-{id}").parse().unwrap(),
+            spec: vbm_core::GroupSpec {
+                rules: rules.iter().map(|r| r.parse().unwrap()).collect(),
+                egress_closed: false,
+            },
+            members: Vec::new(),
+        }
+    }
 
     /// [`lab`] with two ports on another host.
     pub(crate) fn spanning() -> Validated<DesiredNetwork> {

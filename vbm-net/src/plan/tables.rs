@@ -104,6 +104,66 @@ fn diff_table(table: &str, want: &Table, have: &Table, changes: &mut Vec<String>
     headers + &rules + &gone
 }
 
+/// The chains that a change wrote: those of `want` that differ from `have`.
+pub fn changed(want: &Tables, have: &Tables) -> Tables {
+    let mut out = Tables::new();
+    for (name, table) in want {
+        let old = have.get(name);
+        let new = |chain: &&String| old.and_then(|t| t.get(*chain)) != table.get(*chain);
+        let chains: Table = table
+            .keys()
+            .filter(new)
+            .map(|c| (c.clone(), table[c].clone()))
+            .collect();
+        if !chains.is_empty() {
+            out.insert(name.clone(), chains);
+        }
+    }
+    out
+}
+
+/// Input for `iptables-restore --noflush` that prints chains, one table after the other.
+pub fn asking(chains: &Tables) -> String {
+    let mut script = String::new();
+    for (table, chains) in chains {
+        let all: String = chains.keys().map(|name| format!("-S {name}\n")).collect();
+        script += &format!("*{table}\n{all}COMMIT\n");
+    }
+    script
+}
+
+/// Reads the answer to [`asking`] for one table.
+pub fn parse_asked(text: &str) -> Table {
+    let mut table = Table::new();
+    for line in text.lines().map(str::trim) {
+        let mut words = line.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("-N"), Some(name), _) => {
+                table.entry(name.to_owned()).or_default();
+            }
+            (Some("-P"), Some(name), policy) => {
+                table.entry(name.to_owned()).or_default().policy = policy.map(str::to_owned);
+            }
+            (Some("-A"), Some(name), Some(rule)) => {
+                let chain = table.entry(name.to_owned()).or_default();
+                chain.rules.push(rule.replace('"', ""));
+            }
+            _ => {}
+        }
+    }
+    table
+}
+
+/// Whether these chains stand just so.
+pub fn holds(have: &Tables, chains: &Tables) -> bool {
+    chains.iter().all(|(table, chains)| {
+        let have = have.get(table);
+        chains
+            .iter()
+            .all(|(name, chain)| have.and_then(|t| t.get(name)) == Some(chain))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +204,22 @@ mod tests {
             diff(&want, &have).script,
             "*filter\n:INPUT DROP [0:0]\n:B - [0:0]\n-F INPUT\n-A INPUT -j A\n-X B\nCOMMIT\n"
         );
+    }
+
+    #[test]
+    fn what_a_change_wrote_is_asked_for_and_compared() {
+        let have = tables("*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A A -j DROP\nCOMMIT\n");
+        let want = tables(
+            "*filter\n:INPUT ACCEPT [0:0]\n:A - [0:0]\n-A A -j DROP\n:B - [0:0]\n-A B -s 1.2.3.4/32 -j DROP\nCOMMIT\n",
+        );
+        let some = changed(&want, &have);
+        assert_eq!(asking(&some), "*filter\n-S B\n-S INPUT\nCOMMIT\n");
+        let said = Tables::from([(
+            "filter".into(),
+            parse_asked("-N B\n-A B -s 1.2.3.4/32 -j DROP\n-P INPUT ACCEPT\n"),
+        )]);
+        assert!(holds(&said, &some));
+        assert!(!holds(&have, &some));
     }
 
     proptest! {

@@ -64,7 +64,16 @@ pub(crate) fn can_run() -> bool {
             "this test needs {name}; run it as root, or set VBM_LEAVE_OUT={name}"
         );
     }
-    for program in ["ip", "busybox", "iptables-save", "nft", "conntrack", "udhcpc"] {
+    for program in [
+        "ip",
+        "busybox",
+        "iptables-save",
+        "ip6tables-save",
+        "ipset",
+        "nft",
+        "conntrack",
+        "udhcpc",
+    ] {
         let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
             .iter()
             .any(|d| Path::new(d).join(program).exists());
@@ -379,8 +388,11 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         id: PortId::from_uuid(ids.next()),
         mac: Mac::local(0x09_00_00 + u32::from(i)),
         address: Ipv4Addr::new(10, 9, 0, 10 + i),
+        address6: None,
         hostname: format!("guest-{i}").parse().unwrap(),
+        metadata_route: true,
         rules: Vec::new(),
+        policy: Default::default(),
     });
     let ports = ports.collect();
     DesiredNetwork {
@@ -390,11 +402,33 @@ pub(crate) fn network(mode: NetworkMode, ports: u8) -> DesiredNetwork {
         ports,
         forwards: vec![],
         overlay: None,
+        groups: vec![],
     }
 }
 
 pub(crate) fn open_port(wanted: &mut DesiredNetwork, port: usize, rules: &[&str]) {
     wanted.ports[port].rules = rules.iter().map(|r| r.parse().unwrap()).collect();
+}
+
+/// Puts ports into a group of its own; makes it where it is not there yet.
+pub(crate) fn group_of(wanted: &mut DesiredNetwork, number: u128, rules: &[&str], ports: &[usize]) {
+    let id = vbm_core::GroupId::from_uuid(Uuid::from_u128(number));
+    wanted.groups.retain(|g| g.id != id);
+    wanted.groups.push(vbm_net::DesiredGroup {
+        id,
+        name: format!("group-{number}").parse().unwrap(),
+        spec: vbm_core::GroupSpec {
+            rules: rules.iter().map(|r| r.parse().unwrap()).collect(),
+            egress_closed: false,
+        },
+        members: vec![],
+    });
+    for (n, port) in wanted.ports.iter_mut().enumerate() {
+        port.policy.groups.retain(|g| *g != id);
+        if ports.contains(&n) {
+            port.policy.groups.push(id);
+        }
+    }
 }
 
 pub(crate) fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize, target_port: u16) {
@@ -540,4 +574,32 @@ fn pump(a: &OwnedFd, b: &OwnedFd, stop: &AtomicBool) {
         }
     }
     let _kept = (a.as_raw_fd(), b.as_raw_fd());
+}
+
+/// Bytes that no parser should like: seeded, so the same each time. For each size some are random, some begin well.
+pub(crate) fn garbage(seed: u64) -> Vec<Vec<u8>> {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let heads: [&[u8]; 6] = [
+        b"",
+        &[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        &[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0xc0, 0x0c],
+        &[0, 1, 0x81, 0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+        b"GET /latest/ HTTP/1.1\r\n",
+        b"PUT /latest/api/token HTTP/1.1\r\nContent-Length: ",
+    ];
+    let mut all = Vec::new();
+    for length in (0..600).step_by(7) {
+        for head in heads {
+            let mut bytes = head.to_vec();
+            bytes.extend((0..length).map(|_| next() as u8));
+            all.push(bytes);
+        }
+    }
+    all
 }

@@ -165,6 +165,7 @@ impl Span {
         here.overlay = Some(DesiredOverlay {
             vni: self.vni,
             local: at(host),
+            names: Default::default(),
             remotes: remotes.collect(),
         });
         here

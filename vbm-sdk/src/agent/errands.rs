@@ -208,6 +208,7 @@ mod tests {
             held: false,
             take: take.iter().map(|n| id(*n)).collect(),
             drop: drop.iter().map(|n| (id(*n), Generation(2))).collect(),
+            guest: vbm_core::GuestData::default(),
             revert,
         }
     }

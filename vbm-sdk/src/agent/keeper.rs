@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use vbm_core::{DriverKind, Error, ErrorKind, Generation, PowerState, Result, RetryAdvice, VmId, VmStatus};
@@ -23,6 +23,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A failure that may pass is told after so many tries.
 const TRIES_BEFORE_PROBLEM: u32 = 3;
+
+/// How long a call waits until networks know what a VM is told: their actors may be busy.
+const DESCRIBE_MAX: Duration = Duration::from_secs(1);
 
 /// The handle of a keeper.
 #[derive(Clone)]
@@ -376,6 +379,11 @@ impl Keeper {
 impl Agent {
     pub(super) async fn vm_ensure(&self, wanted: WantedVm) -> Result<VmStatus> {
         let keeper = self.keeper(wanted.driver, wanted.id, false);
+        // For one that runs already, and was taken up by an agent that was just started. Its networks may not be here yet: it
+        // is said again before a VM starts, and with each later call.
+        if !matches!(timeout(DESCRIBE_MAX, self.describe(&wanted)).await, Ok(Ok(()))) {
+            tracing::debug!(vm = %wanted.id, "its metadata is not told yet");
+        }
         keeper.want(wanted);
         Ok(keeper.status())
     }

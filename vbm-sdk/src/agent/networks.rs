@@ -1,9 +1,12 @@
 //! Networks, as the controller wants them on this node.
 
 use super::Agent;
-use crate::methods::WantedNetwork;
+use crate::methods::{WantedNetwork, WantedVm};
 use vbm_core::{Error, NetworkId, NetworkStatus, Result};
-use vbm_net::{DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, RemotePort};
+use vbm_net::{
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, PortPolicy, RemotePort,
+    metadata::Instance,
+};
 
 impl Agent {
     pub(super) async fn network_ensure(&self, wanted: WantedNetwork) -> Result<NetworkStatus> {
@@ -26,6 +29,27 @@ impl Agent {
         })
     }
 
+    /// Tells the networks of a VM what its guest may read: its own id, name, keys and user data.
+    pub(super) async fn describe(&self, want: &WantedVm) -> Result<()> {
+        let user_data = want.guest.user_data.as_ref().map(|d| d.bytes()).transpose()?;
+        let instance = Instance {
+            id: format!("i-{}", want.id.uuid().simple()),
+            name: Some(want.name.clone()),
+            user_data,
+            ssh_keys: want.guest.ssh_keys.clone(),
+            macs: want.nics.iter().map(|n| n.mac).collect(),
+            node: Some(self.inner.path.to_string()),
+        };
+        for nic in &want.nics {
+            let told = self
+                .inner
+                .networks
+                .describe(nic.network, nic.port, Some(instance.clone()));
+            told.await.map_err(Error::from)?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn network_remove(&self, id: NetworkId) -> Result<()> {
         self.inner.networks.remove(id).await.map_err(Error::from)
     }
@@ -36,8 +60,20 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         id: p.id,
         mac: p.mac,
         address: p.address,
+        address6: p.address6,
         hostname: p.hostname,
+        metadata_route: p.metadata_route,
         rules: p.rules,
+        policy: PortPolicy {
+            groups: p.groups,
+            pairs: p.pairs,
+        },
+    };
+    let group = |g: crate::methods::WantedGroup| DesiredGroup {
+        id: g.id,
+        name: g.name,
+        spec: g.spec,
+        members: g.members,
     };
     let forward = |f: crate::methods::WantedForward| DesiredForward {
         id: f.id,
@@ -55,6 +91,7 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
     let overlay = |o: crate::methods::WantedOverlay| DesiredOverlay {
         vni: o.vni,
         local: o.local,
+        names: o.names.into_iter().collect(),
         remotes: o.remotes.into_iter().map(remote).collect(),
     };
     DesiredNetwork {
@@ -64,5 +101,6 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         ports: wanted.ports.into_iter().map(port).collect(),
         forwards: wanted.forwards.into_iter().map(forward).collect(),
         overlay: wanted.overlay.map(overlay),
+        groups: wanted.groups.into_iter().map(group).collect(),
     }
 }

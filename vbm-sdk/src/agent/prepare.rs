@@ -56,6 +56,8 @@ impl Agent {
         tell: &(dyn Fn(&str) + Sync),
     ) -> Result<Vec<NicBackend>> {
         tell("opening its NICs");
+        // Before it runs: what its first boot reads must be there.
+        self.describe(want).await?;
         let networks = &self.inner.networks;
         let kind = nic_kind(self.machines(want.driver)?.driver().as_ref());
         let mut backends = Vec::with_capacity(want.nics.len());

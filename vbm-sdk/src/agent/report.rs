@@ -249,11 +249,19 @@ impl Agent {
                     port,
                     at: since,
                     until: Some(until),
+                    declined: false,
                 },
                 Ok(NetEvent::PortReleased { port, .. }) => PortReportRequest {
                     port,
                     at: self.inner.clock.now(),
                     until: None,
+                    declined: false,
+                },
+                Ok(NetEvent::PortDeclined { port, .. }) => PortReportRequest {
+                    port,
+                    at: self.inner.clock.now(),
+                    until: None,
+                    declined: true,
                 },
                 Ok(other) => {
                     tracing::warn!(event = ?other, "something happened on a network");

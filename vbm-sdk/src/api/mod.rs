@@ -12,7 +12,7 @@
 //! | `/v1/vms/{vm}/groups` | PUT [`SetGroups`] |
 //! | `/v1/vms/{vm}/console` | GET: WebSocket, binary messages both ways |
 //! | `/v1/vms/{vm}/console/log`, `/v1/vms/{vm}/screenshot` | GET: text, PNG |
-//! | `/v1/networks`, `/v1/networks/{network}` | GET, POST, DELETE |
+//! | `/v1/networks`, `/v1/networks/{network}` | GET, POST, PATCH [`UpdateNetwork`], DELETE |
 //! | `/v1/ports`, `/v1/volumes` | GET |
 //! | `/v1/groups`, `/v1/groups/{group}` | GET, POST, DELETE |
 //! | `/v1/groups/{group}/rules` | PUT [`SetRules`] |
@@ -31,8 +31,10 @@
 //! A `{vm}` is a name, an id, or a prefix of an id that fits only one. Failures are problem JSON
 //! (RFC 9457) with the fields of [`vbm_core::Error`].
 
+mod addresses;
 mod web;
 
+pub use addresses::{AddressUsage, CreateIpv6, NetworkUsage, UpdateIpv6, UpdateNetwork};
 pub use web::{
     ConsoleKind, ConsoleQuery, ConsoleToken, CreateConsoleToken, LoginLink, RecordChange, RecordView,
     SessionView, WatchMessage, WatchQuery, WatchReady, WatchReset, WatchedKind,
@@ -40,11 +42,15 @@ pub use web::{
 
 use crate::store::Revision;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Mac, Name, Network, NetworkMode, NodePath,
-    Operation, Port, Protocol, Rule, Snapshot, Vm,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, Ipv4Range, Mac,
+    MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule,
+    Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -123,6 +129,9 @@ pub struct LaunchRequest {
     /// Free `key=value` text.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What the guest is given to read: user data and SSH keys.
+    #[serde(default)]
+    pub guest: GuestData,
 }
 
 /// Virtual CPUs of a VM when nobody says otherwise.
@@ -144,6 +153,10 @@ pub struct NicRequest {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub address: Option<Ipv4Addr>,
+    /// Its IPv6 address, on a network that has IPv6; from the pool when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address6: Option<Ipv6Addr>,
     /// Its MAC; made up when absent.
     #[serde(default)]
     pub mac: Option<Mac>,
@@ -282,7 +295,7 @@ pub struct CreateNetwork {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub gateway: Option<Ipv4Addr>,
-    /// The first address of the pool.
+    /// The first address of the pool, where there is one pool.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub pool_first: Option<Ipv4Addr>,
@@ -290,6 +303,21 @@ pub struct CreateNetwork {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub pool_last: Option<Ipv4Addr>,
+    /// The pools; instead of `pool_first` and `pool_last`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<Ipv4Range>,
+    /// What is never given to a port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excluded: Vec<Ipv4Range>,
+    /// What is kept for some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reservations: Vec<Reservation>,
+    /// How long an address rests after it was given back, in seconds; not at all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine_seconds: Option<u32>,
+    /// IPv6 beside IPv4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<CreateIpv6>,
     /// DNS servers to tell VMs of.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
@@ -303,6 +331,19 @@ pub struct CreateNetwork {
     /// How long a lease lasts, in seconds.
     #[serde(default)]
     pub lease_seconds: Option<u32>,
+    /// What else to tell VMs by DHCP.
+    #[serde(default, skip_serializing_if = "DhcpSpec::is_usual")]
+    pub dhcp: DhcpSpec,
+    /// Whether the gateway answers DNS; it does when absent.
+    #[serde(default)]
+    pub serve_dns: Option<bool>,
+    /// DNS servers that the gateway asks; those of the host when empty.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns_upstreams: Vec<IpAddr>,
+    /// The metadata service of its VMs.
+    #[serde(default)]
+    pub metadata: MetadataMode,
 }
 
 /// A network as lists show it.
@@ -313,6 +354,9 @@ pub struct NetworkView {
     pub network: Network,
     /// How many ports are on it.
     pub ports: u64,
+    /// How much of its addresses is used; told of one network, not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<NetworkUsage>,
 }
 
 /// A port as lists show it: who has which address.
@@ -335,17 +379,23 @@ pub struct PortView {
 pub struct CreateGroup {
     /// Its name.
     pub name: Name,
-    /// Its rules.
+    /// Its rules. A peer may be told by name.
     #[serde(default)]
     pub rules: Vec<Rule>,
+    /// Whether nothing may leave but what egress rules allow, also when there is no such rule.
+    #[serde(default)]
+    pub egress_closed: bool,
 }
 
 /// Replaces the rules of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetRules {
-    /// All rules it shall have.
+    /// All rules it shall have. A peer may be told by name.
     pub rules: Vec<Rule>,
+    /// Whether nothing may leave but what egress rules allow; as it is when left out.
+    #[serde(default)]
+    pub egress_closed: Option<bool>,
     /// The generation that the rules were read at; refused as stale when the group has changed since.
     #[serde(default)]
     pub generation: Option<vbm_core::Generation>,
@@ -360,6 +410,9 @@ pub struct SetGroups {
     /// Only the port on this network: a name or an id.
     #[serde(default)]
     pub network: Option<String>,
+    /// Addresses beside its own that the port may use; as they are when left out. Only with `network`.
+    #[serde(default)]
+    pub pairs: Option<Vec<vbm_core::AddressPair>>,
 }
 
 /// Makes a forward.

@@ -157,6 +157,10 @@ pub struct RecordChange {
 #[serde(untagged)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each is a noun of the API")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made, written and dropped one at a time"
+)]
 pub enum RecordView {
     Vm(VmView),
     Image(Image),

@@ -126,6 +126,9 @@ pub(super) enum Command {
     /// Ports: who has which address
     #[command(subcommand)]
     Port(Port),
+    /// Networks seen from a packet: what passes, and why
+    #[command(subcommand)]
+    Net(Net),
     /// Security groups: what may reach a VM
     #[command(subcommand)]
     Group(Group),
@@ -168,7 +171,8 @@ pub(super) enum Command {
 Examples:
   vbm launch tiny
   vbm launch tiny web1 --network lan --group web
-  vbm launch tiny db1 --cpus 2 --memory 1G --network lan,address=10.0.0.5 --network backup")]
+  vbm launch tiny db1 --cpus 2 --memory 1G --network lan,address=10.0.0.5 --network backup
+  vbm launch debian app1 --network lan --user-data cloud-config.yaml --ssh-key ~/.ssh/id_ed25519.pub")]
 pub(super) struct Launch {
     /// The image: see `vbm image list`
     pub(super) image: String,
@@ -184,7 +188,10 @@ pub(super) struct Launch {
     #[arg(long, value_name = "SIZE")]
     pub(super) disk: Option<String>,
     /// A NIC on this network; may be repeated
-    #[arg(long = "network", value_name = "NET[,address=IP][,mac=MAC][,group=GROUP]")]
+    #[arg(
+        long = "network",
+        value_name = "NET[,address=IP][,address6=IP][,mac=MAC][,group=GROUP]"
+    )]
     pub(super) networks: Vec<String>,
     /// A security group for each NIC; may be repeated
     #[arg(long = "group", value_name = "GROUP")]
@@ -207,6 +214,12 @@ pub(super) struct Launch {
     /// Free text for you and your programs; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub(super) labels: Vec<String>,
+    /// A file that the guest reads as user data (cloud-init); at most 16 KiB
+    #[arg(long, value_name = "FILE")]
+    pub(super) user_data: Option<std::path::PathBuf>,
+    /// A file of public SSH keys that may log in, one a line; may be repeated
+    #[arg(long = "ssh-key", value_name = "FILE")]
+    pub(super) ssh_keys: Vec<std::path::PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,17 @@
 //! The forms that people type, read into requests. Pure; each error has its three lines.
 
 use crate::api::NicRequest;
-use std::{collections::BTreeMap, net::Ipv4Addr};
-use vbm_core::{Error, ErrorKind, Protocol, Rule, group::parse_port};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+use vbm_core::{
+    Error, ErrorKind, GuestData, Protocol, Rule, UserData, dhcp::RouteSpec, group::parse_port, limits,
+};
 
 /// `[ADDRESS:]HOSTPORT:VMPORT[/tcp|/udp]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +68,27 @@ pub(super) fn forward(text: &str) -> Result<ForwardForm, Error> {
     })
 }
 
-/// Reads `NET[,address=IP][,mac=MAC][,group=GROUP]`.
+/// Reads a route, `CIDR=IP`.
+///
+/// # Errors
+/// Anything but a network, '=' and an address.
+pub(super) fn route(text: &str) -> Result<RouteSpec, Error> {
+    let read = text.split_once('=').and_then(|(to, via)| {
+        Some(RouteSpec {
+            to: to.parse().ok()?,
+            via: via.parse().ok()?,
+        })
+    });
+    read.ok_or_else(|| {
+        invalid(
+            format!("'{text}' is not a route"),
+            "it is not an IPv4 network, '=' and an IPv4 address",
+            "write it as 10.9.0.0/16=10.0.0.7",
+        )
+    })
+}
+
+/// Reads `NET[,address=IP][,address6=IP][,mac=MAC][,group=GROUP]`.
 ///
 /// # Errors
 /// A word that is not one of these, or a value that is not what its word says.
@@ -68,7 +97,7 @@ pub(super) fn nic(text: &str) -> Result<NicRequest, Error> {
         invalid(
             format!("'{text}' is not a NIC"),
             why,
-            "write NET[,address=IP][,mac=MAC][,group=GROUP], for example lan,address=10.0.0.5,group=web",
+            "write NET[,address=IP][,address6=IP][,mac=MAC][,group=GROUP], for example lan,address=10.0.0.5,group=web",
         )
     };
     let mut parts = text.split(',');
@@ -83,6 +112,7 @@ pub(super) fn nic(text: &str) -> Result<NicRequest, Error> {
             .ok_or_else(|| refuse(format!("'{part}' has no '='")))?;
         let twice = match key {
             "address" => nic.address.replace(address(value)?).is_some(),
+            "address6" => nic.address6.replace(address6(value)?).is_some(),
             "mac" => nic.mac.replace(value.parse()?).is_some(),
             "group" if !value.is_empty() => {
                 nic.groups.push(value.to_owned());
@@ -90,7 +120,7 @@ pub(super) fn nic(text: &str) -> Result<NicRequest, Error> {
             }
             _ => {
                 return Err(refuse(format!(
-                    "'{part}' is not one of address, mac and group with a value"
+                    "'{part}' is not one of address, address6, mac and group with a value"
                 )));
             }
         };
@@ -113,6 +143,67 @@ pub(super) fn address(text: &str) -> Result<Ipv4Addr, Error> {
             "write it as 10.0.0.5",
         )
     })
+}
+
+/// Reads the address of a server.
+///
+/// # Errors
+/// Text that is none.
+pub(super) fn server(text: &str) -> Result<IpAddr, Error> {
+    text.parse().map_err(|_| {
+        invalid(
+            format!("'{text}' is not an IP address"),
+            "it is neither IPv4 nor IPv6",
+            "write it as 192.0.2.53 or 2001:db8::53",
+        )
+    })
+}
+
+/// The most bytes of a file of keys: as many as a VM may have, and comments.
+const KEYS_FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// What a guest is given to read: `--user-data FILE`, `--ssh-key FILE`.
+///
+/// # Errors
+/// A file that cannot be read, is too large or holds no key.
+pub(super) fn guest(user_data: Option<&Path>, ssh_keys: &[PathBuf]) -> Result<GuestData, Error> {
+    let mut guest = GuestData::default();
+    if let Some(path) = user_data {
+        // One byte more than may be, so that what is too large is told as such.
+        let most = u64::try_from(limits::USER_DATA_MAX_BYTES).unwrap_or(u64::MAX);
+        guest.user_data = Some(UserData::new(&read(path, most + 1)?));
+    }
+    for path in ssh_keys {
+        let text = String::from_utf8_lossy(&read(path, KEYS_FILE_MAX_BYTES)?).into_owned();
+        let lines = text.lines().map(str::trim);
+        let keys: Vec<_> = lines
+            .filter(|l| !l.is_empty() && !l.starts_with('#'))
+            .map(str::to_owned)
+            .collect();
+        if keys.is_empty() {
+            return Err(invalid(
+                format!("{} holds no SSH key", path.display()),
+                "it has no line that is not empty or a comment",
+                "name a public key's file, such as ~/.ssh/id_ed25519.pub",
+            ));
+        }
+        guest.ssh_keys.extend(keys);
+    }
+    guest.check()?;
+    Ok(guest)
+}
+
+fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let done = File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
+    match done {
+        Ok(_) => Ok(bytes),
+        Err(e) => Err(invalid(
+            format!("{} cannot be read", path.display()),
+            e.to_string(),
+            "check the path and its rights",
+        )),
+    }
 }
 
 /// All NICs of a VM: `--network`, with the conveniences `--group`, `--address` and `--mac`.
@@ -162,21 +253,73 @@ fn lonely(flag: &str, needs: &str) -> Error {
     )
 }
 
-/// Reads `FIRST-LAST`.
+/// Reads an IPv6 address.
 ///
 /// # Errors
-/// Anything but two addresses joined by `-`.
-pub(super) fn pool(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), Error> {
-    let ends = text
-        .split_once('-')
-        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-    ends.ok_or_else(|| {
+/// Anything but one.
+pub(super) fn address6(text: &str) -> Result<Ipv6Addr, Error> {
+    text.parse().map_err(|_| {
         invalid(
-            format!("'{text}' is not a pool"),
-            "it is not two IPv4 addresses joined by '-'",
-            "write it as 10.0.0.100-10.0.0.200",
+            format!("'{text:.100}' is not an IPv6 address"),
+            "it is not groups of hex digits joined by ':'",
+            "write it as fd00:1::5",
         )
     })
+}
+
+/// A pool of one address is written as a range, so that it is not one by mistake.
+///
+/// # Errors
+/// A lone address.
+pub(super) fn is_pool(text: &str) -> Result<(), Error> {
+    if text == NOTHING || text.contains(['-', '/']) {
+        return Ok(());
+    }
+    Err(invalid(
+        format!("'{text:.100}' is not a pool"),
+        "it is not two addresses joined by '-', nor a prefix",
+        "write it as 10.0.0.100-10.0.0.200 or 10.0.0.128/25",
+    ))
+}
+
+/// What people type to say that nothing of a list shall be left.
+const NOTHING: &str = "none";
+
+/// What was typed of IPv4 and of IPv6; `None`: not spoken of.
+type Both<F, S> = (Option<Vec<F>>, Option<Vec<S>>);
+
+/// Reads a list whose items are of either family: those of IPv4 and those of IPv6. `None`: not spoken of.
+///
+/// # Errors
+/// An item that is of neither, or `none` beside others.
+pub(super) fn of_both<F, S>(texts: &[String]) -> Result<Both<F, S>, Error>
+where
+    F: FromStr<Err = Error>,
+    S: FromStr<Err = Error>,
+{
+    if texts.iter().any(|text| text == NOTHING) {
+        return match texts {
+            [_] => Ok((Some(Vec::new()), Some(Vec::new()))),
+            _ => Err(invalid(
+                format!("'{NOTHING}' stands beside others"),
+                "it means that nothing shall be left",
+                "write it alone, or leave it out",
+            )),
+        };
+    }
+    let (mut four, mut six) = (Vec::new(), Vec::new());
+    for text in texts {
+        // A MAC behind '=' has colons too.
+        if text.split('=').next().unwrap_or_default().contains(':') {
+            six.push(text.parse()?);
+        } else {
+            four.push(text.parse()?);
+        }
+    }
+    Ok((
+        (!four.is_empty()).then_some(four),
+        (!six.is_empty()).then_some(six),
+    ))
 }
 
 /// Reads `KEY=VALUE`s.
@@ -228,6 +371,7 @@ fn in_rule(text: &str, error: Error) -> Error {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use vbm_core::{Ipv4Range, Ipv6Range, Reservation, Reservation6};
 
     fn list(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|&t| t.to_owned()).collect()
@@ -300,6 +444,8 @@ mod tests {
             "lan,group=",
             "lan,ip=10.0.0.5",
             "lan,address=10.0.0.5,address=10.0.0.6",
+            "lan,address6=10.0.0.5",
+            "lan,address6=fd00::5,address6=fd00::6",
         ] {
             assert_eq!(nic(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
         }
@@ -357,19 +503,38 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_pools_are_read_as_they_are_written() {
+    fn labels_and_ranges_are_read_as_they_are_written() {
         assert_eq!(labels(&list(&["a=1", "b=x=y"])).unwrap()["b"], "x=y");
         for bad in [&["a"][..], &["=1"], &["a=1", "a=2"]] {
             assert!(labels(&list(bad)).is_err(), "{bad:?}");
         }
-        assert_eq!(pool("10.0.0.2-10.0.0.9").unwrap().1, Ipv4Addr::new(10, 0, 0, 9));
-        assert!(pool("10.0.0.2").is_err() && pool("10.0.0.2-x").is_err());
+        let both = |texts: &[&str]| of_both::<Ipv4Range, Ipv6Range>(&list(texts));
+        let (four, six) = both(&["10.0.0.2-10.0.0.9", "fd00::2", "10.0.0.20"]).unwrap();
+        assert_eq!((four.unwrap().len(), six.unwrap().len()), (2, 1));
+        assert_eq!(both(&[]).unwrap(), (None, None));
+        assert_eq!(both(&["none"]).unwrap(), (Some(vec![]), Some(vec![])));
+        assert_eq!(
+            both(&["10.0.0.2"]).unwrap().1,
+            None,
+            "the other family stays as it is"
+        );
+        for bad in [
+            &["10.0.0.2-x"][..],
+            &["10.0.0.2", "none"],
+            &["fd00::2-10.0.0.2"],
+            &["10.0.0.2-fd00::2"],
+        ] {
+            assert!(both(bad).is_err(), "{bad:?}");
+        }
+        let (four, six) =
+            of_both::<Reservation, Reservation6>(&list(&["10.0.0.9=52:54:00:00:00:01"])).unwrap();
+        assert!(four.unwrap()[0].mac.is_some() && six.is_none());
     }
 
     proptest! {
         #[test]
         fn reading_never_panics(text in ".{0,40}") {
-            drop((forward(&text), nic(&text), pool(&text)));
+            drop((forward(&text), nic(&text), of_both::<Ipv4Range, Ipv6Range>(std::slice::from_ref(&text))));
             let texts = vec![text];
             drop((labels(&texts), rules(&texts)));
         }

@@ -21,6 +21,7 @@ pub(super) async fn run(on: &Session<'_>, verb: Group) -> Result<(), Error> {
             let request = CreateGroup {
                 name: args.group.parse()?,
                 rules: forms::rules(&args.rules)?,
+                egress_closed: args.egress_closed,
             };
             let made = groups.create(request).await?;
             let name = made.meta.name.to_string();
@@ -73,6 +74,7 @@ async fn change(
         let group = groups.get(name).await?;
         let request = SetRules {
             rules: next(&group.spec.rules)?,
+            egress_closed: None,
             generation: Some(group.meta.generation),
         };
         match groups.set_rules(group.meta.id.to_string(), request).await {
@@ -192,7 +194,11 @@ fn requests(nics: &[&NicView], group: vbm_core::GroupId, way: Move) -> Vec<SetGr
         if way == Move::In {
             groups.push(group.to_string());
         }
-        requests.push(SetGroups { groups, network });
+        requests.push(SetGroups {
+            groups,
+            network,
+            pairs: None,
+        });
     }
     requests
 }
@@ -207,10 +213,19 @@ fn spelled(rules: &[Rule]) -> String {
 
 fn told(group: &vbm_core::Group) -> String {
     let name = &group.meta.name;
-    if group.spec.rules.is_empty() {
-        return format!("{name} lets nothing in");
+    let egress = |r: &&Rule| r.direction == vbm_core::Direction::Egress;
+    let (out, into): (Vec<Rule>, Vec<Rule>) = group.spec.rules.iter().cloned().partition(|r| egress(&r));
+    let mut text = if into.is_empty() {
+        format!("{name} lets nothing in")
+    } else {
+        format!("{name} lets in {}", spelled(&into))
+    };
+    if !out.is_empty() {
+        text += &format!(", and out {}", spelled(&out));
+    } else if group.spec.egress_closed {
+        text += ", and nothing out";
     }
-    format!("{name} lets in {}", spelled(&group.spec.rules))
+    text
 }
 
 fn table(groups: &[vbm_core::Group], now: Timestamp) -> Table {
@@ -236,6 +251,14 @@ fn detail(group: &vbm_core::Group, now: Timestamp) -> String {
     for rule in &group.spec.rules {
         lines.put("Rule", rule.to_string());
     }
+    lines.put(
+        "Way out",
+        if group.spec.egress_open() {
+            "open"
+        } else {
+            "by egress rules only"
+        },
+    );
     lines.text()
 }
 
@@ -289,6 +312,7 @@ mod tests {
             meta: Meta::new(id(1), "web".parse().unwrap(), Timestamp::from_micros(0)),
             spec: GroupSpec {
                 rules: rules(&["tcp/80", "icmp@10.0.0.0/8"]),
+                egress_closed: false,
             },
         };
         assert_eq!(told(&group), "web lets in tcp/80 icmp@10.0.0.0/8");
@@ -296,7 +320,14 @@ mod tests {
             table(&[group.clone()], Timestamp::from_micros(0)).render(false, None),
             "NAME  RULES                   AGE\nweb   tcp/80 icmp@10.0.0.0/8  0s"
         );
+        group.spec.rules.push("egress:udp/53".parse().unwrap());
+        assert_eq!(
+            told(&group),
+            "web lets in tcp/80 icmp@10.0.0.0/8, and out egress:udp/53"
+        );
         group.spec.rules.clear();
         assert_eq!(told(&group), "web lets nothing in");
+        group.spec.egress_closed = true;
+        assert_eq!(told(&group), "web lets nothing in, and nothing out");
     }
 }

@@ -93,6 +93,7 @@ fn detail(view: &VmView, now: Timestamp) -> String {
             "NIC",
             format!("{} on {}, {}", spec.address, nic.network_name, spec.mac),
         );
+        lines.put("  IPv6", spec.address6.map(|a| a.to_string()).unwrap_or_default());
         let groups = nic
             .group_names
             .iter()

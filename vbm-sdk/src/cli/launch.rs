@@ -39,6 +39,7 @@ fn request(args: &Launch) -> Result<LaunchRequest, Error> {
         node: args.node.as_deref().map(str::parse).transpose()?,
         stopped: args.stopped,
         labels: forms::labels(&args.labels)?,
+        guest: forms::guest(args.user_data.as_deref(), &args.ssh_keys)?,
     })
 }
 
@@ -53,10 +54,15 @@ fn too_much(text: &str) -> Error {
 
 /// `web1 is running: 10.0.0.2 on lan`.
 fn told(vm: &VmView) -> String {
-    let nics = vm
-        .nics
-        .iter()
-        .map(|nic| format!("{} on {}", nic.port.spec.address, nic.network_name));
+    let nics = vm.nics.iter().map(|nic| {
+        let six = nic
+            .port
+            .spec
+            .address6
+            .map(|a| format!(" and {a}"))
+            .unwrap_or_default();
+        format!("{}{six} on {}", nic.port.spec.address, nic.network_name)
+    });
     let nics = nics.collect::<Vec<_>>().join(", ");
     let head = format!("{} is {}", vm.vm.meta.name, vm.vm.status.power);
     if nics.is_empty() {
@@ -117,6 +123,34 @@ mod tests {
             "tiny --address 10.0.0.5",
         ] {
             assert_eq!(typed(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
+        }
+    }
+
+    #[test]
+    fn files_for_the_guest_are_read_and_those_that_do_not_serve_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path.display().to_string()
+        };
+        let data = put("data", b"#cloud-config\n");
+        let keys = put("keys", b"# mine\nssh-rsa AAAA a\n\nssh-ed25519 BBBB b\n");
+        let guest = typed(&format!("tiny --user-data {data} --ssh-key {keys}"))
+            .unwrap()
+            .guest;
+        assert_eq!(guest.user_data.unwrap().bytes().unwrap(), b"#cloud-config\n");
+        assert_eq!(guest.ssh_keys, ["ssh-rsa AAAA a", "ssh-ed25519 BBBB b"]);
+        let large = put("large", &vec![b'x'; vbm_core::limits::USER_DATA_MAX_BYTES + 1]);
+        let private = put("private", b"-----BEGIN OPENSSH PRIVATE KEY-----\n");
+        let empty = put("empty", b"# nothing\n");
+        for bad in [
+            format!("tiny --user-data {large}"),
+            format!("tiny --ssh-key {private}"),
+            format!("tiny --ssh-key {empty}"),
+            "tiny --user-data /nowhere".to_owned(),
+        ] {
+            assert_eq!(typed(&bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
         }
     }
 

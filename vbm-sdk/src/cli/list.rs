@@ -90,7 +90,9 @@ pub(super) mod tests {
                 mac: Mac::local(7),
                 address: "10.0.0.2".parse().unwrap(),
                 pinned: false,
+                address6: None,
                 groups: Vec::new(),
+                pairs: Vec::new(),
             },
             status: PortStatus::default(),
         };
@@ -111,6 +113,7 @@ pub(super) mod tests {
                 node: Some("n1".parse().unwrap()),
                 moving: None,
                 reverting: None,
+                guest: vbm_core::GuestData::default(),
             },
             status: VmStatus {
                 power: PowerState::Running,

@@ -46,6 +46,7 @@ mod info;
 mod launch;
 mod list;
 mod migrate;
+mod net;
 mod network;
 mod node;
 mod operation;
@@ -157,6 +158,7 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Screenshot(args) => image::screenshot(&on, &args).await,
         Command::Network(verb) => network::run(&on, verb).await,
         Command::Port(verb) => port::run(&on, verb).await,
+        Command::Net(verb) => net::run(&on, verb).await,
         Command::Group(verb) => group::run(&on, verb).await,
         Command::Forward(verb) => forward::run(&on, verb).await,
         Command::Volume(verb) => volume::run(&on, verb).await,

@@ -37,7 +37,7 @@ pub(super) async fn list(on: &Session<'_>, of: &Belonging) -> Result<(), Error> 
 fn table(ports: &[PortView], now: Timestamp) -> Table {
     let mut table = Table::new(
         &["ADDRESS", "MAC", "NETWORK", "VM", "GROUPS", "LEASED", "UNTIL"],
-        &["PINNED", "NAME", "ID"],
+        &["ADDRESS6", "PINNED", "NAME", "ID"],
     );
     for view in ports {
         let (spec, status) = (&view.port.spec, &view.port.status);
@@ -60,6 +60,7 @@ fn table(ports: &[PortView], now: Timestamp) -> Table {
                 .leased_until
                 .map(|until| until_text(until, now))
                 .unwrap_or_default(),
+            spec.address6.map(|a| a.to_string()).unwrap_or_default(),
             if spec.pinned { "yes" } else { "no" }.to_owned(),
             view.port.meta.name.to_string(),
             view.port.meta.id.to_string(),

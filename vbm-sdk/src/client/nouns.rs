@@ -7,7 +7,7 @@ use super::{
 };
 use crate::api::{
     Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, LoginLink, NetworkView, PortView,
-    SetRules,
+    SetRules, UpdateNetwork,
 };
 use hyper::Method;
 use vbm_core::{Error, Group, Node, Volume};
@@ -55,6 +55,12 @@ impl Networks {
     /// Makes one.
     pub fn create(&self, request: CreateNetwork) -> Call<Accepted<NetworkView>> {
         Call::new(&self.0, Method::POST, Ok(ApiPath::of("networks")), json).with_json(&request)
+    }
+
+    /// Changes who gets which of its addresses from now on; ports keep theirs.
+    pub fn update(&self, network: impl AsRef<str>, request: UpdateNetwork) -> Call<Accepted<NetworkView>> {
+        let path = ApiPath::one("networks", "network", network.as_ref());
+        Call::new(&self.0, Method::PATCH, path, json).with_json(&request)
     }
 
     /// Deletes one that has no ports.

@@ -3,7 +3,10 @@
 use crate::api::{
     CreateForward, CreateNetwork, LaunchRequest, NicRequest, default_memory_mib, default_vcpus,
 };
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 use vbm_core::{DriverKind, Mac, Name, NetworkMode, Protocol};
 
 impl LaunchRequest {
@@ -21,6 +24,7 @@ impl LaunchRequest {
             node: None,
             stopped: false,
             labels: BTreeMap::new(),
+            guest: vbm_core::GuestData::default(),
         }
     }
 
@@ -28,6 +32,13 @@ impl LaunchRequest {
     #[must_use]
     pub fn name(mut self, name: Name) -> Self {
         self.name = Some(name);
+        self
+    }
+
+    /// What the guest is given to read.
+    #[must_use]
+    pub fn guest(mut self, guest: vbm_core::GuestData) -> Self {
+        self.guest = guest;
         self
     }
 
@@ -67,6 +78,7 @@ impl NicRequest {
         Self {
             network: network.into(),
             address: None,
+            address6: None,
             mac: None,
             groups: Vec::new(),
         }
@@ -76,6 +88,13 @@ impl NicRequest {
     #[must_use]
     pub const fn address(mut self, address: Ipv4Addr) -> Self {
         self.address = Some(address);
+        self
+    }
+
+    /// Its IPv6 address.
+    #[must_use]
+    pub const fn address6(mut self, address: Ipv6Addr) -> Self {
+        self.address6 = Some(address);
         self
     }
 
@@ -105,10 +124,19 @@ impl CreateNetwork {
             gateway: None,
             pool_first: None,
             pool_last: None,
+            pools: Vec::new(),
+            excluded: Vec::new(),
+            reservations: Vec::new(),
+            quarantine_seconds: None,
+            ipv6: None,
             dns: Vec::new(),
             domain: None,
             mtu: None,
             lease_seconds: None,
+            dhcp: vbm_core::DhcpSpec::default(),
+            serve_dns: None,
+            dns_upstreams: Vec::new(),
+            metadata: vbm_core::MetadataMode::default(),
         }
     }
 }

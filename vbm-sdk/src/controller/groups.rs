@@ -2,8 +2,14 @@
 
 use super::{Controller, operations};
 use crate::api::{Accepted, CreateGroup, SetRules};
+use crate::records::Held;
 use crate::records::{Edit, until_uncrossed};
-use vbm_core::{Error, ErrorKind, EventKind, Group, GroupId, GroupSpec, Kind, Meta, ObjectRef, Port, Result};
+use vbm_core::{
+    Error, ErrorKind, EventKind, Group, GroupId, GroupSpec, Kind, Meta, Name, ObjectRef, Peer, Port, Result,
+};
+
+/// The group that is made when it is first named: as users of OpenStack know it.
+const DEFAULT_GROUP: &str = "default";
 
 impl Controller {
     /// Makes a group.
@@ -11,7 +17,8 @@ impl Controller {
     /// # Errors
     /// A rule makes no sense, or the name is taken.
     pub async fn create_group(&self, request: &CreateGroup) -> Result<Group> {
-        let spec = spec_of(request.rules.clone())?;
+        let rules = self.peers_by_id(&request.name, request.rules.clone()).await?;
+        let spec = spec_of(rules, request.egress_closed)?;
         let group = Group {
             meta: Meta::new(
                 GroupId::from_uuid(self.inner.ids.next()),
@@ -33,14 +40,18 @@ impl Controller {
     /// A rule makes no sense, the group does not exist, or it changed since the caller read it.
     pub async fn set_rules(&self, group: &str, request: &SetRules) -> Result<Accepted<Group>> {
         let id = self.records().resolve::<Group>(group).await?.value.meta.id;
-        let spec = spec_of(request.rules.clone())?;
         loop {
             let held = self.records().must::<Group>(id).await?;
+            let closed = request.egress_closed.unwrap_or(held.value.spec.egress_closed);
+            let rules = self
+                .peers_by_id(&held.value.meta.name, request.rules.clone())
+                .await?;
+            let spec = spec_of(rules, closed)?;
             let mut group = held.value.clone();
             if request.generation.is_some_and(|g| g != group.meta.generation) {
                 break;
             }
-            group.spec = spec.clone();
+            group.spec = spec;
             group.meta.generation = group.meta.generation.next();
             let event = self.event(EventKind::GroupChanged, target(&group), describe(&group.spec));
             let operation = self.operation(operations::APPLY, target(&group), group.meta.generation);
@@ -94,6 +105,7 @@ impl Controller {
                     format!("take it off with `vbm group detach {} VM`", held.value.meta.name),
                 ));
             }
+            self.refuse_spoken_of(&held.value).await?;
             let event = self.event(EventKind::GroupDeleted, target(&held.value), "");
             self.records()
                 .commit(Edit::default().delete(&held).event(&event))
@@ -104,10 +116,72 @@ impl Controller {
     }
 }
 
-fn spec_of(mut rules: Vec<vbm_core::Rule>) -> Result<GroupSpec> {
+impl Controller {
+    /// The group that people call so; `default` is made when it is first named.
+    pub(super) async fn group_of(&self, name: &str) -> Result<Held<Group>> {
+        match self.records().resolve::<Group>(name).await {
+            Err(e) if e.kind() == ErrorKind::NotFound && name == DEFAULT_GROUP => {}
+            other => return other,
+        }
+        let GroupSpec { rules, egress_closed } = GroupSpec::default_group();
+        let request = CreateGroup {
+            name: name.parse()?,
+            rules,
+            egress_closed,
+        };
+        match self.create_group(&request).await {
+            // Somebody else made it meanwhile.
+            Err(e) if e.kind() != ErrorKind::Conflict => Err(e),
+            _ => self.records().resolve::<Group>(name).await,
+        }
+    }
+
+    /// Rules as they are kept: a peer that was told by name is kept by its id, so that it stays the same group.
+    async fn peers_by_id(&self, own: &Name, mut rules: Vec<vbm_core::Rule>) -> Result<Vec<vbm_core::Rule>> {
+        for rule in &mut rules {
+            let Some(peer) = &rule.peer else { continue };
+            let text = match peer {
+                Peer::Named(name) if name == own => {
+                    rule.peer = Some(Peer::Itself);
+                    continue;
+                }
+                Peer::Itself => continue,
+                other => other.to_string(),
+            };
+            let group = self
+                .records()
+                .resolve::<Group>(&text)
+                .await
+                .map_err(|e| e.context(format!("the rule {rule} cannot be kept")))?;
+            rule.peer = Some(Peer::Group(group.value.meta.id));
+        }
+        Ok(rules)
+    }
+
+    /// A group that rules of others speak of stays: without it they would admit nobody, and nobody would see why.
+    async fn refuse_spoken_of(&self, group: &Group) -> Result<()> {
+        let by_id = Some(Peer::Group(group.meta.id));
+        let all = self.records().all::<Group>().await?;
+        let mut others = all.iter().filter(|g| g.value.meta.id != group.meta.id);
+        match others.find(|g| g.value.spec.rules.iter().any(|r| r.peer == by_id)) {
+            None => Ok(()),
+            Some(other) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("cannot delete group {}", group.meta.name),
+                format!("rules of group {} speak of it", other.value.meta.name),
+                format!(
+                    "take them away first: see `vbm group info {}`",
+                    other.value.meta.name
+                ),
+            )),
+        }
+    }
+}
+
+fn spec_of(mut rules: Vec<vbm_core::Rule>, egress_closed: bool) -> Result<GroupSpec> {
     rules.sort();
     rules.dedup();
-    let spec = GroupSpec { rules };
+    let spec = GroupSpec { rules, egress_closed };
     spec.check()?;
     Ok(spec)
 }

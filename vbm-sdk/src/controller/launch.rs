@@ -1,15 +1,15 @@
 //! The launch of a VM: everything that it needs is made in one transaction, or nothing is.
 
-use super::Controller;
+use super::{Controller, addresses::Addresses};
 use crate::api::{Accepted, LaunchRequest, NicRequest, VmView};
 use crate::records::{Edit, Held, until_uncrossed};
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, btree_map::Entry};
 use vbm_core::{
-    DriverKind, Error, ErrorKind, EventKind, Group, Image, Kind, Mac, Meta, Network, Node, NodeState,
-    ObjectRef, Operation, Port, PortId, PortSpec, PortStatus, PowerState, Result, Vm, VmId, VmSpec, VmStatus,
-    Volume, VolumeId, VolumeSpec, WantedPower, limits, object,
+    DriverKind, Error, ErrorKind, EventKind, Group, Image, Kind, Mac, Meta, Network, NetworkId, Node,
+    NodeState, ObjectRef, Operation, Port, PortId, PortSpec, PortStatus, PowerState, Result, Vm, VmId,
+    VmSpec, VmStatus, Volume, VolumeId, VolumeSpec, WantedPower, limits, object,
 };
-use vbm_net::ipam::Ipam;
+use vbm_net::gateway_mac;
 
 const MIB_BYTES: u64 = 1024 * 1024;
 
@@ -48,9 +48,9 @@ impl Controller {
             Some(name) => name.clone(),
             None => format!("vm-{}", id.short()).parse()?,
         };
-        let mut nics = Vec::new();
+        let (mut nics, mut addresses) = (Vec::new(), BTreeMap::new());
         for wanted in &request.nics {
-            let nic = self.nic(id, wanted, &nics).await?;
+            let nic = self.nic(id, wanted, &nics, &mut addresses).await?;
             nics.push(nic);
         }
         let volume = self.root_volume(id, &image.value, request.disk_mib)?;
@@ -69,6 +69,7 @@ impl Controller {
             node: request.node.clone(),
             moving: None,
             reverting: None,
+            guest: request.guest.clone(),
         };
         spec.check()?;
         if let Some(node) = &request.node {
@@ -104,6 +105,9 @@ impl Controller {
             for group in &nic.groups {
                 edit = edit.rests_on(group);
             }
+        }
+        for addresses in addresses.values() {
+            edit = addresses.keep(edit)?;
         }
         self.records().commit(edit).await?;
         Ok((id, operation))
@@ -172,25 +176,25 @@ impl Controller {
         })
     }
 
-    async fn nic(&self, vm: VmId, wanted: &NicRequest, earlier: &[Nic]) -> Result<Nic> {
+    async fn nic(
+        &self,
+        vm: VmId,
+        wanted: &NicRequest,
+        earlier: &[Nic],
+        addresses: &mut BTreeMap<NetworkId, Addresses>,
+    ) -> Result<Nic> {
         let network = self.records().resolve::<Network>(&wanted.network).await?;
         let record = &network.value;
         if record.meta.deleting {
             return Err(Error::not_found("network", &record.meta.name));
         }
         let groups = self.groups_of(&wanted.groups).await?;
-        let address = match wanted.address {
-            Some(address) => pinned(record, address)?,
-            None => self.pick_address(record, earlier).await?,
+        let addresses = match addresses.entry(record.meta.id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.addresses(record).await?),
         };
-        if earlier
-            .iter()
-            .any(|n| n.network.value.meta.id == record.meta.id && n.port.spec.address == address)
-        {
-            return Err(twice(format!("the address {address}")));
-        }
         let id = PortId::from_uuid(self.inner.ids.next());
-        let mac = match wanted.mac {
+        let mac = match wanted.mac.or_else(|| addresses.mac_of(wanted)) {
             Some(mac) if earlier.iter().any(|n| n.port.spec.mac == mac) => {
                 return Err(twice(format!("the MAC {mac}")));
             }
@@ -202,16 +206,30 @@ impl Controller {
                     "choose one whose first octet is even, such as 52:54:00:ab:cd:ef",
                 ));
             }
+            Some(mac) if mac == gateway_mac(record.meta.id) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("a NIC cannot have the MAC {mac}"),
+                    format!("it is that of the gateway of network {}", record.meta.name),
+                    "choose another, or leave the MAC out",
+                ));
+            }
             Some(mac) => mac,
             None => self.pick_mac(earlier).await?,
         };
+        let given = self
+            .take_addresses(record.meta.id, addresses, wanted, mac)
+            .await
+            .map_err(|e| e.context(format!("no address on network {} for it", record.meta.name)))?;
         let spec = PortSpec {
             network: record.meta.id,
             vm,
             mac,
-            address,
-            pinned: wanted.address.is_some(),
+            address: given.address,
+            pinned: given.pinned,
+            address6: given.address6,
             groups: groups.iter().map(|g| g.value.meta.id).collect(),
+            pairs: Vec::new(),
         };
         let name = format!("port-{}", id.short()).parse()?;
         let port = Port {
@@ -237,31 +255,12 @@ impl Controller {
         }
         let mut groups: Vec<Held<Group>> = Vec::with_capacity(names.len());
         for name in names {
-            let group = self.records().resolve::<Group>(name).await?;
+            let group = self.group_of(name).await?;
             if !groups.iter().any(|g| g.value.meta.id == group.value.meta.id) {
                 groups.push(group);
             }
         }
         Ok(groups)
-    }
-
-    /// The next free address of the pool; those of the same request count as taken.
-    async fn pick_address(&self, network: &Network, earlier: &[Nic]) -> Result<Ipv4Addr> {
-        let taken = self
-            .records()
-            .keys_below(&format!("address/{}/", network.meta.id))
-            .await?;
-        let mut ipam = Ipam::new(&network.spec)?;
-        let earlier = earlier
-            .iter()
-            .filter(|n| n.network.value.meta.id == network.meta.id)
-            .map(|n| n.port.spec.address);
-        for address in taken.iter().filter_map(|t| t.parse().ok()).chain(earlier) {
-            // Pinned addresses may stand outside the pool, where there is nothing to reserve.
-            drop(ipam.reserve(address));
-        }
-        ipam.allocate(None)
-            .map_err(|e| e.context(format!("network {} has no free address", network.meta.name)))
     }
 
     async fn pick_mac(&self, earlier: &[Nic]) -> Result<Mac> {
@@ -285,50 +284,25 @@ fn twice(what: String) -> Error {
     )
 }
 
-/// Claims the MAC and the address of a port.
+/// Claims the MAC and the addresses of a port. Another controller may pick the same at the same time.
 fn claim_port(edit: Edit, port: &Port) -> Edit {
-    let edit = edit.claim(mac_key(port.spec.mac), port.meta.id);
-    // Another controller may pick the same address at the same time.
-    match port.spec.pinned {
-        true => edit.claim(address_key(port), port.meta.id),
-        false => edit.pick(address_key(port), port.meta.id),
+    let (id, spec) = (port.meta.id, &port.spec);
+    let edit = edit.claim(mac_key(spec.mac), id);
+    let key = address_key(spec.network, spec.address);
+    let edit = match spec.pinned {
+        true => edit.claim(key, id),
+        false => edit.pick(key, id),
+    };
+    match spec.address6 {
+        Some(address) => edit.pick(address_key(spec.network, address), id),
+        None => edit,
     }
 }
 
-/// Gives them back.
-pub(super) fn release_port(edit: Edit, port: &Port) -> Edit {
-    edit.release(mac_key(port.spec.mac)).release(address_key(port))
-}
-
-fn mac_key(mac: Mac) -> String {
+pub(super) fn mac_key(mac: Mac) -> String {
     format!("mac/{mac}")
 }
 
-fn address_key(port: &Port) -> String {
-    format!("address/{}/{}", port.spec.network, port.spec.address)
-}
-
-fn pinned(network: &Network, address: Ipv4Addr) -> Result<Ipv4Addr> {
-    if network.spec.is_port_address(address) {
-        return Ok(address);
-    }
-    let why = if !network.spec.cidr.contains(&address) {
-        format!("it is outside {}", network.spec.cidr)
-    } else if address == network.spec.gateway {
-        "it is the gateway's".to_owned()
-    } else {
-        "it is the network's own or the broadcast address".to_owned()
-    };
-    Err(Error::new(
-        ErrorKind::InvalidInput,
-        format!(
-            "the address {address} cannot be used on network {}",
-            network.meta.name
-        ),
-        why,
-        format!(
-            "choose another of {}, or leave the address out",
-            network.spec.cidr
-        ),
-    ))
+pub(super) fn address_key(network: NetworkId, address: impl std::fmt::Display) -> String {
+    format!("address/{network}/{address}")
 }

@@ -17,6 +17,7 @@
 //! Any number of controllers may be on one store: all answer requests and take reports, one of them oversees (see
 //! `leadership`).
 
+mod addresses;
 mod admission;
 mod consoles;
 mod copies;

@@ -1,11 +1,11 @@
 //! Requests about networks.
 
-use super::{Controller, views::Tables};
-use crate::api::{Accepted, CreateNetwork, NetworkView};
+use super::{Controller, addresses::Addresses, views::Tables};
+use crate::api::{Accepted, CreateIpv6, CreateNetwork, NetworkView, UpdateNetwork};
 use crate::records::{Edit, until_uncrossed};
 use vbm_core::{
-    Error, ErrorKind, EventKind, Kind, Meta, Network, NetworkId, NetworkSpec, NetworkStatus, ObjectRef, Port,
-    Result,
+    Error, ErrorKind, EventKind, Ipv4Range, Ipv6Spec, Kind, Meta, Network, NetworkId, NetworkSpec,
+    NetworkStatus, ObjectRef, Operation, Port, Result,
     network::{VNI_FIRST, VNI_LAST, parse_cidr},
 };
 
@@ -21,6 +21,9 @@ impl Controller {
         let mut spec =
             spec_of(request).map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let id = NetworkId::from_uuid(self.inner.ids.next());
+        check_reserved(id, &spec)?;
+        let addresses = Addresses::new(id, &spec)
+            .map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let vni = self.pick_vni().await?;
         spec.vni = Some(vni);
         let network = Network {
@@ -36,11 +39,61 @@ impl Controller {
             .create(&operation)
             .claim(vni_key(vni), id)
             .event(&self.event(EventKind::NetworkCreated, target, message));
-        self.records().commit(edit).await?;
+        self.records().commit(addresses.keep(edit)?).await?;
         Ok(Accepted {
             item: self.network_view(&id.to_string()).await?,
             operation,
         })
+    }
+
+    /// Changes who gets which address of a network from now on. Ports keep theirs.
+    ///
+    /// # Errors
+    /// What is asked makes no sense, or a port has an address that shall never be given.
+    pub async fn update_network(
+        &self,
+        network: &str,
+        request: &UpdateNetwork,
+    ) -> Result<Accepted<NetworkView>> {
+        let id = self.records().resolve::<Network>(network).await?.value.meta.id;
+        let operation = until_uncrossed(|| self.update_network_once(id, request)).await?;
+        Ok(Accepted {
+            item: self.network_view(&id.to_string()).await?,
+            operation,
+        })
+    }
+
+    async fn update_network_once(&self, id: NetworkId, request: &UpdateNetwork) -> Result<Operation> {
+        let held = self.records().must::<Network>(id).await?;
+        let name = held.value.meta.name.clone();
+        let refused = |e: Error| e.context(format!("cannot update network {name}"));
+        if held.value.meta.deleting {
+            return Err(Error::not_found("network", &name));
+        }
+        if request
+            .generation
+            .is_some_and(|g| g != held.value.meta.generation)
+        {
+            // Not `Stale`: reading again and trying again is for who asks, not for us.
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("network {name} has changed"),
+                format!("it is at generation {} now", held.value.meta.generation),
+                "read it again and repeat",
+            ));
+        }
+        let mut network = held.value.clone();
+        network.spec = updated(&network.spec, request).map_err(refused)?;
+        check_reserved(id, &network.spec).map_err(refused)?;
+        // Read under the spec that it was written under.
+        let mut addresses = self.addresses(&held.value).await?;
+        addresses.follow(&network.spec).map_err(refused)?;
+        network.meta.generation = network.meta.generation.next();
+        let target = ObjectRef::new(Kind::Network, id, &name);
+        let operation = self.operation("update", target, network.meta.generation);
+        let edit = Edit::default().update(&held, &network).create(&operation);
+        self.records().commit(addresses.keep(edit)?).await?;
+        Ok(operation)
     }
 
     /// A VXLAN network identifier that no network has.
@@ -107,13 +160,15 @@ impl Controller {
         })
     }
 
-    /// A network with the number of its ports.
+    /// A network with the number of its ports and how much of its addresses is used.
     ///
     /// # Errors
     /// It does not exist.
     pub async fn network_view(&self, network: &str) -> Result<NetworkView> {
         let record = self.records().resolve::<Network>(network).await?.value;
-        Ok(Tables::load(self.records()).await?.network(&record))
+        let mut view = Tables::load(self.records()).await?.network(&record);
+        view.usage = self.network_usage(&record).await?;
+        Ok(view)
     }
 }
 
@@ -130,14 +185,122 @@ fn spec_of(request: &CreateNetwork) -> Result<NetworkSpec> {
         // The usual pool begins behind the usual gateway; with another gateway it is all there is.
         spec.pool_first = (u32::from(spec.cidr.network()) + 1).into();
     }
+    if !request.pools.is_empty() && (request.pool_first.is_some() || request.pool_last.is_some()) {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "pools: given twice",
+            "`pools` and `pool_first` or `pool_last` speak of the same",
+            "write all of them in `pools`",
+        ));
+    }
     spec.pool_first = request.pool_first.unwrap_or(spec.pool_first);
     spec.pool_last = request.pool_last.unwrap_or(spec.pool_last);
+    set_pools(&mut spec, &request.pools);
+    spec.excluded.clone_from(&request.excluded);
+    spec.reservations.clone_from(&request.reservations);
+    spec.quarantine_seconds = request.quarantine_seconds.unwrap_or(0);
+    spec.ipv6 = request.ipv6.as_ref().map(ipv6_of).transpose()?;
     spec.dns.clone_from(&request.dns);
     spec.domain.clone_from(&request.domain);
     spec.mtu = request.mtu.unwrap_or(spec.mtu);
     spec.lease_seconds = request.lease_seconds.unwrap_or(spec.lease_seconds);
+    spec.dhcp.clone_from(&request.dhcp);
+    spec.serve_dns = request.serve_dns.unwrap_or(spec.serve_dns);
+    spec.dns_upstreams.clone_from(&request.dns_upstreams);
+    spec.metadata = request.metadata;
     spec.check()?;
     Ok(spec)
+}
+
+/// The first pool stands in fields of its own. Without any, what was stays.
+fn set_pools(spec: &mut NetworkSpec, pools: &[Ipv4Range]) {
+    if let Some((first, more)) = pools.split_first() {
+        (spec.pool_first, spec.pool_last) = (first.first(), first.last());
+        spec.more_pools = more.to_vec();
+    }
+}
+
+fn ipv6_of(request: &CreateIpv6) -> Result<Ipv6Spec> {
+    let cidr = request.cidr.parse().map_err(|_| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("ipv6.cidr: '{:.100}' is not an IPv6 network", request.cidr),
+            "it is not an address, '/' and a prefix length of 0 to 128",
+            "write it as fd00:1::/64",
+        )
+    })?;
+    let mut spec = Ipv6Spec::new(cidr)?;
+    spec.gateway = request.gateway.unwrap_or(spec.gateway);
+    spec.pools.clone_from(&request.pools);
+    spec.excluded.clone_from(&request.excluded);
+    spec.reservations.clone_from(&request.reservations);
+    Ok(spec)
+}
+
+/// The spec after an update.
+fn updated(spec: &NetworkSpec, request: &UpdateNetwork) -> Result<NetworkSpec> {
+    let mut spec = spec.clone();
+    if let Some(pools) = &request.pools {
+        if pools.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "pools: none is left",
+                "a network has one pool at least",
+                "name one range, or leave `pools` out",
+            ));
+        }
+        set_pools(&mut spec, pools);
+    }
+    if let Some(excluded) = &request.excluded {
+        spec.excluded.clone_from(excluded);
+    }
+    if let Some(reservations) = &request.reservations {
+        spec.reservations.clone_from(reservations);
+    }
+    spec.quarantine_seconds = request.quarantine_seconds.unwrap_or(spec.quarantine_seconds);
+    match (&mut spec.ipv6, &request.ipv6) {
+        (_, None) => {}
+        (Some(ipv6), Some(wanted)) => {
+            if let Some(pools) = &wanted.pools {
+                ipv6.pools.clone_from(pools);
+            }
+            if let Some(excluded) = &wanted.excluded {
+                ipv6.excluded.clone_from(excluded);
+            }
+            if let Some(reservations) = &wanted.reservations {
+                ipv6.reservations.clone_from(reservations);
+            }
+        }
+        (None, Some(_)) => {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "ipv6: the network has none",
+                "IPv6 is given to a network when it is made: its ports would have none",
+                "make another network with --ipv6 CIDR",
+            ));
+        }
+    }
+    spec.check()?;
+    Ok(spec)
+}
+
+/// The gateway's MAC follows from the id of the network: it is nobody else's.
+fn check_reserved(id: NetworkId, spec: &NetworkSpec) -> Result<()> {
+    let gateway = vbm_net::gateway_mac(id);
+    let six = spec
+        .ipv6
+        .iter()
+        .flat_map(|s| s.reservations.iter().map(|r| r.mac));
+    let mut macs = spec.reservations.iter().map(|r| r.mac).chain(six);
+    if macs.any(|mac| mac == Some(gateway)) {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("reservations: the MAC {gateway} cannot be reserved"),
+            "it is the gateway's",
+            "choose another",
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

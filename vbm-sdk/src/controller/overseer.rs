@@ -1,9 +1,9 @@
 //! The overseer: one task that looks at all records, places VMs, forgets what is gone, finishes
 //! operations, and tells the keepers of the nodes when the world has changed.
 
-use super::{Controller, keeper::Keepers, launch::release_port, moving::Movers, plan::World, traces::Traces};
+use super::{Controller, keeper::Keepers, moving::Movers, plan::World, traces::Traces};
 use crate::methods::LOST_AFTER;
-use crate::records::{Edit, Held, Record, Records};
+use crate::records::{Edit, Held, Record, Records, until_uncrossed};
 use crate::store::{Revision, StoreError};
 use futures::StreamExt;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -202,7 +202,10 @@ impl Controller {
             let target = ObjectRef::new(Kind::Network, network.meta.id, &network.meta.name);
             if let Some(held) = self.records().get::<Network>(network.meta.id).await? {
                 let event = self.event(EventKind::NetworkDeleted, target, "");
-                let mut edit = Edit::default().delete(&held).event(&event);
+                let mut edit = Edit::default()
+                    .delete(&held)
+                    .release(super::addresses::key(network.meta.id))
+                    .event(&event);
                 if let Some(vni) = network.spec.vni {
                     edit = edit.release(super::networks::vni_key(vni));
                 }
@@ -214,6 +217,16 @@ impl Controller {
     }
 
     async fn forget_vm(&self, vm: &Vm, world: &mut World) -> Result<()> {
+        // Launches on the same networks cross it often: they write the same addresses.
+        until_uncrossed(|| self.forget_vm_once(vm, world)).await?;
+        world.vms.remove(&vm.meta.id);
+        world.snapshots.retain(|_, s| s.spec.vm != vm.meta.id);
+        world.ports.retain(|_, p| p.spec.vm != vm.meta.id);
+        world.forwards.retain(|f| !vm.spec.ports.contains(&f.spec.target));
+        Ok(())
+    }
+
+    async fn forget_vm_once(&self, vm: &Vm, world: &World) -> Result<()> {
         let Some(held) = self.records().get::<Vm>(vm.meta.id).await? else {
             return Ok(());
         };
@@ -224,11 +237,11 @@ impl Controller {
         if let Some(volume) = self.records().get::<Volume>(vm.spec.root_volume).await? {
             edit = edit.delete(&volume);
         }
+        let mut ports = Vec::with_capacity(vm.spec.ports.len());
         for port in &vm.spec.ports {
-            if let Some(port) = self.records().get::<Port>(port).await? {
-                edit = release_port(edit.delete(&port), &port.value);
-            }
+            ports.extend(self.records().get::<Port>(port).await?);
         }
+        edit = self.release_ports(edit, &ports).await?;
         for forward in world
             .forwards
             .iter()
@@ -243,12 +256,7 @@ impl Controller {
         for snapshot in self.records().snapshots(vm.meta.id).await? {
             edit = edit.delete(&snapshot);
         }
-        done_or_crossed(self.records().commit(edit).await)?;
-        world.vms.remove(&vm.meta.id);
-        world.snapshots.retain(|_, s| s.spec.vm != vm.meta.id);
-        world.ports.retain(|_, p| p.spec.vm != vm.meta.id);
-        world.forwards.retain(|f| !vm.spec.ports.contains(&f.spec.target));
-        Ok(())
+        self.records().commit(edit).await.map(drop)
     }
 }
 

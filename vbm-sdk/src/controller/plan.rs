@@ -4,13 +4,13 @@
 //! compares it with what it told the node last and sends the difference.
 
 use crate::methods::{
-    GoneVm, WantedForward, WantedNetwork, WantedNic, WantedOverlay, WantedPort, WantedRemote, WantedRoot,
-    WantedVm,
+    GoneVm, WantedForward, WantedGroup, WantedNetwork, WantedNic, WantedOverlay, WantedPort, WantedRemote,
+    WantedRoot, WantedVm,
 };
 use crate::store::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use vbm_core::{
-    Forward, Group, GroupId, Image, ImageId, Network, NetworkId, Node, NodePath, Port, PortId, Rule,
+    Forward, Group, GroupId, Image, ImageId, Network, NetworkId, Node, NodePath, Peer, Port, PortId,
     Snapshot, SnapshotId, SnapshotState, Vm, VmId, Volume, VolumeId,
 };
 
@@ -89,6 +89,7 @@ impl World {
             spec: network.spec.clone(),
             forwards: forwards.map(wanted_forward).collect(),
             overlay: self.wanted_overlay(network, node, &others),
+            groups: self.wanted_groups(&ports, &others),
             ports: ports.into_iter().map(|p| self.wanted_port(p)).collect(),
         }
     }
@@ -106,28 +107,83 @@ impl World {
         Some(WantedOverlay {
             vni: network.spec.vni?,
             local: self.nodes.get(node)?.status.underlay?,
+            names: others
+                .iter()
+                .filter(|&port| remote(port).is_some())
+                .map(|port| (port.spec.address, self.hostname(port)))
+                .collect(),
             remotes: others.iter().filter_map(remote).collect(),
         })
     }
 
+    /// The groups of a node's ports, and those that their rules speak of, with the members among the others of the network.
+    fn wanted_groups(&self, ports: &[&Port], others: &[&Port]) -> Vec<WantedGroup> {
+        let of_ports: BTreeSet<GroupId> = ports.iter().flat_map(|p| &p.spec.groups).copied().collect();
+        let mut spoken_of = BTreeSet::new();
+        for group in of_ports.iter().filter_map(|id| self.groups.get(id)) {
+            spoken_of.extend(group.spec.rules.iter().filter_map(|rule| match rule.peer {
+                Some(Peer::Itself) => Some(group.meta.id),
+                Some(Peer::Group(id)) => Some(id),
+                _ => None,
+            }));
+        }
+        let addresses = |port: &&&Port| -> Vec<ipnet::IpNet> {
+            let own = ipnet::IpNet::V4(port.spec.address.into());
+            let own6 = port.spec.address6.map(|a| ipnet::IpNet::V6(a.into()));
+            std::iter::once(own)
+                .chain(own6)
+                .chain(port.spec.pairs.iter().map(|p| p.address))
+                .collect()
+        };
+        let members = |id: GroupId| -> BTreeSet<ipnet::IpNet> {
+            let of = others
+                .iter()
+                .filter(|p| spoken_of.contains(&id) && p.spec.groups.contains(&id));
+            of.flat_map(|port| addresses(&port)).collect()
+        };
+        let all: BTreeSet<GroupId> = of_ports.union(&spoken_of).copied().collect();
+        let known = all.into_iter().filter_map(|id| self.groups.get(&id));
+        known
+            .map(|group| WantedGroup {
+                id: group.meta.id,
+                name: group.meta.name.clone(),
+                spec: group.spec.clone(),
+                members: members(group.meta.id).into_iter().collect(),
+            })
+            .collect()
+    }
+
     fn wanted_port(&self, port: &Port) -> WantedPort {
-        let rules: BTreeSet<Rule> = port
-            .spec
-            .groups
-            .iter()
-            .filter_map(|g| self.groups.get(g))
-            .flat_map(|g| g.spec.rules.iter().cloned())
-            .collect();
         WantedPort {
             id: port.meta.id,
             mac: port.spec.mac,
             address: port.spec.address,
-            hostname: self
-                .vms
-                .get(&port.spec.vm)
-                .map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone()),
-            rules: rules.into_iter().collect(),
+            address6: port.spec.address6,
+            hostname: self.hostname(port),
+            metadata_route: self.tells_metadata(port),
+            rules: Vec::new(),
+            groups: port.spec.groups.clone(),
+            pairs: port.spec.pairs.clone(),
         }
+    }
+
+    /// A VM's name is its ports' host name.
+    fn hostname(&self, port: &Port) -> vbm_core::Name {
+        let vm = self.vms.get(&port.spec.vm);
+        vm.map_or_else(|| port.meta.name.clone(), |v| v.meta.name.clone())
+    }
+
+    /// Of a VM's NICs the first whose network has metadata tells the way there: two would take it from each other.
+    fn tells_metadata(&self, port: &Port) -> bool {
+        let serves = |id: &&PortId| {
+            let network = self
+                .ports
+                .get(id)
+                .and_then(|p| self.networks.get(&p.spec.network));
+            network.is_some_and(|n| n.spec.serves_metadata())
+        };
+        let vm = self.vms.get(&port.spec.vm);
+        vm.is_some_and(|vm| vm.spec.ports.iter().find(serves) == Some(&port.meta.id))
     }
 
     /// Whether a node shall take or delete a snapshot of a VM.
@@ -182,6 +238,7 @@ impl World {
                 .map(|s| (s.meta.id, s.meta.generation))
                 .collect(),
             revert: vm.spec.reverting.clone(),
+            guest: vm.spec.guest.clone(),
         })
     }
 

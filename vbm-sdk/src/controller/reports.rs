@@ -283,6 +283,7 @@ impl Controller {
             .records()
             .update::<Port>(report.port, |p| {
                 kind = match (p.status.leased_at, report.until) {
+                    _ if report.declined => Some(EventKind::PortDeclined),
                     (None, Some(_)) => Some(EventKind::PortLeased),
                     (Some(_), None) => Some(EventKind::PortReleased),
                     _ => None,

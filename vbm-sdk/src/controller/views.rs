@@ -42,8 +42,11 @@ impl Tables {
     }
 
     pub(super) fn vm(&self, vm: &Vm) -> VmView {
+        let mut shown = vm.clone();
+        // It may hold secrets, and nobody but the guest needs it again.
+        shown.spec.guest.user_data = None;
         VmView {
-            vm: vm.clone(),
+            vm: shown,
             image_name: name(&self.images, &vm.spec.image),
             nics: vm
                 .spec
@@ -89,6 +92,7 @@ impl Tables {
         NetworkView {
             network: network.clone(),
             ports: ports as u64,
+            usage: None,
         }
     }
 

@@ -175,6 +175,10 @@ impl Controller {
             matched = true;
             let mut port = held.value.clone();
             port.spec.groups.clone_from(&ids);
+            if let Some(pairs) = &request.pairs {
+                self.check_pairs(&held.value, pairs, request).await?;
+                port.spec.pairs.clone_from(pairs);
+            }
             port.meta.generation = port.meta.generation.next();
             let target = ObjectRef::new(Kind::Port, port.meta.id, &vm.value.meta.name);
             edit = edit.update(&held, &port).event(&self.event(
@@ -199,6 +203,39 @@ impl Controller {
         );
         self.records().commit(edit.create(&operation)).await?;
         Ok(operation)
+    }
+
+    /// Before they are kept: a node would refuse the whole network for one port that makes no sense.
+    async fn check_pairs(
+        &self,
+        port: &Port,
+        pairs: &[vbm_core::AddressPair],
+        request: &SetGroups,
+    ) -> Result<()> {
+        let most = vbm_core::limits::PORT_MAX_PAIRS;
+        let refuse = |why: String| {
+            Err(Error::new(
+                ErrorKind::InvalidInput,
+                "the port cannot be allowed these addresses",
+                why,
+                "name the network, and addresses beside the gateway's",
+            ))
+        };
+        if pairs.len() > most {
+            return refuse(format!("{} were given, {most} are allowed", pairs.len()));
+        }
+        if request.network.is_none() {
+            return refuse("they are those of one network, and none is named".into());
+        }
+        let network = self.records().must::<Network>(port.spec.network).await?.value;
+        for pair in pairs {
+            pair.check()?;
+            let gateway = std::net::IpAddr::V4(network.spec.gateway);
+            if pair.address.contains(&gateway) || pair.mac == Some(vbm_net::gateway_mac(network.meta.id)) {
+                return refuse(format!("the gateway {gateway} is among {}", pair.address));
+            }
+        }
+        Ok(())
     }
 
     /// A VM with what belongs to it.
@@ -351,6 +388,7 @@ mod tests {
                 node: None,
                 moving: None,
                 reverting: None,
+                guest: vbm_core::GuestData::default(),
             },
             status: VmStatus {
                 power: state,

@@ -48,7 +48,10 @@ pub(super) async fn layer(
     request: Request,
     next: Next,
 ) -> Response {
-    let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::DELETE);
+    let changes = matches!(
+        *request.method(),
+        Method::POST | Method::PUT | Method::PATCH | Method::DELETE
+    );
     // An upload is named by its content, and a secret must not be written down: both may be repeated as they are.
     let path = request.uri().path();
     let plain = ["/blobs", "/console-tokens", "/web/links"]

@@ -8,7 +8,7 @@ use super::{
 use crate::api::{
     API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
     EventView, ForwardView, LaunchRequest, List, ListQuery, MigrateRequest, NetworkView, Placement, PortView,
-    PowerRequest, Problem, SetGroups, SetRules, Version, VmView, WaitQuery,
+    PowerRequest, Problem, SetGroups, SetRules, UpdateNetwork, Version, VmView, WaitQuery,
 };
 use crate::store::Revision;
 use axum::{
@@ -50,7 +50,7 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(console_log))
         .routes(routes!(screenshot))
         .routes(routes!(list_networks, create_network))
-        .routes(routes!(get_network, delete_network))
+        .routes(routes!(get_network, update_network, delete_network))
         .routes(routes!(list_ports))
         .routes(routes!(list_volumes))
         .routes(routes!(list_groups, create_group))
@@ -243,6 +243,19 @@ endpoint! {
     /// Shows a network.
     get "/networks/{network}" "networks" [network "network"] fn get_network() -> (200, NetworkView) => |api| api.controller.network_view(&network).await?
 }
+
+/// Changes who gets which address of a network from now on.
+#[utoipa::path(patch, path = "/networks/{network}", tag = "networks", request_body = UpdateNetwork,
+    params(("network" = String, Path, description = "A name, an id, or the beginning of an id")),
+    responses((status = 202, body = Accepted<NetworkView>), (status = "default", body = Problem)))]
+async fn update_network(
+    State(api): State<ApiState>,
+    Path(network): Path<String>,
+    Json(request): Json<UpdateNetwork>,
+) -> Made<Accepted<NetworkView>> {
+    accepted(api.controller.update_network(&network, &request).await?)
+}
+
 endpoint! {
     /// Deletes a network that has no ports.
     delete "/networks/{network}" "networks" [network "network"] fn delete_network() -> (202, Accepted<NetworkView>) => |api| api.controller.delete_network(&network).await?

@@ -142,6 +142,7 @@ pub(crate) async fn group(client: &Client, group: &str, rules: &[&str]) {
         .create(CreateGroup {
             name: name(group),
             rules,
+            egress_closed: false,
         })
         .await
         .unwrap();

@@ -106,6 +106,7 @@ async fn a_rule_is_in_force_when_its_operation_is_done() {
     let groups = SetGroups {
         groups: vec!["web".into()],
         network: None,
+        pairs: None,
     };
     through(&client, client.vms().set_groups("web", groups).await)
         .await
@@ -119,6 +120,7 @@ async fn a_rule_is_in_force_when_its_operation_is_done() {
     ] {
         let rules = SetRules {
             rules: rules.iter().map(|r| r.parse().unwrap()).collect(),
+            egress_closed: None,
             generation: None,
         };
         through(&client, client.groups().set_rules("web", rules.clone()).await)

@@ -149,6 +149,7 @@ async fn what_is_in_use_is_not_deleted() {
                 SetGroups {
                     groups: vec!["g".into()],
                     network: None,
+                    pairs: None,
                 },
             )
             .await,

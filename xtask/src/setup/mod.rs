@@ -107,6 +107,11 @@ pub(crate) fn apt_update() -> Done {
 
 fn is_met(need: Need) -> bool {
     let entry = need.entry();
+    if need == Need::Yaml {
+        // A module, not a program: python itself says whether it has it.
+        let mut python = run::command("python3");
+        return run::which("python3").is_some() && run::capture(python.args(["-c", "import yaml"])).is_ok();
+    }
     entry.programs.iter().all(|program| run::which(program).is_some())
         || entry.busybox_applet.is_some_and(|applet| {
             run::which("busybox").is_some_and(|busybox| {

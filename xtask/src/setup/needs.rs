@@ -12,6 +12,8 @@ pub(crate) enum Need {
     Conntrack,
     Udhcpc,
     Busybox,
+    Dig,
+    Yaml,
     Ip,
     Ping,
     Curl,
@@ -20,6 +22,13 @@ pub(crate) enum Need {
     Node,
     Npm,
     Chromium,
+    Dhclient,
+    Dhcpcd,
+    Networkd,
+    Tshark,
+    Perfdhcp,
+    Kea,
+    Dnsmasq,
 }
 
 /// Where a need is met: `program` (or `busybox_applet` of a busybox that is there), else by installing `package`.
@@ -32,7 +41,7 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::Qemu,
         Self::QemuImg,
         Self::Redis,
@@ -42,6 +51,8 @@ impl Need {
         Self::Conntrack,
         Self::Udhcpc,
         Self::Busybox,
+        Self::Dig,
+        Self::Yaml,
         Self::Ip,
         Self::Ping,
         Self::Curl,
@@ -50,6 +61,13 @@ impl Need {
         Self::Node,
         Self::Npm,
         Self::Chromium,
+        Self::Dhclient,
+        Self::Dhcpcd,
+        Self::Networkd,
+        Self::Tshark,
+        Self::Perfdhcp,
+        Self::Kea,
+        Self::Dnsmasq,
     ];
 
     pub(super) fn entry(self) -> Entry {
@@ -90,6 +108,16 @@ impl Need {
                 "busybox-static",
                 "small servers and clients in test namespaces",
             ),
+            Self::Dig => plain(
+                &["dig"],
+                "bind9-dnsutils",
+                "asks our DNS server, in test namespaces",
+            ),
+            Self::Yaml => plain(
+                &["python3"],
+                "python3-yaml",
+                "reads what our metadata service says, as cloud-init does",
+            ),
             Self::Ip => plain(
                 &["ip"],
                 "iproute2",
@@ -122,6 +150,43 @@ impl Need {
                 &["chromium"],
                 "chromium",
                 "the browser that the page is tested in",
+            ),
+            Self::Dhclient => plain(
+                &["dhclient"],
+                "isc-dhcp-client",
+                "a DHCP client in a namespace, to test our server",
+            ),
+            // Without the service that `dhcpcd` would start.
+            Self::Dhcpcd => plain(
+                &["dhcpcd"],
+                "dhcpcd-base",
+                "a DHCP client in a namespace, to test our server",
+            ),
+            // systemd-networkd itself is not on the search path.
+            Self::Networkd => plain(
+                &["networkctl"],
+                "systemd",
+                "a DHCP client in a namespace, to test our server",
+            ),
+            Self::Tshark => plain(
+                &["tshark"],
+                "tshark",
+                "reads the frames of our DHCP server: another decoder than ours",
+            ),
+            Self::Perfdhcp => plain(
+                &["perfdhcp"],
+                "kea-admin",
+                "thousands of DHCP clients, to test and measure servers",
+            ),
+            Self::Kea => plain(
+                &["kea-dhcp4"],
+                "kea-dhcp4-server",
+                "the DHCP server that ours is measured beside",
+            ),
+            Self::Dnsmasq => plain(
+                &["dnsmasq"],
+                "dnsmasq-base",
+                "the DHCP server that ours is measured beside",
             ),
         }
     }

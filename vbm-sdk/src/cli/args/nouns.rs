@@ -6,12 +6,15 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Network {
     /// Make a network
-    Create(NetworkCreate),
+    Create(Box<NetworkCreate>),
     /// List networks
     #[command(alias = "ls")]
     List,
-    /// Show all about a network
+    /// Show all about a network, and how many of its addresses are used
+    #[command(alias = "show")]
     Info(OneNetwork),
+    /// Change who gets which of its addresses from now on; ports keep theirs
+    Update(NetworkUpdate),
     /// Delete networks that have no ports
     #[command(alias = "rm")]
     Delete(SomeNetworks),
@@ -23,7 +26,10 @@ pub(in crate::cli) enum Network {
 #[command(after_help = "\
 Examples:
   vbm network create lan 10.0.0.0/24
-  vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example")]
+  vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example
+  vbm network create web 10.2.0.0/24 --exclude 10.2.0.200-10.2.0.254 --reserve 10.2.0.9=52:54:00:ab:cd:ef --quarantine 5m
+  vbm network create six 10.3.0.0/24 --ipv6 fd00:3::/64
+  vbm network create far 10.2.0.0/24 --ntp 10.2.0.3 --route 10.9.0.0/16=10.2.0.7")]
 pub(in crate::cli) struct NetworkCreate {
     /// Its name
     pub(in crate::cli) name: String,
@@ -35,9 +41,14 @@ pub(in crate::cli) struct NetworkCreate {
     /// The gateway's address; the first usable one when left out
     #[arg(long, value_name = "IP")]
     pub(in crate::cli) gateway: Option<String>,
-    /// The addresses for VMs that ask for none; all usable ones when left out
-    #[arg(long, value_name = "FIRST-LAST")]
-    pub(in crate::cli) pool: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) plan: AddressPlan,
+    /// Its IPv6 addresses, such as fd00:1::/64; none when left out
+    #[arg(long, value_name = "CIDR")]
+    pub(in crate::cli) ipv6: Option<String>,
+    /// The gateway's IPv6 address; the first usable one when left out
+    #[arg(long, value_name = "IP", requires = "ipv6")]
+    pub(in crate::cli) gateway6: Option<String>,
     /// A DNS server to tell VMs of; may be repeated
     #[arg(long = "dns", value_name = "IP")]
     pub(in crate::cli) dns: Vec<String>,
@@ -50,6 +61,61 @@ pub(in crate::cli) struct NetworkCreate {
     /// How long a lease lasts, such as 1h
     #[arg(long, value_name = "SPAN")]
     pub(in crate::cli) lease: Option<String>,
+    /// A time server to tell VMs of; may be repeated
+    #[arg(long = "ntp", value_name = "IP")]
+    pub(in crate::cli) ntp: Vec<String>,
+    /// A domain in which VMs search names; may be repeated
+    #[arg(long = "search", value_name = "DOMAIN")]
+    pub(in crate::cli) search: Vec<String>,
+    /// A route to tell VMs of, such as 10.9.0.0/16=10.0.0.7; may be repeated
+    #[arg(long = "route", value_name = "CIDR=IP")]
+    pub(in crate::cli) routes: Vec<String>,
+    /// The file that VMs boot from the network
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) boot_file: Option<String>,
+    /// The server that has it
+    #[arg(long, value_name = "IP")]
+    pub(in crate::cli) boot_server: Option<String>,
+    /// The gateway answers no DNS
+    #[arg(long)]
+    pub(in crate::cli) no_dns: bool,
+    /// A DNS server that the gateway asks; may be repeated; those of the host when left out
+    #[arg(long = "dns-upstream", value_name = "IP")]
+    pub(in crate::cli) dns_upstreams: Vec<String>,
+    /// The metadata service of its VMs: off, token (as EC2's IMDSv2) or open
+    #[arg(long, value_name = "MODE", default_value = "token")]
+    pub(in crate::cli) metadata: String,
+}
+
+/// Who gets which address.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct AddressPlan {
+    /// The addresses for VMs that ask for none, IPv4 or IPv6; may be repeated; all usable ones when left out
+    #[arg(long = "pool", value_name = "FIRST-LAST")]
+    pub(in crate::cli) pools: Vec<String>,
+    /// Addresses that no VM gets, IPv4 or IPv6; may be repeated
+    #[arg(long = "exclude", value_name = "RANGE")]
+    pub(in crate::cli) excluded: Vec<String>,
+    /// An address for the NIC with this MAC or, without one, for who asks for it; may be repeated
+    #[arg(long = "reserve", value_name = "IP[=MAC]")]
+    pub(in crate::cli) reservations: Vec<String>,
+    /// How long an address rests after its VM was deleted, such as 5m; not at all when left out
+    #[arg(long, value_name = "SPAN")]
+    pub(in crate::cli) quarantine: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+What is given replaces all that was, of IPv4 and IPv6 each; `none` leaves nothing of it.
+
+Examples:
+  vbm network update lan --pool 10.0.0.10-10.0.0.99 --pool 10.0.0.150-10.0.0.199
+  vbm network update lan --exclude none --quarantine 0s")]
+pub(in crate::cli) struct NetworkUpdate {
+    /// The network
+    pub(in crate::cli) network: String,
+    #[command(flatten)]
+    pub(in crate::cli) plan: AddressPlan,
 }
 
 #[derive(Debug, Args)]
@@ -128,6 +194,31 @@ pub(in crate::cli) enum Port {
     List(Belonging),
 }
 
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Net {
+    /// Show whether a packet passes, its path, and the group and rule that decide
+    Trace(NetTrace),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm net trace web1 db1 tcp/5432
+  vbm net trace 192.0.2.9 web1 tcp/80         by a forward
+  vbm net trace web1 10.0.0.1 icmp/type=8 --network lan")]
+pub(in crate::cli) struct NetTrace {
+    /// Who sends: a VM or an address
+    pub(in crate::cli) from: String,
+    /// Who shall receive: a VM or an address
+    pub(in crate::cli) to: String,
+    /// What is sent: PROTOCOL[/PORT], or icmp/type=8
+    #[arg(value_name = "WHAT")]
+    pub(in crate::cli) what: String,
+    /// The network; found by the VMs when left out
+    #[arg(long, value_name = "NETWORK")]
+    pub(in crate::cli) network: Option<String>,
+}
+
 #[derive(Debug, Default, Args)]
 pub(in crate::cli) struct Belonging {
     /// Only those of this network
@@ -161,20 +252,27 @@ pub(in crate::cli) enum Group {
 }
 
 const RULES: &str = "\
-A rule is PROTOCOL[/PORTS][@CIDR]:
+A rule is [egress:]PROTOCOL[/PORTS][@PEER]:
   tcp/80                    TCP port 80, from anywhere
   udp/5000-5010@10.0.0.0/8  UDP ports 5000 to 5010, from there only
-  icmp                      ping
-  any@192.168.0.0/16        everything, from there only";
+  icmp                      ping and all else of ICMP; icmp/type=8 is ping alone, icmpv6 is of IPv6
+  any@self                  everything, from members of the same group
+  tcp/5432@group:web        TCP port 5432, from members of the group web
+  egress:tcp/443@fd00::/8   out, to there; with an egress rule nothing else may leave
+
+The group 'default' is made when it is first named: its members reach each other and everything else.";
 
 #[derive(Debug, Args)]
 #[command(after_help = RULES)]
 pub(in crate::cli) struct GroupRules {
     /// The group
     pub(in crate::cli) group: String,
-    /// What may come in
+    /// What may come in, or with egress: go out
     #[arg(value_name = "RULE")]
     pub(in crate::cli) rules: Vec<String>,
+    /// Let nothing out that no egress rule allows, also without such a rule
+    #[arg(long)]
+    pub(in crate::cli) egress_closed: bool,
 }
 
 #[derive(Debug, Args)]

@@ -130,6 +130,7 @@ async fn what_changes_something_carries_a_key_and_what_reads_carries_none() {
     let request = CreateGroup {
         name: "web".parse().unwrap(),
         rules: Vec::new(),
+        egress_closed: false,
     };
     client.groups().create(request.clone()).await.unwrap();
     client.groups().create(request).key("mine").await.unwrap();

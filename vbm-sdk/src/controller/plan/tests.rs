@@ -69,7 +69,10 @@ fn world() -> World {
         group,
         Group {
             meta: meta(group, "web"),
-            spec: GroupSpec { rules },
+            spec: GroupSpec {
+                rules,
+                egress_closed: false,
+            },
         },
     );
     for path in ["a", "b"] {
@@ -97,6 +100,7 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         node: on.map(|p| p.parse().unwrap()),
         moving: None,
         reverting: None,
+        guest: vbm_core::GuestData::default(),
     };
     world.vms.insert(
         vm,
@@ -116,7 +120,9 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         mac: Mac::local(n.into()),
         address: [10, 0, 0, n].into(),
         pinned: false,
+        address6: None,
         groups,
+        pairs: Vec::new(),
     };
     world.ports.insert(
         port,
@@ -181,8 +187,53 @@ fn a_node_holds_the_ports_rules_and_forwards_of_its_own_vms_only() {
         (a.networks[0].forwards.len(), b.networks[0].forwards.len()),
         (0, 1)
     );
-    assert_eq!(a.networks[0].ports[0].rules, ["tcp/80".parse().unwrap()]);
+    let group = &a.networks[0].groups[0];
+    assert_eq!(group.spec.rules, ["tcp/80".parse().unwrap()]);
+    assert_eq!(a.networks[0].ports[0].groups, [group.id]);
+    assert!(group.members.is_empty(), "no rule speaks of it");
     assert_eq!(a.networks[0].ports[0].hostname.as_str(), "vm5");
+}
+
+#[test]
+fn of_a_vms_nics_the_first_whose_network_has_metadata_tells_the_way_there() {
+    let mut world = world();
+    let vm = add_vm(&mut world, 5, Some("a"));
+    let first = world.ports[&world.vms[&vm].spec.ports[0]].clone();
+    let mut other = world.networks[&first.spec.network].clone();
+    other.meta.id = NetworkId::from_uuid(uuid(11));
+    let mut second = first.clone();
+    second.meta.id = PortId::from_uuid(uuid(250));
+    second.spec.network = other.meta.id;
+    second.spec.address6 = Some("fd00::5".parse().unwrap());
+    world.vms.get_mut(&vm).unwrap().spec.ports.push(second.meta.id);
+    world.ports.insert(second.meta.id, second);
+    world.networks.insert(other.meta.id, other);
+    let told = |world: &World| -> Vec<bool> {
+        let plan = world.node_plan(&path("a"));
+        let ports = plan.networks.iter().flat_map(|n| &n.ports);
+        ports.map(|p| p.metadata_route).collect()
+    };
+    assert_eq!(told(&world), [true, false]);
+    let network = world.networks.get_mut(&first.spec.network).unwrap();
+    network.spec.metadata = vbm_core::MetadataMode::Off;
+    assert_eq!(told(&world), [false, true]);
+    let plan = world.node_plan(&path("a"));
+    assert_eq!(
+        plan.networks[1].ports[0].address6,
+        Some("fd00::5".parse().unwrap()),
+        "the address of IPv6 is told too"
+    );
+}
+
+#[test]
+fn a_node_is_told_the_members_that_are_elsewhere_of_groups_that_its_rules_speak_of() {
+    let mut world = world();
+    add_vm(&mut world, 5, Some("a"));
+    add_vm(&mut world, 6, Some("b"));
+    let id = *world.groups.keys().next().unwrap();
+    world.groups.get_mut(&id).unwrap().spec = GroupSpec::default_group();
+    let a = world.node_plan(&"a".parse().unwrap());
+    assert_eq!(a.networks[0].groups[0].members, ["10.0.0.6/32".parse().unwrap()]);
 }
 
 #[test]

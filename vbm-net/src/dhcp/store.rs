@@ -1,0 +1,414 @@
+//! Where leases of pools are kept, so that a restart forgets none that was acknowledged.
+//!
+//! ```text
+//!   "VBMDHCP1" | record | record | record ...        record: length u16 | CRC-32 of the body | body
+//!                                                    body:   address | until | 0 none, 1 MAC, 2 client id | its bytes
+//! ```
+//!
+//! The log only grows at its end, one write and one `fdatasync` for all records of a commit. A crash can leave the last commit
+//! half written: reading stops at the first record that is not whole. None of what follows was acknowledged, as its
+//! commit had not returned; it is put aside in a file beside, in case it was damage and not a crash. When most of the log
+//! is history it is written anew beside and renamed.
+
+use super::book::{ClientKey, LeaseRecord};
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+use vbm_core::{Mac, Timestamp};
+
+/// Keeps leases. Called by one server at a time, on a thread where it may block.
+pub trait LeaseStore: Send + 'static {
+    /// All that is kept, each address once. Called before the first answer.
+    ///
+    /// # Errors
+    /// What cannot be read; the server does not start then, for it could give an address twice.
+    fn load(&mut self) -> io::Result<Vec<LeaseRecord>>;
+
+    /// Keeps these, in this order. When it returns well they outlive a crash; when not, none of them is acknowledged, and some may be kept.
+    ///
+    /// # Errors
+    /// What cannot be written.
+    fn commit(&mut self, records: &[LeaseRecord]) -> io::Result<()>;
+}
+
+/// Keeps nothing: for servers without a pool, and for those whose leases may be forgotten.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Forgetful;
+
+impl LeaseStore for Forgetful {
+    fn load(&mut self) -> io::Result<Vec<LeaseRecord>> {
+        Ok(Vec::new())
+    }
+    fn commit(&mut self, _: &[LeaseRecord]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const MAGIC: &[u8; 8] = b"VBMDHCP1";
+/// Length and checksum.
+const HEAD_BYTES: usize = 6;
+/// The most bytes of a body: address, end, kind, and the longest client id (several options joined, of one datagram).
+const BODY_MAX_BYTES: usize = 4_096;
+/// The log is written anew when it has this many records more than twice the addresses.
+const HISTORY_MAX_RECORDS: usize = 16_384;
+
+/// A log in a file.
+#[derive(Debug)]
+pub struct AppendLog {
+    path: PathBuf,
+    file: File,
+    /// Where the last whole commit ends.
+    end: u64,
+    records: usize,
+    live: HashMap<Ipv4Addr, LeaseRecord>,
+    /// Whether a commit failed half way: what stands behind `end` is taken away before the next.
+    torn: bool,
+    set_aside_bytes: u64,
+}
+
+impl AppendLog {
+    /// Opens the log, or makes it. What a crash left half written is put aside.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written, that another process has open, or that is something else.
+    pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let path = path.into();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        file.try_lock().map_err(|e| match e {
+            std::fs::TryLockError::WouldBlock => io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("another server keeps its leases in {}", path.display()),
+            ),
+            std::fs::TryLockError::Error(error) => error,
+        })?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let mut log = Self {
+            path,
+            file,
+            end: 0,
+            records: 0,
+            live: HashMap::new(),
+            torn: false,
+            set_aside_bytes: 0,
+        };
+        if bytes.len() < MAGIC.len() && MAGIC.starts_with(&bytes) {
+            // New, or a crash while it was made.
+            log.begin()?;
+        } else if bytes.starts_with(MAGIC) {
+            log.read(&bytes)?;
+        } else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is no log of DHCP leases", log.path.display()),
+            ));
+        }
+        Ok(log)
+    }
+
+    /// How many bytes of a half-written commit were put aside when it was opened.
+    pub const fn set_aside_bytes(&self) -> u64 {
+        self.set_aside_bytes
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(MAGIC)?;
+        self.file.sync_all()?;
+        sync_folder(&self.path)?;
+        self.end = MAGIC.len() as u64;
+        Ok(())
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes.get(MAGIC.len()..).unwrap_or_default();
+        while let Some((record, behind)) = take(rest) {
+            self.live.insert(record.address, record);
+            self.records += 1;
+            rest = behind;
+        }
+        self.set_aside_bytes = rest.len() as u64;
+        self.end = (bytes.len() - rest.len()) as u64;
+        if !rest.is_empty() {
+            let mut name = self.path.clone().into_os_string();
+            name.push(".torn");
+            std::fs::write(&name, rest)?;
+            tracing::warn!(log = %self.path.display(), bytes = rest.len(), aside = ?name, "the end of the log of leases was half written");
+            self.file.set_len(self.end)?;
+            self.file.sync_all()?;
+        }
+        self.file.seek(SeekFrom::Start(self.end))?;
+        Ok(())
+    }
+
+    /// Writes the log anew, with what holds now alone. After a crash either the old or the new one stands, whole.
+    fn compact(&mut self) -> io::Result<()> {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".new");
+        let beside = PathBuf::from(name);
+        let mut bytes = MAGIC.to_vec();
+        for record in self.live.values() {
+            put(&mut bytes, record)?;
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&beside)?;
+        file.lock()?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &self.path)?;
+        sync_folder(&self.path)?;
+        self.file = file;
+        self.end = bytes.len() as u64;
+        self.records = self.live.len();
+        Ok(())
+    }
+}
+
+impl LeaseStore for AppendLog {
+    fn load(&mut self) -> io::Result<Vec<LeaseRecord>> {
+        Ok(self.live.values().cloned().collect())
+    }
+
+    fn commit(&mut self, records: &[LeaseRecord]) -> io::Result<()> {
+        if self.torn {
+            self.file.set_len(self.end)?;
+            self.file.seek(SeekFrom::Start(self.end))?;
+            self.torn = false;
+        }
+        let mut bytes = Vec::with_capacity(records.len() * 64);
+        for record in records {
+            put(&mut bytes, record)?;
+        }
+        self.torn = true;
+        self.file.write_all(&bytes)?;
+        self.file.sync_data()?;
+        self.torn = false;
+        self.end += bytes.len() as u64;
+        self.records += records.len();
+        for record in records {
+            self.live.insert(record.address, record.clone());
+        }
+        if self.records > 2 * self.live.len() + HISTORY_MAX_RECORDS {
+            // What was committed is kept either way.
+            if let Err(error) = self.compact() {
+                tracing::warn!(log = %self.path.display(), %error, "the log of leases cannot be made smaller");
+                self.records = self.live.len();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A rename or a new file is durable when its folder is.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn put(bytes: &mut Vec<u8>, record: &LeaseRecord) -> io::Result<()> {
+    let mut body = record.address.octets().to_vec();
+    body.extend(record.until.micros().to_be_bytes());
+    match &record.client {
+        None => body.push(0),
+        Some(ClientKey::Mac(mac)) => {
+            body.push(1);
+            body.extend(mac.octets());
+        }
+        Some(ClientKey::Id(id)) => {
+            body.push(2);
+            body.extend(id);
+        }
+    }
+    if body.len() > BODY_MAX_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "a client id is too long to be kept",
+        ));
+    }
+    let length = u16::try_from(body.len()).map_err(io::Error::other)?;
+    bytes.extend(length.to_be_bytes());
+    bytes.extend(crc32(&body).to_be_bytes());
+    bytes.append(&mut body);
+    Ok(())
+}
+
+/// The next record, if it is whole.
+fn take(bytes: &[u8]) -> Option<(LeaseRecord, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
+    let (length, sum) = head.split_at_checked(2)?;
+    let length = usize::from(u16::from_be_bytes(length.try_into().ok()?));
+    let (body, rest) = rest.split_at_checked(length)?;
+    if crc32(body) != u32::from_be_bytes(sum.try_into().ok()?) {
+        return None;
+    }
+    let (address, body) = body.split_first_chunk::<4>()?;
+    let (until, body) = body.split_first_chunk::<8>()?;
+    let client = match body {
+        [0] => None,
+        [1, mac @ ..] => Some(ClientKey::Mac(Mac::new(mac.try_into().ok()?))),
+        [2, id @ ..] => Some(ClientKey::Id(id.into())),
+        _ => return None,
+    };
+    let record = LeaseRecord {
+        address: (*address).into(),
+        client,
+        until: Timestamp::from_micros(i64::from_be_bytes(*until)),
+    };
+    Some((record, rest))
+}
+
+/// The CRC of IEEE 802.3, by a table of bytes.
+fn crc32(bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = table();
+    let step = |sum: u32, byte: &u8| {
+        let at = usize::from(sum.to_le_bytes()[0] ^ byte);
+        (sum >> 8) ^ TABLE.get(at).copied().unwrap_or(0)
+    };
+    !bytes.iter().fold(u32::MAX, step)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "a table of 256, made when this is compiled"
+)]
+const fn table() -> [u32; 256] {
+    let mut table = [0; 256];
+    let mut n = 0;
+    while n < 256 {
+        let (mut sum, mut bit) = (n as u32, 0);
+        while bit < 8 {
+            sum = (sum >> 1) ^ if sum & 1 == 1 { 0xedb8_8320 } else { 0 };
+            bit += 1;
+        }
+        table[n] = sum;
+        n += 1;
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(n: u32, until: i64) -> LeaseRecord {
+        LeaseRecord {
+            address: Ipv4Addr::from(0x0a00_0000 + n),
+            client: match n % 3 {
+                0 => None,
+                1 => Some(ClientKey::Mac(Mac::local(n))),
+                _ => Some(ClientKey::Id(vec![7; usize::try_from(n).unwrap() % 300].into())),
+            },
+            until: Timestamp::from_micros(until),
+        }
+    }
+
+    fn sorted(log: &mut AppendLog) -> Vec<LeaseRecord> {
+        let mut all = log.load().unwrap();
+        all.sort_by_key(|r| r.address);
+        all
+    }
+
+    #[test]
+    fn the_sum_is_the_one_that_everybody_knows() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_a_restart_the_last_word_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases");
+        let mut log = AppendLog::open(&path).unwrap();
+        assert!(log.load().unwrap().is_empty());
+        log.commit(&[record(1, 5), record(2, 5)]).unwrap();
+        log.commit(&[record(2, 9), record(3, 1)]).unwrap();
+        assert!(AppendLog::open(&path).is_err(), "one server at a time");
+        drop(log);
+        let mut log = AppendLog::open(&path).unwrap();
+        assert_eq!(sorted(&mut log), [record(1, 5), record(2, 9), record(3, 1)]);
+        assert_eq!(log.set_aside_bytes(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_something_else_is_not_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases");
+        std::fs::write(&path, "lease 10.0.0.1 {}").unwrap();
+        assert_eq!(
+            AppendLog::open(&path).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), b"lease 10.0.0.1 {}");
+    }
+
+    #[test]
+    fn history_is_dropped_when_there_is_too_much_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases");
+        let mut log = AppendLog::open(&path).unwrap();
+        let rounds = i64::try_from(HISTORY_MAX_RECORDS / 64).unwrap() + 3;
+        for until in 0..rounds {
+            let all: Vec<_> = (0..64).map(|n| record(n, until)).collect();
+            log.commit(&all).unwrap();
+        }
+        assert!(log.records < HISTORY_MAX_RECORDS);
+        log.commit(&[record(1, 77_777)]).unwrap();
+        drop(log);
+        let mut log = AppendLog::open(&path).unwrap();
+        let all = sorted(&mut log);
+        assert_eq!(all.len(), 64);
+        assert_eq!(all[1], record(1, 77_777));
+        assert_eq!(all[2], record(2, rounds - 1));
+        assert!(AppendLog::open(&path).is_err(), "the new file is locked too");
+    }
+
+    proptest! {
+        // Each record of each case waits for the disk.
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Cut anywhere, or with any byte spoilt: what stands before it is read, what comes behind can be added and is read again.
+        #[test]
+        fn a_torn_tail_costs_only_itself(count in 1u32..20, cut in 0usize..4_000, spoil: Option<u8>) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("leases");
+            let mut log = AppendLog::open(&path).unwrap();
+            let mut ends = vec![log.end];
+            for n in 0..count {
+                log.commit(&[record(n, i64::from(n))]).unwrap();
+                ends.push(log.end);
+            }
+            drop(log);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let cut = MAGIC.len() + cut % (bytes.len() - MAGIC.len());
+            match spoil {
+                Some(byte) if bytes[cut] != byte => bytes[cut] = byte,
+                _ => bytes.truncate(cut),
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let whole = ends.iter().filter(|e| **e <= cut as u64).count() - 1;
+            let mut log = AppendLog::open(&path).unwrap();
+            let expected: Vec<_> = (0..u32::try_from(whole).unwrap()).map(|n| record(n, i64::from(n))).collect();
+            prop_assert_eq!(sorted(&mut log), expected);
+            log.commit(&[record(1_000, 3)]).unwrap();
+            drop(log);
+            let mut log = AppendLog::open(&path).unwrap();
+            prop_assert_eq!(log.load().unwrap().len(), whole + 1);
+            prop_assert_eq!(log.set_aside_bytes(), 0);
+        }
+    }
+}

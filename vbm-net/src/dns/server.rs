@@ -1,0 +1,450 @@
+//! The tasks that serve one network's DNS: one reads datagrams, one accepts connections, one for each connection and for each question
+//! that others are asked. All of them end when the server is dropped.
+
+use super::{
+    CONNECTION_IDLE_MAX, CONNECTION_MAX_QUESTIONS, CONNECTIONS_MAX, DATAGRAM_MAX_BYTES, DnsSeen,
+    FORWARDS_MAX_PENDING, PORT_CONNECTIONS_MAX, PORT_FORWARDS_MAX_PENDING, PORT_QUESTIONS_BURST,
+    PORT_QUESTIONS_PER_SECOND, WAITERS_MAX,
+    cache::{Cache, Key, Said},
+    message::{self, Asked, Read},
+    upstream::Upstream,
+    zone::Zone,
+};
+use crate::{door::Door, rate::Buckets};
+use hickory_proto::op::{Message, ResponseCode};
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::oneshot,
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vbm_core::NetworkId;
+
+/// What a server needs from outside.
+pub(crate) struct Context {
+    pub(crate) network: NetworkId,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) upstream: Upstream,
+}
+
+/// The sockets, opened in the network's namespace.
+pub(crate) struct Sockets {
+    pub(crate) udp: std::net::UdpSocket,
+    pub(crate) tcp: std::net::TcpListener,
+}
+
+/// A running server. Dropping it stops it.
+pub(crate) struct Server {
+    engine: Arc<Engine>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.engine.stop.cancel();
+    }
+}
+
+impl Server {
+    /// Starts to serve.
+    pub(crate) fn start(sockets: Sockets, zone: Zone, context: Context) -> io::Result<Self> {
+        let udp = UdpSocket::from_std(sockets.udp)?;
+        let tcp = TcpListener::from_std(sockets.tcp)?;
+        let engine = Arc::new(Engine {
+            network: context.network,
+            zone: Mutex::new(Arc::new(zone)),
+            state: Mutex::new(State {
+                buckets: Buckets::new(PORT_QUESTIONS_PER_SECOND, PORT_QUESTIONS_BURST),
+                cache: Cache::default(),
+                asking: HashMap::new(),
+                waiting: HashMap::new(),
+            }),
+            counts: Counts::default(),
+            upstream: context.upstream,
+            udp,
+            began: Instant::now(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let task = context.tracker.spawn(Arc::clone(&engine).run(tcp));
+        Ok(Self { engine, task })
+    }
+
+    /// Whether all of it runs.
+    pub(crate) fn is_running(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    /// Stops, and waits until its sockets are closed.
+    pub(crate) async fn end(mut self) {
+        self.engine.stop.cancel();
+        // A task that panicked has ended as well.
+        drop((&mut self.task).await);
+    }
+
+    /// From the next question on, this holds. Returns whether it differs from before.
+    pub(crate) fn reconfigure(&self, zone: Zone) -> bool {
+        let mut held = lock(&self.engine.zone);
+        if **held == zone {
+            return false;
+        }
+        let mut state = lock(&self.engine.state);
+        if (held.forwards, &held.upstreams) != (zone.forwards, &zone.upstreams) {
+            state.cache.clear();
+        }
+        state.buckets.retain(|who| zone.is_asker(*who));
+        *held = Arc::new(zone);
+        true
+    }
+
+    /// What it has done.
+    pub(crate) fn seen(&self) -> DnsSeen {
+        self.engine.counts.seen()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Default)]
+struct Counts {
+    questions: AtomicU64,
+    local: AtomicU64,
+    cached: AtomicU64,
+    forwarded: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+    malformed: AtomicU64,
+    limited: AtomicU64,
+    strangers: AtomicU64,
+    unsent: AtomicU64,
+}
+
+impl Counts {
+    fn seen(&self) -> DnsSeen {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        DnsSeen {
+            questions: get(&self.questions),
+            local: get(&self.local),
+            cached: get(&self.cached),
+            forwarded: get(&self.forwarded),
+            failed: get(&self.failed),
+            refused: get(&self.refused),
+            malformed: get(&self.malformed),
+            limited: get(&self.limited),
+            strangers: get(&self.strangers),
+            unsent: get(&self.unsent),
+        }
+    }
+}
+
+fn count(what: &AtomicU64) {
+    what.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Where an answer goes.
+enum Way {
+    Udp(SocketAddr),
+    Tcp(oneshot::Sender<Vec<u8>>),
+}
+
+struct Waiter {
+    asked: Box<Asked>,
+    from: Ipv4Addr,
+    way: Way,
+}
+
+/// What changes with each question. Held for moments, never across an await.
+struct State {
+    buckets: Buckets,
+    cache: Cache,
+    /// Who waits for what others are being asked.
+    asking: HashMap<Key, Vec<Waiter>>,
+    /// How many of those each port has.
+    waiting: HashMap<Ipv4Addr, usize>,
+}
+
+struct Engine {
+    network: NetworkId,
+    zone: Mutex<Arc<Zone>>,
+    state: Mutex<State>,
+    counts: Counts,
+    upstream: Upstream,
+    udp: UdpSocket,
+    began: Instant,
+    /// All but the one that waits for them.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Engine {
+    /// Serves until it is stopped or a socket fails, and ends when all its tasks have.
+    async fn run(self: Arc<Self>, tcp: TcpListener) {
+        self.tasks.spawn(Arc::clone(&self).connections(tcp));
+        Arc::clone(&self).datagrams().await;
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    async fn datagrams(self: Arc<Self>) {
+        let mut buffer = vec![0; DATAGRAM_MAX_BYTES];
+        loop {
+            let read = tokio::select! {
+                // Cancel safe: a datagram not yet read stays in the socket.
+                () = self.stop.cancelled() => return,
+                read = self.udp.recv_from(&mut buffer) => read,
+            };
+            match read {
+                Ok((length, SocketAddr::V4(from))) => {
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    self.handle(bytes, *from.ip(), Way::Udp(from.into()));
+                }
+                Ok(_) => count(&self.counts.strangers),
+                // What an earlier answer met (ICMP), not a fault of the socket.
+                Err(error) if is_passing(&error) => {}
+                Err(error) => {
+                    tracing::error!(network = %self.network, %error, "DNS by UDP stops: its socket failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn connections(self: Arc<Self>, listener: TcpListener) {
+        let door = Door::new(CONNECTIONS_MAX, PORT_CONNECTIONS_MAX);
+        loop {
+            let accepted = tokio::select! {
+                // Cancel safe: a connection not yet accepted stays in the queue.
+                () = self.stop.cancelled() => return,
+                accepted = door.accept(&listener) => accepted,
+            };
+            let Some((stream, from)) = accepted else {
+                tracing::error!(network = %self.network, "DNS stops: its socket for TCP failed");
+                return self.stop.cancel();
+            };
+            if !lock(&self.zone).is_asker(*from.ip()) {
+                count(&self.counts.strangers);
+                continue;
+            }
+            let Some(pass) = door.enter(*from.ip()) else {
+                count(&self.counts.limited);
+                continue;
+            };
+            let engine = Arc::clone(&self);
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    // The peer sees its connection end.
+                    () = engine.stop.cancelled() => {}
+                    // How a peer ends it is its own business.
+                    _ended = engine.converse(stream, from) => {}
+                }
+                drop(pass);
+            });
+        }
+    }
+
+    /// Questions on one connection, one after the other (RFC 7766).
+    async fn converse(self: &Arc<Self>, mut stream: TcpStream, from: SocketAddrV4) -> io::Result<()> {
+        for _ in 0..CONNECTION_MAX_QUESTIONS {
+            let read = async {
+                let length = stream.read_u16().await?;
+                if usize::from(length) > DATAGRAM_MAX_BYTES {
+                    return Err(io::Error::other("a question that is too long"));
+                }
+                let mut bytes = vec![0; length.into()];
+                stream.read_exact(&mut bytes).await?;
+                Ok(bytes)
+            };
+            let question = timeout(CONNECTION_IDLE_MAX, read).await??;
+            let (send, answer) = oneshot::channel();
+            self.handle(&question, *from.ip(), Way::Tcp(send));
+            // No answer: what was sent deserves none, and the connection ends.
+            let answer = answer.await.map_err(io::Error::other)?;
+            let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+            let mut framed = length.to_be_bytes().to_vec();
+            framed.extend(answer);
+            timeout(CONNECTION_IDLE_MAX, stream.write_all(&framed)).await??;
+        }
+        Ok(())
+    }
+
+    /// One message. Nothing in it can make this fail.
+    fn handle(self: &Arc<Self>, bytes: &[u8], from: Ipv4Addr, way: Way) {
+        let zone = Arc::clone(&lock(&self.zone));
+        if !zone.is_asker(from) {
+            return count(&self.counts.strangers);
+        }
+        if !lock(&self.state).buckets.take(from, self.now_ms()) {
+            return count(&self.counts.limited);
+        }
+        let asked = match message::read(bytes) {
+            Read::Asked(asked) => asked,
+            Read::Refused(answer, why) => {
+                count(&self.counts.malformed);
+                tracing::debug!(network = %self.network, %from, why, "a DNS message is refused");
+                return self.send(answer, way);
+            }
+            Read::Dropped(why) => {
+                count(&self.counts.malformed);
+                tracing::debug!(network = %self.network, %from, why, "a DNS message is dropped");
+                return;
+            }
+        };
+        count(&self.counts.questions);
+        if let Some(answer) = message::local(&zone, &asked) {
+            count(&self.counts.local);
+            return self.reply(&answer, &asked, way);
+        }
+        if !zone.forwards || !asked.recursion {
+            count(&self.counts.refused);
+            return self.reply(&message::answer(&asked, ResponseCode::Refused), &asked, way);
+        }
+        self.look_outside(&zone, Waiter { asked, from, way });
+    }
+
+    /// From the cache, from who is being asked already, or by asking.
+    fn look_outside(self: &Arc<Self>, zone: &Arc<Zone>, waiter: Waiter) {
+        let key = Key::from(&*waiter.asked);
+        let mut state = lock(&self.state);
+        if let Some((said, age)) = state.cache.get(&key, self.now_ms()) {
+            drop(state);
+            count(&self.counts.cached);
+            return self.reply(&passed_on(&waiter.asked, &said, age), &waiter.asked, waiter.way);
+        }
+        let asking = state.asking.len();
+        let mine = state.waiting.get(&waiter.from).copied().unwrap_or_default();
+        let same = state.asking.get(&key).map(Vec::len);
+        if mine >= PORT_FORWARDS_MAX_PENDING
+            || same.map_or(asking >= FORWARDS_MAX_PENDING, |n| n >= WAITERS_MAX)
+        {
+            drop(state);
+            count(&self.counts.limited);
+            return self.reply(
+                &message::answer(&waiter.asked, ResponseCode::ServFail),
+                &waiter.asked,
+                waiter.way,
+            );
+        }
+        *state.waiting.entry(waiter.from).or_default() += 1;
+        let asked = waiter.asked.clone();
+        state.asking.entry(key.clone()).or_default().push(waiter);
+        drop(state);
+        if same.is_none() {
+            count(&self.counts.forwarded);
+            self.begin(key, asked, Arc::clone(zone));
+        }
+    }
+
+    fn reply(&self, answer: &Message, asked: &Asked, way: Way) {
+        let max = match way {
+            Way::Udp(_) => asked.udp_max,
+            Way::Tcp(_) => u16::MAX,
+        };
+        match message::write(answer, max) {
+            Some(bytes) => self.send(bytes, way),
+            None => count(&self.counts.unsent),
+        }
+    }
+
+    fn send(&self, bytes: Vec<u8>, way: Way) {
+        match way {
+            // A full queue loses the answer; the client asks again.
+            Way::Udp(to) => {
+                if self.udp.try_send_to(&bytes, to).is_err() {
+                    count(&self.counts.unsent);
+                }
+            }
+            // Who hung up does not hear it.
+            Way::Tcp(to) => drop(to.send(bytes)),
+        }
+    }
+}
+
+impl Engine {
+    /// Asks others in a task of its own, which ends with the server.
+    fn begin(self: &Arc<Self>, key: Key, asked: Box<Asked>, zone: Arc<Zone>) {
+        let engine = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let said = tokio::select! {
+                () = engine.stop.cancelled() => return,
+                said = engine.upstream.ask(&asked, &zone.upstreams) => said,
+            };
+            engine.finish(key, said);
+        });
+    }
+
+    fn finish(&self, key: Key, said: Option<Said>) {
+        let said = said.map(Arc::new);
+        let waiters = {
+            let mut state = lock(&self.state);
+            let waiters = state.asking.remove(&key).unwrap_or_default();
+            for waiter in &waiters {
+                if let Some(n) = state.waiting.get_mut(&waiter.from) {
+                    *n -= 1;
+                    if *n == 0 {
+                        state.waiting.remove(&waiter.from);
+                    }
+                }
+            }
+            if let Some(said) = &said {
+                state.cache.put(key, Arc::clone(said), self.now_ms());
+            }
+            waiters
+        };
+        if said.is_none() {
+            count(&self.counts.failed);
+        }
+        for Waiter { asked, way, .. } in waiters {
+            let answer = match &said {
+                Some(said) => passed_on(&asked, said, 0),
+                None => message::answer(&asked, ResponseCode::ServFail),
+            };
+            self.reply(&answer, &asked, way);
+        }
+    }
+}
+
+/// What another server said, as an answer to this question, so many seconds later.
+fn passed_on(asked: &Asked, said: &Said, age_seconds: u32) -> Message {
+    let mut answer = message::answer(asked, said.code);
+    answer.metadata.recursion_available = true;
+    answer.metadata.authentic_data = said.authentic && asked.wants_dnssec;
+    let aged = |record: &hickory_proto::rr::Record| {
+        let mut record = record.clone();
+        record.decrement_ttl(age_seconds);
+        record
+    };
+    answer.answers = said.answers.iter().map(aged).collect();
+    answer.authorities = said.authorities.iter().map(aged).collect();
+    answer
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    use nix::libc::{ECONNREFUSED, EHOSTUNREACH, EMSGSIZE, ENETDOWN, ENETUNREACH, ENOBUFS, EPERM};
+    let passing = [
+        ECONNREFUSED,
+        EHOSTUNREACH,
+        EMSGSIZE,
+        ENETDOWN,
+        ENETUNREACH,
+        ENOBUFS,
+        EPERM,
+    ];
+    error.raw_os_error().is_some_and(|code| passing.contains(&code))
+}

@@ -1,0 +1,291 @@
+//! The addresses of networks, kept in the store.
+//!
+//! ```text
+//!   ipam/<network>                 the state of its IPAM: written only at the revision that it was read at
+//!   address/<network>/<address>    whose it is: written only while absent
+//!
+//!   launch    read ipam -> pick, pin -> [ compare ipam at its revision, claim each address ] -> else again from the start
+//! ```
+//!
+//! Two controllers that pick at the same time read the same state; one of them writes it, the other is told that it
+//! was crossed and begins anew. The claims say the same once more, address by address: should the state ever be
+//! lost, it is made again of them.
+
+use super::{Controller, launch::address_key, launch::mac_key};
+use crate::api::{NetworkUsage, NicRequest};
+use crate::records::{Edit, Held};
+use crate::store::Revision;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+use vbm_core::{Error, ErrorKind, Mac, Network, NetworkId, NetworkSpec, Port, Result, Timestamp};
+use vbm_net::ipam::{Address, Ipam, Plan, State};
+
+/// What the store keeps of a network's addresses.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    v4: State,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    v6: Option<State>,
+}
+
+/// The addresses of a network, as they were at a revision.
+pub(super) struct Addresses {
+    key: String,
+    seen: Option<Revision>,
+    v4: Ipam<Ipv4Addr>,
+    v6: Option<Ipam<Ipv6Addr>>,
+}
+
+/// What a NIC gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Given {
+    pub(super) address: Ipv4Addr,
+    /// Whether somebody asked for just this one.
+    pub(super) pinned: bool,
+    pub(super) address6: Option<Ipv6Addr>,
+}
+
+impl Addresses {
+    /// Those of a new network.
+    pub(super) fn new(id: NetworkId, spec: &NetworkSpec) -> Result<Self> {
+        Ok(Self {
+            key: key(id),
+            seen: None,
+            v4: Ipam::v4(spec)?,
+            v6: Ipam::v6(spec)?,
+        })
+    }
+
+    fn read(id: NetworkId, spec: &NetworkSpec, value: &[u8], revision: Revision) -> Result<Self> {
+        let kept: Kept = serde_json::from_slice(value).map_err(|e| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the record {} cannot be read", key(id)),
+                e.to_string(),
+                "it was written by a newer VBM, or the store was damaged: restore a backup",
+            )
+        })?;
+        let v6 = match (Plan::v6(spec)?, &kept.v6) {
+            (Some(plan), Some(state)) => Some(Ipam::restore(plan, state)?),
+            (plan, _) => plan.map(Ipam::new),
+        };
+        Ok(Self {
+            key: key(id),
+            seen: Some(revision),
+            v4: Ipam::restore(Plan::v4(spec)?, &kept.v4)?,
+            v6,
+        })
+    }
+
+    /// The MAC that the address asked for is reserved for: a NIC that asks for the one gets the other.
+    pub(super) fn mac_of(&self, wanted: &NicRequest) -> Option<Mac> {
+        let of_v4 = wanted
+            .address
+            .and_then(|a| self.v4.plan().reservation(a).flatten());
+        let of_v6 = || {
+            let ipam = self.v6.as_ref()?;
+            ipam.plan().reservation(wanted.address6?).flatten()
+        };
+        of_v4.or_else(of_v6)
+    }
+
+    fn release(&mut self, address: IpAddr, now: Timestamp) {
+        match (address, &mut self.v6) {
+            (IpAddr::V4(address), _) => drop(self.v4.release(address, now)),
+            (IpAddr::V6(address), Some(ipam)) => drop(ipam.release(address, now)),
+            (IpAddr::V6(_), None) => {}
+        }
+    }
+
+    /// Takes what is known to be given already.
+    fn adopt(&mut self, address: IpAddr, now: Timestamp) {
+        // What cannot be taken is outside of the subnet or was taken a line before: there is nothing to remember.
+        match (address, &mut self.v6) {
+            (IpAddr::V4(address), _) => {
+                let mac = self.v4.plan().reservation(address).flatten();
+                drop(self.v4.pin(address, mac, now));
+            }
+            (IpAddr::V6(address), Some(ipam)) => {
+                let mac = ipam.plan().reservation(address).flatten();
+                drop(ipam.pin(address, mac, now));
+            }
+            (IpAddr::V6(_), None) => {}
+        }
+    }
+
+    /// Follows another spec from now on.
+    pub(super) fn follow(&mut self, spec: &NetworkSpec) -> Result<()> {
+        self.v4.follow(Plan::v4(spec)?)?;
+        match (&mut self.v6, Plan::v6(spec)?) {
+            (Some(ipam), Some(plan)) => ipam.follow(plan),
+            _ => Ok(()),
+        }
+    }
+
+    fn usage(&self, now: Timestamp) -> NetworkUsage {
+        NetworkUsage {
+            ipv4: self.v4.utilisation(now).into(),
+            ipv6: self.v6.as_ref().map(|ipam| ipam.utilisation(now).into()),
+        }
+    }
+
+    /// Writes them with an edit, which is crossed when somebody else wrote them in between.
+    pub(super) fn keep(&self, edit: Edit) -> Result<Edit> {
+        let kept = Kept {
+            v4: self.v4.state(),
+            v6: self.v6.as_ref().map(Ipam::state),
+        };
+        let value = serde_json::to_vec(&kept)
+            .map_err(|e| Error::internal("the addresses of a network cannot be written", e.to_string()))?;
+        Ok(edit.swap(self.key.clone(), self.seen, Bytes::from(value)))
+    }
+}
+
+/// An address of one family; whether it was asked for.
+fn give<A: Address>(ipam: &mut Ipam<A>, wanted: Option<A>, mac: Mac, now: Timestamp) -> Result<(A, bool)> {
+    match wanted.or_else(|| ipam.plan().reserved_for(mac)) {
+        Some(address) => ipam.pin(address, Some(mac), now).map(|()| (address, true)),
+        None => ipam.allocate(None, now).map(|address| (address, false)),
+    }
+}
+
+pub(super) fn key(network: NetworkId) -> String {
+    format!("ipam/{network}")
+}
+
+impl Controller {
+    /// The addresses of a network as the store has them; made of the claims where it has none.
+    pub(super) async fn addresses(&self, network: &Network) -> Result<Addresses> {
+        let id = network.meta.id;
+        if let Some(entry) = self.records().store().get(&key(id)).await? {
+            return Addresses::read(id, &network.spec, &entry.value, entry.revision);
+        }
+        let mut addresses = Addresses::new(id, &network.spec)?;
+        self.adopt_claims(id, &mut addresses).await?;
+        Ok(addresses)
+    }
+
+    async fn adopt_claims(&self, network: NetworkId, addresses: &mut Addresses) -> Result<()> {
+        for claim in self.records().keys_below(&format!("address/{network}/")).await? {
+            if let Ok(address) = claim.parse() {
+                addresses.adopt(address, self.now());
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_claimed(&self, network: NetworkId, address: IpAddr) -> Result<bool> {
+        let claim = self.records().store().get(&address_key(network, address)).await?;
+        Ok(claim.is_some())
+    }
+
+    /// Takes what a NIC asks for, what is reserved for its MAC, or what the pools give.
+    pub(super) async fn take_addresses(
+        &self,
+        network: NetworkId,
+        addresses: &mut Addresses,
+        wanted: &NicRequest,
+        mac: Mac,
+    ) -> Result<Given> {
+        if let (None, Some(address)) = (&addresses.v6, wanted.address6) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("address6: {address} cannot be used"),
+                "the network has no IPv6",
+                "leave it out, or make a network with --ipv6 CIDR",
+            ));
+        }
+        let now = self.now();
+        let (mut address, mut pinned) = give(&mut addresses.v4, wanted.address, mac, now)?;
+        if self.is_stray(network, address.into(), pinned).await? {
+            self.adopt_claims(network, addresses).await?;
+            (address, pinned) = give(&mut addresses.v4, wanted.address, mac, now)?;
+        }
+        let mut address6 = None;
+        if let Some(ipam) = &mut addresses.v6 {
+            let (mut address, pinned) = give(ipam, wanted.address6, mac, now)?;
+            if self.is_stray(network, address.into(), pinned).await? {
+                self.adopt_claims(network, addresses).await?;
+                if let Some(ipam) = &mut addresses.v6 {
+                    (address, _) = give(ipam, wanted.address6, mac, now)?;
+                }
+            }
+            address6 = Some(address);
+        }
+        Ok(Given {
+            address,
+            pinned,
+            address6,
+        })
+    }
+
+    /// Whether an address that was free by the state is claimed all the same: a controller of before, which knows no state,
+    /// gave it, or the state is older than the claims. Then the claims are right.
+    async fn is_stray(&self, network: NetworkId, address: IpAddr, pinned: bool) -> Result<bool> {
+        let claimed = self.is_claimed(network, address).await?;
+        if claimed && pinned {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("the address {address} is taken"),
+                "another port of the network has it",
+                "leave the address out, or choose another",
+            ));
+        }
+        Ok(claimed)
+    }
+
+    /// The same; `None` when what the store has cannot be read. That stops launches on the network, and nothing else.
+    async fn readable_addresses(&self, network: &Network) -> Result<Option<Addresses>> {
+        match self.addresses(network).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tracing::error!(network = %network.meta.name, error = %error.inline(), "its addresses cannot be read");
+                Ok(None)
+            }
+            addresses => addresses.map(Some),
+        }
+    }
+
+    /// How much of a network's addresses is used, as far as anybody can tell.
+    pub(super) async fn network_usage(&self, network: &Network) -> Result<Option<NetworkUsage>> {
+        let addresses = self.readable_addresses(network).await?;
+        Ok(addresses.map(|a| a.usage(self.now())))
+    }
+
+    /// Deletes ports with an edit: their MACs are free again, their addresses begin to rest.
+    pub(super) async fn release_ports(&self, mut edit: Edit, ports: &[Held<Port>]) -> Result<Edit> {
+        let mut networks: BTreeMap<NetworkId, Option<Addresses>> = BTreeMap::new();
+        for held in ports {
+            let (port, spec) = (&held.value, &held.value.spec);
+            edit = edit.delete(held).release(mac_key(spec.mac));
+            let both = [Some(IpAddr::V4(spec.address)), spec.address6.map(IpAddr::V6)];
+            for address in both.into_iter().flatten() {
+                let claim = address_key(spec.network, address);
+                let owner = self.records().store().get(&claim).await?;
+                if owner.is_some_and(|entry| entry.value != port.meta.id.to_string().as_bytes()) {
+                    tracing::error!(port = %port.meta.id, %address, "the address is another port's: it stays taken");
+                    continue;
+                }
+                edit = edit.release(claim);
+                if !networks.contains_key(&spec.network)
+                    && let Some(network) = self.records().get::<Network>(spec.network).await?
+                {
+                    // A later spec would read them otherwise.
+                    edit = edit.rests_on(&network);
+                    networks.insert(spec.network, self.readable_addresses(&network.value).await?);
+                }
+                if let Some(Some(addresses)) = networks.get_mut(&spec.network) {
+                    addresses.release(address, self.now());
+                }
+            }
+        }
+        networks
+            .values()
+            .flatten()
+            .try_fold(edit, |edit, addresses| addresses.keep(edit))
+    }
+}
