@@ -13,9 +13,9 @@
 //! are ignored; a version or kind that it does not know makes the frame undecodable, and the frame is skipped.
 //! Decoding never panics and never allocates by a length it has not checked.
 
-use crate::{codec::Codec, limits};
+use crate::{BadInput, codec::Codec, limits};
 use bytes::{BufMut, Bytes, BytesMut};
-use std::{cell::RefCell, time::Duration};
+use std::{cell::RefCell, cmp::Ordering, time::Duration};
 use uuid::Uuid;
 use vbm_core::{Epoch, NodePath};
 
@@ -189,8 +189,24 @@ pub struct Envelope {
 
 /// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a frame of the bus: {0}")]
-pub struct DecodeError(&'static str);
+#[error("not a frame of the bus: {why}")]
+pub struct DecodeError {
+    what: BadInput,
+    why: &'static str,
+}
+
+impl DecodeError {
+    const CUT_OFF: Self = Self::new(BadInput::CutOff, "it is cut off");
+
+    const fn new(what: BadInput, why: &'static str) -> Self {
+        Self { what, why }
+    }
+
+    /// Which kind of bad input they are.
+    pub const fn kind(&self) -> BadInput {
+        self.what
+    }
+}
 
 impl Envelope {
     /// Writes the frame. Parts that are too long for their length field are cut off by the checks of the caller.
@@ -219,20 +235,25 @@ impl Envelope {
     /// When the bytes are anything else.
     pub fn decode(frame: &Bytes) -> Result<Self, DecodeError> {
         if frame.len() > FRAME_MAX_BYTES {
-            return Err(DecodeError("it is too long"));
+            return Err(DecodeError::new(BadInput::TooLarge, "it is too long"));
         }
         let mut reader = Reader { frame, at: 0 };
         if reader.take(2)? != MAGIC {
-            return Err(DecodeError("it does not begin with the magic"));
+            return Err(DecodeError::new(
+                BadInput::NoFrame,
+                "it does not begin with the magic",
+            ));
         }
         if reader.u8()? != VERSION {
-            return Err(DecodeError("its version is not known"));
+            return Err(DecodeError::new(BadInput::Version, "its version is not known"));
         }
         let (kind, flags) = (reader.u8()?, reader.u8()?);
-        let kind = Kind::from_wire(kind, flags).ok_or(DecodeError("its kind is not known"))?;
-        let codec = Codec::from_byte(reader.u8()?).ok_or(DecodeError("its codec is not known"))?;
+        let kind = Kind::from_wire(kind, flags)
+            .ok_or(DecodeError::new(BadInput::UnknownKind, "its kind is not known"))?;
+        let codec = Codec::from_byte(reader.u8()?)
+            .ok_or(DecodeError::new(BadInput::UnknownKind, "its codec is not known"))?;
         let attempt = reader.u16()?;
-        let id = Uuid::from_slice(reader.take(16)?).map_err(|_| DecodeError("its id is cut off"))?;
+        let id = Uuid::from_slice(reader.take(16)?).map_err(|_| DecodeError::CUT_OFF)?;
         let ttl_ms = reader.u32()?;
         let epoch = Epoch(reader.u64()?);
         let method_len = usize::from(reader.u8()?);
@@ -242,8 +263,13 @@ impl Envelope {
         let method = reader.text(method_len)?.to_owned();
         let caller = known_path(reader.text(caller_len)?)?;
         let tlvs = Tlvs::read(reader.take(tlv_len)?)?;
-        if usize::try_from(body_len).ok() != Some(frame.len() - reader.at) {
-            return Err(DecodeError("its body has another length"));
+        let (said, there) = (usize::try_from(body_len).ok(), frame.len() - reader.at);
+        match said.map(|said| said.cmp(&there)) {
+            Some(Ordering::Equal) => {}
+            Some(Ordering::Less) => {
+                return Err(DecodeError::new(BadInput::Damaged, "more follows behind it"));
+            }
+            _ => return Err(DecodeError::CUT_OFF),
         }
         Ok(Self {
             kind,
@@ -346,7 +372,7 @@ fn known_path(text: &str) -> Result<NodePath, DecodeError> {
         }
         let path: NodePath = text
             .parse()
-            .map_err(|_| DecodeError("its caller is no node path"))?;
+            .map_err(|_| DecodeError::new(BadInput::Damaged, "its caller is no node path"))?;
         known.resize(KNOWN_PATHS, NodePath::root());
         known[at] = path.clone();
         Ok(path)
@@ -491,13 +517,13 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
-        let end = self.at.checked_add(count).ok_or(DecodeError("it is cut off"))?;
-        let part = self.frame.get(self.at..end).ok_or(DecodeError("it is cut off"))?;
+        let end = self.at.checked_add(count).ok_or(DecodeError::CUT_OFF)?;
+        let part = self.frame.get(self.at..end).ok_or(DecodeError::CUT_OFF)?;
         self.at = end;
         Ok(part)
     }
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        self.take(N)?.try_into().map_err(|_| DecodeError("it is cut off"))
+        self.take(N)?.try_into().map_err(|_| DecodeError::CUT_OFF)
     }
     fn u8(&mut self) -> Result<u8, DecodeError> {
         self.array::<1>().map(|[byte]| byte)
@@ -512,7 +538,8 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
     fn text(&mut self, count: usize) -> Result<&'a str, DecodeError> {
-        std::str::from_utf8(self.take(count)?).map_err(|_| DecodeError("its text is not UTF-8"))
+        std::str::from_utf8(self.take(count)?)
+            .map_err(|_| DecodeError::new(BadInput::Damaged, "its text is not UTF-8"))
     }
 }
 
@@ -593,7 +620,8 @@ mod tests {
     fn a_frame_cut_anywhere_is_refused() {
         let frame = sample().encode();
         for end in 0..frame.len() {
-            assert!(Envelope::decode(&frame.slice(..end)).is_err(), "cut at {end}");
+            let refused = Envelope::decode(&frame.slice(..end)).unwrap_err();
+            assert_eq!(refused.kind(), BadInput::CutOff, "cut at {end}");
         }
     }
 

@@ -153,6 +153,8 @@ pub(crate) struct Entry {
     pub(crate) streams: bool,
     pub(crate) version: u32,
     pub(crate) pace: Arc<Pace>,
+    /// Whether a body can be read as its request.
+    pub(crate) reads: fn(Codec, &Bytes) -> bool,
 }
 
 /// Whether the handler of a method is quick up to where it first waits. Such a one begins in the dispatcher: most end
@@ -233,6 +235,7 @@ impl Router {
                 pace: Arc::default(),
                 recorded: M::RECORDED,
                 version: M::VERSION,
+                reads: |codec, body| read_request::<M>(codec, body).is_ok(),
                 streams: false,
             },
         );
@@ -279,6 +282,7 @@ impl Router {
                 kept: false,
                 recorded: false,
                 version: M::VERSION,
+                reads: |codec, body| read_request::<M>(codec, body).is_ok(),
                 streams: true,
                 pace: Arc::default(),
             },

@@ -8,10 +8,13 @@
 
 mod common;
 
-use common::{RedisServer, left_out, sets::SentinelSet};
+use common::{
+    RedisServer, left_out,
+    proofs::{Proofs, document},
+    sets::SentinelSet,
+};
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -204,55 +207,15 @@ async fn a_stream_over_a_failover_goes_on_without_a_gap_or_ends_in_a_fate() {
     n1.shutdown().await;
 }
 
-/// The functions of all files below a folder, as `stem::name` of a file's stem.
-fn functions(folder: &Path, found: &mut BTreeMap<String, Vec<String>>) {
-    for file in std::fs::read_dir(folder).unwrap() {
-        let file = file.unwrap().path();
-        if file.is_dir() {
-            functions(&file, found);
-        } else if file.extension().is_some_and(|end| end == "rs") {
-            let stem = file.file_stem().unwrap().to_str().unwrap().to_owned();
-            let text = std::fs::read_to_string(&file).unwrap();
-            let names = text.split("fn ").skip(1).map(|rest| {
-                let name = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-                name.take(1).collect::<String>()
-            });
-            found.entry(stem).or_default().extend(names);
-        }
-    }
-}
-
 #[test]
 fn every_cell_of_the_table_of_fates_names_a_test_that_is_there() {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = BTreeMap::new();
-    functions(&here.join("tests"), &mut found);
-    let mut contract = BTreeMap::new();
-    functions(&here.join("src/conformance"), &mut contract);
-    let sentences: Vec<String> = contract.into_values().flatten().collect();
-    found.entry("conformance".into()).or_default().extend(sentences);
-    let text = std::fs::read_to_string(here.join("../docs/rpc.md")).unwrap();
+    let (proofs, text) = (Proofs::find(), document("rpc.md"));
     let (_, table) = text.split_once("## Fates").expect("the section of fates");
     let table = table.split("\n## ").next().unwrap();
     let mut cells = 0;
     for row in table.lines().filter(|line| line.starts_with("| *")) {
         for cell in row.trim_matches('|').split(" | ").skip(1) {
-            let tests: Vec<(&str, &str)> = cell
-                .split('`')
-                .skip(1)
-                .step_by(2)
-                .filter_map(|name| name.split_once("::"))
-                .collect();
-            assert!(
-                !tests.is_empty(),
-                "no test stands behind this cell: {cell}\nof: {row}"
-            );
-            for (file, name) in tests {
-                let there = found
-                    .get(file)
-                    .is_some_and(|names| names.iter().any(|known| known == name));
-                assert!(there, "there is no test {name} in {file}: {row}");
-            }
+            proofs.check(cell, row);
             cells += 1;
         }
     }

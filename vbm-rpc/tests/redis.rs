@@ -22,7 +22,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, BusError, Context, Fate, Member, Method, Route, Router,
+    BadInput, Bus, BusError, Context, Fate, Member, Method, Route, Router,
     redis::{RedisConfig, RedisTransport},
 };
 
@@ -335,6 +335,14 @@ async fn garbage_in_every_stream_is_skipped_and_removed() {
                 .await
                 .unwrap();
             left == 0
+        })
+        .await;
+    }
+    // Of each five, four are no frames and one is cut off; a broadcast without a scope is each member's to count.
+    for (bus, no_frame, cut_off) in [(&n1, 4 + 4 + 5, 2), (&bus, 4 + 5, 1)] {
+        until("all of it is counted", async || {
+            let counts = bus.stats().bad_input;
+            (counts.of(BadInput::NoFrame), counts.of(BadInput::CutOff)) == (no_frame, cut_off)
         })
         .await;
     }

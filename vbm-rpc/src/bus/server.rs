@@ -14,7 +14,7 @@ use super::{
     tickets::TicketJob,
 };
 use crate::{
-    Fate, MemberInfo, Route, Router,
+    BadInput, Fate, MemberInfo, Route, Router,
     admin::Stage,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
@@ -170,13 +170,15 @@ impl Server {
                 return self.accept_submitted(request, delivery, permit);
             }
             Ok(other) => {
-                self.counters.frame_refused();
-                tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
-                return delivery.done.bury(delivery.frame, "it is no request");
+                let why = format!("it is no request: {:?}", other.kind);
+                self.odd(BadInput::OutOfPlace, &other, &why);
+                return delivery.done.bury(delivery.frame, &why);
             }
             Err(error) => {
-                self.counters.frame_refused();
-                tracing::warn!(%error, bytes = delivery.frame.len(), "an entry of the request queue was skipped");
+                let home = delivery.done.home();
+                let place = home.map_or_else(|| "a broadcast".to_owned(), |home| home.to_string());
+                let detail = format_args!("{} bytes were skipped: {error}", delivery.frame.len());
+                self.counters.bad.note(error.kind(), &place, detail);
                 return delivery.done.bury(delivery.frame, &error.to_string());
             }
         };
@@ -308,19 +310,27 @@ impl Server {
     async fn execute(&self, job: &Job) -> (Answer, After) {
         let request = &job.request;
         if job.deadline <= Instant::now() {
-            return (ended(EndCode::Expired, ""), After::Forget);
+            return (self.late(job), After::Forget);
         }
         let Some(entry) = self.router.find(&request.method) else {
             let why = format!("{} does not know the method '{}'", self.me.path, request.method);
+            self.odd(
+                BadInput::UnknownMethod,
+                request,
+                "this member does not know the method",
+            );
             return (ended(EndCode::NoRoute, &why), After::Forget);
         };
         match self.look_for(entry, job).await {
             Looked::Fresh => {}
             Looked::Recorded(answer) => return (answer, After::Keep),
             Looked::Conflict => return (refusal(request.codec, &key_conflict()), After::Forget),
-            Looked::Late => return (ended(EndCode::Expired, ""), After::Forget),
+            Looked::Late => return (self.late(job), After::Forget),
         }
         if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
+            if error.kind() == ErrorKind::Stale {
+                self.odd(BadInput::StaleEpoch, request, error.inline());
+            }
             return (refusal(request.codec, &error), After::Forget);
         }
         if entry.streams != (request.kind == Kind::Open) {
@@ -365,11 +375,38 @@ impl Server {
             },
             (Some(Err(fate)), _) => match ended_by(&fate) {
                 Some(ended) => return (ended, After::Forget),
-                None => refusal(request.codec, &Error::from(fate)),
+                None => {
+                    let error = Error::from(fate);
+                    // Only who refused its input is asked whether it could read it.
+                    if error.kind() == ErrorKind::InvalidInput && !(entry.reads)(request.codec, &request.body)
+                    {
+                        self.odd(BadInput::Unreadable, request, error.inline());
+                    }
+                    refusal(request.codec, &error)
+                }
             },
         };
         self.record(entry, job, &answer).await;
         (answer, if entry.kept { After::Keep } else { After::Forget })
+    }
+
+    /// The end of a request whose deadline passed before it was begun.
+    #[cold]
+    fn late(&self, job: &Job) -> Answer {
+        let by = Instant::now().saturating_duration_since(job.deadline);
+        let why = format_args!(
+            "its deadline had passed {} ms ago: it is not begun",
+            by.as_millis()
+        );
+        self.odd(BadInput::Late, &job.request, why);
+        ended(EndCode::Expired, "")
+    }
+
+    /// Something is wrong with a frame that can be read: counts it, with who sent it.
+    #[cold]
+    pub(super) fn odd(&self, what: BadInput, frame: &Envelope, why: impl std::fmt::Display) {
+        let detail = format_args!("{} ({}): {why}", frame.method, frame.id);
+        self.counters.bad.note(what, frame.caller.as_str(), detail);
     }
 
     fn open(&self, job: &Job, token: &CancellationToken) -> Option<Served> {

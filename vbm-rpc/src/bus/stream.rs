@@ -18,7 +18,7 @@ use super::{
     signs::{self, Sign},
 };
 use crate::{
-    CallOptions, Fate, Route, StreamMethod,
+    BadInput, CallOptions, Fate, Route, StreamMethod,
     codec::Codec,
     envelope::{Envelope, Kind},
     limits,
@@ -385,11 +385,21 @@ impl<M: StreamMethod> ItemStream<M> {
     fn item(&mut self, codec: Codec, body: &Bytes) -> Result<M::Item, Fate> {
         codec.decode(body).map_err(|why| {
             self.give_up();
-            Fate::Refused(
-                Error::internal(format!("an item of {} cannot be read", M::NAME), why)
-                    .with_outcome(Outcome::Unknown),
-            )
+            let what = format!("an item of {} cannot be read", M::NAME);
+            self.unreadable(Error::internal(what, why).with_outcome(Outcome::Unknown))
         })
+    }
+
+    /// The fate of a stream of which something cannot be read.
+    #[cold]
+    fn unreadable(&self, error: Error) -> Fate {
+        let place = match self.inlet.sender() {
+            Some(Destination::Inbox { path, .. }) => path.to_string(),
+            _ => self.flight.to.to_string(),
+        };
+        let bad = &self.flight.shared.counters.bad;
+        bad.note(BadInput::Unreadable, &place, error.inline());
+        Fate::Refused(error)
     }
 
     /// The last word: nothing more after a good end, its fate after any other.
@@ -412,10 +422,10 @@ impl<M: StreamMethod> ItemStream<M> {
                 self.end = Some(end);
                 None
             }
-            Err(why) => Some(Fate::Refused(
-                Error::internal(format!("the end of {} cannot be read", M::NAME), why)
-                    .with_outcome(Outcome::Applied),
-            )),
+            Err(why) => {
+                let what = format!("the end of {} cannot be read", M::NAME);
+                Some(self.unreadable(Error::internal(what, why).with_outcome(Outcome::Applied)))
+            }
         }
     }
 }

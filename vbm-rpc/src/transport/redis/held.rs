@@ -9,7 +9,7 @@ use super::{
     quarantine::Suspect,
 };
 use crate::{
-    Route,
+    BadInput, Route,
     transport::{Completion, Delivery, Keeper},
 };
 use bytes::Bytes;
@@ -104,7 +104,7 @@ impl Core {
             return Vec::new();
         }
         if entry.frames.is_empty() {
-            tracing::warn!(%key, id = entry.id, "an entry that is no frame of the bus was removed");
+            self.no_frame(key, &entry.id);
             self.push(Op::Bury(Letter {
                 queue: key.clone(),
                 entry: entry.id.clone(),
@@ -135,6 +135,12 @@ impl Core {
             done: Completion::new(held.clone()),
         };
         entry.frames.into_iter().map(delivery).collect()
+    }
+
+    /// An entry holds no frame of the bus: counts it.
+    pub(super) fn no_frame(&self, key: &str, id: &str) {
+        let detail = format_args!("the entry {id} cannot be read");
+        self.inbound.bad_input(BadInput::NoFrame, key, detail);
     }
 
     /// Whether an entry is so old that another process may have had it.
