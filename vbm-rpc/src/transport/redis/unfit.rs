@@ -8,7 +8,7 @@ use super::{
     connect::{Commands, Down},
     start,
 };
-use crate::{BadInput, BusError};
+use crate::{BadInput, BusError, transport::SendError};
 
 /// Why a server cannot carry the bus, and what to do.
 #[derive(Debug)]
@@ -35,6 +35,14 @@ pub(super) fn full(why: &str) -> Unfit {
         why: format!("its memory is full: {why}"),
         fix: "raise maxmemory, or find out with `redis-cli --bigkeys` what fills it",
     }
+}
+
+/// A refusal of one command by a server that works otherwise: nothing was written.
+pub(super) fn refusal(why: &str) -> SendError {
+    if why.contains("OOM") {
+        return SendError::Overloaded(format!("the memory of Redis is full: {why}"));
+    }
+    SendError::NoRoute(format!("Redis refused it: {why}"))
 }
 
 fn says(why: &str, words: &[&str]) -> bool {

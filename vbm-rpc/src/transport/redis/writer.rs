@@ -23,6 +23,7 @@ use super::{
     presence::{self, Claim},
     records::Recorded,
     retract::{self, Verdict},
+    unfit,
 };
 use crate::{limits::PRESENCE_TTL, transport::SendError};
 use std::{collections::HashMap, mem, sync::Arc, time::Duration};
@@ -371,7 +372,7 @@ impl Writer {
                 }
                 let _known = core.server_refused(&why);
                 for op in chunk {
-                    op.not_kept(refusal(&why));
+                    op.not_kept(unfit::refusal(&why));
                 }
                 continue;
             }
@@ -457,14 +458,6 @@ fn kept(replicas: Option<i64>) -> Result<(), SendError> {
         ))),
         _ => Ok(()),
     }
-}
-
-/// A refusal of one command by a server that works otherwise: nothing was written.
-fn refusal(why: &str) -> SendError {
-    if why.contains("OOM") {
-        return SendError::Overloaded(format!("the memory of Redis is full: {why}"));
-    }
-    SendError::NoRoute(format!("Redis refused it: {why}"))
 }
 
 fn absent(target: &Target) -> String {
