@@ -12,6 +12,7 @@ use common::{
     RedisServer, left_out,
     proofs::{Proofs, document},
     sets::SentinelSet,
+    words::{PATIENCE, client, offer, path, within},
 };
 use std::{
     collections::BTreeMap,
@@ -19,13 +20,10 @@ use std::{
     time::Duration,
 };
 use tokio::time::{sleep, timeout};
-use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Durability, Fate, ItemSink, Member, Method, Route, Router, Service,
-    StreamMethod, StreamOptions, TicketState, redis::RedisTransport,
+    Bus, Context, Durability, Fate, ItemSink, Method, Route, Router, StreamMethod, StreamOptions,
+    TicketState, redis::RedisTransport,
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Put;
 impl Method for Put {
@@ -56,16 +54,8 @@ impl Ledger {
     }
 }
 
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-
 fn node() -> Route {
     Route::node(path("n1"))
-}
-
-fn options() -> CallOptions {
-    CallOptions::default().deadline(PATIENCE)
 }
 
 async fn serve(transport: &RedisTransport, boot: &str, ledger: &Ledger) -> Bus {
@@ -84,14 +74,7 @@ async fn serve(transport: &RedisTransport, boot: &str, ledger: &Ledger) -> Bus {
                 Ok(0)
             },
         );
-    let member = Member::new(path("n1"), boot).service(Service::new("worker").unwrap());
-    Bus::attach(transport.clone(), member, router).await.unwrap()
-}
-
-async fn client(transport: &RedisTransport, at: &str) -> Bus {
-    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new())
-        .await
-        .unwrap()
+    offer(transport, ("n1", boot), router).await
 }
 
 /// Casts to a worker that has just died, then the server dies; gives what the worker's next life did.
@@ -103,13 +86,13 @@ async fn casts_over_a_death_of_the_server(server: &mut RedisServer) -> BTreeMap<
     );
     n1.kill().await;
     for n in 1..=20 {
-        assert_eq!(bus.cast::<Put>(&node(), &n, options()).await, Ok(()));
+        assert_eq!(bus.cast::<Put>(&node(), &n, within(PATIENCE)).await, Ok(()));
     }
     server.kill().await;
     server.restart().await;
     let n1 = serve(&transport, "boot-2", &ledger).await;
     // What was left in the queue comes before it.
-    assert_eq!(bus.call::<Put>(&node(), &0, options()).await, Ok(0));
+    assert_eq!(bus.call::<Put>(&node(), &0, within(PATIENCE)).await, Ok(0));
     bus.shutdown().await;
     n1.shutdown().await;
     let mut done = ledger.all();
@@ -150,7 +133,7 @@ async fn a_replicated_ticket_outlives_the_master_its_submitter_and_its_worker() 
         client(&transport, "c1").await,
     );
     n1.kill().await;
-    let safe = options().durability(Durability::Replicated);
+    let safe = within(PATIENCE).durability(Durability::Replicated);
     let ticket = bus.submit::<Put>(&node(), &7, safe.into()).await.unwrap();
     let before = set.master().await.unwrap();
     set.servers[before].kill();
@@ -198,7 +181,7 @@ async fn a_stream_over_a_failover_goes_on_without_a_gap_or_ends_in_a_fate() {
     drop(items);
     assert_ne!(set.moved_from(before).await, before);
     assert_eq!(
-        timeout(PATIENCE, bus.call::<Put>(&node(), &1, options()))
+        timeout(PATIENCE, bus.call::<Put>(&node(), &1, within(PATIENCE)))
             .await
             .unwrap(),
         Ok(1)
