@@ -1,6 +1,6 @@
 //! A server that is not fit to carry the bus: which way, by what redis-rs, the system or the server says.
 //!
-//! At the start that is an error for who connects ([`start`](super::start)). Later it is an outage: calls end in their
+//! At the start that is an error for who connects ([`start`]). Later it is an outage: calls end in their
 //! fates, connections are tried again, and here it is counted as bad input and said once.
 
 use super::{
