@@ -16,6 +16,7 @@
 //! The second part is a future of the transport and of whatever must live as long as the test; `None` leaves the test
 //! out, and has said why.
 
+mod bad_input;
 mod calls;
 mod delivery;
 mod durability;
@@ -28,6 +29,7 @@ mod strangers;
 mod streams;
 mod tickets;
 
+pub use bad_input::*;
 pub use calls::*;
 pub use delivery::*;
 pub use durability::*;
@@ -153,6 +155,9 @@ macro_rules! transport_conformance {
             presence_tells_the_versions_of_methods
             every_member_answers_a_ping
             an_answer_of_somebody_who_was_not_asked_is_dropped
+            frames_that_cannot_be_used_are_counted_by_their_kind
+            requests_that_cannot_be_done_are_counted_by_their_kind
+            answers_that_cannot_be_used_are_counted_by_who_gets_them
         }
     };
     (@all $attributes:tt $fixture:expr; $($name:ident)*) => {

@@ -13,9 +13,17 @@
 //! are ignored; a version or kind that it does not know makes the frame undecodable, and the frame is skipped.
 //! Decoding never panics and never allocates by a length it has not checked.
 
-use crate::{codec::Codec, limits};
-use bytes::{BufMut, Bytes, BytesMut};
-use std::{cell::RefCell, time::Duration};
+mod kind;
+mod look;
+
+pub use kind::{EndCode, Kind};
+pub(crate) use look::{
+    FLAG_CONTROL, FLAG_TRACED, cap_ttl, flags, is_cancel, is_control, label, next_attempt, peek, within,
+};
+
+use crate::{BadInput, codec::Codec, limits};
+use bytes::{BufMut, Bytes};
+use std::{cell::RefCell, cmp::Ordering};
 use uuid::Uuid;
 use vbm_core::{Epoch, NodePath};
 
@@ -30,133 +38,9 @@ pub const FRAME_MAX_BYTES: usize = limits::PAYLOAD_MAX_BYTES + 4096;
 
 /// Tag and length of a TLV.
 const TLV_HEADER_BYTES: usize = 3;
-/// Of a request: its caller wants a stream.
-const FLAG_OPEN: u8 = 0x10;
-/// Of a request: its caller listens to progress.
-const FLAG_WATCHED: u8 = 0x20;
-/// Of an `Accepted`: it is one of many signs of life.
-const FLAG_BEAT: u8 = 0x10;
-
 const TAG_TRACEPARENT: u8 = 1;
 const TAG_IDEMPOTENCY_KEY: u8 = 2;
 const TAG_BOOT_ID: u8 = 3;
-
-/// What a frame says. Some are a plain kind with a flag on the wire: a reader that does not know the flag takes the
-/// frame for its plain kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Kind {
-    /// Do this and answer.
-    Request = 1,
-    /// Do this; no answer is wanted.
-    Cast = 2,
-    /// The answer.
-    Reply = 3,
-    /// The application's error.
-    Refusal = 4,
-    /// Somebody has begun.
-    Accepted = 5,
-    /// How far it is: a number that grows (u64), then the body.
-    Progress = 6,
-    /// The caller does not want it any more.
-    Cancel = 7,
-    /// The bus of the receiver ended it: the first byte of the body is an [`EndCode`], text follows.
-    End = 8,
-    /// One item of a stream: its number from 0 (u64), then the body.
-    Item = 9,
-    /// A stream is complete: how many items it had (u64), then the body of its end value.
-    Finish = 10,
-    /// A request whose caller wants a stream. Kind 1, flag 0x10: who does not know it answers that there is no such method.
-    Open = 0xf1,
-    /// A request whose caller wants to hear of its progress. Kind 1, flag 0x20: who does not know it just answers.
-    Watched = 0xf2,
-    /// Signs of life of many requests. Kind 5, flag 0x10: who does not know it sees that a request nobody knows has begun.
-    Beat = 0xf5,
-    /// Do this and record the end in a ticket; the body begins with a header (see `docs/rpc/results.md`).
-    Submit = 32,
-    /// The ticket of a submitted request has an end.
-    Settled = 33,
-}
-
-impl Kind {
-    /// Whether something is to be done.
-    pub const fn is_request(self) -> bool {
-        matches!(self, Self::Request | Self::Cast | Self::Open | Self::Watched)
-    }
-
-    /// Whether an answer goes to the caller's inbox.
-    pub const fn is_answered(self) -> bool {
-        matches!(self, Self::Request | Self::Open | Self::Watched)
-    }
-
-    /// The kind and the flag on the wire.
-    const fn on_wire(self) -> (u8, u8) {
-        match self {
-            Self::Open => (Self::Request as u8, FLAG_OPEN),
-            Self::Watched => (Self::Request as u8, FLAG_WATCHED),
-            Self::Beat => (Self::Accepted as u8, FLAG_BEAT),
-            plain => (plain as u8, 0),
-        }
-    }
-
-    /// Other flags than those that make a kind are none of its business.
-    const fn from_wire(kind: u8, flags: u8) -> Option<Self> {
-        match Self::from_byte(kind) {
-            Some(Self::Request) if flags & FLAG_OPEN != 0 => Some(Self::Open),
-            Some(Self::Request) if flags & FLAG_WATCHED != 0 => Some(Self::Watched),
-            Some(Self::Accepted) if flags & FLAG_BEAT != 0 => Some(Self::Beat),
-            plain => plain,
-        }
-    }
-
-    const fn from_byte(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::Request,
-            2 => Self::Cast,
-            3 => Self::Reply,
-            4 => Self::Refusal,
-            5 => Self::Accepted,
-            6 => Self::Progress,
-            7 => Self::Cancel,
-            8 => Self::End,
-            9 => Self::Item,
-            10 => Self::Finish,
-            32 => Self::Submit,
-            33 => Self::Settled,
-            _ => return None,
-        })
-    }
-}
-
-/// Why the bus of the receiver ended a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum EndCode {
-    /// The method is not known there.
-    NoRoute = 1,
-    /// Too much to do.
-    Overloaded = 2,
-    /// The deadline had passed.
-    Expired = 3,
-    /// Cancelled on request.
-    Cancelled = 4,
-    /// In the end of a ticket only: nobody answered by the deadline. JSON follows: `started`, `to`, `worker`, `why`.
-    Lost = 32,
-}
-
-impl EndCode {
-    /// The code with that number.
-    pub const fn from_byte(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::NoRoute,
-            2 => Self::Overloaded,
-            3 => Self::Expired,
-            4 => Self::Cancelled,
-            32 => Self::Lost,
-            _ => return None,
-        })
-    }
-}
 
 /// One message of the bus, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,8 +73,24 @@ pub struct Envelope {
 
 /// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a frame of the bus: {0}")]
-pub struct DecodeError(&'static str);
+#[error("not a frame of the bus: {why}")]
+pub struct DecodeError {
+    what: BadInput,
+    why: &'static str,
+}
+
+impl DecodeError {
+    const CUT_OFF: Self = Self::new(BadInput::CutOff, "it is cut off");
+
+    const fn new(what: BadInput, why: &'static str) -> Self {
+        Self { what, why }
+    }
+
+    /// Which kind of bad input they are.
+    pub const fn kind(&self) -> BadInput {
+        self.what
+    }
+}
 
 impl Envelope {
     /// Writes the frame. Parts that are too long for their length field are cut off by the checks of the caller.
@@ -219,20 +119,25 @@ impl Envelope {
     /// When the bytes are anything else.
     pub fn decode(frame: &Bytes) -> Result<Self, DecodeError> {
         if frame.len() > FRAME_MAX_BYTES {
-            return Err(DecodeError("it is too long"));
+            return Err(DecodeError::new(BadInput::TooLarge, "it is too long"));
         }
         let mut reader = Reader { frame, at: 0 };
         if reader.take(2)? != MAGIC {
-            return Err(DecodeError("it does not begin with the magic"));
+            return Err(DecodeError::new(
+                BadInput::NoFrame,
+                "it does not begin with the magic",
+            ));
         }
         if reader.u8()? != VERSION {
-            return Err(DecodeError("its version is not known"));
+            return Err(DecodeError::new(BadInput::Version, "its version is not known"));
         }
         let (kind, flags) = (reader.u8()?, reader.u8()?);
-        let kind = Kind::from_wire(kind, flags).ok_or(DecodeError("its kind is not known"))?;
-        let codec = Codec::from_byte(reader.u8()?).ok_or(DecodeError("its codec is not known"))?;
+        let kind = Kind::from_wire(kind, flags)
+            .ok_or(DecodeError::new(BadInput::UnknownKind, "its kind is not known"))?;
+        let codec = Codec::from_byte(reader.u8()?)
+            .ok_or(DecodeError::new(BadInput::UnknownKind, "its codec is not known"))?;
         let attempt = reader.u16()?;
-        let id = Uuid::from_slice(reader.take(16)?).map_err(|_| DecodeError("its id is cut off"))?;
+        let id = Uuid::from_slice(reader.take(16)?).map_err(|_| DecodeError::CUT_OFF)?;
         let ttl_ms = reader.u32()?;
         let epoch = Epoch(reader.u64()?);
         let method_len = usize::from(reader.u8()?);
@@ -242,8 +147,13 @@ impl Envelope {
         let method = reader.text(method_len)?.to_owned();
         let caller = known_path(reader.text(caller_len)?)?;
         let tlvs = Tlvs::read(reader.take(tlv_len)?)?;
-        if usize::try_from(body_len).ok() != Some(frame.len() - reader.at) {
-            return Err(DecodeError("its body has another length"));
+        let (said, there) = (usize::try_from(body_len).ok(), frame.len() - reader.at);
+        match said.map(|said| said.cmp(&there)) {
+            Some(Ordering::Equal) => {}
+            Some(Ordering::Less) => {
+                return Err(DecodeError::new(BadInput::Damaged, "more follows behind it"));
+            }
+            _ => return Err(DecodeError::CUT_OFF),
         }
         Ok(Self {
             kind,
@@ -346,114 +256,11 @@ fn known_path(text: &str) -> Result<NodePath, DecodeError> {
         }
         let path: NodePath = text
             .parse()
-            .map_err(|_| DecodeError("its caller is no node path"))?;
+            .map_err(|_| DecodeError::new(BadInput::Damaged, "its caller is no node path"))?;
         known.resize(KNOWN_PATHS, NodePath::root());
         known[at] = path.clone();
         Ok(path)
     })
-}
-
-/// Flag: the frame goes on the control lane ([`Lane::Control`](crate::Lane)).
-pub(crate) const FLAG_CONTROL: u8 = 0x01;
-/// Flag: the hops of this call are recorded ([`CallOptions::traced`](crate::CallOptions::traced)).
-pub(crate) const FLAG_TRACED: u8 = 0x02;
-const FLAGS_AT: usize = 4;
-
-/// The flags of a frame, without decoding it; none when it is no frame.
-pub(crate) fn flags(frame: &[u8]) -> u8 {
-    frame.get(FLAGS_AT).copied().unwrap_or_default()
-}
-
-/// Whether the frame must not wait behind bulk: it says so, or it is a cancel.
-pub(crate) fn is_control(frame: &[u8]) -> bool {
-    is_cancel(frame) || flags(frame) & FLAG_CONTROL != 0
-}
-
-/// What a frame says about itself, read from its header alone.
-pub(crate) struct Peek<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) ttl_ms: u32,
-    pub(crate) epoch: Epoch,
-    pub(crate) caller: &'a str,
-}
-
-/// Looks at the header; `None` when this is no frame of this version.
-pub(crate) fn peek(frame: &[u8]) -> Option<Peek<'_>> {
-    let mut reader = Reader { frame, at: 0 };
-    if reader.take(2).ok()? != MAGIC || reader.u8().ok()? != VERSION {
-        return None;
-    }
-    let kind = Kind::from_byte(reader.u8().ok()?)?;
-    reader.at = TTL_AT;
-    let ttl_ms = reader.u32().ok()?;
-    let epoch = Epoch(reader.u64().ok()?);
-    let method_len = usize::from(reader.u8().ok()?);
-    let caller_len = usize::from(reader.u16().ok()?);
-    reader.at = HEADER_BYTES.checked_add(method_len)?;
-    let caller = reader.text(caller_len).ok()?;
-    Some(Peek {
-        kind,
-        ttl_ms,
-        epoch,
-        caller,
-    })
-}
-
-/// Whether the frame is a cancel, without decoding it.
-pub(crate) fn is_cancel(frame: &[u8]) -> bool {
-    frame.get(3) == Some(&(Kind::Cancel as u8))
-}
-
-/// The same frame, sent once more with what is left of its deadline.
-pub(crate) fn next_attempt(frame: &Bytes, attempt: u16, ttl_ms: u32) -> Bytes {
-    let mut out = BytesMut::from(frame.as_ref());
-    if out.len() >= HEADER_BYTES {
-        out[ATTEMPT_AT..ATTEMPT_AT + 2].copy_from_slice(&attempt.to_be_bytes());
-        out[TTL_AT..TTL_AT + 4].copy_from_slice(&ttl_ms.to_be_bytes());
-    }
-    out.freeze()
-}
-
-/// The same frame with no more time to live than `left`. A message that waited on its way must not live longer than
-/// its caller waits: who receives it counts from when the transport was given it.
-pub(crate) fn within(frame: &Bytes, left: Duration) -> Bytes {
-    let mut out = BytesMut::new();
-    match ttl(frame) {
-        Some(ttl) if ttl > whole_ms(left) => {
-            out.extend_from_slice(frame);
-            cap_ttl(&mut out, left);
-            out.freeze()
-        }
-        _ => frame.clone(),
-    }
-}
-
-/// Does the same to a frame that is being written.
-pub(crate) fn cap_ttl(frame: &mut [u8], left: Duration) {
-    if let Some(ttl) = ttl(frame)
-        && let Some(place) = frame.get_mut(TTL_AT..TTL_AT + 4)
-    {
-        place.copy_from_slice(&ttl.min(whole_ms(left)).to_be_bytes());
-    }
-}
-
-fn ttl(frame: &[u8]) -> Option<u32> {
-    let bytes = frame.get(TTL_AT..TTL_AT + 4)?;
-    frame.starts_with(&MAGIC).then_some(())?;
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
-}
-
-/// Rounded down: what is told of the rest is never more than there is.
-fn whole_ms(span: Duration) -> u32 {
-    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
-}
-
-/// What a frame is called in the story of a test: its kind and the end of its id.
-pub(crate) fn label(frame: &[u8]) -> String {
-    let kind = frame.get(3).copied().and_then(Kind::from_byte);
-    let id = frame.get(20..24).unwrap_or_default();
-    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    kind.map_or_else(|| "garbage".into(), |kind| format!("{kind:?} {id}"))
 }
 
 #[derive(Default)]
@@ -491,13 +298,13 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
-        let end = self.at.checked_add(count).ok_or(DecodeError("it is cut off"))?;
-        let part = self.frame.get(self.at..end).ok_or(DecodeError("it is cut off"))?;
+        let end = self.at.checked_add(count).ok_or(DecodeError::CUT_OFF)?;
+        let part = self.frame.get(self.at..end).ok_or(DecodeError::CUT_OFF)?;
         self.at = end;
         Ok(part)
     }
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        self.take(N)?.try_into().map_err(|_| DecodeError("it is cut off"))
+        self.take(N)?.try_into().map_err(|_| DecodeError::CUT_OFF)
     }
     fn u8(&mut self) -> Result<u8, DecodeError> {
         self.array::<1>().map(|[byte]| byte)
@@ -512,14 +319,17 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
     fn text(&mut self, count: usize) -> Result<&'a str, DecodeError> {
-        std::str::from_utf8(self.take(count)?).map_err(|_| DecodeError("its text is not UTF-8"))
+        std::str::from_utf8(self.take(count)?)
+            .map_err(|_| DecodeError::new(BadInput::Damaged, "its text is not UTF-8"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::BytesMut;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn sample() -> Envelope {
         Envelope {
@@ -593,7 +403,8 @@ mod tests {
     fn a_frame_cut_anywhere_is_refused() {
         let frame = sample().encode();
         for end in 0..frame.len() {
-            assert!(Envelope::decode(&frame.slice(..end)).is_err(), "cut at {end}");
+            let refused = Envelope::decode(&frame.slice(..end)).unwrap_err();
+            assert_eq!(refused.kind(), BadInput::CutOff, "cut at {end}");
         }
     }
 
@@ -638,7 +449,7 @@ mod tests {
         let plain = sample().encode();
         assert!(!is_control(&plain) && flags(&plain) == 0);
         let mut both = BytesMut::from(plain.as_ref());
-        both[FLAGS_AT] |= FLAG_CONTROL | FLAG_TRACED;
+        both[look::FLAGS_AT] |= FLAG_CONTROL | FLAG_TRACED;
         assert!(is_control(&both) && flags(&both) == FLAG_CONTROL | FLAG_TRACED);
         assert_eq!(Envelope::decode(&both.freeze()).unwrap(), sample());
         assert!(flags(b"x") == 0);

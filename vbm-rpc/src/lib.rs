@@ -88,6 +88,7 @@
 
 pub mod admin;
 pub mod auth;
+mod bad_input;
 pub mod bus;
 pub mod codec;
 pub mod conformance;
@@ -110,6 +111,7 @@ mod submission;
 mod ticket;
 pub mod transport;
 
+pub use bad_input::{BadCounts, BadInput};
 pub use bus::{
     Batch, Bus, BusStats, Caller, ItemSink, ItemStream, Replies, StreamOptions, TicketHandle, Unanswered,
 };

@@ -44,6 +44,9 @@ pub const SUSPECT_AFTER: u32 = 2;
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// How long a dead letter is kept.
 pub const DEAD_LETTERS_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The most places whose bad input is logged, once for each kind ([`BadInput`](crate::BadInput)); that of others is
+/// counted.
+pub const BAD_INPUT_PLACES_MAX: usize = 1_024;
 /// The most hops kept of one traced call.
 pub const HOPS_MAX: usize = 64;
 /// How long the hops of a traced call are kept.

@@ -1,5 +1,13 @@
 //! The receiving side: methods and their handlers.
 
+mod gate;
+mod handler;
+mod pace;
+
+pub use gate::{EpochGate, MemoryEpochGate, stale_epoch};
+pub(crate) use handler::Handler;
+pub(crate) use pace::Pace;
+
 use crate::{
     Fate, ItemSink, Method, ProgressMethod, StreamMethod,
     bus::Outlet,
@@ -8,18 +16,9 @@ use crate::{
     progress::ProgressOut,
     service::{HandlerService, Incoming, Layered},
 };
-use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use handler::{Streaming, Typed, read_request};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service};
@@ -73,60 +72,6 @@ impl Context {
     }
 }
 
-/// Decides which epochs may command. The receiver of commands persists the highest epoch it has seen.
-#[async_trait]
-pub trait EpochGate: Send + Sync + 'static {
-    /// Admits a command in the name of `epoch`, or refuses it because a higher one was seen before. A higher epoch
-    /// must be on disk before this returns `Ok`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Stale`] for a lower epoch (see [`stale_epoch`]); anything else when it cannot be persisted.
-    ///
-    /// # Cancel safety
-    /// Must be safe: the future is dropped when the process shuts down.
-    async fn admit(&self, epoch: Epoch) -> Result<(), Error>;
-}
-
-/// The refusal of a command with an epoch lower than the highest seen.
-pub fn stale_epoch(given: Epoch, highest: Epoch) -> Error {
-    Error::new(
-        ErrorKind::Stale,
-        "the command comes from a controller that no longer leads",
-        format!("its epoch is {given}; epoch {highest} has commanded here"),
-        "let the leading controller give the command",
-    )
-}
-
-/// A gate that remembers the highest epoch in memory only: for tests, and for what need not survive a restart.
-#[derive(Debug, Default)]
-pub struct MemoryEpochGate(AtomicU64);
-
-impl MemoryEpochGate {
-    /// A gate that has seen `epoch`.
-    pub const fn new(epoch: Epoch) -> Self {
-        Self(AtomicU64::new(epoch.0))
-    }
-    /// The highest epoch seen.
-    pub fn highest(&self) -> Epoch {
-        Epoch(self.0.load(Ordering::SeqCst))
-    }
-    /// Notes an epoch; gives the highest before it.
-    pub(crate) fn fetch_max(&self, epoch: Epoch) -> Epoch {
-        Epoch(self.0.fetch_max(epoch.0, Ordering::SeqCst))
-    }
-}
-
-#[async_trait]
-impl EpochGate for MemoryEpochGate {
-    async fn admit(&self, epoch: Epoch) -> Result<(), Error> {
-        let highest = self.0.fetch_max(epoch.0, Ordering::SeqCst);
-        if epoch.0 < highest {
-            return Err(stale_epoch(epoch, Epoch(highest)));
-        }
-        Ok(())
-    }
-}
-
 /// The methods that a member answers. Cheap to clone.
 ///
 /// ```
@@ -153,55 +98,8 @@ pub(crate) struct Entry {
     pub(crate) streams: bool,
     pub(crate) version: u32,
     pub(crate) pace: Arc<Pace>,
-}
-
-/// Whether the handler of a method is quick up to where it first waits. Such a one begins in the dispatcher: most end
-/// there, and a task of their own would cost more than they do. One that was slow gets tasks for a while.
-///
-/// A call that is still at work counts for nothing: only one that was seen to be quick opens the dispatcher.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    /// [`QUICK`], [`ON_TRIAL`], or how many calls get tasks before the next trial.
-    tasks_left: AtomicU32,
-}
-
-/// The next call may begin in the dispatcher.
-const QUICK: u32 = 0;
-/// Calls get tasks until one was quick.
-const ON_TRIAL: u32 = 1;
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            tasks_left: AtomicU32::new(ON_TRIAL),
-        }
-    }
-}
-
-impl Pace {
-    /// Whether the next call may begin in the dispatcher.
-    pub(crate) fn is_quick(&self) -> bool {
-        let left = self.tasks_left.load(Ordering::Relaxed);
-        if left > ON_TRIAL {
-            // A lost update does no harm, and it never falls below a trial.
-            self.tasks_left.store(left - 1, Ordering::Relaxed);
-        }
-        left == QUICK
-    }
-
-    /// A call was at work for `time` until it first waited or ended.
-    pub(crate) fn saw(&self, time: Duration) {
-        if time > limits::INLINE_MAX {
-            self.tasks_left
-                .store(limits::INLINE_AGAIN_CALLS, Ordering::Relaxed);
-        } else if self.tasks_left.load(Ordering::Relaxed) == ON_TRIAL {
-            // Not when another one was slow meanwhile: that counts.
-            let seen =
-                self.tasks_left
-                    .compare_exchange(ON_TRIAL, QUICK, Ordering::Relaxed, Ordering::Relaxed);
-            tracing::trace!(quick = seen.is_ok(), "a method was timed");
-        }
-    }
+    /// Whether a body can be read as its request.
+    pub(crate) reads: fn(Codec, &Bytes) -> bool,
 }
 
 impl Router {
@@ -233,6 +131,7 @@ impl Router {
                 pace: Arc::default(),
                 recorded: M::RECORDED,
                 version: M::VERSION,
+                reads: |codec, body| read_request::<M>(codec, body).is_ok(),
                 streams: false,
             },
         );
@@ -279,6 +178,7 @@ impl Router {
                 kept: false,
                 recorded: false,
                 version: M::VERSION,
+                reads: |codec, body| read_request::<M>(codec, body).is_ok(),
                 streams: true,
                 pace: Arc::default(),
             },
@@ -386,98 +286,6 @@ impl std::fmt::Debug for Router {
     }
 }
 
-/// A handler without its types: bytes in, bytes or an error out.
-pub(crate) trait Handler: Send + Sync {
-    fn handle(&self, context: Context, codec: Codec, body: &Bytes)
-    -> BoxFuture<'static, Result<Bytes, Fate>>;
-}
-
-struct Typed<M, F> {
-    handler: F,
-    method: std::marker::PhantomData<fn(M)>,
-}
-
-impl<M, F, Fut> Handler for Typed<M, F>
-where
-    M: Method,
-    F: Fn(Context, M::Request) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
-{
-    fn handle(
-        &self,
-        context: Context,
-        codec: Codec,
-        body: &Bytes,
-    ) -> BoxFuture<'static, Result<Bytes, Fate>> {
-        let request = match read_request::<M>(codec, body) {
-            Ok(request) => request,
-            Err(error) => return Box::pin(std::future::ready(Err(Fate::Refused(error)))),
-        };
-        let running = (self.handler)(context, request);
-        Box::pin(async move {
-            let reply = running.await.map_err(Fate::Refused)?;
-            write_reply::<M>(codec, &reply).map_err(Fate::Refused)
-        })
-    }
-}
-
-struct Streaming<M, F> {
-    handler: F,
-    method: std::marker::PhantomData<fn(M)>,
-}
-
-impl<M, F, Fut> Handler for Streaming<M, F>
-where
-    M: StreamMethod,
-    F: Fn(Context, M::Request, ItemSink<M>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<M::Reply, Error>> + Send + 'static,
-{
-    fn handle(
-        &self,
-        context: Context,
-        codec: Codec,
-        body: &Bytes,
-    ) -> BoxFuture<'static, Result<Bytes, Fate>> {
-        let opened = match (&context.outlet, read_request::<M>(codec, body)) {
-            (Some(outlet), Ok(request)) => Ok((ItemSink::new(outlet.clone(), codec), request)),
-            (None, _) => Err(wrong_verb(M::NAME, true)),
-            (_, Err(error)) => Err(error),
-        };
-        let (items, request) = match opened {
-            Ok(opened) => opened,
-            Err(error) => return Box::pin(std::future::ready(Err(Fate::Refused(error)))),
-        };
-        let running = (self.handler)(context, request, items);
-        Box::pin(async move {
-            let reply = running.await.map_err(Fate::Refused)?;
-            write_reply::<M>(codec, &reply).map_err(Fate::Refused)
-        })
-    }
-}
-
-fn read_request<M: Method>(codec: Codec, body: &Bytes) -> Result<M::Request, Error> {
-    codec.decode::<M::Request>(body).map_err(|why| {
-        Error::new(
-            ErrorKind::InvalidInput,
-            format!("the request of {} cannot be read", M::NAME),
-            why,
-            "run the same version of VBM on both sides, or versions next to each other",
-        )
-    })
-}
-
-fn write_reply<M: Method>(codec: Codec, reply: &M::Reply) -> Result<Bytes, Error> {
-    let body = codec.encode(reply).map_err(|why| {
-        Error::internal(format!("the reply of {} cannot be written", M::NAME), why)
-            .with_outcome(vbm_core::Outcome::Applied)
-    })?;
-    if body.len() > limits::PAYLOAD_MAX_BYTES {
-        return Err(too_large(&format!("the reply of {}", M::NAME), body.len())
-            .with_outcome(vbm_core::Outcome::Applied));
-    }
-    Ok(body)
-}
-
 /// A stream was asked for and there is none, or the other way round.
 pub(crate) fn wrong_verb(method: &str, streams: bool) -> Error {
     let (is, fix) = match streams {
@@ -517,21 +325,6 @@ mod tests {
         const NAME: &'static str = "b";
         type Request = u32;
         type Reply = u32;
-    }
-
-    #[test]
-    fn a_method_is_timed_in_a_task_first_and_a_slow_one_gets_tasks_for_a_while() {
-        let pace = Pace::default();
-        assert!(!pace.is_quick() && !pace.is_quick(), "nothing was seen yet");
-        pace.saw(limits::INLINE_MAX);
-        assert!(pace.is_quick() && pace.is_quick());
-        pace.saw(limits::INLINE_MAX * 2);
-        pace.saw(limits::INLINE_MAX);
-        for _ in 0..2 * limits::INLINE_AGAIN_CALLS {
-            assert!(!pace.is_quick());
-        }
-        pace.saw(limits::INLINE_MAX);
-        assert!(pace.is_quick(), "seen to be quick again");
     }
 
     #[test]

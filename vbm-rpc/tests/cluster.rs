@@ -11,6 +11,7 @@ mod common;
 use common::{
     left_out,
     sets::{ClusterSet, namespace},
+    words::{PATIENCE, client, offer, path, until, within, worker},
 };
 use std::{
     sync::{
@@ -21,10 +22,7 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
-use vbm_rpc::{
-    Bus, CallOptions, Context, Durability, Fate, Member, Method, Route, Router, Service,
-    redis::RedisTransport,
-};
+use vbm_rpc::{Bus, CallOptions, Context, Durability, Fate, Method, Route, Router, redis::RedisTransport};
 
 mod conformance {
     use super::common::{left_out, sets::ClusterSet};
@@ -41,20 +39,11 @@ mod conformance {
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 struct Same;
 impl Method for Same {
     const NAME: &'static str = "test.same";
     type Request = usize;
     type Reply = usize;
-}
-
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-fn service() -> Service {
-    Service::new("worker").unwrap()
 }
 
 async fn serve(transport: &RedisTransport, at: &str, ran: &Arc<AtomicUsize>) -> Bus {
@@ -66,27 +55,11 @@ async fn serve(transport: &RedisTransport, at: &str, ran: &Arc<AtomicUsize>) -> 
             Ok(n)
         }
     });
-    let member = Member::new(path(at), "boot-1").service(service());
-    Bus::attach(transport.clone(), member, router).await.unwrap()
-}
-
-async fn client(transport: &RedisTransport, at: &str) -> Bus {
-    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new())
-        .await
-        .unwrap()
+    offer(transport, (at, "boot-1"), router).await
 }
 
 fn call(bus: &Bus, route: &Route, n: usize) -> impl Future<Output = Result<usize, Fate>> + Send + use<> {
-    bus.call::<Same>(route, &n, CallOptions::default().deadline(PATIENCE))
-}
-
-async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
-    let watch = async {
-        while !is_true().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
+    bus.call::<Same>(route, &n, within(PATIENCE))
 }
 
 async fn slot(set: &ClusterSet, tag: &str) -> usize {
@@ -133,11 +106,11 @@ async fn nodes_of_all_shards_are_reached_and_their_queues_lie_on_all_servers() {
     for (n, call) in calls.into_iter().enumerate() {
         assert_eq!(timeout(PATIENCE, call).await.unwrap().unwrap(), Ok(n));
     }
-    let any = Route::any(path("zone"), service());
+    let any = Route::any(path("zone"), worker());
     for n in 0..50 {
         assert_eq!(call(&bus, &any, n).await, Ok(n));
     }
-    let all = Route::all(NodePath::root(), service());
+    let all = Route::all(NodePath::root(), worker());
     let mut replies = bus
         .broadcast::<Same>(&all, &7, CallOptions::default())
         .await
@@ -243,7 +216,7 @@ async fn a_dead_server_stops_only_its_own_shards_and_their_calls_wait_for_it() {
         assert_eq!(call(&bus, &alive, n).await, Ok(n));
     }
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
-    let short = CallOptions::default().deadline(Duration::from_millis(500));
+    let short = within(Duration::from_millis(500));
     let fate = bus.call::<Same>(&dead, &0, short).await;
     assert!(
         matches!(fate, Err(Fate::Lost { .. } | Fate::Expired { .. })),

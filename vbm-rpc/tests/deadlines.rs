@@ -8,7 +8,10 @@
 
 mod common;
 
-use common::{RedisServer, left_out};
+use common::{
+    RedisServer, left_out,
+    words::{client, offer, path, within},
+};
 use std::{
     sync::{
         Arc,
@@ -17,10 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep, sleep_until};
-use vbm_core::NodePath;
-use vbm_rpc::{
-    Bus, CallOptions, Context, Member, Method, Route, Router, Service, Transport, memory::MemoryBus,
-};
+use vbm_rpc::{Bus, Context, Method, Route, Router, Transport, memory::MemoryBus};
 
 struct Put;
 impl Method for Put {
@@ -29,37 +29,25 @@ impl Method for Put {
     type Reply = u64;
 }
 
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-
-async fn worker(transport: Arc<dyn Transport>, boot: &str, ran: &Arc<AtomicUsize>) -> Bus {
+async fn serve(transport: Arc<dyn Transport>, boot: &str, ran: &Arc<AtomicUsize>) -> Bus {
     let ran = ran.clone();
     let router = Router::new().method::<Put, _, _>(move |_context: Context, n: u64| {
         ran.fetch_add(1, Ordering::SeqCst);
         async move { Ok(n) }
     });
-    let member = Member::new(path("eu/n1"), boot).service(Service::new("worker").unwrap());
-    Bus::attach(transport, member, router).await.unwrap()
-}
-
-async fn caller(transport: Arc<dyn Transport>) -> Bus {
-    Bus::attach(transport, Member::new(path("c1"), "boot-c"), Router::new())
-        .await
-        .unwrap()
+    offer(&transport, ("eu/n1", boot), router).await
 }
 
 fn call(bus: &Bus, deadline: Duration) -> tokio::task::JoinHandle<Result<u64, vbm_rpc::Fate>> {
-    let options = CallOptions::default().deadline(deadline);
-    tokio::spawn(bus.call::<Put>(&Route::node(path("eu/n1")), &1, options))
+    tokio::spawn(bus.call::<Put>(&Route::node(path("eu/n1")), &1, within(deadline)))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_waited_in_its_senders_process_is_not_begun_late() {
     let (hub, ran) = (MemoryBus::new(), Arc::default());
     let (n1, bus) = (
-        worker(hub.clone().into(), "b", &ran).await,
-        caller(hub.clone().into()).await,
+        serve(hub.clone().into(), "b", &ran).await,
+        client(&hub, "c1").await,
     );
     hub.pause(&path("c1"));
     let (begin, flying) = (Instant::now(), call(&bus, Duration::from_secs(4)));
@@ -80,15 +68,11 @@ async fn a_request_that_waited_in_its_senders_process_is_not_begun_late() {
 async fn a_call_whose_future_was_polled_late_is_not_begun_late() {
     let (hub, ran) = (MemoryBus::new(), Arc::default());
     let (n1, bus) = (
-        worker(hub.clone().into(), "b", &ran).await,
-        caller(hub.clone().into()).await,
+        serve(hub.clone().into(), "b", &ran).await,
+        client(&hub, "c1").await,
     );
     hub.pause(&path("eu/n1"));
-    let late = bus.call::<Put>(
-        &Route::node(path("eu/n1")),
-        &1,
-        CallOptions::default().deadline(Duration::from_secs(4)),
-    );
+    let late = bus.call::<Put>(&Route::node(path("eu/n1")), &1, within(Duration::from_secs(4)));
     sleep(Duration::from_secs(3)).await;
     assert!(late.await.is_err());
     hub.resume(&path("eu/n1"));
@@ -105,8 +89,8 @@ async fn a_request_that_waited_for_redis_is_not_begun_late() {
     }
     let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let (transport, ran) = (server.transport().await, Arc::default());
-    let n1 = worker(transport.clone().into(), "b-1", &ran).await;
-    let bus = caller(transport.clone().into()).await;
+    let n1 = serve(transport.clone().into(), "b-1", &ran).await;
+    let bus = client(&transport, "c1").await;
     // Present still, so that the request is kept for the next process.
     n1.kill().await;
     server.kill().await;
@@ -120,7 +104,7 @@ async fn a_request_that_waited_for_redis_is_not_begun_late() {
         "{:?}",
         begin.elapsed()
     );
-    let n1 = worker(transport.into(), "b-2", &ran).await;
+    let n1 = serve(transport.into(), "b-2", &ran).await;
     // What was kept comes before this one.
     assert_eq!(call(&bus, Duration::from_secs(30)).await.unwrap(), Ok(1));
     assert_eq!(ran.load(Ordering::SeqCst), 1, "what was late was begun");

@@ -7,7 +7,10 @@
 
 mod common;
 
-use common::{RedisServer, left_out};
+use common::{
+    RedisServer, left_out,
+    words::{PATIENCE, client, within},
+};
 use std::{
     sync::{
         Arc, Mutex,
@@ -17,9 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{sleep, timeout};
-use vbm_rpc::{Bus, CallOptions, Context, Fate, Member, Method, Route, Router, memory::MemoryBus};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use vbm_rpc::{Bus, Context, Fate, Member, Method, Route, Router, memory::MemoryBus};
 
 struct Echo;
 impl Method for Echo {
@@ -34,10 +35,6 @@ impl Method for Hold {
     const NAME: &'static str = "test.hold";
     type Request = ();
     type Reply = ();
-}
-
-fn options() -> CallOptions {
-    CallOptions::default().deadline(PATIENCE)
 }
 
 /// A handler that holds its thread is not run in the dispatcher again: others are served meanwhile.
@@ -60,12 +57,10 @@ async fn a_handler_that_was_slow_does_not_stand_in_the_way_of_others() {
     let worker = Bus::attach(transport.clone(), Member::new(n1, "w"), router)
         .await
         .unwrap();
-    let bus = Bus::attach(transport, Member::new("c1".parse().unwrap(), "c"), Router::new())
-        .await
-        .unwrap();
+    let bus = client(&transport, "c1").await;
     let route = Route::node("n1".parse().unwrap());
     for held in 1..=3 {
-        let hold = tokio::spawn(bus.call::<Hold>(&route, &(), options()));
+        let hold = tokio::spawn(bus.call::<Hold>(&route, &(), within(PATIENCE)));
         timeout(PATIENCE, async {
             while begun.load(Ordering::SeqCst) < held {
                 sleep(Duration::from_millis(1)).await;
@@ -73,7 +68,7 @@ async fn a_handler_that_was_slow_does_not_stand_in_the_way_of_others() {
         })
         .await
         .expect("it begins");
-        let echo = bus.call::<Echo>(&route, &"meanwhile".to_owned(), options());
+        let echo = bus.call::<Echo>(&route, &"meanwhile".to_owned(), within(PATIENCE));
         assert_eq!(
             timeout(PATIENCE / 2, echo)
                 .await
@@ -107,17 +102,11 @@ async fn replies_that_were_read_do_not_fill_redis() {
     )
     .await
     .unwrap();
-    let bus = Bus::attach(
-        server.transport().await,
-        Member::new("c1".parse().unwrap(), "c"),
-        Router::new(),
-    )
-    .await
-    .unwrap();
+    let bus = client(&server.transport().await, "c1").await;
     let (route, text, mut most) = (Route::node("n1".parse().unwrap()), "x".repeat(LARGE), 0);
     let mut redis = server.raw().await;
     for _ in 0..20 {
-        let calls = (0..AT_ONCE).map(|_| bus.call::<Echo>(&route, &text, options()));
+        let calls = (0..AT_ONCE).map(|_| bus.call::<Echo>(&route, &text, within(PATIENCE)));
         for reply in futures::future::join_all(calls).await {
             assert_eq!(reply.unwrap().len(), LARGE);
         }
@@ -148,13 +137,7 @@ async fn a_node_that_left_a_moment_ago_is_known_to_be_gone() {
         return;
     }
     let server = RedisServer::start().await;
-    let bus = Bus::attach(
-        server.transport().await,
-        Member::new("c1".parse().unwrap(), "c"),
-        Router::new(),
-    )
-    .await
-    .unwrap();
+    let bus = client(&server.transport().await, "c1").await;
     let route = Route::node("n1".parse().unwrap());
     for turn in 0..5 {
         let router =
@@ -164,10 +147,10 @@ async fn a_node_that_left_a_moment_ago_is_known_to_be_gone() {
             .await
             .unwrap();
         // Believed from here on.
-        let reply = bus.call::<Echo>(&route, &"x".to_owned(), options()).await;
+        let reply = bus.call::<Echo>(&route, &"x".to_owned(), within(PATIENCE)).await;
         assert_eq!(reply.unwrap(), "x");
         worker.shutdown().await;
-        let fate = bus.call::<Echo>(&route, &"x".to_owned(), options());
+        let fate = bus.call::<Echo>(&route, &"x".to_owned(), within(PATIENCE));
         let fate = timeout(PATIENCE / 3, fate).await.expect("it is known at once");
         assert!(matches!(fate, Err(Fate::NoRoute { .. })), "{fate:?}");
     }
@@ -187,18 +170,12 @@ async fn a_call_to_a_node_that_vanished_while_it_was_believed_in_ends_before_its
     let worker = Bus::attach(server.transport().await, member, router)
         .await
         .unwrap();
-    let bus = Bus::attach(
-        server.transport().await,
-        Member::new("c1".parse().unwrap(), "c"),
-        Router::new(),
-    )
-    .await
-    .unwrap();
+    let bus = client(&server.transport().await, "c1").await;
     let route = Route::node("n1".parse().unwrap());
-    let reply = bus.call::<Echo>(&route, &"x".to_owned(), options()).await;
+    let reply = bus.call::<Echo>(&route, &"x".to_owned(), within(PATIENCE)).await;
     assert_eq!(reply.unwrap(), "x");
     worker.kill().await;
-    let call = tokio::spawn(bus.call::<Echo>(&route, &"x".to_owned(), options()));
+    let call = tokio::spawn(bus.call::<Echo>(&route, &"x".to_owned(), within(PATIENCE)));
     // Its presence runs out now rather than in some seconds.
     let mut redis = server.raw().await;
     let keys: Vec<String> = redis::cmd("KEYS")

@@ -462,6 +462,7 @@ async fn metrics_count_calls_by_fate_on_both_sides_and_show_the_attachment() {
         .unwrap_err();
     let pending = caller.call::<Add>(&node("s"), &1, within(S(5)));
     drop(pending);
+    bus.call::<Wait>(&node("s"), &(), within(S(5))).await.unwrap_err();
     let text = metrics.text();
     for line in [
         r#"vbm_bus_calls_total{side="client",method="test.add",fate="done"} 3"#,
@@ -472,6 +473,8 @@ async fn metrics_count_calls_by_fate_on_both_sides_and_show_the_attachment() {
         r#"vbm_bus_unanswered{member="c"} 0"#,
         r#"vbm_bus_handlers_running{member="s"} 0"#,
         r#"vbm_bus_frames_refused_total{member="s"} 0"#,
+        r#"vbm_bus_bad_input_total{member="s",what="unknown-method"} 1"#,
+        r#"vbm_bus_bad_input_total{member="s",what="late"} 0"#,
         "# EOF",
     ] {
         assert!(

@@ -8,21 +8,22 @@
 
 mod common;
 
-use common::{RedisServer, left_out, sets::SentinelSet};
+use common::{
+    RedisServer, left_out,
+    proofs::{Proofs, document},
+    sets::SentinelSet,
+    words::{PATIENCE, client, offer, path, within},
+};
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::time::{sleep, timeout};
-use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Durability, Fate, ItemSink, Member, Method, Route, Router, Service,
-    StreamMethod, StreamOptions, TicketState, redis::RedisTransport,
+    Bus, Context, Durability, Fate, ItemSink, Method, Route, Router, StreamMethod, StreamOptions,
+    TicketState, redis::RedisTransport,
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Put;
 impl Method for Put {
@@ -53,16 +54,8 @@ impl Ledger {
     }
 }
 
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-
 fn node() -> Route {
     Route::node(path("n1"))
-}
-
-fn options() -> CallOptions {
-    CallOptions::default().deadline(PATIENCE)
 }
 
 async fn serve(transport: &RedisTransport, boot: &str, ledger: &Ledger) -> Bus {
@@ -81,14 +74,7 @@ async fn serve(transport: &RedisTransport, boot: &str, ledger: &Ledger) -> Bus {
                 Ok(0)
             },
         );
-    let member = Member::new(path("n1"), boot).service(Service::new("worker").unwrap());
-    Bus::attach(transport.clone(), member, router).await.unwrap()
-}
-
-async fn client(transport: &RedisTransport, at: &str) -> Bus {
-    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new())
-        .await
-        .unwrap()
+    offer(transport, ("n1", boot), router).await
 }
 
 /// Casts to a worker that has just died, then the server dies; gives what the worker's next life did.
@@ -100,13 +86,13 @@ async fn casts_over_a_death_of_the_server(server: &mut RedisServer) -> BTreeMap<
     );
     n1.kill().await;
     for n in 1..=20 {
-        assert_eq!(bus.cast::<Put>(&node(), &n, options()).await, Ok(()));
+        assert_eq!(bus.cast::<Put>(&node(), &n, within(PATIENCE)).await, Ok(()));
     }
     server.kill().await;
     server.restart().await;
     let n1 = serve(&transport, "boot-2", &ledger).await;
     // What was left in the queue comes before it.
-    assert_eq!(bus.call::<Put>(&node(), &0, options()).await, Ok(0));
+    assert_eq!(bus.call::<Put>(&node(), &0, within(PATIENCE)).await, Ok(0));
     bus.shutdown().await;
     n1.shutdown().await;
     let mut done = ledger.all();
@@ -147,7 +133,7 @@ async fn a_replicated_ticket_outlives_the_master_its_submitter_and_its_worker() 
         client(&transport, "c1").await,
     );
     n1.kill().await;
-    let safe = options().durability(Durability::Replicated);
+    let safe = within(PATIENCE).durability(Durability::Replicated);
     let ticket = bus.submit::<Put>(&node(), &7, safe.into()).await.unwrap();
     let before = set.master().await.unwrap();
     set.servers[before].kill();
@@ -195,7 +181,7 @@ async fn a_stream_over_a_failover_goes_on_without_a_gap_or_ends_in_a_fate() {
     drop(items);
     assert_ne!(set.moved_from(before).await, before);
     assert_eq!(
-        timeout(PATIENCE, bus.call::<Put>(&node(), &1, options()))
+        timeout(PATIENCE, bus.call::<Put>(&node(), &1, within(PATIENCE)))
             .await
             .unwrap(),
         Ok(1)
@@ -204,55 +190,15 @@ async fn a_stream_over_a_failover_goes_on_without_a_gap_or_ends_in_a_fate() {
     n1.shutdown().await;
 }
 
-/// The functions of all files below a folder, as `stem::name` of a file's stem.
-fn functions(folder: &Path, found: &mut BTreeMap<String, Vec<String>>) {
-    for file in std::fs::read_dir(folder).unwrap() {
-        let file = file.unwrap().path();
-        if file.is_dir() {
-            functions(&file, found);
-        } else if file.extension().is_some_and(|end| end == "rs") {
-            let stem = file.file_stem().unwrap().to_str().unwrap().to_owned();
-            let text = std::fs::read_to_string(&file).unwrap();
-            let names = text.split("fn ").skip(1).map(|rest| {
-                let name = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-                name.take(1).collect::<String>()
-            });
-            found.entry(stem).or_default().extend(names);
-        }
-    }
-}
-
 #[test]
 fn every_cell_of_the_table_of_fates_names_a_test_that_is_there() {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = BTreeMap::new();
-    functions(&here.join("tests"), &mut found);
-    let mut contract = BTreeMap::new();
-    functions(&here.join("src/conformance"), &mut contract);
-    let sentences: Vec<String> = contract.into_values().flatten().collect();
-    found.entry("conformance".into()).or_default().extend(sentences);
-    let text = std::fs::read_to_string(here.join("../docs/rpc.md")).unwrap();
+    let (proofs, text) = (Proofs::find(), document("rpc.md"));
     let (_, table) = text.split_once("## Fates").expect("the section of fates");
     let table = table.split("\n## ").next().unwrap();
     let mut cells = 0;
     for row in table.lines().filter(|line| line.starts_with("| *")) {
         for cell in row.trim_matches('|').split(" | ").skip(1) {
-            let tests: Vec<(&str, &str)> = cell
-                .split('`')
-                .skip(1)
-                .step_by(2)
-                .filter_map(|name| name.split_once("::"))
-                .collect();
-            assert!(
-                !tests.is_empty(),
-                "no test stands behind this cell: {cell}\nof: {row}"
-            );
-            for (file, name) in tests {
-                let there = found
-                    .get(file)
-                    .is_some_and(|names| names.iter().any(|known| known == name));
-                assert!(there, "there is no test {name} in {file}: {row}");
-            }
+            proofs.check(cell, row);
             cells += 1;
         }
     }

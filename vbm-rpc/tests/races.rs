@@ -8,7 +8,11 @@
 
 mod common;
 
-use common::{RedisServer, left_out, proxy::Proxy};
+use common::{
+    RedisServer, left_out,
+    proxy::Proxy,
+    words::{PATIENCE, client, offer, path, until, within, worker},
+};
 use std::{
     sync::{
         Arc,
@@ -19,11 +23,10 @@ use std::{
 use tokio::time::{sleep, timeout};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, CallOptions, Context, Fate, Member, Method, Route, Router, Service, limits,
+    Bus, Context, Fate, Method, Route, Router, limits,
     redis::{RedisConfig, RedisTransport},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Something that only the renewal of presence says.
 const RENEWAL: &str = "member.token";
 
@@ -34,46 +37,19 @@ impl Method for Same {
     type Reply = usize;
 }
 
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-
-fn worker() -> Service {
-    Service::new("worker").unwrap()
-}
-
-fn within(deadline: Duration) -> CallOptions {
-    CallOptions::default().deadline(deadline)
-}
-
 async fn serve(transport: RedisTransport, ran: &Arc<AtomicUsize>) -> Bus {
     let ran = ran.clone();
     let router = Router::new().method::<Same, _, _>(move |_context: Context, n: usize| {
         ran.fetch_add(1, Ordering::SeqCst);
         async move { Ok(n) }
     });
-    let member = Member::new(path("eu/r1/n1"), "boot-w").service(worker());
-    Bus::attach(transport, member, router).await.unwrap()
+    offer(&transport, ("eu/r1/n1", "boot-w"), router).await
 }
 
 /// Somebody whose words to Redis pass through the proxy.
 async fn behind(proxy: &Proxy) -> RedisTransport {
     let config = RedisConfig::from_url(&proxy.url()).unwrap();
     RedisTransport::connect(config).await.unwrap()
-}
-
-async fn client(transport: RedisTransport) -> Bus {
-    let member = Member::new(path("eu/r1/c1"), "boot-c");
-    Bus::attach(transport, member, Router::new()).await.unwrap()
-}
-
-async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
-    let watch = async {
-        while !is_true().await {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
 }
 
 /// A queue that a dead process left, as one for a node and as one for any.
@@ -102,7 +78,7 @@ async fn a_worker_comes_while_a_request_is_taken_back(route: Route) {
     let server = RedisServer::start().await;
     leave_queues(&server).await;
     let proxy = Proxy::to(&server.socket()).await;
-    let bus = client(behind(&proxy).await).await;
+    let bus = client(&behind(&proxy).await, "eu/r1/c1").await;
     let ran = Arc::new(AtomicUsize::new(0));
     proxy.hold(Some("XDEL"));
     let call = tokio::spawn(bus.call::<Same>(&route, &7, within(PATIENCE)));
@@ -134,7 +110,7 @@ async fn a_queue_without_a_reader_is_still_no_route_and_left_empty() {
     }
     let server = RedisServer::start().await;
     leave_queues(&server).await;
-    let bus = client(server.transport().await).await;
+    let bus = client(&server.transport().await, "eu/r1/c1").await;
     for route in [
         Route::node(path("eu/r1/n1")),
         Route::any(NodePath::root(), worker()),
@@ -164,7 +140,7 @@ async fn a_worker_whose_presence_ran_out(route: Route) {
     let server = RedisServer::start().await;
     let proxy = Proxy::to(&server.socket()).await;
     let (bus, ran) = (
-        client(server.transport().await).await,
+        client(&server.transport().await, "eu/r1/c1").await,
         Arc::new(AtomicUsize::new(0)),
     );
     let n1 = serve(behind(&proxy).await, &ran).await;

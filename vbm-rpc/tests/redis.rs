@@ -9,7 +9,7 @@ mod common;
 
 use common::{
     RedisServer, left_out,
-    words::{PATIENCE, path, until, within, worker},
+    words::{PATIENCE, client, offer, path, until, within, worker},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -22,7 +22,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, BusError, Context, Fate, Member, Method, Route, Router,
+    BadInput, Bus, BusError, Context, Fate, Method, Route, Router,
     redis::{RedisConfig, RedisTransport},
 };
 
@@ -52,14 +52,7 @@ fn router(ran: &Arc<AtomicUsize>) -> Router {
 }
 
 async fn serve(transport: &RedisTransport, at: &str, boot: &str, ran: &Arc<AtomicUsize>) -> Bus {
-    let member = Member::new(path(at), boot).service(worker());
-    Bus::attach(transport.clone(), member, router(ran)).await.unwrap()
-}
-
-async fn client(transport: &RedisTransport, at: &str) -> Bus {
-    Bus::attach(transport.clone(), Member::new(path(at), "boot-c"), Router::new())
-        .await
-        .unwrap()
+    offer(transport, (at, boot), router(ran)).await
 }
 
 fn double(
@@ -335,6 +328,14 @@ async fn garbage_in_every_stream_is_skipped_and_removed() {
                 .await
                 .unwrap();
             left == 0
+        })
+        .await;
+    }
+    // Of each five, four are no frames and one is cut off; a broadcast without a scope is each member's to count.
+    for (bus, no_frame, cut_off) in [(&n1, 4 + 4 + 5, 2), (&bus, 4 + 5, 1)] {
+        until("all of it is counted", async || {
+            let counts = bus.stats().bad_input;
+            (counts.of(BadInput::NoFrame), counts.of(BadInput::CutOff)) == (no_frame, cut_off)
         })
         .await;
     }

@@ -10,7 +10,7 @@ mod common;
 
 use common::{
     RedisServer, left_out,
-    words::{PATIENCE, path, until, within, worker},
+    words::{PATIENCE, client, offer, path, until, within, worker},
 };
 use redis::{Value, aio::MultiplexedConnection, cmd};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use vbm_core::NodePath;
 use vbm_rpc::{
-    Bus, Context, Fate, Lane, Member, Method, Route, Router, Transport,
+    Bus, Context, Fate, Lane, Method, Route, Router, Transport,
     limits::{HEARTBEAT_EVERY, PRESENCE_TTL},
     redis::RedisTransport,
 };
@@ -77,21 +77,8 @@ impl Ran {
     }
 
     async fn serve(&self, transport: &RedisTransport, at: &str, boot: &str) -> Bus {
-        let member = Member::new(path(at), boot).service(worker());
-        Bus::attach(transport.clone(), member, self.router())
-            .await
-            .unwrap()
+        offer(transport, (at, boot), self.router()).await
     }
-}
-
-async fn client(transport: &RedisTransport) -> Bus {
-    Bus::attach(
-        transport.clone(),
-        Member::new(path("c1"), "boot-c"),
-        Router::new(),
-    )
-    .await
-    .unwrap()
 }
 
 fn double(
@@ -131,10 +118,7 @@ async fn what_a_dead_worker_had_is_taken_over_within_the_lease_and_a_second() {
     let mut clients = Vec::new();
     let mut calls = Vec::new();
     for c in 0..CLIENTS {
-        let member = Member::new(path(&format!("c{c}")), "boot-c");
-        let bus = Bus::attach(transport.clone(), member, Router::new())
-            .await
-            .unwrap();
+        let bus = client(&transport, &format!("c{c}")).await;
         calls.extend((0..CALLS).map(|n| tokio::spawn(double(&bus, &any(), n, 0))));
         clients.push(bus);
     }
@@ -169,7 +153,7 @@ async fn a_worker_does_not_complete_what_another_has_taken_over() {
     let server = RedisServer::start().await;
     let (ran, transport) = (Ran::default(), server.transport().await);
     let n1 = ran.serve(&transport, "eu/n1", "boot-1").await;
-    let bus = client(&transport).await;
+    let bus = client(&transport, "c1").await;
     let call = tokio::spawn(double(&bus, &any(), 4, 1_500));
     until("it is begun", async || ran.begun() == 1).await;
     let mut raw = server.raw().await;
@@ -201,7 +185,7 @@ async fn what_runs_during_a_shutdown_is_not_taken_over() {
     let server = RedisServer::start().await;
     let (ran, transport) = (Ran::default(), server.transport().await);
     let n1 = ran.serve(&transport, "eu/n1", "boot-1").await;
-    let bus = client(&transport).await;
+    let bus = client(&transport, "c1").await;
     let call = tokio::spawn(double(&bus, &any(), 4, 4_000));
     until("it is begun", async || ran.begun() == 1).await;
     let n2 = ran.serve(&transport, "eu/n2", "boot-2").await;
@@ -221,7 +205,7 @@ async fn what_a_shutdown_gave_up_is_taken_over_at_once() {
     let server = RedisServer::start().await;
     let (first, second, transport) = (Ran::default(), Ran::default(), server.transport().await);
     let n1 = first.serve(&transport, "eu/n1", "boot-1").await;
-    let bus = client(&transport).await;
+    let bus = client(&transport, "c1").await;
     let call = tokio::spawn(double(&bus, &any(), 4, 7_000));
     until("it is begun", async || first.begun() == 1).await;
     let n2 = second.serve(&transport, "eu/n2", "boot-2").await;
@@ -255,7 +239,7 @@ async fn a_deep_queue_overloads_its_senders_and_loses_nothing() {
     ] {
         let ran = Ran::default();
         let dying = ran.serve(&transport, at, "boot-1").await;
-        let bus = client(&transport).await;
+        let bus = client(&transport, "c1").await;
         dying.kill().await;
         let mut accepted = 0;
         let overloaded = loop {
@@ -298,7 +282,7 @@ async fn control_reaches_a_member_that_has_no_control_lane() {
     let server = RedisServer::start().await;
     let (ran, transport) = (Ran::default(), server.transport().await);
     let n1 = ran.serve(&transport, "eu/n1", "boot-1").await;
-    let bus = client(&transport).await;
+    let bus = client(&transport, "c1").await;
     let gone: usize = ask(&mut server.raw().await, &["DEL", "vbm:v1:{eu}:n:eu/n1:ctl"]).await;
     assert_eq!(gone, 1);
     let options = within(PATIENCE).lane(Lane::Control);
@@ -424,7 +408,7 @@ async fn the_operator_sees_queues_and_who_takes_from_them() {
     let server = RedisServer::start().await;
     let (ran, transport) = (Ran::default(), server.transport().await);
     let n1 = ran.serve(&transport, "eu/r1/n1", "boot-1").await;
-    let bus = client(&transport).await;
+    let bus = client(&transport, "c1").await;
     let call = tokio::spawn(double(&bus, &any(), 4, 1_000));
     until("it is begun", async || ran.begun() == 1).await;
     let admin = transport.admin().unwrap();

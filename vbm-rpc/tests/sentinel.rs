@@ -11,6 +11,7 @@ mod common;
 use common::{
     left_out,
     sets::{DOWN_AFTER, SentinelSet},
+    words::{PATIENCE, client, offer, path, until, within, worker},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -20,10 +21,7 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
-use vbm_rpc::{
-    Bus, CallOptions, Context, Durability, Fate, Member, Method, Route, Router, Service,
-    redis::RedisTransport,
-};
+use vbm_rpc::{Bus, Context, Durability, Fate, Method, Route, Router, redis::RedisTransport};
 
 mod conformance {
     use super::common::{left_out, sets::SentinelSet};
@@ -39,8 +37,6 @@ mod conformance {
         }
     }
 }
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
 struct Work {
@@ -76,19 +72,9 @@ impl Ledger {
     }
 }
 
-fn path(text: &str) -> NodePath {
-    text.parse().unwrap()
-}
-fn service() -> Service {
-    Service::new("worker").unwrap()
-}
 fn any() -> Route {
-    Route::any(NodePath::root(), service())
+    Route::any(NodePath::root(), worker())
 }
-fn options() -> CallOptions {
-    CallOptions::default().deadline(PATIENCE)
-}
-
 async fn serve(transport: &RedisTransport, at: &str, boot: &str, ledger: &Ledger) -> Bus {
     let ledger = ledger.clone();
     let router = Router::new().method::<Do, _, _>(move |_context: Context, work: Work| {
@@ -99,18 +85,7 @@ async fn serve(transport: &RedisTransport, at: &str, boot: &str, ledger: &Ledger
             Ok(work.n)
         }
     });
-    let member = Member::new(path(at), boot).service(service());
-    Bus::attach(transport.clone(), member, router).await.unwrap()
-}
-
-async fn client(transport: &RedisTransport) -> Bus {
-    Bus::attach(
-        transport.clone(),
-        Member::new(path("eu/r1/c1"), "boot-c"),
-        Router::new(),
-    )
-    .await
-    .unwrap()
+    offer(transport, (at, boot), router).await
 }
 
 fn call(
@@ -119,16 +94,7 @@ fn call(
     n: usize,
     wait_ms: u64,
 ) -> impl Future<Output = Result<usize, Fate>> + Send + use<> {
-    bus.call::<Do>(route, &Work { n, wait_ms }, options())
-}
-
-async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
-    let watch = async {
-        while !is_true().await {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
+    bus.call::<Do>(route, &Work { n, wait_ms }, within(PATIENCE))
 }
 
 /// Calls in flight while `break_it` takes the master away: each is answered, nothing is done twice. Prints when a call
@@ -141,7 +107,7 @@ async fn calls_survive(
 ) {
     let (transport, ledger) = (set.transport().await, Ledger::default());
     let n1 = serve(&transport, "eu/r1/n1", "boot-1", &ledger).await;
-    let bus = client(&transport).await;
+    let bus = client(&transport, "eu/r1/c1").await;
     let (node, any) = (Route::node(path("eu/r1/n1")), any());
     let flying: Vec<_> = (0..calls)
         .map(|n| tokio::spawn(call(&bus, if n % 2 == 0 { &node } else { &any }, n, 700)))
@@ -201,7 +167,7 @@ async fn calls_survive_a_master_that_hangs_and_comes_back_as_a_replica() {
     let (transport, ledger) = (set.transport().await, Ledger::default());
     let (n1, bus) = (
         serve(&transport, "n1", "boot-1", &ledger).await,
-        client(&transport).await,
+        client(&transport, "eu/r1/c1").await,
     );
     set.servers[before].signal("CONT");
     until("the old master is a replica", async || {
@@ -227,7 +193,7 @@ async fn replies_and_broadcasts_are_seen_when_the_new_master_knows_less_than_was
     let (transport, ledger) = (RedisTransport::connect(config).await.unwrap(), Ledger::default());
     let (n1, bus) = (
         serve(&transport, "eu/r1/n1", "boot-1", &ledger).await,
-        client(&transport).await,
+        client(&transport, "eu/r1/c1").await,
     );
     let node = Route::node(path("eu/r1/n1"));
     let before = set.master().await.unwrap();
@@ -248,17 +214,17 @@ async fn replies_and_broadcasts_are_seen_when_the_new_master_knows_less_than_was
             .ask(&["XADD", &key, &ahead, "x", "no frame"])
             .await;
     }
-    let all = Route::all(NodePath::root(), service());
+    let all = Route::all(NodePath::root(), worker());
     assert_eq!(call(&bus, &node, 1, 0).await, Ok(1));
     let mut replies = bus
-        .broadcast::<Do>(&all, &Work { n: 2, wait_ms: 0 }, options())
+        .broadcast::<Do>(&all, &Work { n: 2, wait_ms: 0 }, within(PATIENCE))
         .await
         .unwrap();
     assert_eq!(replies.next().await, Some((path("eu/r1/n1"), Ok(2))));
     set.servers[before].kill();
     let after = set.moved_from(before).await;
     until("calls come through again", async || {
-        let short = CallOptions::default().deadline(Duration::from_secs(2));
+        let short = within(Duration::from_secs(2));
         bus.call::<Do>(&node, &Work { n: 3, wait_ms: 0 }, short)
             .await
             .is_ok()
@@ -272,7 +238,7 @@ async fn replies_and_broadcasts_are_seen_when_the_new_master_knows_less_than_was
         "the new master must not know what was read: {text}"
     );
     let mut replies = bus
-        .broadcast::<Do>(&all, &Work { n: 4, wait_ms: 0 }, options())
+        .broadcast::<Do>(&all, &Work { n: 4, wait_ms: 0 }, within(PATIENCE))
         .await
         .unwrap();
     assert_eq!(
@@ -293,7 +259,7 @@ async fn a_master_without_its_replicas_takes_nothing_and_the_calls_wait_for_them
     let (transport, ledger) = (set.transport().await, Ledger::default());
     let (n1, bus) = (
         serve(&transport, "n1", "boot-1", &ledger).await,
-        client(&transport).await,
+        client(&transport, "eu/r1/c1").await,
     );
     let (node, master) = (Route::node(path("n1")), set.master().await.unwrap());
     let replicas: Vec<_> = (0..3).filter(|&n| n != master).collect();
@@ -301,7 +267,7 @@ async fn a_master_without_its_replicas_takes_nothing_and_the_calls_wait_for_them
         set.servers[replica].signal("STOP");
     }
     until("the master takes no writes", async || {
-        let short = CallOptions::default().deadline(Duration::from_millis(500));
+        let short = within(Duration::from_millis(500));
         bus.call::<Do>(&node, &Work { n: 0, wait_ms: 0 }, short)
             .await
             .is_err()
@@ -329,7 +295,7 @@ async fn a_replicated_cast_that_was_taken_outlives_the_master_and_its_caller() {
     let (transport, ledger) = (set.transport().await, Ledger::default());
     let (n1, bus) = (
         serve(&transport, "n1", "boot-1", &ledger).await,
-        client(&transport).await,
+        client(&transport, "eu/r1/c1").await,
     );
     let node = Route::node(path("n1"));
     assert_eq!(call(&bus, &node, 0, 0).await, Ok(0));
@@ -339,7 +305,7 @@ async fn a_replicated_cast_that_was_taken_outlives_the_master_and_its_caller() {
         bus.cast::<Do>(
             &node,
             &Work { n, wait_ms: 0 },
-            options().durability(Durability::Replicated),
+            within(PATIENCE).durability(Durability::Replicated),
         )
     });
     for cast in futures::future::join_all(casts).await {
@@ -365,11 +331,11 @@ async fn what_was_taken_outlives_its_caller_and_its_worker() {
         let (transport, ledger) = (set.transport().await, Ledger::default());
         let (n1, bus) = (
             serve(&transport, "n1", "boot-1", &ledger).await,
-            client(&transport).await,
+            client(&transport, "eu/r1/c1").await,
         );
         n1.kill().await;
         let node = Route::node(path("n1"));
-        let options = || options().durability(durability);
+        let options = || within(PATIENCE).durability(durability);
         assert_eq!(
             bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await,
             Ok(())
@@ -399,10 +365,10 @@ async fn a_fast_cast_is_lost_with_a_master_that_had_no_replicas_and_a_replicated
     let (transport, ledger) = (set.transport().await, Ledger::default());
     let (n1, bus) = (
         serve(&transport, "n1", "boot-1", &ledger).await,
-        client(&transport).await,
+        client(&transport, "eu/r1/c1").await,
     );
     let (node, before) = (Route::node(path("n1")), set.master().await.unwrap());
-    let safe = || options().durability(Durability::Replicated);
+    let safe = || within(PATIENCE).durability(Durability::Replicated);
     assert_eq!(
         bus.cast::<Do>(&node, &Work { n: 0, wait_ms: 0 }, safe()).await,
         Ok(())
@@ -414,7 +380,8 @@ async fn a_fast_cast_is_lost_with_a_master_that_had_no_replicas_and_a_replicated
         .ask(&["CLIENT", "KILL", "TYPE", "replica"])
         .await;
     assert_eq!(
-        bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, options()).await,
+        bus.cast::<Do>(&node, &Work { n: 1, wait_ms: 0 }, within(PATIENCE))
+            .await,
         Ok(())
     );
     let fate = bus.cast::<Do>(&node, &Work { n: 2, wait_ms: 0 }, safe()).await;
@@ -442,10 +409,10 @@ async fn a_replicated_call_without_replicas_is_lost_with_the_reason_and_fast_one
     let (transport, ledger) = (set.transport().await, Ledger::default());
     let (n1, bus) = (
         serve(&transport, "n1", "boot-1", &ledger).await,
-        client(&transport).await,
+        client(&transport, "eu/r1/c1").await,
     );
     let (node, master) = (Route::node(path("n1")), set.master().await.unwrap());
-    let safe = || options().durability(Durability::Replicated);
+    let safe = || within(PATIENCE).durability(Durability::Replicated);
     assert_eq!(
         bus.call::<Do>(&node, &Work { n: 1, wait_ms: 200 }, safe()).await,
         Ok(1)

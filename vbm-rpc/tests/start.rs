@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use vbm_rpc::{
-    Bus, BusError, CallOptions, Context, Fate, Member, Method, Route, Router,
+    BadInput, Bus, BusError, CallOptions, Context, Fate, Member, Method, Route, Router,
     redis::{RedisConfig, RedisTransport},
 };
 
@@ -168,6 +168,7 @@ async fn a_server_that_fills_up_overloads_calls_until_there_is_room_again() {
         matches!(&fate, Err(Fate::Overloaded { why, .. }) if why.contains("memory")),
         "{fate:?}"
     );
+    assert!(bus.stats().bad_input.of(BadInput::ServerFull) > 0);
     let late = Bus::attach(
         transport.clone(),
         Member::new("c2".parse().unwrap(), "b"),

@@ -297,12 +297,16 @@ async fn a_bench_tells_rates_latency_and_commands_and_leaves_every_key_as_it_was
     // Calls that are in flight together share commands.
     let commands = |row: usize| rows[row]["commands_per_call"].as_f64().unwrap();
     assert!(commands(1) < commands(0), "{report}");
-    let plain = stage.vbm(&["bench", "--in-flight", "2", "--time", "1s"]).await;
-    let told = text(&plain.stdout);
-    assert!(
-        told.contains("128 bytes there and back") && told.contains("COMMANDS/CALL"),
-        "{told}"
-    );
+    for (further, seals) in [(&[][..], "seals off"), (&["--seals"], "seals on")] {
+        let words = [&["bench", "--in-flight", "2", "--time", "1s"], further].concat();
+        let told = text(&stage.vbm(&words).await.stdout);
+        assert!(
+            told.contains("128 bytes there and back")
+                && told.contains(seals)
+                && told.contains("COMMANDS/CALL"),
+            "{told}"
+        );
+    }
     assert_eq!(keys(&stage.redis), before);
     let bad = stage.vbm(&["bench", "--in-flight", "0"]).await;
     assert_eq!(bad.status.code(), Some(2), "{}", text(&bad.stderr));

@@ -91,10 +91,11 @@ pub enum Refusal {
 impl Refusal {
     /// A word for metrics.
     pub const fn name(&self) -> &'static str {
-        NAMES[self.index()]
+        NAMES[self.index() as usize]
     }
 
-    const fn index(&self) -> usize {
+    /// Its place among the reasons.
+    pub(crate) const fn index(&self) -> u32 {
         match self {
             Self::Missing => 0,
             Self::Malformed => 1,
@@ -147,7 +148,7 @@ impl Counts {
         self.sealed.fetch_add(1, Ordering::Relaxed);
     }
     pub(crate) fn refused_one(&self, refusal: &Refusal) {
-        self.refused[refusal.index()].fetch_add(1, Ordering::Relaxed);
+        self.refused[refusal.index() as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Entries that were opened.

@@ -4,11 +4,11 @@ use super::{
     Bus, Flight, FlightState,
     life::{Life, Newest},
     pending::{Answer, End, Sending},
-    read, refused,
+    refused,
 };
 use crate::{
-    CallOptions, Fate, Journey, Method, ProgressMethod, Route, admin::Stage, envelope::Kind, journey::Traced,
-    transport::SendWatch,
+    BadInput, CallOptions, Fate, Journey, Method, ProgressMethod, Route, admin::Stage, envelope::Kind,
+    journey::Traced, transport::SendWatch,
 };
 use std::{future::Future, time::SystemTime};
 use tokio::{
@@ -32,9 +32,9 @@ impl Way {
     }
 }
 
-/// Sends a request and waits for its answer or the deadline.
+/// Sends a request and waits for its answer or the deadline. The flight is over then.
 pub(super) async fn exchange(
-    mut flight: Flight,
+    flight: &mut Flight,
     progress: Option<watch::Sender<Newest>>,
 ) -> (Result<Answer, Fate>, Way) {
     let (answer, sending) = flight.pending().one(
@@ -90,7 +90,7 @@ pub(super) async fn exchange(
 
 /// The end of a call that was not answered by its deadline.
 #[cold]
-fn late(mut flight: Flight, sending: &Sending) -> (Result<Answer, Fate>, Way) {
+fn late(flight: &mut Flight, sending: &Sending) -> (Result<Answer, Fate>, Way) {
     let way = Way {
         queued: sending.kept_at(),
         life: flight.pending().take_life(flight.id),
@@ -119,16 +119,15 @@ impl Bus {
         let to = route.to_string();
         async move {
             let (called_at, begin) = (SystemTime::now(), Instant::now());
-            let (id, ended, way) = match flight {
-                Ok(flight) => {
-                    let id = Some(flight.id);
-                    let (ended, way) = exchange(flight, None).await;
-                    (id, ended, way)
+            let (id, answered_by, result, way) = match flight {
+                Ok(mut flight) => {
+                    let (ended, way) = exchange(&mut flight, None).await;
+                    let answered_by = ended.as_ref().ok().map(|answer| answer.from.clone());
+                    let result = ended.and_then(|answer| flight.read::<M>(answer));
+                    (Some(flight.id), answered_by, result, way)
                 }
-                Err(fate) => (None, Err(fate), Way::default()),
+                Err(fate) => (None, None, Err(fate), Way::default()),
             };
-            let answered_by = ended.as_ref().ok().map(|answer| answer.from.clone());
-            let result = ended.and_then(read::<M>);
             let worker = match &result {
                 Err(Fate::Lost { worker, .. }) => worker.clone(),
                 _ => answered_by,
@@ -160,22 +159,30 @@ impl Bus {
         let flight = self.launch_one::<M>(Kind::Watched, route, request, &options);
         async move {
             let (sender, mut newest) = watch::channel(None);
-            let mut exchange = std::pin::pin!(exchange(flight?, Some(sender)));
-            loop {
-                // Cancel safe: a change is seen by the next turn, the exchange outlives it.
-                tokio::select! {
-                    biased;
-                    Ok(()) = newest.changed() => {
-                        let taken = newest.borrow_and_update().clone();
-                        let Some((codec, body)) = taken else { continue };
-                        match codec.decode(&body) {
-                            Ok(progress) => on_progress(progress),
-                            Err(why) => tracing::warn!(method = M::NAME, why, "progress cannot be read"),
+            let mut flight = flight?;
+            let (counters, to) = (flight.shared.counters.clone(), flight.to.to_string());
+            let ended = {
+                let mut exchange = std::pin::pin!(exchange(&mut flight, Some(sender)));
+                loop {
+                    // Cancel safe: a change is seen by the next turn, the exchange outlives it.
+                    tokio::select! {
+                        biased;
+                        Ok(()) = newest.changed() => {
+                            let taken = newest.borrow_and_update().clone();
+                            let Some((codec, body)) = taken else { continue };
+                            match codec.decode(&body) {
+                                Ok(progress) => on_progress(progress),
+                                Err(why) => {
+                                    let detail = format_args!("the progress of {} cannot be read: {why}", M::NAME);
+                                    counters.bad.note(BadInput::Unreadable, &to, detail);
+                                }
+                            }
                         }
+                        (ended, _way) = &mut exchange => break ended,
                     }
-                    (ended, _way) = &mut exchange => return ended.and_then(read::<M>),
                 }
-            }
+            };
+            flight.read::<M>(ended?)
         }
     }
 
@@ -252,8 +259,9 @@ impl<M: Method> Batch<M> {
     /// Dropping the future gives up what has not ended, as for [`Bus::call`].
     pub fn send(self) -> impl Future<Output = Vec<Result<M::Reply, Fate>>> + Send + use<M> {
         let calls = self.flights.into_iter().map(|flight| async move {
-            let (ended, _way) = exchange(flight?, None).await;
-            ended.and_then(read::<M>)
+            let mut flight = flight?;
+            let (ended, _way) = exchange(&mut flight, None).await;
+            flight.read::<M>(ended?)
         });
         futures::future::join_all(calls.collect::<Vec<_>>())
     }

@@ -1,6 +1,6 @@
 //! The bus as a tower service, and a caller with layers in front of it.
 
-use super::{Bus, Flight, call::exchange, decode, refused, replied, write};
+use super::{Bus, Flight, call::exchange, decode, fates::note_unreadable, refused, replied, write};
 use crate::{
     CallOptions, Fate, Method, Route,
     codec::Codec,
@@ -126,7 +126,7 @@ impl Service<Outgoing> for BusService {
         let flight = self.bus.start(request);
         match verb {
             Verb::Call => Box::pin(async move {
-                let (ended, _way) = exchange(flight?, None).await;
+                let (ended, _way) = exchange(&mut flight?, None).await;
                 replied(ended?)
             }),
             Verb::Cast => {
@@ -196,7 +196,11 @@ where
     ) -> impl Future<Output = Result<M::Reply, Fate>> + Send + use<M, S> {
         let outgoing = self.bus.outgoing::<M>(Verb::Call, route, request, options);
         let service = self.service.clone();
-        async move { decode::<M>(&service.oneshot(outgoing?).await?) }
+        let counters = self.bus.shared.counters.clone();
+        async move {
+            let replied = service.oneshot(outgoing?).await?;
+            decode::<M>(&replied).inspect_err(|fate| note_unreadable(&counters.bad, &replied.from, fate))
+        }
     }
 
     /// Like [`Bus::cast`], through the layers.

@@ -4,15 +4,23 @@ use super::{
     pending::{Answer, End},
     submit,
 };
-use crate::{Fate, Method, Replied, envelope::EndCode};
+use crate::{BadInput, Fate, Method, Replied, bad_input::BadInputs, envelope::EndCode};
 use vbm_core::{Error, ErrorKind, NodePath, Outcome};
 
 pub(super) fn refused(what: &str, why: &str, fix: &str) -> Fate {
     Fate::Refused(Error::new(ErrorKind::InvalidInput, what, why, fix))
 }
 
-pub(super) fn read<M: Method>(answer: Answer) -> Result<M::Reply, Fate> {
-    decode::<M>(&replied(answer)?)
+/// The reply of a call, or its fate; a reply that cannot be read counts as bad input.
+pub(super) fn read<M: Method>(bad: &BadInputs, answer: Answer) -> Result<M::Reply, Fate> {
+    let replied = replied(answer)?;
+    decode::<M>(&replied).inspect_err(|fate| note_unreadable(bad, &replied.from, fate))
+}
+
+/// What somebody sent and cannot be read is counted.
+#[cold]
+pub(super) fn note_unreadable(bad: &BadInputs, from: &NodePath, fate: &Fate) {
+    bad.note(BadInput::Unreadable, from.as_str(), fate);
 }
 
 pub(super) fn decode<M: Method>(replied: &Replied) -> Result<M::Reply, Fate> {
@@ -37,6 +45,10 @@ pub(super) fn read_failure(answer: Answer) -> Fate {
     let node = |from: NodePath| format!("node {from}");
     match answer.end {
         End::Refused(error) => Fate::Refused(error),
+        End::Unreadable(why) => Fate::Refused(
+            Error::internal("the other side refused with an error that cannot be read", why)
+                .with_outcome(Outcome::Unknown),
+        ),
         End::Fate(fate) => fate,
         End::Ended(EndCode::NoRoute, why) => Fate::NoRoute {
             to: node(answer.from),

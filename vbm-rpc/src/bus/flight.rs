@@ -2,10 +2,10 @@
 
 use super::{
     Bus, Shared,
-    fates::refused,
+    fates::{self, refused},
     inflight::Slot,
     millis,
-    pending::{Pending, Sending},
+    pending::{Answer, Pending, Sending},
 };
 use crate::{
     BusError, CallOptions, Durability, Fate, Lane, Method, Route,
@@ -155,6 +155,11 @@ impl Bus {
 impl Flight {
     pub(super) fn pending(&self) -> &Arc<Pending> {
         &self.shared.pending
+    }
+
+    /// The reply of this call, or its fate.
+    pub(super) fn read<M: Method>(&self, answer: Answer) -> Result<M::Reply, Fate> {
+        fates::read::<M>(&self.shared.counters.bad, answer)
     }
 
     /// Hands the frame to the transport; gives who should get a broadcast.

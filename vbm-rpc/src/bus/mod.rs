@@ -49,11 +49,12 @@ pub use submit::TicketHandle;
 use crate::{
     BusError, CallOptions, Fate, Member, MemberInfo, Method, Route, Router,
     admin::{self, Admin, DeadLetters},
+    bad_input::BadInputs,
     envelope::Kind,
     limits,
     transport::{Inbound, Link, Transport},
 };
-use fates::{decode, read, read_failure, refused, replied};
+use fates::{decode, read_failure, refused, replied};
 use flight::{Flight, FlightState, write};
 use follow::{control, resend, watch_end};
 use inflight::InFlight;
@@ -124,12 +125,15 @@ impl Bus {
         let mut me = member.into_info(router.methods())?;
         me.versions = router.versions();
         let router = admin::router(&me).merge(router);
-        let pending = Arc::new(Pending::default());
+        let bad = Arc::new(BadInputs::new(me.path.clone()));
+        let pending = Arc::new(Pending::new(bad.clone()));
         let (sender, requests) = mpsc::channel(limits::REQUEST_QUEUE_MAX);
-        let counters = Arc::new(Counters::new(sender.downgrade()));
+        let counters = Arc::new(Counters::new(bad.clone(), sender.downgrade()));
         let signals = Arc::new(Signals::new(pending.clone(), counters.clone()));
         let (urgent_sender, urgent) = mpsc::channel(limits::CONTROL_QUEUE_MAX);
-        let inbound = Inbound::new(sender, control(signals.clone())).with_urgent(urgent_sender);
+        let inbound = Inbound::new(sender, control(signals.clone()))
+            .with_urgent(urgent_sender)
+            .with_bad_inputs(bad);
         let admin = transport.admin();
         let attached = transport.attach(me.clone(), inbound).await?;
         let mut seed = DefaultHasher::new();
@@ -230,8 +234,9 @@ impl Bus {
     ) -> impl Future<Output = Result<M::Reply, Fate>> + Send + use<M> {
         let flight = self.launch_one::<M>(Kind::Request, route, request, &options);
         async move {
-            let (ended, _way) = call::exchange(flight?, None).await;
-            ended.and_then(read::<M>)
+            let mut flight = flight?;
+            let (ended, _way) = call::exchange(&mut flight, None).await;
+            flight.read::<M>(ended?)
         }
     }
 

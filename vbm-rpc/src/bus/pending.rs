@@ -5,7 +5,8 @@
 
 use super::{life::Life, signs, stream::Inlet};
 use crate::{
-    Fate, Route,
+    BadInput, Fate, Route,
+    bad_input::BadInputs,
     codec::Codec,
     envelope::{self, EndCode, Envelope, Kind},
     limits,
@@ -40,6 +41,8 @@ pub(crate) struct Answer {
 pub(crate) enum End {
     Reply(Codec, Bytes),
     Refused(Error),
+    /// A refusal whose error cannot be read, and why not.
+    Unreadable(String),
     Ended(EndCode, String),
     /// It never left.
     Unsent(SendError),
@@ -154,7 +157,10 @@ pub(crate) struct Pending {
     calls: Mutex<Calls>,
     /// Tickets that are waited for in this process.
     waits: Mutex<HashMap<Uuid, Wait>>,
+    bad: Arc<BadInputs>,
 }
+
+const NOT_ASKED: &str = "who sent it was not asked";
 
 /// How many wait for a ticket, and what wakes them.
 #[derive(Default)]
@@ -183,6 +189,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl Pending {
+    pub(super) fn new(bad: Arc<BadInputs>) -> Self {
+        Self {
+            bad,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -301,7 +314,8 @@ impl Pending {
         self.lock().get(&id)?.worker.clone()
     }
 
-    /// Something came back for a call. An answer nobody waits for is dropped.
+    /// Something came back for a call. An answer that nobody waits for, or of somebody who was not asked, is dropped and
+    /// counted.
     pub(crate) fn incoming(&self, mut envelope: Envelope) {
         let id = envelope.id;
         match envelope.kind {
@@ -309,14 +323,21 @@ impl Pending {
             _ => {}
         }
         let boot_id = std::mem::take(&mut envelope.boot_id);
-        let Some(mut answer) = read_answer(envelope) else {
-            return;
+        let mut answer = match read_answer(envelope) {
+            Ok(answer) => answer,
+            Err((what, from)) => return self.odd(what, &from, id, "it ends no call"),
         };
+        if let End::Unreadable(why) = &answer.end {
+            self.odd(BadInput::Unreadable, &answer.from, id, why);
+        }
         let mut calls = self.lock();
-        let Some(call) = calls.get_mut(&id) else { return };
+        let Some(call) = calls.get_mut(&id) else {
+            drop(calls);
+            return self.odd(BadInput::NobodyWaits, &answer.from, id, "nobody waits for it");
+        };
         if !call.to.may_answer(&answer.from) {
             drop(calls);
-            return stranger(id, &answer.from);
+            return self.odd(BadInput::NotAsked, &answer.from, id, NOT_ASKED);
         }
         match &call.waiter {
             Waiter::Many(sender) => {
@@ -360,7 +381,7 @@ impl Pending {
         let id = envelope.id;
         let strange = |call: &Call| !call.to.may_answer(&envelope.caller);
         if self.lock().get(&id).is_some_and(strange) {
-            return stranger(id, &envelope.caller);
+            return self.odd(BadInput::NotAsked, &envelope.caller, id, NOT_ASKED);
         }
         match envelope.kind {
             Kind::Accepted => self.accepted(envelope, Instant::now()),
@@ -406,6 +427,15 @@ impl Pending {
         again
     }
 
+    #[cold]
+    fn odd(&self, what: BadInput, from: &NodePath, id: Uuid, why: &str) {
+        self.bad.note(
+            what,
+            from.as_str(),
+            format_args!("an answer to {id} is not used: {why}"),
+        );
+    }
+
     /// How many wait.
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
@@ -422,33 +452,33 @@ impl Pending {
     }
 }
 
-fn stranger(id: Uuid, from: &NodePath) {
-    tracing::warn!(%id, %from, "an answer of somebody who was not asked was dropped");
+/// What a frame says that ends a call; otherwise what is wrong with it, and whose it is.
+pub(crate) fn read_answer(envelope: Envelope) -> Result<Answer, (BadInput, NodePath)> {
+    let end = match envelope.kind {
+        Kind::Reply => Some(End::Reply(envelope.codec, envelope.body)),
+        Kind::Refusal => Some(match envelope.codec.decode(&envelope.body) {
+            Ok(error) => End::Refused(error),
+            Err(why) => End::Unreadable(why),
+        }),
+        Kind::End => ended(&envelope.body),
+        Kind::Finish => {
+            signs::split_number(envelope.body).map(|(count, body)| End::Finished(envelope.codec, count, body))
+        }
+        _ => return Err((BadInput::OutOfPlace, envelope.caller)),
+    };
+    match end {
+        Some(end) => Ok(Answer {
+            from: envelope.caller,
+            end,
+            life: None,
+        }),
+        None => Err((BadInput::Unreadable, envelope.caller)),
+    }
 }
 
-pub(crate) fn read_answer(envelope: Envelope) -> Option<Answer> {
-    let end = match envelope.kind {
-        Kind::Reply => End::Reply(envelope.codec, envelope.body),
-        Kind::Refusal => End::Refused(envelope.codec.decode(&envelope.body).unwrap_or_else(|why| {
-            Error::internal("the other side refused with an error that cannot be read", why)
-                .with_outcome(vbm_core::Outcome::Unknown)
-        })),
-        Kind::End => {
-            let (&code, text) = envelope.body.split_first()?;
-            End::Ended(
-                EndCode::from_byte(code)?,
-                String::from_utf8_lossy(text).into_owned(),
-            )
-        }
-        Kind::Finish => {
-            let (count, body) = signs::split_number(envelope.body)?;
-            End::Finished(envelope.codec, count, body)
-        }
-        _ => return None,
-    };
-    Some(Answer {
-        from: envelope.caller,
-        end,
-        life: None,
-    })
+/// The body of a frame that ends a call without an answer.
+fn ended(body: &[u8]) -> Option<End> {
+    let (&code, text) = body.split_first()?;
+    let text = String::from_utf8_lossy(text).into_owned();
+    Some(End::Ended(EndCode::from_byte(code)?, text))
 }

@@ -197,8 +197,10 @@ impl Signals {
                 _ => self.pending.incoming(envelope),
             },
             Err(error) => {
-                self.counters.frame_refused();
-                tracing::warn!(%error, bytes = frame.len(), "an entry of the reply inbox was skipped");
+                let detail = format_args!("{} bytes were skipped: {error}", frame.len());
+                self.counters
+                    .bad
+                    .note(error.kind(), "answers and cancels", detail);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The replies of a broadcast.
 
-use super::{Answer, Flight, FlightState, read};
+use super::{Answer, Flight, FlightState};
 use crate::{Fate, Method};
 use futures::Stream;
 use std::{
@@ -99,7 +99,7 @@ impl<M: Method> Replies<M> {
         }
         self.waiting.remove(&answer.from);
         let from = answer.from.clone();
-        let result = read::<M>(answer);
+        let result = self.flight.read::<M>(answer);
         if let (Ok(_), Some(missing)) = (&result, &mut self.missing_for_quorum) {
             *missing = missing.saturating_sub(1);
         }

@@ -4,45 +4,42 @@
 //! where it may have run), epoch, cancel, run, record, reply, complete. A crash between run and record runs the request
 //! again in the next process: a handler whose effect must happen once writes the request id together with its effect.
 
+mod ends;
+mod run;
+
 use super::{
-    outlet::{Outlet, Served},
-    pulse::{Signals, Stamp, Work, inbox_of},
-    recorded::Looked,
+    pulse::{Signals, Stamp, inbox_of},
     running::Running,
-    signs,
     stats::Counters,
     tickets::TicketJob,
 };
 use crate::{
-    Fate, MemberInfo, Route, Router,
+    BadInput, MemberInfo, Route, Router,
     admin::Stage,
     codec::Codec,
     dedupe::{Answer, Begun, Dedupe, Key},
     envelope::{self, EndCode, Envelope, Kind},
     limits,
-    progress::ProgressOut,
-    router::{Context, Entry, Pace, wrong_verb},
+    router::Pace,
     transport::{Completion, Delivery, Destination, Link, ResultStore},
 };
 use bytes::Bytes;
-use futures::{FutureExt, poll};
+use ends::{ended, key_conflict, refusal};
 use std::{
     collections::HashSet,
     future::poll_fn,
     hash::{DefaultHasher, Hash, Hasher},
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, sleep, sleep_until},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
-use vbm_core::{Error, ErrorKind, Outcome};
 
 pub(super) struct Server {
     pub(super) me: MemberInfo,
@@ -170,17 +167,26 @@ impl Server {
                 return self.accept_submitted(request, delivery, permit);
             }
             Ok(other) => {
-                self.counters.frame_refused();
-                tracing::warn!(kind = ?other.kind, "a frame that is no request was skipped");
-                return delivery.done.bury(delivery.frame, "it is no request");
+                let why = format!("it is no request: {:?}", other.kind);
+                self.odd(BadInput::OutOfPlace, &other, &why);
+                return delivery.done.bury(delivery.frame, &why);
             }
             Err(error) => {
-                self.counters.frame_refused();
-                tracing::warn!(%error, bytes = delivery.frame.len(), "an entry of the request queue was skipped");
+                let home = delivery.done.home();
+                let place = home.map_or_else(|| "a broadcast".to_owned(), |home| home.to_string());
+                let detail = format_args!("{} bytes were skipped: {error}", delivery.frame.len());
+                self.counters.bad.note(error.kind(), &place, detail);
                 return delivery.done.bury(delivery.frame, &error.to_string());
             }
         };
         self.take(request, None, delivery, permit).await;
+    }
+
+    /// Something is wrong with a frame that can be read: counts it, with who sent it.
+    #[cold]
+    pub(super) fn odd(&self, what: BadInput, frame: &Envelope, why: impl std::fmt::Display) {
+        let detail = format_args!("{} ({}): {why}", frame.method, frame.id);
+        self.counters.bad.note(what, frame.caller.as_str(), detail);
     }
 
     /// Runs a request, or answers it with what is known of it.
@@ -304,211 +310,6 @@ impl Server {
         }
     }
 
-    /// The answer, and what becomes of it: kept when the handler ran and its answers are for keeping.
-    async fn execute(&self, job: &Job) -> (Answer, After) {
-        let request = &job.request;
-        if job.deadline <= Instant::now() {
-            return (ended(EndCode::Expired, ""), After::Forget);
-        }
-        let Some(entry) = self.router.find(&request.method) else {
-            let why = format!("{} does not know the method '{}'", self.me.path, request.method);
-            return (ended(EndCode::NoRoute, &why), After::Forget);
-        };
-        match self.look_for(entry, job).await {
-            Looked::Fresh => {}
-            Looked::Recorded(answer) => return (answer, After::Keep),
-            Looked::Conflict => return (refusal(request.codec, &key_conflict()), After::Forget),
-            Looked::Late => return (ended(EndCode::Expired, ""), After::Forget),
-        }
-        if let Err(error) = self.router.admit(entry.fenced, request.epoch).await {
-            return (refusal(request.codec, &error), After::Forget);
-        }
-        if entry.streams != (request.kind == Kind::Open) {
-            let refused = refusal(request.codec, &wrong_verb(&request.method, entry.streams));
-            return (refused, After::Forget);
-        }
-        if self.running.was_cancelled(request.id) {
-            return (ended(EndCode::Cancelled, ""), After::Forget);
-        }
-        if job.traced {
-            self.link.note(request.id, Stage::Begun, request.method.clone());
-        }
-        let token = CancellationToken::new();
-        let served = match entry.streams {
-            true => match self.open(job, &token) {
-                Some(served) => Some(served),
-                None => {
-                    let why = format!("{} streams are served", limits::STREAMS_SERVED_MAX);
-                    return (ended(EndCode::Overloaded, &why), After::Forget);
-                }
-            },
-            false => None,
-        };
-        let outlet = served.as_ref().map(|served| &served.outlet);
-        let answer = match (self.run(entry, job, token, outlet).await, outlet) {
-            // Not recorded either: it may be replayed.
-            (None, _) if job.frame.is_some() => {
-                return (refusal(request.codec, &panicked(&request.method)), After::Bury);
-            }
-            (None, _) => refusal(request.codec, &panicked(&request.method)),
-            (Some(Ok(body)), None) => Answer {
-                kind: Kind::Reply,
-                codec: request.codec,
-                body,
-                repeatable: false,
-            },
-            (Some(Ok(body)), Some(outlet)) => Answer {
-                kind: Kind::Finish,
-                codec: request.codec,
-                body: signs::numbered(outlet.sent(), &body),
-                repeatable: false,
-            },
-            (Some(Err(fate)), _) => match ended_by(&fate) {
-                Some(ended) => return (ended, After::Forget),
-                None => refusal(request.codec, &Error::from(fate)),
-            },
-        };
-        self.record(entry, job, &answer).await;
-        (answer, if entry.kept { After::Keep } else { After::Forget })
-    }
-
-    fn open(&self, job: &Job, token: &CancellationToken) -> Option<Served> {
-        self.signals.outlets.open(Outlet::new(
-            job.request.id,
-            inbox_of(&job.request),
-            self.link.clone(),
-            self.stamp.clone(),
-            token.clone(),
-            job.deadline,
-        ))
-    }
-
-    /// What the handler says; nothing when it panicked.
-    async fn run(
-        &self,
-        entry: &Entry,
-        job: &Job,
-        token: CancellationToken,
-        outlet: Option<&Arc<Outlet>>,
-    ) -> Option<Result<Bytes, Fate>> {
-        let request = &job.request;
-        let listens = request.kind == Kind::Watched;
-        let (progress, newest) = listens.then(|| ProgressOut::new(request.codec)).unzip();
-        let context = Context {
-            request_id: request.id,
-            idempotency_key: request.idempotency_key.clone(),
-            caller: request.caller.clone(),
-            epoch: request.epoch,
-            attempt: request.attempt,
-            traceparent: request.traceparent.clone(),
-            cancelled: token.clone(),
-            deadline: job.deadline,
-            progress,
-            outlet: outlet.cloned(),
-        };
-        let begin = || entry.handler.handle(context, request.codec, &request.body);
-        let Ok(handler) = catch_unwind(AssertUnwindSafe(begin)) else {
-            return None;
-        };
-        let mut handler = AssertUnwindSafe(handler).catch_unwind();
-        // Most end at once: for them there are no timers, and no cancel could find them.
-        let ended = match poll!(&mut handler) {
-            Poll::Ready(ended) => ended,
-            // In a box of its own: the many that end at once need not have room for it.
-            Poll::Pending => Box::pin(self.attend(handler, job, token, outlet, newest)).await,
-        };
-        ended.ok()
-    }
-
-    /// Waits for a handler; says that it has begun, and tells it when nobody waits any more.
-    async fn attend<T>(
-        &self,
-        mut handler: impl Future<Output = T> + Unpin,
-        job: &Job,
-        token: CancellationToken,
-        outlet: Option<&Arc<Outlet>>,
-        newest: Option<watch::Receiver<Bytes>>,
-    ) -> T {
-        let request = &job.request;
-        if !self.running.begin(request.id, token.clone()) {
-            token.cancel();
-        }
-        let _end = EndGuard {
-            running: &self.running,
-            id: request.id,
-        };
-        let listens = newest.is_some();
-        let mut report = std::pin::pin!(self.report(job, newest));
-        let mut accept = std::pin::pin!(sleep(limits::ACCEPT_AFTER));
-        let mut expire = std::pin::pin!(sleep_until(job.deadline));
-        let mut closing = std::pin::pin!(self.closing.cancelled());
-        let silent = !request.kind.is_answered() && job.ticket.is_none();
-        // While it lives, the request is in every beat.
-        let mut _work = None;
-        let (mut accepted, mut expired, mut closed) = (silent, false, false);
-        loop {
-            // No arm loses anything: the futures outlive the turn.
-            tokio::select! {
-                biased;
-                ended = &mut handler => return ended,
-                () = &mut report, if listens => {}
-                () = &mut accept, if !accepted => {
-                    accepted = true;
-                    if let Some(ticket) = &job.ticket {
-                        self.note_begun(ticket);
-                    }
-                    if request.kind.is_answered() {
-                        _work = Some(self.begun(job, outlet.cloned()));
-                    }
-                }
-                () = &mut expire, if !expired => {
-                    expired = true;
-                    tracing::debug!(method = request.method, id = %request.id, "a handler runs past its deadline");
-                    token.cancel();
-                }
-                () = &mut closing, if !closed => {
-                    closed = true;
-                    token.cancel();
-                }
-            }
-        }
-    }
-
-    /// Tells the caller that its request runs; from now on it is in every beat.
-    fn begun(&self, job: &Job, outlet: Option<Arc<Outlet>>) -> Work {
-        let request = &job.request;
-        let inbox = inbox_of(request);
-        let every = super::millis(limits::BEAT_EVERY);
-        let waited = job.since.elapsed().saturating_sub(limits::ACCEPT_AFTER);
-        let body = signs::accepted(every, super::millis(waited));
-        let frame = self.stamp.frame(Kind::Accepted, request.codec, request.id, body);
-        if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
-            tracing::debug!(id = %request.id, "no room to say that a request was begun");
-        }
-        self.signals.working.begin(&inbox, request.id, outlet)
-    }
-
-    /// Sends the newest progress as it changes; never ends by itself.
-    async fn report(&self, job: &Job, newest: Option<watch::Receiver<Bytes>>) {
-        let Some(mut newest) = newest else {
-            return std::future::pending().await;
-        };
-        let request = &job.request;
-        let inbox = inbox_of(request);
-        for number in 0u64.. {
-            if newest.changed().await.is_err() {
-                // The handler has let its context go: there will be no more.
-                return std::future::pending().await;
-            }
-            let body = signs::numbered(number, &newest.borrow_and_update());
-            let frame = self.stamp.frame(Kind::Progress, request.codec, request.id, body);
-            if !self.link.try_post(inbox.clone(), frame, limits::DEFAULT_DEADLINE) {
-                tracing::debug!(id = %request.id, "no room for progress");
-            }
-            sleep(limits::PROGRESS_EVERY).await;
-        }
-    }
-
     /// Sends the answer to one asker and completes its delivery.
     async fn answer(&self, asker: Asker, answer: &Answer) {
         if let Some(ticket) = asker.ticket.clone() {
@@ -564,66 +365,4 @@ fn begin(work: Pin<&mut impl Future<Output = ()>>) -> Poll<()> {
     // What the dispatcher did before must not count for the handler: it would seem to wait.
     let mut work = tokio::task::unconstrained(work);
     Pin::new(&mut work).poll(&mut std::task::Context::from_waker(Waker::noop()))
-}
-
-struct EndGuard<'a> {
-    running: &'a Running,
-    id: Uuid,
-}
-
-impl Drop for EndGuard<'_> {
-    fn drop(&mut self) {
-        self.running.end(self.id);
-    }
-}
-
-fn ended(code: EndCode, why: &str) -> Answer {
-    let mut body = Vec::with_capacity(1 + why.len());
-    body.push(code as u8);
-    body.extend_from_slice(why.as_bytes());
-    Answer {
-        kind: Kind::End,
-        codec: Codec::MessagePack,
-        body: body.into(),
-        repeatable: true,
-    }
-}
-
-/// What a layer decided before the handler was begun, as the end of the call.
-fn ended_by(fate: &Fate) -> Option<Answer> {
-    Some(match fate {
-        Fate::NoRoute { why, .. } => ended(EndCode::NoRoute, why),
-        Fate::Overloaded { at, why } => ended(EndCode::Overloaded, &format!("{at}: {why}")),
-        Fate::Expired { .. } => ended(EndCode::Expired, ""),
-        _ => return None,
-    })
-}
-
-fn refusal(codec: Codec, error: &Error) -> Answer {
-    let repeatable = matches!(error.outcome(), Outcome::NotApplied | Outcome::RolledBack);
-    // An error of four strings can always be written.
-    let body = codec.encode(error).unwrap_or_default();
-    Answer {
-        kind: Kind::Refusal,
-        codec,
-        body,
-        repeatable,
-    }
-}
-
-fn key_conflict() -> Error {
-    Error::new(
-        ErrorKind::Conflict,
-        "the idempotency key was used for another request",
-        "a key stands for one request with one content",
-        "use a new key for a new request",
-    )
-}
-
-fn panicked(method: &str) -> Error {
-    Error::internal(
-        format!("the handler of {method} panicked"),
-        "see the log of the node that ran it",
-    )
-    .with_outcome(Outcome::Unknown)
 }

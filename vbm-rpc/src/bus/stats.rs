@@ -2,11 +2,8 @@
 //! and the rest is read from where it is.
 
 use super::{Bus, Shared};
-use crate::{limits, transport::Delivery};
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicU64, Ordering},
-};
+use crate::{BadCounts, bad_input::BadInputs, limits, transport::Delivery};
+use std::sync::{Arc, Weak};
 use tokio::sync::{Semaphore, mpsc};
 
 /// What one attachment does at this moment.
@@ -19,22 +16,25 @@ pub struct BusStats {
     pub handlers_running: usize,
     /// Requests in this process that wait for a handler. At most [`REQUEST_QUEUE_MAX`](limits::REQUEST_QUEUE_MAX).
     pub requests_waiting: usize,
-    /// Entries that were no frames of the bus, since it was attached.
+    /// What came in and was no frame of the bus, or none that fits there, since it was attached: a part of
+    /// [`bad_input`](Self::bad_input).
     pub frames_refused: u64,
+    /// What came in and could not be used as it was meant, by its kind, since it was attached.
+    pub bad_input: BadCounts,
     /// Grows when the transport may have forgotten what it was given.
     pub generation: u64,
 }
 
 pub(super) struct Counters {
-    frames_refused: AtomicU64,
+    pub(super) bad: Arc<BadInputs>,
     requests: mpsc::WeakSender<Delivery>,
     permits: Arc<Semaphore>,
 }
 
 impl Counters {
-    pub(super) fn new(requests: mpsc::WeakSender<Delivery>) -> Self {
+    pub(super) fn new(bad: Arc<BadInputs>, requests: mpsc::WeakSender<Delivery>) -> Self {
         Self {
-            frames_refused: AtomicU64::new(0),
+            bad,
             requests,
             permits: Arc::new(Semaphore::new(limits::HANDLERS_MAX)),
         }
@@ -43,10 +43,6 @@ impl Counters {
     /// One for each handler that may run.
     pub(super) fn permits(&self) -> Arc<Semaphore> {
         self.permits.clone()
-    }
-
-    pub(super) fn frame_refused(&self) {
-        self.frames_refused.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -78,11 +74,13 @@ impl Shared {
         // The dispatcher holds one permit while it waits for a request.
         let taken = limits::HANDLERS_MAX.saturating_sub(self.counters.permits.available_permits());
         let idle = usize::from(!self.closing.is_cancelled());
+        let bad_input = self.counters.bad.counts();
         BusStats {
             unanswered: self.pending.len(),
             handlers_running: taken.saturating_sub(idle),
             requests_waiting: self.counters.requests.upgrade().map_or(0, room),
-            frames_refused: self.counters.frames_refused.load(Ordering::Relaxed),
+            frames_refused: bad_input.frames(),
+            bad_input,
             generation: *self.link.generations().borrow(),
         }
     }

@@ -1,6 +1,6 @@
 //! The calling side of submitted calls: submit, look, wait, cancel.
 
-use super::{Bus, Flight, Shared, pending, read, refused, tickets};
+use super::{Bus, Flight, Shared, decode, pending, refused, replied, tickets};
 use crate::{
     BusError, Fate, Method, Route, SubmitOptions, Ticket, TicketOutcome, TicketState,
     envelope::{Envelope, Kind},
@@ -327,9 +327,9 @@ impl TicketOutcome {
 
 /// The end of a ticket as that of a call.
 fn read_end<M: Method>(end: &Bytes) -> Result<M::Reply, Fate> {
-    let answer = Envelope::decode(end).ok().and_then(pending::read_answer);
-    match answer {
-        Some(answer) => read::<M>(answer),
+    let answer = Envelope::decode(end).ok();
+    match answer.and_then(|end| pending::read_answer(end).ok()) {
+        Some(answer) => decode::<M>(&replied(answer)?),
         None => Err(unreadable("it is no frame of the bus that ends a call")),
     }
 }

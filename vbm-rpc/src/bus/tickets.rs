@@ -14,7 +14,7 @@
 
 use super::server::{Asker, Server};
 use crate::{
-    MemberInfo, Route,
+    BadInput, MemberInfo, Route,
     dedupe::Answer,
     envelope::{EndCode, Envelope, Kind},
     limits,
@@ -131,10 +131,9 @@ impl Server {
         permit: OwnedSemaphorePermit,
     ) {
         let (Some(job), Some(store)) = (unwrap(&mut request), self.results.clone()) else {
-            tracing::warn!(id = %request.id, from = %request.caller, "a submitted request without a proper ticket was skipped");
-            return delivery
-                .done
-                .bury(delivery.frame, "it is submitted without a proper ticket");
+            let why = "it is submitted without a proper ticket";
+            self.odd(BadInput::Unreadable, &request, why);
+            return delivery.done.bury(delivery.frame, why);
         };
         let (server, job) = (self.clone(), Arc::new(job));
         self.tasks.spawn(async move {

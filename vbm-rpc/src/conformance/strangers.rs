@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    BadInput,
     codec::Codec,
     envelope::{Envelope, Kind},
     transport::{Destination, Inbound},
@@ -11,7 +12,7 @@ use uuid::Uuid;
 use vbm_core::Epoch;
 
 /// An answer to a call counts only from who was asked: the node, or a member below the scope. Somebody else who knows
-/// the id of the call, and may write to the caller's inbox, ends nothing.
+/// the id of the call, and may write to the caller's inbox, ends nothing, and is counted.
 pub async fn an_answer_of_somebody_who_was_not_asked_is_dropped(transport: Arc<dyn Transport>) {
     let (tell, mut told) = mpsc::unbounded_channel();
     let at = path("eu/n1");
@@ -53,6 +54,7 @@ pub async fn an_answer_of_somebody_who_was_not_asked_is_dropped(transport: Arc<d
         let reply = soon("the call", call).await.expect("no panic");
         assert_eq!(reply, Ok((path("eu/n1"), "slow".to_owned())), "{route}");
     }
+    assert!(c1.stats().bad_input.of(BadInput::NotAsked) > 0, "it is counted");
     link.close().await;
     end([c1, n1]).await;
 }

@@ -10,7 +10,8 @@
 //! | `vbm_bus_unanswered` | gauge | member | calls of an attachment that wait for their answer |
 //! | `vbm_bus_handlers_running` | gauge | member | |
 //! | `vbm_bus_requests_waiting` | gauge | member | in the process, for a handler |
-//! | `vbm_bus_frames_refused_total` | counter | member | entries that were no frames of the bus |
+//! | `vbm_bus_frames_refused_total` | counter | member | what was no frame of the bus, or none that fits there |
+//! | `vbm_bus_bad_input_total` | counter | member, what | what could not be used as it was meant, by its kind ([`BadInput`](crate::BadInput)) |
 //! | `vbm_bus_generation` | gauge | member | grows when the transport may have forgotten something |
 //!
 //! Methods are those that the program knows, never what a stranger sent: the number of series is bounded.
@@ -313,6 +314,14 @@ impl Collector for Watched {
         for (member, stats) in &read {
             let counter = ConstCounter::new(stats.frames_refused);
             counter.encode(family.encode_family(&[("member", member.as_str())])?)?;
+        }
+        let help = "What came in and could not be used as it was meant";
+        let mut family = encoder.encode_descriptor("bad_input", help, None, zero.metric_type())?;
+        for (member, stats) in &read {
+            for (what, count) in stats.bad_input.iter() {
+                let labels = [("member", member.as_str()), ("what", what.name())];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

@@ -25,8 +25,9 @@ mod results;
 pub use results::{ResultStore, TicketPlace, TicketRecord};
 
 use crate::{
-    BusError, Durability, MemberInfo, Route,
+    BadInput, BusError, Durability, MemberInfo, Route,
     admin::{Admin, Stage},
+    bad_input::BadInputs,
     election::{LeaseAnswer, LeaseOp},
     envelope,
 };
@@ -273,6 +274,7 @@ pub struct Inbound {
     /// For requests of the control lane.
     urgent: Option<mpsc::Sender<Delivery>>,
     control: Arc<dyn Fn(Bytes) + Send + Sync>,
+    bad: Arc<BadInputs>,
 }
 
 impl Inbound {
@@ -282,7 +284,19 @@ impl Inbound {
             requests,
             urgent: None,
             control,
+            bad: Arc::default(),
         }
+    }
+
+    /// What the transport meets counts with what its bus meets.
+    #[must_use]
+    pub(crate) fn with_bad_inputs(mut self, bad: Arc<BadInputs>) -> Self {
+        self.bad = bad;
+        self
+    }
+
+    pub(crate) fn bad_inputs(&self) -> &Arc<BadInputs> {
+        &self.bad
     }
 
     /// Requests of the control lane go through this bounded queue; when it is full, with all others.
@@ -358,6 +372,12 @@ impl Inbound {
     /// Gives a reply to the bus. Does not wait.
     pub fn control(&self, frame: Bytes) {
         (self.control)(frame);
+    }
+
+    /// The transport met something that it cannot give to the bus: it is counted, and logged once for its kind and
+    /// `place`, the queue or the server that it comes from. Does not wait.
+    pub fn bad_input(&self, what: BadInput, place: &str, detail: impl fmt::Display) {
+        self.bad.note(what, place, detail);
     }
 }
 

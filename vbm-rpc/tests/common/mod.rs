@@ -4,6 +4,7 @@
 
 pub(crate) mod dice;
 pub(crate) mod papers;
+pub(crate) mod proofs;
 pub(crate) mod proxy;
 pub(crate) mod sets;
 pub(crate) mod words;

@@ -4,10 +4,10 @@
     reason = "helpers of tests, which clippy does not see as tests"
 )]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 use vbm_core::NodePath;
-use vbm_rpc::{CallOptions, Service};
+use vbm_rpc::{Bus, CallOptions, Member, Router, Service, Transport};
 
 /// No sentence takes longer than this to be true or false.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,4 +30,22 @@ pub(crate) async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
         }
     };
     assert!(timeout(PATIENCE, watch).await.is_ok(), "{what}");
+}
+
+/// Somebody who only asks.
+pub(crate) async fn client(transport: &(impl Into<Arc<dyn Transport>> + Clone), at: &str) -> Bus {
+    let member = Member::new(path(at), "boot-c");
+    Bus::attach(transport.clone(), member, Router::new())
+        .await
+        .unwrap()
+}
+
+/// A run of somebody who offers the service of [`worker`] too.
+pub(crate) async fn offer(
+    transport: &(impl Into<Arc<dyn Transport>> + Clone),
+    (at, boot): (&str, &str),
+    router: Router,
+) -> Bus {
+    let member = Member::new(path(at), boot).service(worker());
+    Bus::attach(transport.clone(), member, router).await.unwrap()
 }

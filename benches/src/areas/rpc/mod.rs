@@ -22,6 +22,7 @@ mod peer;
 mod rabbit;
 mod raw;
 mod server;
+mod ways;
 
 use crate::harness::{
     duel::solo,
@@ -108,6 +109,7 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
         }
         rows.measure(&name, "calls/s", memory(ground, flights)).await;
     }
+    ways::run(ground, rows).await;
     raw::run(ground, rows).await;
 }
 

@@ -19,12 +19,17 @@ use vbm_rpc::{
     redis::{RedisConfig, RedisTransport},
 };
 
-struct Echo;
+pub(super) struct Echo;
 
 impl Method for Echo {
     const NAME: &'static str = "bench.echo";
     type Request = String;
     type Reply = String;
+}
+
+/// Answers it with what was asked.
+pub(super) fn echo() -> Router {
+    Router::new().method::<Echo, _, _>(|_context, text: String| async move { Ok(text) })
 }
 
 pub(super) async fn over_redis(ground: &Ground, server: &RedisServer, shape: Shape) -> Outcome<Measured> {
@@ -42,12 +47,11 @@ async fn round(
     server: Option<&RedisServer>,
     shape: Shape,
 ) -> Outcome<Measured> {
-    let echo = Router::new().method::<Echo, _, _>(|_context, text: String| async move { Ok(text) });
     let (mut workers, mut routes) = (Vec::new(), Vec::new());
     for node in 0..shape.nodes {
         let node: NodePath = format!("n{node}").parse()?;
         let member = Member::new(node.clone(), "worker");
-        workers.push(Bus::attach(Arc::clone(&transport), member, echo.clone()).await?);
+        workers.push(Bus::attach(Arc::clone(&transport), member, echo()).await?);
         routes.push(Route::node(node));
     }
     let bus = Bus::attach(transport, Member::new("c1".parse()?, "caller"), Router::new()).await?;

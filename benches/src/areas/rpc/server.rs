@@ -19,6 +19,11 @@ pub(super) struct RedisServer {
 impl RedisServer {
     /// One that keeps nothing on disk.
     pub(super) async fn start() -> Outcome<Self> {
+        Self::with(&[]).await
+    }
+
+    /// The same with further arguments.
+    pub(super) async fn with(arguments: &[String]) -> Outcome<Self> {
         let dir = tempfile::Builder::new().prefix("vbm-bench-").tempdir()?;
         let mut redis = command("redis-server");
         redis
@@ -36,6 +41,7 @@ impl RedisServer {
             ])
             .arg("--dir")
             .arg(dir.path())
+            .args(arguments)
             .current_dir(dir.path());
         let mut process = Talker::start(&mut redis)?;
         process

@@ -85,6 +85,7 @@ impl Beater {
         match self.beat(&mut commands).await {
             Ok(()) => {}
             Err(Down(why)) => {
+                self.core.server_failed(&why);
                 tracing::debug!(why, "a heartbeat was not answered");
                 self.core.probe();
             }
@@ -114,7 +115,7 @@ impl Beater {
                 core.displaced(&by);
                 return Ok(());
             }
-            Some(Err(Refusal::Redis(why))) => tracing::warn!(why, "presence was not renewed"),
+            Some(Err(Refusal::Redis(why))) => core.server_refused_to("to renew presence", &why),
             Some(Ok(())) => renewed = true,
             None => {}
         }
@@ -134,7 +135,7 @@ impl Beater {
             .take(rest)
             .filter_map(|answer| answer.as_ref().err())
         {
-            tracing::warn!(why, "a heartbeat was answered with an error");
+            core.server_refused_to("a part of a heartbeat", why);
         }
         // Where a server of the cluster is down nobody can ask for this member either.
         let missed = |answer: &Answer| answer.as_ref().is_err_and(|why| !why.starts_with(NODE_DOWN));

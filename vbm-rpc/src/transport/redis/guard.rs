@@ -24,17 +24,18 @@ use super::{
     pack::{self, Entry, PACK_MAX_BYTES, parse_id},
 };
 use crate::{
-    BusError, MemberInfo, Service,
+    BadInput, BusError, MemberInfo, Service,
     auth::{
         Bound, Counts, Judge, KeyId, KeyPair, Keys, PairKey, Refusal, Ring, SKEW_MAX, Security, Speaker,
         Trust, Trusted, Way, check_frames, in_time, open, seal_for_any, seal_for_one,
     },
+    bad_input::{BadInputs, Said, Say},
     envelope, limits,
     transport::SendError,
 };
 use redis::{Value, pipe};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -51,8 +52,6 @@ pub(super) use kept::believed_by;
 const CONTENT_MAX_BYTES: usize = PACK_MAX_BYTES + envelope::FRAME_MAX_BYTES;
 /// The most keys of pairs that are kept.
 const PAIRS_MAX: usize = 16_384;
-/// The most refusals whose place was logged as a warning; later ones are logged for debugging only.
-const LOGGED_MAX: usize = 1_024;
 /// How far a sender's reckoning of Redis' time may be behind that of a member that has just joined.
 pub(super) const JOIN_SLACK: Duration = Duration::from_secs(2);
 /// The bytes of a claim's name.
@@ -72,7 +71,10 @@ pub(super) struct Guard {
     counts: Arc<Counts>,
     pairs: Mutex<HashMap<PairName, PairKey>>,
     judges: Mutex<HashMap<Arc<str>, Judge>>,
-    logged: Mutex<HashSet<(String, &'static str)>>,
+    /// What of the refusals was logged, by stream and reason.
+    said: Said,
+    /// Those of the attachment.
+    bad: Arc<BadInputs>,
     presences: Mutex<kept::Presences>,
     /// When this member joined, by Redis' time: earlier broadcasts are for others.
     joined_ms: AtomicU64,
@@ -87,7 +89,7 @@ impl Guard {
         security: &Security,
         namespace: &str,
         me: &MemberInfo,
-        counts: &Arc<Counts>,
+        (counts, bad): (&Arc<Counts>, Arc<BadInputs>),
     ) -> Result<Option<Self>, BusError> {
         let Security::On(keys, trust) = security else {
             return Ok(None);
@@ -116,7 +118,8 @@ impl Guard {
             counts: counts.clone(),
             pairs: Mutex::default(),
             judges: Mutex::default(),
-            logged: Mutex::default(),
+            said: Said::default(),
+            bad,
             presences: Mutex::default(),
             joined_ms: AtomicU64::new(0),
         }))
@@ -241,12 +244,11 @@ impl Guard {
 
     fn refuse(&self, stream: &str, id: &str, refusal: &Refusal) {
         self.counts.refused_one(refusal);
+        self.bad.count(BadInput::Seal);
         let name = refusal.name();
-        let mut logged = lock(&self.logged);
-        if logged.len() < LOGGED_MAX && logged.insert((stream.to_owned(), name)) {
-            tracing::warn!(stream, id, reason = name, "it was refused: {refusal}");
-        } else {
-            tracing::debug!(stream, id, reason = name, "it was refused: {refusal}");
+        match self.said.say(stream, refusal.index()) {
+            Say::First | Say::Full => tracing::warn!(stream, id, reason = name, "it was refused: {refusal}"),
+            Say::Nothing => tracing::debug!(stream, id, reason = name, "it was refused: {refusal}"),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     quarantine::Suspect,
 };
 use crate::{
-    Route,
+    BadInput, Route,
     transport::{Completion, Delivery, Keeper},
 };
 use bytes::Bytes;
@@ -84,6 +84,7 @@ impl Core {
             drop(self.queues.suspects.send(suspect));
         }
     }
+
     /// Gives an entry's requests for the bus; nothing when it has them already. Garbage goes to the dead letters.
     /// `asked` is when the read was begun that brought it, and the so-many-th delivery it is. `again`:
     /// somebody else may have had it before.
@@ -104,7 +105,7 @@ impl Core {
             return Vec::new();
         }
         if entry.frames.is_empty() {
-            tracing::warn!(%key, id = entry.id, "an entry that is no frame of the bus was removed");
+            self.no_frame(key, &entry.id);
             self.push(Op::Bury(Letter {
                 queue: key.clone(),
                 entry: entry.id.clone(),
@@ -119,15 +120,17 @@ impl Core {
         }
         let since = self.written_at(&entry.id);
         let held = Arc::new(Held {
-            proof: self.guard.as_ref().and_then(|_| Proof::of(&entry, group)),
-            core: self.clone(),
-            key: key.clone(),
             again: again || self.is_suspect(&entry.id),
-            id: entry.id,
             group,
             home: self.homes.get(&**key).cloned(),
-            deliveries,
             left: Countdown::new(entry.frames.len()),
+            source: Source {
+                proof: self.guard.as_ref().and_then(|_| Proof::of(&entry, group)),
+                core: self.clone(),
+                key: key.clone(),
+                id: entry.id,
+                deliveries,
+            },
         });
         let delivery = |frame| Delivery {
             frame,
@@ -135,6 +138,12 @@ impl Core {
             done: Completion::new(held.clone()),
         };
         entry.frames.into_iter().map(delivery).collect()
+    }
+
+    /// An entry holds no frame of the bus: counts it.
+    pub(super) fn no_frame(&self, key: &str, id: &str) {
+        let detail = format_args!("the entry {id} cannot be read");
+        self.inbound.bad_input(BadInput::NoFrame, key, detail);
     }
 
     /// Whether an entry is so old that another process may have had it.
@@ -148,23 +157,46 @@ impl Core {
     }
 }
 
+/// The entry that a delivery is part of.
+pub(super) struct Source {
+    pub(super) core: Arc<Core>,
+    pub(super) key: Arc<str>,
+    pub(super) id: String,
+    /// The so-many-th delivery it is.
+    pub(super) deliveries: u32,
+    /// Of an entry for any, with security on.
+    pub(super) proof: Option<Proof>,
+}
+
+impl Source {
+    /// This process gives one of its requests up.
+    pub(super) fn bury(&self, frame: Bytes, reason: &str) {
+        self.core.push(Op::Bury(Letter {
+            queue: self.key.clone(),
+            entry: self.id.clone(),
+            frame,
+            reason: reason.to_owned(),
+            deliveries: self.deliveries,
+            worker: self.core.consumer.clone(),
+            proof: self.proof.clone(),
+        }));
+    }
+}
+
 /// Completes an entry when all its requests are.
 struct Held {
-    core: Arc<Core>,
-    key: Arc<str>,
-    id: String,
+    source: Source,
     group: bool,
     home: Option<Arc<Route>>,
     again: bool,
-    deliveries: u32,
-    proof: Option<Proof>,
     left: Countdown,
 }
 
 impl Keeper for Held {
     fn completed(&self) {
         if self.left.done() {
-            self.core.complete(self.key.clone(), self.id.clone(), self.group);
+            let Source { core, key, id, .. } = &self.source;
+            core.complete(key.clone(), id.clone(), self.group);
         }
     }
 
@@ -177,15 +209,7 @@ impl Keeper for Held {
     }
 
     fn buried(&self, frame: Bytes, reason: &str) {
-        self.core.push(Op::Bury(Letter {
-            queue: self.key.clone(),
-            entry: self.id.clone(),
-            frame,
-            reason: reason.to_owned(),
-            deliveries: self.deliveries,
-            worker: self.core.consumer.clone(),
-            proof: self.proof.clone(),
-        }));
+        self.source.bury(frame, reason);
         self.completed();
     }
 }

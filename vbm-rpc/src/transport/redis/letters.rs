@@ -24,7 +24,7 @@ use crate::{
 };
 use bytes::Bytes;
 use redis::{Pipeline, Value, cmd, pipe};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use vbm_core::{Error, ErrorKind, NodePath};
 
 /// The run of an operator.
@@ -348,7 +348,8 @@ impl RedisAdmin {
         };
         let me = Member::new(path.clone(), RELAY_BOOT_ID).into_info(Vec::new())?;
         let security = Security::On(keys.clone(), trust.clone());
-        let guard = Guard::new(&security, &self.namespace, &me, &self.counts)?;
+        let counts = (&self.counts, Arc::default());
+        let guard = Guard::new(&security, &self.namespace, &me, counts)?;
         guard.ok_or_else(|| Error::internal("the operator has no guard", "security is on"))
     }
 

@@ -72,6 +72,7 @@ mod sentinel;
 mod start;
 mod taker;
 mod tls;
+mod unfit;
 mod writer;
 
 pub use config::RedisConfig;
@@ -159,7 +160,7 @@ impl Transport for RedisTransport {
             &self.config.security,
             &self.config.namespace,
             &member,
-            &self.counts,
+            (&self.counts, inbound.bad_inputs().clone()),
         )?;
         let guarded = guard.is_some();
         let home = Keys::new(&self.config.namespace).node(&member.path);

@@ -42,7 +42,9 @@ impl Refusal {
                 path: path.to_string(),
                 by,
             },
-            Self::Redis(why) if why.contains("OOM") => super::start::full(&config.to_string(), &why),
+            Self::Redis(why) if why.contains("OOM") => {
+                super::unfit::full(&why).into_error(&config.to_string())
+            }
             Self::Redis(why) if why.starts_with(NODE_DOWN) => BusError::Unreachable {
                 server: config.to_string(),
                 why,

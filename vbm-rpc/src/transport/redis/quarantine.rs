@@ -14,6 +14,7 @@
 use super::{
     Core,
     connect::BACKOFF_MAX,
+    held::Source,
     keys::{Keys, STREAM_TTL},
     letters::{Letter, Proof},
     op::Op,
@@ -135,11 +136,13 @@ async fn alone(core: &Arc<Core>, suspect: Suspect) -> bool {
                     field: &fields[at],
                 };
                 let keeper = Arc::new(Alone {
-                    core: core.clone(),
-                    key: key.clone(),
-                    id: entry.id.clone(),
-                    deliveries,
-                    proof: proof.clone(),
+                    source: Source {
+                        core: core.clone(),
+                        key: key.clone(),
+                        id: entry.id.clone(),
+                        deliveries,
+                        proof: proof.clone(),
+                    },
                     over: AtomicBool::new(false),
                     wake: Notify::new(),
                 });
@@ -188,7 +191,7 @@ impl One<'_> {
         .await;
         let delivery = Delivery {
             frame: frame.clone(),
-            since: self.core.written_at(&keeper.id),
+            since: self.core.written_at(&keeper.source.id),
             done: Completion::new(keeper.clone()),
         };
         if !self.core.inbound.request(delivery).await {
@@ -216,11 +219,7 @@ impl One<'_> {
 
 /// Tells when the one request is done with.
 struct Alone {
-    core: Arc<Core>,
-    key: Arc<str>,
-    id: String,
-    deliveries: u32,
-    proof: Option<Proof>,
+    source: Source,
     over: AtomicBool,
     wake: Notify,
 }
@@ -236,7 +235,7 @@ impl Alone {
 
 impl Keeper for Alone {
     fn home(&self) -> Option<Arc<Route>> {
-        self.core.homes.get(&*self.key).cloned()
+        self.source.core.homes.get(&*self.source.key).cloned()
     }
 
     fn again(&self) -> bool {
@@ -249,15 +248,7 @@ impl Keeper for Alone {
     }
 
     fn buried(&self, frame: Bytes, reason: &str) {
-        self.core.push(Op::Bury(Letter {
-            queue: self.key.clone(),
-            entry: self.id.clone(),
-            frame,
-            reason: reason.to_owned(),
-            deliveries: self.deliveries,
-            worker: self.core.consumer.clone(),
-            proof: self.proof.clone(),
-        }));
+        self.source.bury(frame, reason);
         self.completed();
     }
 }

@@ -231,6 +231,9 @@ impl Reader {
                     self.core.complete(self.inbox.clone(), entry.id, false);
                     continue;
                 }
+                if entry.frames.is_empty() {
+                    self.core.no_frame(&self.inbox, &entry.id);
+                }
                 for frame in entry.frames {
                     self.inbox_bytes += frame.len();
                     self.core.inbound.control(frame);
@@ -302,6 +305,11 @@ impl Reader {
             .scope
             .as_deref()
             .and_then(|text| text.parse::<NodePath>().ok());
+        if scope.is_none() || entry.frames.is_empty() {
+            // For whom it was meant nobody can tell: it is each member's to count.
+            self.core.no_frame(&self.broadcast, &entry.id);
+            return Vec::new();
+        }
         let offered = me
             .services
             .iter()

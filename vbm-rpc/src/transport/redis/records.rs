@@ -10,15 +10,20 @@
 //! With security on, every value is sealed as it is written: all that one batch writes for others with one signature. What
 //! is read is opened by who asked ([`results`](super::results)), not by the writer.
 
-use super::{Core, connect::Answer, pack, scripts};
-use crate::{Route, auth::Place, limits, transport::TicketRecord};
+mod sealed;
+mod tickets;
+
+use super::{Core, connect::Answer};
+use crate::{Route, limits, transport::TicketRecord};
 use bytes::Bytes;
 use redis::{Pipeline, Value};
+use sealed::Sealed;
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
+use tickets::{add_other, settle_other};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// The span of one hash of answers.
@@ -308,217 +313,6 @@ fn all_at(spans: &[Arc<str>], answers: &[Answer], place: usize) -> Result<Vec<Fo
         }
     }
     Ok(found)
-}
-
-/// The values of a plan with their seals; empty with security off.
-#[derive(Default)]
-struct Sealed {
-    keeps: Vec<Bytes>,
-    others: Vec<Option<Bytes>>,
-}
-
-impl Sealed {
-    fn of(core: &Core, plan: &StorePlan, now: u64) -> Self {
-        let Some(guard) = &core.guard else {
-            return Self::default();
-        };
-        let buckets: Vec<String> = plan
-            .keeps
-            .iter()
-            .map(|(home, ..)| core.keys.answers(home, now / BUCKET_MS))
-            .collect();
-        // What this node leaves to itself needs no signature.
-        let is_own = |home: &Route| matches!(home, Route::Node(path) if *path == core.me.path);
-        let (mut own, mut theirs) = (Vec::new(), Vec::new());
-        for ((home, field, value), key) in plan.keeps.iter().zip(&buckets) {
-            let list = if is_own(home) { &mut own } else { &mut theirs };
-            list.push((Place { key, field }, &value[..]));
-        }
-        let kept_for_others = theirs.len();
-        theirs.extend(plan.others.iter().filter_map(ticket_value));
-        let (own, theirs) = guard.keep(now, &own, &theirs);
-        let (mut own, mut theirs) = (own.into_iter(), theirs.into_iter());
-        let mut answers = theirs.by_ref().take(kept_for_others);
-        let keeps = plan.keeps.iter().filter_map(|(home, ..)| match is_own(home) {
-            true => own.next(),
-            false => answers.next(),
-        });
-        let keeps = keeps.collect();
-        let others = plan
-            .others
-            .iter()
-            .map(|op| ticket_value(op).and_then(|_| theirs.next()));
-        Self {
-            keeps,
-            others: others.collect(),
-        }
-    }
-
-    fn keep(&self, at: usize) -> Option<&[u8]> {
-        self.keeps.get(at).map(|value| &value[..])
-    }
-
-    fn other(&self, at: usize) -> Option<&Bytes> {
-        self.others.get(at)?.as_ref()
-    }
-}
-
-/// The value that an operation writes into a ticket, and where.
-fn ticket_value(op: &StoreOp) -> Option<(Place<'_>, &[u8])> {
-    let StoreOp::Ticket { key, what, .. } = op else {
-        return None;
-    };
-    let (field, value) = match what {
-        TicketOp::Open(value, _) => (FIELD_OPENED, value),
-        TicketOp::Begun(value, _) => (FIELD_BEGUN, value),
-        TicketOp::End(value, _) | TicketOp::Settle(value, ..) | TicketOp::Mend(_, value, ..) => {
-            (FIELD_END, value)
-        }
-        TicketOp::Look(_) | TicketOp::Forget(_) => return None,
-    };
-    let field = field.as_bytes();
-    Some((Place { key, field }, &value[..]))
-}
-
-fn add_other(core: &Core, batch: &mut Pipeline, (op, sealed): (&StoreOp, Option<&Bytes>), now: u64) {
-    match op {
-        StoreOp::Ticket { key, what, .. } => add_ticket(batch, key, what, sealed),
-        StoreOp::Due { key, name, at_ms } => {
-            match at_ms {
-                Some(at) => batch.cmd("ZADD").arg(key).arg(*at).arg(name),
-                None => batch.cmd("ZREM").arg(key).arg(name),
-            };
-            batch.cmd("PEXPIRE").arg(key).arg(ms(DUE_TTL));
-        }
-        StoreOp::Overdue { keys, .. } => {
-            for key in keys {
-                let list = batch.cmd("ZRANGEBYSCORE").arg(key).arg("-inf").arg(now);
-                list.arg("LIMIT").arg(0).arg(limits::TICKET_SWEEP_MAX);
-            }
-        }
-        StoreOp::Keep { .. } | StoreOp::Find { .. } => {
-            tracing::error!(server = core.server, "a record strayed among other operations");
-        }
-    }
-}
-
-fn add_ticket(batch: &mut Pipeline, key: &str, what: &TicketOp, sealed: Option<&Bytes>) {
-    let with_seal = |value| sealed.map_or(value, |sealed: &Bytes| &sealed[..]);
-    match what {
-        TicketOp::Open(value, life) => {
-            batch
-                .cmd("HSET")
-                .arg(key)
-                .arg(FIELD_OPENED)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-        }
-        TicketOp::Begun(value, life) => {
-            batch
-                .cmd("HSET")
-                .arg(key)
-                .arg(FIELD_BEGUN)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-        }
-        TicketOp::End(value, life) => {
-            batch
-                .cmd("HSETNX")
-                .arg(key)
-                .arg(FIELD_END)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-        }
-        TicketOp::Mend(forged, value, life, _) => {
-            let mend = batch.cmd("EVAL").arg(scripts::MEND_TICKET).arg(1).arg(key);
-            mend.arg(FIELD_END)
-                .arg(&forged[..])
-                .arg(with_seal(&value[..]))
-                .arg(ms(*life));
-        }
-        TicketOp::Settle(value, life, _) => {
-            batch
-                .cmd("HSETNX")
-                .arg(key)
-                .arg(FIELD_END)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-            batch.cmd("HGET").arg(key).arg(FIELD_END);
-        }
-        TicketOp::Look(_) => {
-            let get = batch.cmd("HMGET").arg(key);
-            get.arg(FIELD_OPENED).arg(FIELD_BEGUN).arg(FIELD_END);
-        }
-        TicketOp::Forget(_) => {
-            batch.cmd("DEL").arg(key);
-        }
-    }
-}
-
-fn settle_other(op: StoreOp, answers: &mut impl Iterator<Item = Answer>) {
-    let mut next = || answers.next().unwrap_or_else(|| Err("no answer".into()));
-    let quiet = |answer: Answer| {
-        if let Err(why) = answer {
-            tracing::warn!(why, "a ticket was not written");
-        }
-    };
-    // Where somebody is told: an error means that nobody waits any more.
-    match op {
-        StoreOp::Ticket { what, .. } => match what {
-            TicketOp::Open(..) | TicketOp::Begun(..) | TicketOp::End(..) => {
-                quiet(next());
-                quiet(next());
-            }
-            TicketOp::Settle(_, _, done) => {
-                let (set, _life, got) = (next(), next(), next());
-                drop(done.send(set.and(got).and_then(|value| match value {
-                    Value::BulkString(end) => Ok(end.into()),
-                    _ => Err("the end of a ticket is not there after it was written".into()),
-                })));
-            }
-            TicketOp::Mend(.., done) => drop(done.send(next().and_then(|value| match value {
-                Value::BulkString(end) => Ok(end.into()),
-                _ => Err("the ticket was forgotten while its end was mended".into()),
-            }))),
-            TicketOp::Look(done) => drop(done.send(next().map(record))),
-            TicketOp::Forget(done) => drop(done.send(next().map(drop))),
-        },
-        StoreOp::Due { .. } => {
-            quiet(next());
-            quiet(next());
-        }
-        StoreOp::Overdue { keys, done } => {
-            let mut names = Vec::new();
-            let mut failed = None;
-            for _ in keys {
-                match next() {
-                    Ok(list) => names.extend(pack::texts(&list).into_iter().map(str::to_owned)),
-                    Err(why) => failed = Some(why),
-                }
-            }
-            drop(done.send(match failed {
-                Some(why) => Err(why),
-                None => Ok(names),
-            }));
-        }
-        StoreOp::Keep { .. } | StoreOp::Find { .. } => {}
-    }
-}
-
-/// The three parts of a ticket; nothing when there is none of them.
-fn record(value: Value) -> Option<TicketRecord> {
-    let Value::Array(parts) = value else { return None };
-    let mut parts = parts.into_iter().map(|part| match part {
-        Value::BulkString(bytes) => Some(Bytes::from(bytes)),
-        _ => None,
-    });
-    let mut part = || parts.next().flatten();
-    let record = TicketRecord {
-        opened: part(),
-        begun: part(),
-        end: part(),
-    };
-    (record != TicketRecord::default()).then_some(record)
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
-//! Is this server fit to carry the bus? Asked once, before anything is written.
+//! Is this server fit to carry the bus? Asked before anything is written, and of a server that came back.
 
 use super::{
+    Core,
     config::{RedisConfig, Topology},
     connect::{Commands, Connector, Down},
     pack, tls,
+    unfit::{Unfit, full, hung_up, is_another_program, wants_login},
 };
-use crate::BusError;
+use crate::{BadInput, BusError};
 use redis::{ConnectionAddr, cmd};
 use std::time::Duration;
 use tokio::{
@@ -49,7 +51,8 @@ pub(super) async fn check(config: &RedisConfig) -> Result<(Connector, Vec<String
                         true => server.clone(),
                         false => format!("{server} ({host})"),
                     };
-                    warnings.extend(judge(&server, &told, connector.topology())?);
+                    let judged = judge(&server, &told, connector.topology());
+                    warnings.extend(judged.map_err(|unfit| unfit.into_error(&server))?);
                 }
                 return Ok((connector, warnings));
             }
@@ -112,6 +115,19 @@ async fn told(commands: &mut Commands) -> Result<Told, Down> {
     })
 }
 
+/// The same once more, of the server of a connection that was just made again.
+pub(super) async fn look_again(core: &Core, commands: &mut Commands) -> Result<Result<(), Unfit>, Down> {
+    let Ok(info) = commands.one(cmd("INFO")).await? else {
+        // This user may not ask any more.
+        return Ok(Ok(()));
+    };
+    let told = Told {
+        info: pack::text(&info).unwrap_or_default().to_owned(),
+        save: None,
+    };
+    Ok(judge(&core.server, &told, core.connector.topology()).map(drop))
+}
+
 /// What a failure to connect means. `why` is what redis-rs, the system or the server said.
 fn explain(server: &str, secure: bool, why: &str) -> BusError {
     let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
@@ -120,13 +136,7 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
         why: format!("{what}: {why}"),
         fix: fix.to_owned(),
     };
-    if says(&[
-        "NOAUTH",
-        "WRONGPASS",
-        "NOPERM",
-        "AuthenticationFailed",
-        "authentication",
-    ]) {
+    if wants_login(why) {
         return unsuitable(
             "it does not let this user in",
             "give the right user and password: redis://user:password@host:port",
@@ -180,29 +190,14 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
             "write redis:// or give its TLS port",
         );
     }
-    let hung_up = [
-        "broken pipe",
-        "Broken pipe",
-        "unexpected end of file",
-        "reset by peer",
-    ];
-    if !says(&hung_up)
-        && says(&[
-            "ResponseError",
-            "Response was of incompatible type",
-            "Parse",
-            "parse",
-            "invalid response",
-            "expected",
-        ])
-    {
+    if is_another_program(why) {
         return unsuitable(
             "another program than Redis answers there",
             "give the address of a Redis server; its usual port is 6379",
         );
     }
     let hint = match secure {
-        false if says(&hung_up) => " (it hung up: if it speaks TLS there, write rediss://)",
+        false if hung_up(why) => " (it hung up: if it speaks TLS there, write rediss://)",
         true if says(&["timed out", "no connection within"]) => {
             " (no TLS came back: if it does not speak TLS there, write redis://)"
         }
@@ -214,17 +209,8 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
     }
 }
 
-/// A server without memory left.
-pub(super) fn full(server: &str, why: &str) -> BusError {
-    BusError::Unsuitable {
-        server: server.to_owned(),
-        why: format!("its memory is full: {why}"),
-        fix: "raise maxmemory, or find out with `redis-cli --bigkeys` what fills it".into(),
-    }
-}
-
 /// Decides by the text of INFO.
-fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, BusError> {
+fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, Unfit> {
     let field = |name: &str| {
         told.info
             .lines()
@@ -232,19 +218,14 @@ fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, 
             .unwrap_or_default()
     };
     let number = |name: &str| field(name).parse::<u64>().unwrap_or(0);
-    let refuse = |why: String, fix: &str| {
-        Err(BusError::Unsuitable {
-            server: server.to_owned(),
-            why,
-            fix: fix.to_owned(),
-        })
-    };
+    let refuse = |what, why, fix| Err(Unfit { what, why, fix });
     let version = field("redis_version");
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let parsed = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     if parsed < MIN_VERSION {
         let shown = if version.is_empty() { "not told" } else { version };
         return refuse(
+            BadInput::ServerOther,
             format!(
                 "its version is {shown}; the bus needs {}.{} or later",
                 MIN_VERSION.0, MIN_VERSION.1
@@ -255,18 +236,21 @@ fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, 
     match (field("redis_mode"), topology) {
         ("sentinel", _) => {
             return refuse(
+                BadInput::ServerOther,
                 "it is a sentinel and carries no data".into(),
                 "write redis+sentinel://host:port,host:port/master-name",
             );
         }
         ("cluster", Topology::One(_) | Topology::Sentinel { .. }) => {
             return refuse(
+                BadInput::ServerOther,
                 "it is a node of a cluster and has a part of the keys only".into(),
                 "write redis+cluster://host:port,host:port with some of its nodes",
             );
         }
         (mode, Topology::Cluster { .. }) if mode != "cluster" => {
             return refuse(
+                BadInput::ServerOther,
                 "it is no cluster".into(),
                 "write redis://host:port for a single server",
             );
@@ -275,6 +259,7 @@ fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, 
     }
     if field("role") == "slave" {
         return refuse(
+            BadInput::ServerReplica,
             "it is a replica and cannot be written to".into(),
             "give the address of its master, or of the sentinels: redis+sentinel://host:port/master-name",
         );
@@ -286,12 +271,13 @@ fn judge(server: &str, told: &Told, topology: &Topology) -> Result<Vec<String>, 
     );
     if policy != "noeviction" && limit > 0 {
         return refuse(
+            BadInput::ServerEvicts,
             format!("it throws queues away when its memory is full (maxmemory-policy {policy})"),
             "set maxmemory-policy to noeviction: redis-cli CONFIG SET maxmemory-policy noeviction",
         );
     }
     if limit > 0 && used >= limit {
-        return Err(full(server, &format!("it uses {used} of {limit} bytes")));
+        return Err(full(&format!("it uses {used} of {limit} bytes")));
     }
     Ok(warnings(server, told, &field, &number))
 }
@@ -345,11 +331,8 @@ mod tests {
         }
     }
     fn judged(info: &str) -> Result<Vec<String>, BusError> {
-        judge(
-            "r",
-            &told(info),
-            &Topology::One(ConnectionAddr::Tcp("h".into(), 1)),
-        )
+        let one = Topology::One(ConnectionAddr::Tcp("h".into(), 1));
+        judge("r", &told(info), &one).map_err(|unfit| unfit.into_error("r"))
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::{
     presence::{self, Claim},
     records::Recorded,
     retract::{self, Verdict},
+    unfit,
 };
 use crate::{limits::PRESENCE_TTL, transport::SendError};
 use std::{collections::HashMap, mem, sync::Arc, time::Duration};
@@ -127,6 +128,7 @@ pub(super) async fn run(
                 (plan, index) = (Plan::default(), HashMap::new());
             }
             Err(Down(why)) => {
+                core.server_failed(&why);
                 tracing::warn!(why, "the connection to {} broke", core.server);
                 if lane == Lane::Fast {
                     core.conn.send_replace(None);
@@ -208,7 +210,10 @@ impl Writer {
                     core.generations.send_modify(|generation| *generation += 1);
                     return Some(commands);
                 }
-                Err(Down(why)) => tracing::debug!(attempt, why, "{} is not back", core.server),
+                Err(Down(why)) => {
+                    core.server_failed(&why);
+                    tracing::debug!(attempt, why, "{} is not back", core.server);
+                }
             }
             core.connector.pause(attempt, core.seed).await;
         }
@@ -271,7 +276,7 @@ impl Writer {
         plan.notes.clear();
         plan.letters.clear();
         for group in mem::take(&mut plan.groups) {
-            self.settle(group, &mut answers, replicas);
+            self.settle(core, group, &mut answers, replicas);
         }
         for retraction in mem::take(&mut plan.retractions) {
             let (gone, there) = (answers.next(), answers.next());
@@ -304,7 +309,13 @@ impl Writer {
     }
 
     /// Tells each op of a group how it went.
-    fn settle(&mut self, group: Group, answers: &mut impl Iterator<Item = Answer>, replicas: Option<i64>) {
+    fn settle(
+        &mut self,
+        core: &Core,
+        group: Group,
+        answers: &mut impl Iterator<Item = Answer>,
+        replicas: Option<i64>,
+    ) {
         let node = matches!(group.target, Target::Control(_) | Target::Node(_));
         let believed = node && !group.looks;
         let alive = match &group.target {
@@ -359,8 +370,9 @@ impl Writer {
                     }));
                     continue;
                 }
+                let _known = core.server_refused(&why);
                 for op in chunk {
-                    op.not_kept(refusal(&why));
+                    op.not_kept(unfit::refusal(&why));
                 }
                 continue;
             }
@@ -448,14 +460,6 @@ fn kept(replicas: Option<i64>) -> Result<(), SendError> {
     }
 }
 
-/// A refusal of one command by a server that works otherwise: nothing was written.
-fn refusal(why: &str) -> SendError {
-    if why.contains("OOM") {
-        return SendError::Overloaded(format!("the memory of Redis is full: {why}"));
-    }
-    SendError::NoRoute(format!("Redis refused it: {why}"))
-}
-
 fn absent(target: &Target) -> String {
     match target {
         Target::Control(path) | Target::Node(path) => format!("no live process has the path {path}"),
@@ -476,7 +480,7 @@ async fn reconnect(core: &Arc<Core>) -> Result<Commands, Down> {
         return Ok(commands);
     }
     match presence::register(core, &mut commands, Claim::Keep).await? {
-        Ok(_cursor) => {}
+        Ok(_cursor) => core.look_again(&mut commands).await?,
         Err(presence::Refusal::Displaced(by)) => core.displaced(&by),
         Err(presence::Refusal::Redis(why)) => return Err(Down(why)),
     }

@@ -147,6 +147,7 @@ the same: others on this Redis wait longer meanwhile.
 Examples:
   vbm bus bench --redis redis://localhost:6379
   vbm bus bench --in-flight 1,64,512 --payload 4096 --time 10s
+  vbm bus bench --seals
   vbm bus bench -o json")]
 pub(in crate::cli) struct BusBench {
     #[command(flatten)]
@@ -165,4 +166,7 @@ pub(in crate::cli) struct BusBench {
     /// How long each is measured, such as 3s; at most a minute
     #[arg(long, value_name = "SPAN", default_value = "3s")]
     pub(in crate::cli) time: String,
+    /// Seal what is written, with keys that are made for this and forgotten: what a bus with security pays
+    #[arg(long)]
+    pub(in crate::cli) seals: bool,
 }

@@ -21,7 +21,9 @@ use vbm_core::{Error, ErrorKind, NodePath, Outcome};
 use vbm_rpc::{
     Bus, CallOptions, Member, Method, Route, Router,
     admin::Admin,
+    auth::{Keys, Ring, Security, Trust, Trusted},
     limits::{INFLIGHT_MAX_PER_DESTINATION, PAYLOAD_MAX_BYTES},
+    redis::{RedisConfig, RedisTransport},
 };
 
 /// The longest that one number is measured for.
@@ -50,6 +52,8 @@ impl Method for Echo {
 #[derive(Serialize)]
 struct Report {
     payload_bytes: usize,
+    /// Whether what was written was sealed.
+    seals: bool,
     seconds: u64,
     /// What others did on the server just before; taken off what was counted.
     others_commands_per_second: Option<f64>,
@@ -62,6 +66,7 @@ struct Wish {
     flights: Vec<usize>,
     payload: usize,
     time: Duration,
+    seals: bool,
 }
 
 impl Wish {
@@ -108,6 +113,7 @@ impl Wish {
             flights: args.in_flight.clone(),
             payload: args.payload,
             time,
+            seals: args.seals,
         })
     }
 }
@@ -120,11 +126,15 @@ struct Stage {
 
 impl Stage {
     async fn set(args: &BusBench) -> Result<(Self, std::sync::Arc<dyn Admin>), Error> {
-        let transport = super::transport(&args.place).await?;
-        let admin = super::of(&transport)?;
         // A shard of its own: none of its keys is anybody else's.
         let name = Uuid::now_v7().simple().to_string();
         let path = |end: &str| format!("vbm-bench-{name}/{end}").parse::<NodePath>();
+        let mut config = RedisConfig::from_url(&args.place.redis)?;
+        if args.seals {
+            config = config.security(security([path("echo")?, path("caller")?])?);
+        }
+        let transport = RedisTransport::connect(config).await?;
+        let admin = super::of(&transport)?;
         let router = Router::new().method::<Echo, _, _>(|_context, bytes| async move { Ok(bytes) });
         let echo = Bus::attach(
             transport.clone(),
@@ -151,6 +161,16 @@ impl Stage {
         self.caller.shutdown().await;
         self.echo.shutdown().await;
     }
+}
+
+/// Keys that both ends believe, and nobody else.
+fn security(ends: [NodePath; 2]) -> Result<Security, Error> {
+    let keys = Keys::generate()?;
+    let mut ring = Ring::new();
+    for end in ends {
+        ring.add(end, Trusted::new(*keys.active().public()))?;
+    }
+    Ok(Security::On(keys, Trust::fixed(ring)))
 }
 
 pub(super) async fn run(on: &Session<'_>, args: &BusBench) -> Result<(), Error> {
@@ -193,6 +213,7 @@ async fn measure(on: &Session<'_>, stage: &Stage, admin: &dyn Admin, wish: &Wish
     }
     Ok(Report {
         payload_bytes: wish.payload,
+        seals: wish.seals,
         seconds: wish.time.as_secs(),
         others_commands_per_second: others,
         rows,
@@ -231,8 +252,9 @@ fn text(report: &Report) -> String {
         None => "this server does not tell how many commands it ran".into(),
     };
     format!(
-        "{} bytes there and back, {} s each; {others}\n{}",
+        "{} bytes there and back, seals {}, {} s each; {others}\n{}",
         report.payload_bytes,
+        if report.seals { "on" } else { "off" },
         report.seconds,
         table.render(false, None)
     )
@@ -284,6 +306,7 @@ mod tests {
             in_flight: vec![1, 64],
             payload: 128,
             time: "2s".into(),
+            seals: false,
         }
     }
 

@@ -1,10 +1,14 @@
-//! How long it takes until calls end well again.
+//! How long it takes until calls end well again: `cargo bench -p vbm-rpc --bench recovery [-- failover takeover]`. Gates nothing.
+//! What each promise costs is measured by `cargo xtask bench rpc`.
+#![allow(clippy::print_stdout, reason = "a program that prints figures")]
+#![allow(unreachable_pub, reason = "shared with the tests")]
 
-use crate::{
-    PATIENCE,
-    common::sets::{DOWN_AFTER, SentinelSet},
-    load::{Echo, PAYLOAD_BYTES, ROUNDS},
-};
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod load;
+
+use common::sets::{DOWN_AFTER, SentinelSet};
+use load::{Echo, PAYLOAD_BYTES, ROUNDS, chosen};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -18,6 +22,8 @@ use tokio::{
 };
 use vbm_rpc::{Bus, CallOptions, Member, Route, Router, Service};
 
+const PATIENCE: Duration = Duration::from_secs(60);
+const NAMES: [&str; 2] = ["failover", "takeover"];
 const FLIGHTS: usize = 64;
 const WARM: Duration = Duration::from_secs(1);
 /// How long a handler works, so that each worker has some in hand when it dies.
@@ -76,7 +82,7 @@ fn path(text: &str) -> vbm_core::NodePath {
 }
 
 /// SIGKILL of the master until the first call that was begun after it ends well.
-pub(crate) async fn failover() {
+async fn failover() {
     println!(
         "\nSentinel, SIGKILL of the master, {FLIGHTS} in flight, down-after {DOWN_AFTER:?}: until a call ends well again"
     );
@@ -126,12 +132,12 @@ pub(crate) async fn failover() {
 }
 
 /// The death of one of two workers until all calls have ended that were in flight then.
-pub(crate) async fn takeover() {
+async fn takeover() {
     println!(
         "\nOne of two workers dies without a word, {FLIGHTS} in flight to any: until all that were in flight then have ended"
     );
     for _ in 0..ROUNDS {
-        let server = crate::common::RedisServer::start().await;
+        let server = common::RedisServer::start().await;
         let transport = server.transport().await;
         let service = Service::new("worker").expect("a name");
         let mut workers = Vec::new();
@@ -162,5 +168,15 @@ pub(crate) async fn takeover() {
         for worker in workers {
             worker.shutdown().await;
         }
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    if chosen(&NAMES, "failover") {
+        failover().await;
+    }
+    if chosen(&NAMES, "takeover") {
+        takeover().await;
     }
 }
