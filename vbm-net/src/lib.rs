@@ -23,7 +23,7 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
-//! | [`ra`] | router advertisements as frames: pure, not yet sent |
+//! | [`dhcp6`], [`ra`] | the same for IPv6: DHCPv6, router advertisements |
 //! | [`dns`] | the names of the VMs, and the way to the world's; what is answered is pure |
 //! | [`metadata`] | what a VM is told of itself over HTTP; what is answered is pure |
 //! | [`names`] | every name that is given to something on a host |
@@ -97,6 +97,7 @@
 pub mod backend;
 pub mod conformance;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod dns;
 pub mod doctor;
 mod door;
@@ -117,7 +118,8 @@ pub use error::{NetError, Result};
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
-    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent,
-    NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated, gateway_mac,
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, LeaseSeen6,
+    NetEvent, NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated,
+    gateway_mac,
 };
 pub use sim::SimNetwork;

@@ -128,6 +128,12 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
         Some(cidr) => Some(CreateIpv6 {
             cidr: cidr.clone(),
             gateway: args.gateway6.as_deref().map(forms::address6).transpose()?,
+            stateless: args.stateless6,
+            dns: args
+                .dns6
+                .iter()
+                .map(|text| forms::address6(text))
+                .collect::<Result<_, _>>()?,
             pools: six.pools.unwrap_or_default(),
             excluded: six.excluded.unwrap_or_default(),
             reservations: six.reservations.unwrap_or_default(),

@@ -23,6 +23,8 @@ fn planned() -> CreateNetwork {
         ipv6: Some(CreateIpv6 {
             cidr: "fd00:5::/64".into(),
             gateway: None,
+            stateless: false,
+            dns: vec![],
             pools: ranges(&["fd00:5::100-fd00:5::1ff"]),
             excluded: ranges(&["fd00:5::100"]),
             reservations: ranges(&["fd00:5::30=52:54:00:00:00:30"]),
@@ -296,6 +298,8 @@ async fn a_network_that_contradicts_itself_is_refused_by_field_and_nothing_is_ma
         Some(CreateIpv6 {
             cidr: cidr.into(),
             gateway: None,
+            stateless: false,
+            dns: vec![],
             pools: vec![],
             excluded: vec![],
             reservations: vec![],
