@@ -52,8 +52,6 @@ pub const NETWORK_MIN_PREFIX_BITS: u8 = 8;
 pub const NETWORK_MIN_MTU_BYTES: u16 = 576;
 /// The most MTU of a network.
 pub const NETWORK_MAX_MTU_BYTES: u16 = 9_000;
-/// The least MTU of a network with IPv6 (RFC 8200 section 5), in bytes.
-pub const NETWORK_MIN_MTU6_BYTES: u16 = 1_280;
 /// The least MTU of a network with IPv6 (RFC 8200 section 5).
 pub const NETWORK6_MIN_MTU_BYTES: u16 = 1_280;
 /// The largest IPv6 subnet: one link is a /64 (RFC 7421).

@@ -289,16 +289,6 @@ impl NetworkSpec {
                 "leave it out for 1500",
             ));
         }
-        if self.ipv6.is_some() && self.mtu < limits::NETWORK_MIN_MTU6_BYTES {
-            return Err(invalid(
-                format!("mtu: {} bytes do not work with IPv6", self.mtu),
-                format!(
-                    "{} bytes are the least (RFC 8200)",
-                    limits::NETWORK_MIN_MTU6_BYTES
-                ),
-                "choose a larger one, or a network without IPv6",
-            ));
-        }
         if !(limits::LEASE_MIN_SECONDS..=limits::LEASE_MAX_SECONDS).contains(&self.lease_seconds) {
             return Err(invalid(
                 format!("lease_seconds: {} does not work", self.lease_seconds),
