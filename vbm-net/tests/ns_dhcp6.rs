@@ -5,6 +5,7 @@
 
 mod common;
 mod dhcp6_lab;
+mod dhcp_lab;
 
 use common::{Guest, Lab, eventually, network, open_port, packet::Wire};
 use dhcp6_lab::{
@@ -254,10 +255,7 @@ async fn a_guest_takes_what_the_router_says_and_reaches_the_gateway_and_its_neig
     let (a, b) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 1).await);
     for (guest, port) in [(&a, &wanted.ports[0]), (&b, &wanted.ports[1])] {
         eventually("the route to the link that the router told", || {
-            guest
-                .ns
-                .ip("-6 route show dev eth0")
-                .contains("fd00::/64 proto kernel")
+            guest.ns.ip("-6 route show dev eth0").contains("fd00::/64")
         })
         .await;
         let told = guest.ns.ip("-6 route show");
@@ -285,6 +283,40 @@ async fn a_guest_takes_what_the_router_says_and_reaches_the_gateway_and_its_neig
             .any(|l| l.starts_with("fd00::1 ") && !l.contains("router")),
         "{neighbours}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_people_run_gets_its_address_through_the_guard() {
+    if !common::can_run() || !dhcp_lab::has("dhclient", "isc-dhcp-client") {
+        return;
+    }
+    let lab = Lab::new().await;
+    let wanted = dual(2);
+    lab.ensure(&wanted).await;
+    let guest = lab.guest(&wanted, 0).await;
+    let d = guest.dir.path().display();
+    let script = guest.dir.path().join("six");
+    let body = "#!/bin/sh
+case $reason in
+PREINIT6) for i in $(seq 100); do ip -6 -o addr show dev eth0 | grep -q ' tentative' || break; sleep 0.1; done;;
+BOUND6) ip -6 addr add $new_ip6_address/128 dev eth0; echo \"$new_dhcp6_name_servers $new_dhcp6_domain_search\" > ${0%/*}/told;;
+esac
+exit 0
+";
+    std::fs::write(&script, body).unwrap();
+    common::sh("chmod", &["+x", script.to_str().unwrap()]);
+    guest.ns.sh(&format!(
+        "dhclient -6 -1 -v -sf {} -cf /dev/null -lf {d}/leases6 -pf {d}/pid6 eth0",
+        script.display()
+    ));
+    // It goes on in the background.
+    let pid = std::fs::read_to_string(guest.dir.path().join("pid6")).unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let told = std::fs::read_to_string(guest.dir.path().join("told")).unwrap();
+    assert_eq!(told.trim(), "fd00::53 lab.example.");
+    assert!(guest.ns.ip("-6 -o addr show dev eth0").contains("fd00::a/128"));
+    eventually("the gateway's answer", || pings(&guest, "fd00::1")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
