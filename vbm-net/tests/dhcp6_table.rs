@@ -523,7 +523,7 @@ fn any_request() -> impl Strategy<Value = Request> {
     };
     let wants = prop::option::of(prop::collection::vec(0u16..60, 0..10));
     (
-        prop::sample::select(&Kind::ALL[..]),
+        prop::sample::select(Kind::ALL.to_vec()),
         0u32..0x0100_0000,
         id(),
         id(),
@@ -585,8 +585,8 @@ proptest! {
     #[test]
     fn nobody_is_ever_given_what_is_not_his_and_every_reply_is_read_by_another(
         request in any_request(),
-        source in prop::sample::select(&[MAC, NEIGHBOUR, Mac::local(0xbad)][..]),
-        to in prop::sample::select(&[ALL_SERVERS, GATEWAY_LINK_LOCAL][..]),
+        source in prop::sample::select(vec![MAC, NEIGHBOUR, Mac::local(0xbad)]),
+        to in prop::sample::select(vec![ALL_SERVERS, GATEWAY_LINK_LOCAL]),
         rapid: bool,
     ) {
         let mut config = config();

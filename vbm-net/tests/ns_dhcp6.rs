@@ -305,15 +305,13 @@ exit 0
 ";
     std::fs::write(&script, body).unwrap();
     common::sh("chmod", &["+x", script.to_str().unwrap()]);
-    guest.ns.sh(&format!(
-        "dhclient -6 -1 -v -sf {} -cf /dev/null -lf {d}/leases6 -pf {d}/pid6 eth0",
+    let _client = guest.ns.spawn(&format!(
+        "dhclient -6 -d -v -sf {} -cf /dev/null -lf {d}/leases6 -pf {d}/pid6 eth0",
         script.display()
     ));
-    // It goes on in the background.
-    let pid = std::fs::read_to_string(guest.dir.path().join("pid6")).unwrap();
-    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    let told = std::fs::read_to_string(guest.dir.path().join("told")).unwrap();
+    let told = || guest.told("told").filter(|t| t.ends_with('\n'));
+    eventually("what the client was told", || told().is_some()).await;
+    let told = told().unwrap();
     assert_eq!(told.trim(), "fd00::53 lab.example.");
     assert!(guest.ns.ip("-6 -o addr show dev eth0").contains("fd00::a/128"));
     eventually("the gateway's answer", || pings(&guest, "fd00::1")).await;

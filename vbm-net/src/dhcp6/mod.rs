@@ -36,7 +36,7 @@ mod socket;
 pub mod wire;
 
 pub use alone::Dhcp6Server;
-pub use config::{ServerConfig, Settings, duid_of};
+pub use config::{PREFERRED_PERCENT, REFRESH, ServerConfig, Settings, duid_of};
 pub use reason::{Counters, Reason};
 pub(crate) use socket::open as open_socket;
 
