@@ -94,11 +94,14 @@ fn is_leased(decision: &Decision) -> bool {
     matches!(decision.outcome, Some(Outcome::Leased(who, lease)) if who == port() && lease.address == MINE && lease.until == NOW.plus(Duration::from_secs(4_000)))
 }
 
+/// What is asked with which addresses; why it is answered so, the status, whether a lease is told.
+type Row<'a> = (Kind, &'a [Ipv6Addr], Reason, Option<Status>, bool);
+
 #[test]
 fn each_message_is_answered_as_the_table_says() {
     let none: &[Ipv6Addr] = &[];
     let mine: &[Ipv6Addr] = &[MINE];
-    let rows: &[(Kind, &[Ipv6Addr], Reason, Option<Status>, bool)] = &[
+    let rows: &[Row<'_>] = &[
         (Kind::Solicit, none, Reason::Advertised, None, false),
         (Kind::Solicit, &[FOREIGN], Reason::Advertised, None, false),
         (Kind::Solicit, &[THEIRS], Reason::Advertised, None, false),

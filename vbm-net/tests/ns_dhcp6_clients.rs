@@ -100,6 +100,8 @@ struct Client {
 enum Release {
     Signal(Signal),
     Command(fn(&DhcpLab) -> Kid),
+    /// It keeps it for the next time.
+    Never,
 }
 
 const DHCLIENT: Client = Client {
@@ -163,7 +165,7 @@ const NETWORKD: Client = Client {
     // Its timers go off together where they are near to each other.
     punctual: false,
     confirms: false,
-    release: Release::Signal(Signal::SIGTERM),
+    release: Release::Never,
     start: |lab| {
         // Without /sys to write to it does not wait for udev.
         let script = "mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases
@@ -229,9 +231,14 @@ async fn lives(client: Client) {
             None
         }
         Release::Command(command) => Some(command(&lab)),
+        Release::Never => None,
     };
-    happened(&server, Reason::Released, 1).await;
-    assert!(server.leases().is_empty());
+    if matches!(client.release, Release::Never) {
+        assert!(server.leases().values().all(|l| l.address == MINE));
+    } else {
+        happened(&server, Reason::Released, 1).await;
+        assert!(server.leases().is_empty());
+    }
     assert_no_faults(&server);
     check_the_wire(&mut lab, &server);
     server.shutdown().await;
@@ -338,7 +345,7 @@ async fn dhcpcd_leases_renews_rebinds_confirms_and_releases() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn systemd_networkd_leases_renews_rebinds_and_releases() {
+async fn systemd_networkd_leases_renews_and_rebinds() {
     lives(NETWORKD).await;
 }
 
