@@ -164,7 +164,7 @@ impl Actor {
             return Ok((wanted, None));
         };
         let underlay = overlay::underlay(&self.shared.host, local).await?;
-        let mtu = underlay.fits(wanted.spec.mtu, local)?;
+        let mtu = underlay.fits(&wanted.spec, local)?;
         Ok((wanted.with_mtu(mtu), Some(underlay)))
     }
 

@@ -337,6 +337,23 @@ mod tests {
     }
 
     #[test]
+    fn the_gateway_answers_pings_at_its_addresses_of_ipv6_and_nothing_else_there() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
+        net.ports[0].address6 = Some("fd00::a".parse().unwrap());
+        let tables = render6(&Validated::<DesiredNetwork>::new(net).unwrap());
+        let input = lines(&tables, "filter", "INPUT");
+        assert!(
+            input.ends_with(
+                "-i br0 -j VBM-FROM\n\
+                 -d fd00::1/128 -i br0 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT\n\
+                 -d fe80::1/128 -i br0 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT"
+            ),
+            "{input}"
+        );
+    }
+
+    #[test]
     fn the_gateways_services_are_open_to_the_bridge_alone_and_shut_where_they_are_off() {
         let mut net = lab(NetworkMode::Nat).into_inner();
         let open = lines(&render(&lab(NetworkMode::Nat), None), "filter", "INPUT");
