@@ -7,7 +7,11 @@ mod common;
 mod dhcp6_lab;
 mod dhcp_lab;
 
-use common::{Guest, Lab, eventually, network, open_port, packet::Wire};
+use common::{
+    Guest, Lab, eventually, network, open_port,
+    packet::Wire,
+    site::{Site, Span},
+};
 use dhcp6_lab::{
     ALL_NODES, ALL_SERVERS, GATEWAY, dhcp6_reply, given, icmp, is_advertisement, message, multicast_mac,
     router_solicitation, to_servers, udp,
@@ -447,4 +451,45 @@ async fn networks_with_the_same_addresses_and_macs_are_answered_each_by_its_own(
         }
         assert_eq!(answers, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_host_answers_its_own_ports_under_one_name_and_nothing_of_it_crosses() {
+    needs_namespaces!();
+    let site = Site::new(2).await;
+    let mut span = Span::new(NetworkMode::Nat, &[0, 1]);
+    let six = dual(2);
+    span.base.spec.ipv6 = six.spec.ipv6;
+    for (port, like) in span.base.ports.iter_mut().zip(&six.ports) {
+        port.address6 = like.address6;
+    }
+    site.ensure(&span).await;
+    let tap = site.listen();
+    let gateway = span.base.gateway_mac();
+    for (n, port) in span.base.ports.iter().enumerate() {
+        let wire = site.raw(&span, n).await;
+        wire.send(&router_solicitation(port.mac, link_local(port.mac)));
+        wire.send(&to_servers(port.mac, &message(port.mac, SOLICIT, &[])));
+        let told = wire
+            .next(|f| is_advertisement(f) && f[..6] == port.mac.octets())
+            .expect("an advertisement");
+        assert_eq!(told[6..12], gateway.octets());
+        // The MTU is the one that fits between the hosts.
+        assert!(
+            told.windows(8).any(|w| w == [5, 1, 0, 0, 0, 0, 5, 0xaa]),
+            "{told:?}"
+        );
+        wire.send(&to_servers(port.mac, &message(port.mac, SOLICIT, &[])));
+        let frame = wire.next(|f| is_dhcp6(f, ADVERTISE)).expect("an ADVERTISE");
+        let (_, answer) = dhcp6_reply(&frame).unwrap();
+        assert_eq!(given(answer), port.address6);
+        let id = server_id(&span.base);
+        assert!(answer.windows(id.len()).any(|w| w == id));
+    }
+    site.settled(&tap).await;
+    let crossed = tap.wrapped(span.vni);
+    assert!(
+        crossed.iter().all(|w| w.ethertype() != dhcp6_lab::IPV6),
+        "{crossed:?}"
+    );
 }

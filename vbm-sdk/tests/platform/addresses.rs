@@ -544,3 +544,44 @@ async fn launches_and_deletions_at_the_same_time_never_share_an_address() {
     }
     server.shutdown().await;
 }
+
+#[tokio::test]
+async fn where_vms_make_their_addresses_themselves_each_has_the_one_that_its_mac_makes() {
+    let house = House::new();
+    let (server, client) = house.furnished().await;
+    let with = |cidr: &str| CreateNetwork {
+        ipv6: Some(CreateIpv6 {
+            cidr: cidr.into(),
+            stateless: true,
+            dns: vec!["fd00:6::53".parse().unwrap()],
+            ..planned().ipv6.unwrap()
+        }),
+        ..CreateNetwork::new(name("plan"), "10.6.0.0/24")
+    };
+    let plain = |cidr: &str| {
+        let mut wanted = with(cidr);
+        let six = wanted.ipv6.as_mut().unwrap();
+        (six.pools, six.excluded, six.reservations) = (vec![], vec![], vec![]);
+        wanted
+    };
+    let refused = client.networks().create(plain("fd00:6::/80")).await;
+    let error = refused.expect_err("no room for what a MAC makes");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    through(&client, client.networks().create(plain("fd00:6::/64")).await)
+        .await
+        .unwrap();
+    let mac: Mac = "52:54:00:00:00:31".parse().unwrap();
+    let other = on_plan("other", |n| n.mac(mac).address6("fd00:6::9".parse().unwrap()));
+    let error = client.vms().launch(other).await.expect_err("another address");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let made = client
+        .vms()
+        .launch(on_plan("made", |n| n.mac(mac)))
+        .await
+        .unwrap()
+        .item;
+    assert_eq!(addresses(&made).1, "fd00:6::5054:ff:fe00:31");
+    let unnamed = client.vms().launch(on_plan("unnamed", |n| n)).await.unwrap().item;
+    assert!(addresses(&unnamed).1.contains("ff:fe"), "{unnamed:?}");
+    server.shutdown().await;
+}
