@@ -549,25 +549,22 @@ async fn launches_and_deletions_at_the_same_time_never_share_an_address() {
 async fn where_vms_make_their_addresses_themselves_each_has_the_one_that_its_mac_makes() {
     let house = House::new();
     let (server, client) = house.furnished().await;
-    let with = |cidr: &str| CreateNetwork {
+    let wanted = |cidr: &str| CreateNetwork {
         ipv6: Some(CreateIpv6 {
             cidr: cidr.into(),
+            gateway: None,
             stateless: true,
             dns: vec!["fd00:6::53".parse().unwrap()],
-            ..planned().ipv6.unwrap()
+            pools: vec![],
+            excluded: vec![],
+            reservations: vec![],
         }),
         ..CreateNetwork::new(name("plan"), "10.6.0.0/24")
     };
-    let plain = |cidr: &str| {
-        let mut wanted = with(cidr);
-        let six = wanted.ipv6.as_mut().unwrap();
-        (six.pools, six.excluded, six.reservations) = (vec![], vec![], vec![]);
-        wanted
-    };
-    let refused = client.networks().create(plain("fd00:6::/80")).await;
+    let refused = client.networks().create(wanted("fd00:6::/80")).await;
     let error = refused.expect_err("no room for what a MAC makes");
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
-    through(&client, client.networks().create(plain("fd00:6::/64")).await)
+    through(&client, client.networks().create(wanted("fd00:6::/64")).await)
         .await
         .unwrap();
     let mac: Mac = "52:54:00:00:00:31".parse().unwrap();
