@@ -4,12 +4,12 @@
 //! ```text
 //!   host namespace                      namespace vbm-<net>
 //!   --------------                      -------------------
-//!   eth0                                  guard (nft bridge): MAC, ARP, IPv4 source; no foreign DHCP; IPv4 only
+//!   eth0                                  guard (nft bridge): MAC, ARP, ND, IP source; no foreign DHCP, no router
 //!    |  MASQUERADE, chains VBM-<owner>    |
 //!   vbu<net> ==== veth, a /31 ==== up0 --- SNAT/DNAT --- br0 (gateway)
 //!                                                         |        |
-//!   vbp<port> ==== veth, for some VMs ============= tap<port>   DHCP server
-//!                                                    fd -> VM    (raw replies)
+//!   vbp<port> ==== veth, for some VMs ============= tap<port>   DHCP servers, router's voice
+//!                                                    fd -> VM    (whole frames)
 //!   underlay address, UDP 4789 ............ vx0 --- br0
 //! ```
 //!
@@ -43,7 +43,7 @@
 //! wire: [`DesiredOverlay`] names every port of the other hosts, and frames go to the right host or nowhere. ARP is answered
 //! where it is asked, DHCP where the VM is; the world is reached through the VM's own host. Groups are applied where the
 //! packet arrives. VXLAN neither encrypts nor proves who speaks: the network among the hosts must be trusted, and their
-//! firewalls must let UDP 4789 through. Established TCP flows of a VM that moves end: no host knows flows that it did not see begin.
+//! firewalls must let UDP 4789 through. IPv6 stays on its host. Established TCP flows of a VM that moves end: no host knows flows that it did not see begin.
 //!
 //! # Alone
 //!

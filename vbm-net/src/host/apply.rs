@@ -196,6 +196,7 @@ impl<'a> Run<'a> {
         };
         let changed = sysctl::apply(&self.ns, sysctl::bridge(&bridge.name, true)).await?;
         self.changed.extend(changed);
+        self.shared.step("settings of IPv6");
         let invalid = |e| NetError::kernel("the gateway's IPv6 address", std::io::Error::other(e));
         let wanted = [
             Ipv6Net::new(six.gateway, six.cidr.prefix_len()).map_err(invalid)?,
