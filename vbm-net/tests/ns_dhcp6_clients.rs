@@ -402,3 +402,32 @@ async fn the_kernel_believes_the_router_and_forgets_what_it_no_longer_says() {
     .await;
     server.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn perfdhcp_runs_clean() {
+    if !common::can_run() || !has("perfdhcp", "kea-admin") {
+        return;
+    }
+    let lab = DhcpLab::new();
+    let mut config = config(LONG);
+    // It is one MAC that asks for many, faster than any guest may.
+    config.rate = None;
+    let server = serve(&lab, config);
+    eventually("an address of the link", || {
+        let addresses = lab.client.ip("-6 -o addr show dev eth0 scope link");
+        addresses.contains("fe80:") && !addresses.contains("tentative")
+    })
+    .await;
+    let asked = lab
+        .client
+        .try_sh("perfdhcp -6 -l eth0 -r 500 -n 1000 -R 1000 -W 1000000");
+    let said = String::from_utf8_lossy(&asked.stdout).into_owned();
+    assert!(asked.status.success(), "{said}");
+    assert_eq!(said.matches("drops: 0\n").count(), 2, "{said}");
+    assert!(said.contains("Malformed packets: 0\n"), "{said}");
+    // A few more than it was told to.
+    for reason in [Reason::Advertised, Reason::Given] {
+        assert!(server.counters().of(reason) >= 1_000, "{said}");
+    }
+    server.shutdown().await;
+}
