@@ -22,6 +22,9 @@ use vbm_net::{
 const SHORT: Duration = Duration::from_secs(12);
 const LONG: Duration = Duration::from_secs(3_600);
 const MINE: Ipv6Addr = Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, 0x100);
+/// How often a client is told to give its address back, and how long each time it is waited for.
+const SIGNALS_MAX: usize = 5;
+const SIGNAL_AGAIN: Duration = Duration::from_secs(3);
 /// As another server would be known.
 const OTHER_SERVER: Mac = Mac::local(0x50_00_09);
 
@@ -227,7 +230,14 @@ async fn lives(client: Client) {
     .await;
     let _other = match client.release {
         Release::Signal(signal) => {
-            kid.signal(signal);
+            // dhcpcd 9.4 loses one that comes while it starts a helper for its new address.
+            for _ in 0..SIGNALS_MAX {
+                kid.signal(signal);
+                let heard = happened(&server, Reason::Released, 1);
+                if tokio::time::timeout(SIGNAL_AGAIN, heard).await.is_ok() {
+                    break;
+                }
+            }
             None
         }
         Release::Command(command) => Some(command(&lab)),
