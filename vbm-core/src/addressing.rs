@@ -91,6 +91,14 @@ pub struct Ipv6Spec {
     /// The gateway's address: ours, the same on every host.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub gateway: Ipv6Addr,
+    /// Whether VMs make their addresses themselves, of the prefix and their MAC (RFC 4862, RFC 4291 appendix A), instead of being told by
+    /// DHCPv6. Each port then has just that address, and the prefix 64 bits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stateless: bool,
+    /// DNS servers that VMs are told of, by DHCPv6 and by router advertisements.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub dns: Vec<Ipv6Addr>,
     /// What is given to ports nobody pinned; all that is usable when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<Ipv6Range>,
@@ -113,12 +121,23 @@ impl Ipv6Spec {
         let spec = Self {
             cidr,
             gateway: (u128::from(cidr.network()) + 1).into(),
+            stateless: false,
+            dns: Vec::new(),
             pools: Vec::new(),
             excluded: Vec::new(),
             reservations: Vec::new(),
         };
         spec.check()?;
         Ok(spec)
+    }
+
+    /// The one address that a port with this MAC may have, where VMs make their addresses themselves.
+    pub fn made_of(&self, mac: Mac) -> Option<Ipv6Addr> {
+        let [a, b, c, d, e, f] = mac.octets();
+        // The second bit of the first byte says "universal" there, and "local" here.
+        let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+        (self.stateless && self.cidr.prefix_len() == STATELESS_PREFIX_BITS)
+            .then(|| (u128::from(self.cidr.network()) | u128::from(interface)).into())
     }
 
     /// Whether a port may have this address: inside, not excluded, and neither the gateway's nor one that IPv6 keeps for itself.
@@ -130,6 +149,26 @@ impl Ipv6Spec {
 
     fn is_usable(&self, address: Ipv6Addr) -> bool {
         self.cidr.contains(&address) && !own_addresses6(self.cidr).iter().any(|r| r.contains(address))
+    }
+
+    fn check_dns(&self) -> Result<(), Error> {
+        let (is, most) = (self.dns.len(), limits::NETWORK_MAX_DNS_SERVERS);
+        if is > most {
+            return Err(invalid(
+                "ipv6.dns: too many servers",
+                format!("{is} were given, {most} are allowed"),
+                "name fewer",
+            ));
+        }
+        let nobody = |a: &&Ipv6Addr| a.is_unspecified() || a.is_multicast() || a.is_loopback();
+        match self.dns.iter().find(nobody) {
+            Some(server) => Err(invalid(
+                format!("ipv6.dns: {server} is no server's address"),
+                "it is unspecified, multicast or the VM's own",
+                "name the address of a DNS server",
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Checks the subnet alone.
@@ -145,6 +184,14 @@ impl Ipv6Spec {
                 "leave it out, or choose one inside",
             ));
         }
+        if self.stateless && self.cidr.prefix_len() != STATELESS_PREFIX_BITS {
+            return Err(invalid(
+                format!("ipv6.stateless: VMs cannot make addresses of {}", self.cidr),
+                "what they add to the prefix has 64 bits, so the prefix has 64 too",
+                "choose a /64, or leave `stateless` out",
+            ));
+        }
+        self.check_dns()?;
         let fits = |r: &Ipv6Range| self.cidr.contains(&r.first()) && self.cidr.contains(&r.last());
         let pools: Vec<_> = self
             .pools
@@ -162,6 +209,9 @@ impl Ipv6Spec {
         check_reservations("ipv6.reservations", &reservations, &self.cidr)
     }
 }
+
+/// The bits of a prefix that hosts make addresses of (RFC 4291 section 2.5.1).
+const STATELESS_PREFIX_BITS: u8 = 64;
 
 /// The addresses of a subnet that IPv6 keeps for itself: the subnet's routers (RFC 4291 section 2.6.1) and, where there is room
 /// for them, the subnet's anycast addresses (RFC 2526, RFC 5453).

@@ -4,6 +4,7 @@
 
 pub mod groups;
 pub mod services;
+pub mod six;
 
 use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
@@ -122,6 +123,8 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     services::what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(backend, &fixture).await;
     services::what_is_too_large_or_of_no_port_is_not_told(backend, &fixture).await;
     services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
+    six::ipv6_comes_changes_and_goes_and_a_second_ensure_changes_nothing(backend, &fixture).await;
+    six::ipv6_that_makes_no_sense_is_refused_before_anything_is_made(backend, &fixture).await;
 }
 
 /// See its name.

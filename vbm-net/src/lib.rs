@@ -4,12 +4,12 @@
 //! ```text
 //!   host namespace                      namespace vbm-<net>
 //!   --------------                      -------------------
-//!   eth0                                  guard (nft bridge): MAC, ARP, IPv4 source; no foreign DHCP; IPv4 only
+//!   eth0                                  guard (nft bridge): MAC, ARP, ND, IP source; no foreign DHCP, no router
 //!    |  MASQUERADE, chains VBM-<owner>    |
 //!   vbu<net> ==== veth, a /31 ==== up0 --- SNAT/DNAT --- br0 (gateway)
 //!                                                         |        |
-//!   vbp<port> ==== veth, for some VMs ============= tap<port>   DHCP server
-//!                                                    fd -> VM    (raw replies)
+//!   vbp<port> ==== veth, for some VMs ============= tap<port>   DHCP servers, router's voice
+//!                                                    fd -> VM    (whole frames)
 //!   underlay address, UDP 4789 ............ vx0 --- br0
 //! ```
 //!
@@ -23,7 +23,7 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
-//! | [`ra`] | router advertisements as frames: pure, not yet sent |
+//! | [`dhcp6`], [`ra`] | the same for IPv6: DHCPv6, router advertisements |
 //! | [`dns`] | the names of the VMs, and the way to the world's; what is answered is pure |
 //! | [`metadata`] | what a VM is told of itself over HTTP; what is answered is pure |
 //! | [`names`] | every name that is given to something on a host |
@@ -43,7 +43,7 @@
 //! wire: [`DesiredOverlay`] names every port of the other hosts, and frames go to the right host or nowhere. ARP is answered
 //! where it is asked, DHCP where the VM is; the world is reached through the VM's own host. Groups are applied where the
 //! packet arrives. VXLAN neither encrypts nor proves who speaks: the network among the hosts must be trusted, and their
-//! firewalls must let UDP 4789 through. Established TCP flows of a VM that moves end: no host knows flows that it did not see begin.
+//! firewalls must let UDP 4789 through. IPv6 stays on its host. Established TCP flows of a VM that moves end: no host knows flows that it did not see begin.
 //!
 //! # Alone
 //!
@@ -97,6 +97,7 @@
 pub mod backend;
 pub mod conformance;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod dns;
 pub mod doctor;
 mod door;
@@ -117,7 +118,8 @@ pub use error::{NetError, Result};
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
 pub use model::{
-    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent,
-    NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated, gateway_mac,
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, LeaseSeen6,
+    NetEvent, NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated,
+    gateway_mac,
 };
 pub use sim::SimNetwork;

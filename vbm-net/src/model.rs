@@ -6,8 +6,10 @@
 
 mod security;
 mod seen;
+mod six;
 pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
-pub use seen::{LeaseSeen, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
+pub use seen::{LeaseSeen, LeaseSeen6, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
+pub use six::GATEWAY_LINK_LOCAL;
 
 use crate::{NetError, names};
 use security::{check_groups, check_policy};
@@ -86,7 +88,8 @@ pub struct DesiredPort {
     pub mac: Mac,
     /// The one IPv4 address it may use, and gets by DHCP.
     pub address: Ipv4Addr,
-    /// Its address of the network's IPv6, if it has one; it may use it beside the link-local one that is made of its MAC.
+    /// Its address of the network's IPv6, if it has one; it may use it beside the link-local one that is made of its MAC. It gets it by
+    /// DHCPv6, or makes it itself where the network is stateless.
     pub address6: Option<Ipv6Addr>,
     /// The host name it gets by DHCP.
     pub hostname: Name,
@@ -347,6 +350,7 @@ fn check_port(port: &DesiredPort, spec: &NetworkSpec) -> Result<(), Error> {
             "leave it out, or choose one inside",
         ));
     }
+    six::check(port, spec)?;
     if port.rules.len() > PORT_MAX_RULES {
         return Err(bad(
             format!("port {} has too many rules", port.id),

@@ -1,24 +1,35 @@
-//! Router advertisements (RFC 4861 section 4.2, RFC 8106): rendered and checked, not yet sent. Pure.
+//! Router advertisements (RFC 4861 section 4.2, RFC 8106): rendered, and questions for them checked. Pure.
 //!
 //! ```text
-//!   Ethernet 33:33:00:00:00:01 | IPv6 fe80::.. -> ff02::1, hop limit 255 | ICMPv6 134 | head
-//!                                              | our MAC | MTU | prefix ... | RDNSS | DNSSL
+//!   Ethernet 33:33:00:00:00:01 | IPv6 fe80::1 -> ff02::1, hop limit 255 | ICMPv6 134 | head
+//!                                             | our MAC | MTU | prefix ... | RDNSS | DNSSL
 //! ```
 //!
-//! Networks are IPv4 only so far; this is what their gateway will say when they are not.
+//! When they are sent is decided in [`schedule`]; [`crate::dhcp6`] sends them.
+
+pub mod schedule;
 
 use crate::dhcp::options::wire_name;
 use ipnet::Ipv6Net;
 use std::{net::Ipv6Addr, time::Duration};
 use vbm_core::Mac;
 
+/// How long a prefix is told to hold: as long as RFC 4861 section 6.2.1 has it. What guests know of the link outlives an agent that is
+/// away.
+pub const PREFIX_LIFETIME: Duration = Duration::from_secs(2_592_000);
+/// How long DNS servers and domains are told to hold: three of the longest intervals (RFC 8106 section 5.1).
+pub const DNS_LIFETIME: Duration = Duration::from_secs(1_800);
+
 /// ICMPv6 types (RFC 4861 sections 4.1, 4.2).
 const SOLICITATION: u8 = 133;
 const ADVERTISEMENT: u8 = 134;
+/// The option that holds the sender's MAC (RFC 4861 section 4.6.1).
+const SOURCE_MAC: u8 = 1;
 /// What a message about neighbours must arrive with: no router forwarded it.
 const HOP_LIMIT: u8 = 255;
 const ICMPV6: u8 = 58;
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// All hosts of a link (RFC 4291 section 2.7.1).
+pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
 /// Where a frame's IPv6 payload begins.
 const IPV6_AT: usize = 14;
@@ -29,8 +40,10 @@ const OPTION_UNIT_BYTES: usize = 8;
 /// What a router says of itself and its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advertisement {
-    /// Its MAC; its link-local address is made from it.
+    /// Its MAC.
     pub mac: Mac,
+    /// Its link-local address.
+    pub address: Ipv6Addr,
     /// For how long it is a default router; zero: it is none.
     pub lifetime: Duration,
     /// Whether addresses are given by DHCPv6 (M).
@@ -62,24 +75,13 @@ pub struct Prefix {
     pub preferred: Duration,
 }
 
-/// The link-local address that a MAC makes (RFC 4291 appendix A).
-pub const fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.octets();
-    let pair = u16::from_be_bytes;
-    Ipv6Addr::new(
-        0xfe80,
-        0,
-        0,
-        0,
-        pair([a ^ 2, b]),
-        pair([c, 0xff]),
-        pair([0xfe, d]),
-        pair([e, f]),
-    )
-}
-
 /// The frame that says it to all hosts of the link.
 pub fn render(ad: &Advertisement) -> Vec<u8> {
+    render_to(ad, ALL_NODES_MAC, ALL_NODES)
+}
+
+/// The frame that says it to one host, at its address or at [`ALL_NODES`].
+pub fn render_to(ad: &Advertisement, mac: Mac, to: Ipv6Addr) -> Vec<u8> {
     let mut message = vec![ADVERTISEMENT, 0, 0, 0, 64];
     message.push((u8::from(ad.managed) << 7) | (u8::from(ad.other) << 6));
     let lifetime = u16::try_from(ad.lifetime.as_secs()).unwrap_or(u16::MAX);
@@ -102,7 +104,7 @@ pub fn render(ad: &Advertisement) -> Vec<u8> {
     if !names.is_empty() {
         option(&mut message, 31, hold, names);
     }
-    frame(ad.mac, &message)
+    frame((ad.mac, ad.address), (mac, to), &message)
 }
 
 fn prefix(message: &mut Vec<u8>, prefix: &Prefix) {
@@ -130,11 +132,10 @@ fn seconds(span: Duration) -> u32 {
     u32::try_from(span.as_secs()).unwrap_or(u32::MAX)
 }
 
-fn frame(mac: Mac, message: &[u8]) -> Vec<u8> {
-    let (from, to) = (link_local(mac), ALL_NODES);
+fn frame((mac, from): (Mac, Ipv6Addr), (to_mac, to): (Mac, Ipv6Addr), message: &[u8]) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
     let mut frame = Vec::with_capacity(ICMP_AT + message.len());
-    frame.extend(ALL_NODES_MAC.octets());
+    frame.extend(to_mac.octets());
     frame.extend(mac.octets());
     frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
     frame.extend(length.to_be_bytes());
@@ -174,9 +175,15 @@ fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap_or(0)
 }
 
-/// Whether a frame asks for an advertisement: whole, from the link, with a right checksum (RFC 4861 section 6.1.1).
-pub fn is_solicitation(frame: &[u8]) -> bool {
-    solicits(frame).unwrap_or(false)
+/// Who asks for an advertisement by this frame, by MAC and address; the address may be `::`. `None` for any other frame, and one that is
+/// not whole, not from the link, or whose checksum is wrong (RFC 4861 section 6.1.1).
+pub fn solicitor(frame: &[u8]) -> Option<(Mac, Ipv6Addr)> {
+    if !solicits(frame)? {
+        return None;
+    }
+    let mac = <[u8; 6]>::try_from(frame.get(6..12)?).ok()?;
+    let from = <[u8; 16]>::try_from(frame.get(IPV6_AT + 8..IPV6_AT + 24)?).ok()?;
+    Some((Mac::new(mac), from.into()))
 }
 
 fn solicits(frame: &[u8]) -> Option<bool> {
@@ -198,16 +205,16 @@ fn solicits(frame: &[u8]) -> Option<bool> {
             && head.get(IPV6_AT + 6..IPV6_AT + 8)? == [ICMPV6, HOP_LIMIT]
             && plain
             && right
-            && options_are_whole(message.get(8..)?),
+            && options_are_whole(message.get(8..)?, !from.is_unspecified()),
     )
 }
 
-/// No option of length zero, none that runs past the end: such a message is dropped.
-fn options_are_whole(mut options: &[u8]) -> bool {
-    while let [_, units, ..] = options {
+/// No option of length zero, none that runs past the end, and no MAC of one who has no address: such a message is dropped.
+fn options_are_whole(mut options: &[u8], has_address: bool) -> bool {
+    while let [kind, units, ..] = options {
         let length = usize::from(*units) * OPTION_UNIT_BYTES;
         match options.get(length..) {
-            Some(rest) if length > 0 => options = rest,
+            Some(rest) if length > 0 && (has_address || *kind != SOURCE_MAC) => options = rest,
             _ => return false,
         }
     }
@@ -217,6 +224,7 @@ fn options_are_whole(mut options: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::link_local;
     use proptest::prelude::*;
 
     const MAC: Mac = Mac::new([0x02, 0x56, 0x42, 1, 2, 3]);
@@ -224,6 +232,7 @@ mod tests {
     fn ad() -> Advertisement {
         Advertisement {
             mac: MAC,
+            address: link_local(MAC),
             lifetime: Duration::from_secs(1_800),
             managed: true,
             other: false,
@@ -274,18 +283,43 @@ mod tests {
     }
 
     #[test]
-    fn the_link_local_address_is_made_of_the_mac() {
-        assert_eq!(
-            link_local(MAC),
-            "fe80::56:42ff:fe01:203".parse::<Ipv6Addr>().unwrap()
+    fn one_host_is_told_the_same_at_its_own_address() {
+        let (all, one) = (
+            render(&ad()),
+            render_to(&ad(), Mac::local(7), link_local(Mac::local(7))),
         );
+        assert_eq!(one[..6], Mac::local(7).octets());
+        assert_eq!(one[38..54], link_local(Mac::local(7)).octets());
+        assert_eq!(one[58..], all[58..]);
+        assert!(sum_is_right(&one));
     }
 
     /// A solicitation made from an advertisement's frame.
     fn solicitation(options: &[u8]) -> Vec<u8> {
         let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
         message.extend(options);
-        frame(Mac::local(7), &message)
+        let mac = Mac::local(7);
+        frame((mac, link_local(mac)), (ALL_NODES_MAC, ALL_NODES), &message)
+    }
+
+    fn is_solicitation(frame: &[u8]) -> bool {
+        solicitor(frame).is_some()
+    }
+
+    #[test]
+    fn who_asks_is_known_by_mac_and_address() {
+        let mac = Mac::local(7);
+        assert_eq!(solicitor(&solicitation(&[])), Some((mac, link_local(mac))));
+        let from = |options: &[u8]| {
+            let message = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0], options].concat();
+            frame((mac, Ipv6Addr::UNSPECIFIED), (ALL_NODES_MAC, ALL_NODES), &message)
+        };
+        assert_eq!(solicitor(&from(&[])), Some((mac, Ipv6Addr::UNSPECIFIED)));
+        assert_eq!(
+            solicitor(&from(&[1, 1, 2, 0, 0, 0, 0, 7])),
+            None,
+            "a MAC without an address"
+        );
     }
 
     #[test]

@@ -5,15 +5,15 @@
 //! given ahead: [`SimNetwork::fail_next`].
 
 use crate::{
-    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, PortSeen,
-    Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
+    DesiredNetwork, LeaseSeen, LeaseSeen6, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind,
+    PortSeen, Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::{fd::OwnedFd, unix::net::UnixDatagram},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -95,7 +95,7 @@ impl SimNetwork {
         *self.lock() = State::default();
     }
 
-    /// The guest behind a port takes or renews its address.
+    /// The guest behind a port takes or renews its address, and the IPv6 one if it has one.
     ///
     /// # Errors
     /// [`NetError::NotHere`].
@@ -115,6 +115,15 @@ impl SimNetwork {
             lease
         };
         let LeaseSeen { address, until, .. } = lease;
+        if let Some(address) = self.address6(network, port) {
+            self.tell(NetEvent::PortLeased6 {
+                network,
+                port,
+                address,
+                since,
+                until,
+            });
+        }
         self.tell(NetEvent::PortLeased {
             network,
             port,
@@ -125,7 +134,13 @@ impl SimNetwork {
         Ok(lease)
     }
 
-    /// The guest behind a port gives its address back.
+    fn address6(&self, network: NetworkId, port: PortId) -> Option<Ipv6Addr> {
+        let state = self.lock();
+        let one = state.networks.get(&network)?;
+        one.wanted.ports.iter().find(|p| p.id == port)?.address6
+    }
+
+    /// The guest behind a port gives its address back, and the IPv6 one if it has one.
     ///
     /// # Errors
     /// [`NetError::NotHere`].
@@ -136,6 +151,13 @@ impl SimNetwork {
             one.leases.remove(&port);
             one.port(port)?
         };
+        if let Some(address) = self.address6(network, port) {
+            self.tell(NetEvent::PortReleased6 {
+                network,
+                port,
+                address,
+            });
+        }
         self.tell(NetEvent::PortReleased {
             network,
             port,
@@ -219,6 +241,14 @@ impl SimOne {
             guarded: true,
             open: self.open.contains_key(&p.id),
             lease: self.leases.get(&p.id).copied(),
+            lease6: p
+                .address6
+                .zip(self.leases.get(&p.id))
+                .map(|(address, lease)| LeaseSeen6 {
+                    address,
+                    since: lease.since,
+                    until: lease.until,
+                }),
         });
         let transit = (self.wanted.spec.mode == NetworkMode::Nat)
             .then(|| Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 31));

@@ -33,6 +33,8 @@ fn wanted(id: NetworkId) -> DesiredNetwork {
         let bits = id.uuid().as_u128().wrapping_add(1 + i as u128);
         port.id = vbm_core::PortId::from_uuid(uuid::Uuid::from_u128(bits));
     }
+    wanted.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
+    wanted.ports[0].address6 = Some("fd00::a".parse().unwrap());
     open_port(&mut wanted, 0, &["tcp/80", "icmp"]);
     forward(&mut wanted, 8080, 0, 80);
     wanted.forwards[0].id = vbm_core::ForwardId::from_uuid(id.uuid());

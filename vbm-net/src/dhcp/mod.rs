@@ -39,12 +39,12 @@ pub mod frame;
 pub mod options;
 mod parameters;
 pub mod rate;
-mod reason;
+pub(crate) mod reason;
 pub mod request;
 mod reservations;
 pub mod respond;
 pub(crate) mod server;
-mod socket;
+pub(crate) mod socket;
 pub mod store;
 pub mod wire;
 

@@ -1,10 +1,6 @@
 //! Why a request was answered as it was, or not at all: one word each, counted.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
-};
-
+/// Makes `Reason` and its `Counters`: each protocol has its own.
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $word:literal,)+) => {
         /// Why a request was answered as it was, or not at all.
@@ -21,8 +17,44 @@ macro_rules! reasons {
                 match self { $(Self::$name => $word),+ }
             }
         }
+
+        /// How often each happened since the server was started.
+        #[derive(Debug)]
+        pub struct Counters([std::sync::atomic::AtomicU64; Reason::ALL.len()]);
+
+        impl Default for Counters {
+            fn default() -> Self {
+                Self(std::array::from_fn(|_| std::sync::atomic::AtomicU64::new(0)))
+            }
+        }
+
+        impl Counters {
+            /// It happened once more.
+            pub fn count(&self, reason: Reason) {
+                if let Some(counter) = self.0.get(reason as usize) {
+                    counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+
+            /// How often it happened.
+            pub fn of(&self, reason: Reason) -> u64 {
+                self.0
+                    .get(reason as usize)
+                    .map_or(0, |c| c.load(std::sync::atomic::Ordering::Relaxed))
+            }
+
+            /// What happened at all, by word.
+            pub fn seen(&self) -> std::collections::BTreeMap<&'static str, u64> {
+                Reason::ALL
+                    .iter()
+                    .map(|r| (r.word(), self.of(*r)))
+                    .filter(|(_, n)| *n > 0)
+                    .collect()
+            }
+        }
     };
 }
+pub(crate) use reasons;
 
 reasons! {
     /// DISCOVER was offered an address.
@@ -99,41 +131,6 @@ reasons! {
     NotEncoded = "not-encoded",
     /// The reply did not fit into the link's queue.
     NotSent = "not-sent",
-}
-
-/// How often each happened since the server was started.
-#[derive(Debug)]
-pub struct Counters([AtomicU64; Reason::ALL.len()]);
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
-    }
-}
-
-impl Counters {
-    /// It happened once more.
-    pub fn count(&self, reason: Reason) {
-        if let Some(counter) = self.0.get(reason as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// How often it happened.
-    pub fn of(&self, reason: Reason) -> u64 {
-        self.0
-            .get(reason as usize)
-            .map_or(0, |c| c.load(Ordering::Relaxed))
-    }
-
-    /// What happened at all, by word.
-    pub fn seen(&self) -> BTreeMap<&'static str, u64> {
-        Reason::ALL
-            .iter()
-            .map(|r| (r.word(), self.of(*r)))
-            .filter(|(_, n)| *n > 0)
-            .collect()
-    }
 }
 
 #[cfg(test)]

@@ -176,7 +176,7 @@ impl Server {
     unsafe_code,
     reason = "registering wants a promise that the descriptor stays open"
 )]
-fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open until it is dropped and always names the same descriptor; the AsyncFd owns it.
     Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
 }

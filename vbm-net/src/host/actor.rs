@@ -13,12 +13,13 @@ use super::{
     sysctl, teardown,
 };
 use crate::{
-    DesiredNetwork, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
+    DesiredNetwork, DesiredPort, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
     dhcp::{
         Leases, ServerConfig,
         server::{Beginning, Context, Place as Bound, Server},
         store::Forgetful,
     },
+    dhcp6,
     metadata::Instance,
     model::gateway_mac,
     names,
@@ -62,6 +63,8 @@ pub(crate) struct Actor {
     server: Option<Server>,
     services: Services,
     leases: Leases,
+    server6: Option<dhcp6::server::Server>,
+    leases6: dhcp6::Leases,
 }
 
 impl Actor {
@@ -78,6 +81,8 @@ impl Actor {
             server: None,
             services: Services::default(),
             leases: Leases::new(),
+            server6: None,
+            leases6: dhcp6::Leases::new(),
             shared: Arc::clone(&shared),
         };
         shared.tracker.spawn(actor.run(commands));
@@ -132,6 +137,7 @@ impl Actor {
         self.transit = applied.transit;
         let mut changed = applied.changed;
         self.serve(applied.bridge, &mut changed).await?;
+        self.serve6(applied.bridge, &mut changed).await?;
         self.shared.step("dhcp");
         if let Some(wanted) = &self.wanted {
             self.services
@@ -158,7 +164,7 @@ impl Actor {
             return Ok((wanted, None));
         };
         let underlay = overlay::underlay(&self.shared.host, local).await?;
-        let mtu = underlay.fits(wanted.spec.mtu, local)?;
+        let mtu = underlay.fits(&wanted.spec, local)?;
         Ok((wanted.with_mtu(mtu), Some(underlay)))
     }
 
@@ -212,9 +218,64 @@ impl Actor {
         Ok(())
     }
 
+    /// Makes the DHCPv6 server and the router's voice run on the bridge, where the network has IPv6.
+    async fn serve6(&mut self, bridge: u32, changed: &mut Vec<String>) -> Result<(), NetError> {
+        self.keep_leases();
+        let Some(wanted) = &self.wanted else { return Ok(()) };
+        let Some(config) = dhcp6::ServerConfig::of(wanted) else {
+            if let Some(server) = self.server6.take() {
+                server.stop().await;
+                changed.push("no more DHCPv6 server".into());
+            }
+            self.leases6.clear();
+            return Ok(());
+        };
+        self.leases6.retain(|port, lease| {
+            let holds = |p: &DesiredPort| p.id == *port && p.address6 == Some(lease.address);
+            wanted.ports.iter().any(holds)
+        });
+        let place = Bound {
+            namespace: self.ns.identity(),
+            interface: bridge,
+        };
+        if let Some(server) = self.server6.as_ref().filter(|s| s.serves(place)) {
+            if server.reconfigure(config) {
+                changed.push("DHCPv6 settings".into());
+            }
+            return Ok(());
+        }
+        if let Some(gone) = self.server6.take() {
+            gone.stop().await;
+        }
+        let failed = |e| NetError::kernel("starting the DHCPv6 server", e);
+        let socket = self
+            .ns
+            .run(move || dhcp6::open_socket(bridge))
+            .await?
+            .map_err(failed)?;
+        let context = Context {
+            network: self.id,
+            clock: Arc::clone(&self.shared.clock),
+            events: self.shared.events.clone(),
+            tracker: self.shared.tracker.clone(),
+        };
+        let begin = dhcp6::server::Beginning {
+            socket,
+            place,
+            config,
+            leases: self.leases6.clone(),
+        };
+        self.server6 = Some(dhcp6::server::Server::start(begin, context).map_err(failed)?);
+        changed.push("DHCPv6 server".into());
+        Ok(())
+    }
+
     fn keep_leases(&mut self) {
         if let Some(server) = &self.server {
             self.leases = server.leases();
+        }
+        if let Some(server) = &self.server6 {
+            self.leases6 = server.leases();
         }
     }
 
@@ -228,6 +289,11 @@ impl Actor {
                 tap,
                 guarded: self.ready,
                 lease: self.leases.get(&p.id).copied().filter(|l| l.address == p.address),
+                lease6: self
+                    .leases6
+                    .get(&p.id)
+                    .copied()
+                    .filter(|l| Some(l.address) == p.address6),
             }
         });
         NetworkSeen {
@@ -271,10 +337,14 @@ impl Actor {
         if let Some(server) = self.server.take() {
             server.stop().await;
         }
+        if let Some(server) = self.server6.take() {
+            server.stop().await;
+        }
         self.services.stop().await;
         self.wanted = None;
         self.standing = None;
         self.leases.clear();
+        self.leases6.clear();
         self.ready = false;
         self.transit = None;
         let Some(record) = self.our_record()? else {

@@ -20,16 +20,21 @@ use super::{
     sysctl,
 };
 use crate::{
-    DesiredNetwork, NetError, Validated, names,
+    DesiredNetwork, NetError, Validated,
+    model::GATEWAY_LINK_LOCAL,
+    names,
     names::HostChain,
     plan::{Transit, flows, host as host_plan, inside, transit as transit_plan},
 };
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
 use vbm_core::{NetworkId, PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
+
+/// The bits of the prefix of link-local addresses (RFC 4291 section 2.5.6).
+const LINK_LOCAL_PREFIX_BITS: u8 = 64;
 
 /// What one run came to.
 pub(crate) struct Applied {
@@ -104,7 +109,11 @@ impl<'a> Run<'a> {
         self.shared.step("choice");
         self.rules(transit, standing).await?;
         self.shared.step("rules");
-        let changed = sysctl::apply(&self.ns, sysctl::groups()).await?;
+        let mut settings = sysctl::groups();
+        if self.net.spec.ipv6.is_none() {
+            settings.extend(sysctl::bridge(names::BRIDGE, false));
+        }
+        let changed = sysctl::apply(&self.ns, settings).await?;
         self.changed.extend(changed);
         self.uplink(&links, transit).await?;
         self.shared.step("uplink");
@@ -176,7 +185,32 @@ impl<'a> Run<'a> {
         let metadata = Ipv4Net::from(METADATA_ADDRESS);
         let also = self.net.spec.serves_metadata().then_some(metadata);
         self.address(links, &bridge, address, also).await?;
+        self.bridge6(links, &bridge).await?;
         Ok(bridge)
+    }
+
+    /// The gateway's IPv6 addresses, where the network has IPv6.
+    async fn bridge6(&mut self, links: &Links, bridge: &Link) -> Result<(), NetError> {
+        let Some(six) = self.net.spec.ipv6.as_ref() else {
+            return Ok(());
+        };
+        let changed = sysctl::apply(&self.ns, sysctl::bridge(&bridge.name, true)).await?;
+        self.changed.extend(changed);
+        self.shared.step("settings of IPv6");
+        let invalid = |e| NetError::kernel("the gateway's IPv6 address", std::io::Error::other(e));
+        let wanted = [
+            Ipv6Net::new(six.gateway, six.cidr.prefix_len()).map_err(invalid)?,
+            Ipv6Net::new(GATEWAY_LINK_LOCAL, LINK_LOCAL_PREFIX_BITS).map_err(invalid)?,
+        ];
+        if links.only_addresses6(bridge, &wanted).await? {
+            self.changed.push(format!("IPv6 addresses of {}", bridge.name));
+        }
+        for address in wanted {
+            if links.connected_route6(bridge, address).await? {
+                self.changed.push(format!("IPv6 route of {}", bridge.name));
+            }
+        }
+        Ok(())
     }
 
     async fn expect(&self, links: &Links, name: &str) -> Result<Link, NetError> {

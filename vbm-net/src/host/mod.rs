@@ -14,6 +14,7 @@ mod fdb;
 mod flows;
 mod generation;
 pub(crate) mod link;
+mod link6;
 pub(crate) mod netns;
 mod nic;
 mod offload;

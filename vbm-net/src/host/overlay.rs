@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{DesiredNetwork, DesiredOverlay, NetError, Validated, names, plan::overlay as plan};
 use std::net::Ipv4Addr;
-use vbm_core::{limits::NETWORK_MIN_MTU_BYTES, network::VXLAN_PORT};
+use vbm_core::{
+    NetworkSpec,
+    limits::{NETWORK_MIN_MTU_BYTES, NETWORK6_MIN_MTU_BYTES},
+    network::VXLAN_PORT,
+};
 
 /// What VXLAN over IPv4 adds to a packet, in bytes: IPv4 20, UDP 8, VXLAN 8, the inner Ethernet header 14.
 pub(crate) const OVERHEAD_BYTES: u32 = 50;
@@ -58,18 +62,22 @@ pub(crate) async fn underlay(host: &NetNs, local: Ipv4Addr) -> Result<Underlay, 
 
 impl Underlay {
     /// What fits through: the MTU of the network, or what the underlay leaves of its own.
-    pub(crate) fn fits(&self, wanted: u16, local: Ipv4Addr) -> Result<u16, NetError> {
+    pub(crate) fn fits(&self, spec: &NetworkSpec, local: Ipv4Addr) -> Result<u16, NetError> {
+        let least = match spec.ipv6 {
+            Some(_) => NETWORK6_MIN_MTU_BYTES,
+            None => NETWORK_MIN_MTU_BYTES,
+        };
         let room = u16::try_from(self.mtu.saturating_sub(OVERHEAD_BYTES)).unwrap_or(u16::MAX);
-        if room < NETWORK_MIN_MTU_BYTES {
+        if room < least {
             return Err(NetError::NoUnderlay {
                 address: local,
                 why: format!(
-                    "its interface has an MTU of {} bytes, which leaves {room} for VMs; they need {NETWORK_MIN_MTU_BYTES}",
+                    "its interface has an MTU of {} bytes, which leaves {room} for VMs; they need {least}",
                     self.mtu
                 ),
             });
         }
-        Ok(wanted.min(room))
+        Ok(spec.mtu.min(room))
     }
 }
 

@@ -33,12 +33,28 @@ fn may(path: impl Into<String>, value: &'static str) -> Setting {
 pub(crate) fn inside() -> Vec<Setting> {
     vec![
         must("ipv4/ip_forward", "1"),
-        // IPv4 only for now: no link-local addresses, no router advertisements.
+        // No link has IPv6 but the bridge of a network that has it: see [`bridge`].
         may("ipv6/conf/all/disable_ipv6", "1"),
         may("ipv6/conf/default/disable_ipv6", "1"),
         must("ipv4/conf/all/send_redirects", "0"),
         must("ipv4/conf/default/send_redirects", "0"),
         must("ipv4/conf/all/accept_redirects", "0"),
+    ]
+}
+
+/// Whether the bridge has IPv6. If so it has the addresses that it is given and no other, without asking whether they are taken (every
+/// host's gateway has them), and believes no router.
+pub(crate) fn bridge(link: &str, six: bool) -> Vec<Setting> {
+    let of = |name: &str| format!("ipv6/conf/{link}/{name}");
+    if !six {
+        return vec![may(of("disable_ipv6"), "1")];
+    }
+    vec![
+        must(of("addr_gen_mode"), "1"),
+        must(of("accept_dad"), "0"),
+        must(of("accept_ra"), "0"),
+        must(of("autoconf"), "0"),
+        must(of("disable_ipv6"), "0"),
     ]
 }
 
@@ -108,6 +124,7 @@ pub(super) fn missing(setting: &Setting) -> NetError {
     let facility = match setting.path.split('/').next() {
         Some("bridge") => "br_netfilter (bridged packets through iptables)",
         Some("netfilter") => "nf_conntrack (stateful rules)",
+        Some("ipv6") => "IPv6",
         _ => "IPv4 forwarding",
     };
     NetError::MissingFacility {

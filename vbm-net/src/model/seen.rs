@@ -1,7 +1,10 @@
 //! What is seen of a network, its ports and its NICs, and what happens on it.
 
 use ipnet::Ipv4Net;
-use std::{net::Ipv4Addr, os::fd::OwnedFd};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::OwnedFd,
+};
 use vbm_core::{Mac, NetworkId, PortId, Timestamp};
 
 /// What is seen of a network on this host.
@@ -53,6 +56,8 @@ pub struct PortSeen {
     pub open: bool,
     /// What the guest holds by DHCP, as far as this process has seen it.
     pub lease: Option<LeaseSeen>,
+    /// What the guest holds by DHCPv6, as far as this process has seen it.
+    pub lease6: Option<LeaseSeen6>,
 }
 
 /// A lease that a guest took.
@@ -61,6 +66,18 @@ pub struct PortSeen {
 pub struct LeaseSeen {
     /// The address.
     pub address: Ipv4Addr,
+    /// When it was last taken or renewed.
+    pub since: Timestamp,
+    /// When it ends.
+    pub until: Timestamp,
+}
+
+/// A lease of an IPv6 address that a guest took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaseSeen6 {
+    /// The address.
+    pub address: Ipv6Addr,
     /// When it was last taken or renewed.
     pub since: Timestamp,
     /// When it ends.
@@ -131,6 +148,37 @@ pub enum NetEvent {
         port: PortId,
         /// The address.
         address: Ipv4Addr,
+    },
+    /// A guest took or renewed its IPv6 address by DHCPv6.
+    PortLeased6 {
+        /// The network.
+        network: NetworkId,
+        /// The port.
+        port: PortId,
+        /// The address.
+        address: Ipv6Addr,
+        /// When it was taken.
+        since: Timestamp,
+        /// When the lease ends.
+        until: Timestamp,
+    },
+    /// A guest gave its IPv6 address back. The address stays the port's.
+    PortReleased6 {
+        /// The network.
+        network: NetworkId,
+        /// The port.
+        port: PortId,
+        /// The address.
+        address: Ipv6Addr,
+    },
+    /// A guest says that its IPv6 address is in use by another: something answers for it that should not.
+    PortDeclined6 {
+        /// The network.
+        network: NetworkId,
+        /// The port.
+        port: PortId,
+        /// The address.
+        address: Ipv6Addr,
     },
     /// A client that is no port took or renewed an address of the network's pool.
     ClientLeased {

@@ -22,7 +22,9 @@ use super::{
     policy::Policies,
     tables::{Table, Tables, chain},
 };
-use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, dns, metadata, names};
+use crate::{
+    DesiredForward, DesiredNetwork, DesiredPort, Validated, dns, metadata, model::GATEWAY_LINK_LOCAL, names,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -32,8 +34,9 @@ use vbm_core::{
     network::{METADATA_ADDRESS, VXLAN_PORT},
 };
 
-/// ICMP echo request (RFC 792).
+/// ICMP echo request (RFC 792), and that of ICMPv6 (RFC 4443).
 const ICMP_ECHO_REQUEST: u8 = 8;
+const ICMPV6_ECHO_REQUEST: u8 = 128;
 const ANSWERS: &str = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
 const INVALID: &str = "-m conntrack --ctstate INVALID -j DROP";
 /// Between taps, or from the link to other hosts to one.
@@ -123,6 +126,12 @@ pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
         .map(|kind| icmp(*kind, "-i", "ACCEPT"))
         .collect();
     input.extend([ANSWERS.into(), from]);
+    if let Some(six) = &net.spec.ipv6 {
+        let ping = |to| {
+            format!("-d {to}/128 -i {br} -p ipv6-icmp -m icmp6 --icmpv6-type {ICMPV6_ECHO_REQUEST} -j ACCEPT")
+        };
+        input.extend([six.gateway, GATEWAY_LINK_LOCAL].map(ping));
+    }
     let mut output: Vec<String> = NEIGHBOURS
         .iter()
         .chain(&ROUTERS[..1])
@@ -325,6 +334,23 @@ mod tests {
         );
         assert!(lines(&tables, "filter", "VBM-AT").contains("-d fd00::a/128 -g VBM-P-"));
         assert!(lines(&tables, "filter", "VBM-AT").contains("-d fe80::5054:ff:fe77:0/128 -g VBM-P-"));
+    }
+
+    #[test]
+    fn the_gateway_answers_pings_at_its_addresses_of_ipv6_and_nothing_else_there() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
+        net.ports[0].address6 = Some("fd00::a".parse().unwrap());
+        let tables = render6(&Validated::<DesiredNetwork>::new(net).unwrap());
+        let input = lines(&tables, "filter", "INPUT");
+        assert!(
+            input.ends_with(
+                "-i br0 -j VBM-FROM\n\
+                 -d fd00::1/128 -i br0 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT\n\
+                 -d fe80::1/128 -i br0 -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT"
+            ),
+            "{input}"
+        );
     }
 
     #[test]

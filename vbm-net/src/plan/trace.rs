@@ -26,6 +26,8 @@ const BEGIN6: [u8; 2] = [128, 139];
 const UNTRACKED6: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
 /// ICMP echo request (RFC 792).
 const ECHO_REQUEST: u8 = 8;
+/// The same of ICMPv6 (RFC 4443).
+const ECHO_REQUEST6: u8 = 128;
 
 /// What decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +185,13 @@ impl<'a> Walk<'a> {
         remotes.any(|r| IpAddr::V4(r.address) == address)
     }
     fn is_gateway(&self, address: IpAddr) -> bool {
-        address == IpAddr::V4(self.net.spec.gateway)
+        match address {
+            IpAddr::V4(a) => a == self.net.spec.gateway,
+            IpAddr::V6(a) => {
+                let six = self.net.spec.ipv6.as_ref();
+                six.is_some_and(|six| a == six.gateway || a == crate::model::GATEWAY_LINK_LOCAL)
+            }
+        }
     }
     /// Whether it is the gateway's, or that of a service of it.
     fn is_gateways(&self, address: IpAddr) -> bool {
@@ -199,7 +207,11 @@ impl<'a> Walk<'a> {
                 let ping = packet.icmp.is_none_or(|(kind, _)| kind == ECHO_REQUEST);
                 ping.then_some("pings")
             }
-            (Protocol::Tcp | Protocol::Udp, Some(dns::PORT)) if at_gateway => {
+            (Protocol::Icmpv6, _) if at_gateway => {
+                let ping = packet.icmp.is_none_or(|(kind, _)| kind == ECHO_REQUEST6);
+                ping.then_some("pings")
+            }
+            (Protocol::Tcp | Protocol::Udp, Some(dns::PORT)) if at_gateway && to.is_ipv4() => {
                 self.net.spec.serve_dns.then_some("DNS")
             }
             (Protocol::Tcp, Some(metadata::PORT)) if !at_gateway => Some("for metadata"),

@@ -263,6 +263,8 @@ impl Agent {
                     until: None,
                     declined: true,
                 },
+                // The controller counts leases of IPv4 alone.
+                Ok(NetEvent::PortLeased6 { .. } | NetEvent::PortReleased6 { .. }) => continue,
                 Ok(other) => {
                     tracing::warn!(event = ?other, "something happened on a network");
                     continue;

@@ -15,6 +15,13 @@ pub struct CreateIpv6 {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub gateway: Option<Ipv6Addr>,
+    /// Whether VMs make their addresses themselves, of a prefix of 64 bits and their MAC, instead of asking for them.
+    #[serde(default)]
+    pub stateless: bool,
+    /// DNS servers that VMs are told of.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub dns: Vec<Ipv6Addr>,
     /// What is given to ports nobody pinned; all that is usable when empty.
     #[serde(default)]
     pub pools: Vec<Ipv6Range>,

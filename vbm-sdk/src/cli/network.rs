@@ -128,6 +128,12 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
         Some(cidr) => Some(CreateIpv6 {
             cidr: cidr.clone(),
             gateway: args.gateway6.as_deref().map(forms::address6).transpose()?,
+            stateless: args.stateless6,
+            dns: args
+                .dns6
+                .iter()
+                .map(|text| forms::address6(text))
+                .collect::<Result<_, _>>()?,
             pools: six.pools.unwrap_or_default(),
             excluded: six.excluded.unwrap_or_default(),
             reservations: six.reservations.unwrap_or_default(),
@@ -341,6 +347,13 @@ fn detail(view: &NetworkView, now: Timestamp) -> String {
     if let Some(ipv6) = &spec.ipv6 {
         lines.put("IPv6", ipv6.cidr.to_string());
         lines.put("Gateway6", ipv6.gateway.to_string());
+        let by = if ipv6.stateless {
+            "made by the VMs, of their MACs"
+        } else {
+            "told by DHCPv6"
+        };
+        lines.put("Addresses6", by.to_owned());
+        lines.put("DNS6", joined(&ipv6.dns));
         lines.put("Pool6", joined(&ipv6.pools));
         lines.put("Excluded6", joined(&ipv6.excluded));
         lines.put("Reserved6", joined(&ipv6.reservations));
@@ -449,7 +462,12 @@ mod tests {
             (&*ipv6.cidr, ipv6.pools[0].to_string()),
             ("fd00::/64", "fd00::10-fd00::ff".to_owned())
         );
+        assert!(!ipv6.stateless && ipv6.dns.is_empty());
+        let made = typed("lan 10.0.0.0/24 --ipv6 fd00::/64 --stateless6 --dns6 fd00::53 --dns6 fd00::54");
+        let ipv6 = made.unwrap().ipv6.unwrap();
+        assert!(ipv6.stateless && ipv6.dns.len() == 2);
         for bad in [
+            "lan 10.0.0.0/24 --ipv6 fd00::/64 --dns6 10.0.0.53",
             "lan 10.0.0.0/24 --pool fd00::1-fd00::2",
             "lan 10.0.0.0/24 --pool 10.0.0.9-10.0.0.2",
             "lan 10.0.0.0/24 --reserve 10.0.0.9=x",

@@ -21,7 +21,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
-use vbm_core::{Error, ErrorKind, Mac, Network, NetworkId, NetworkSpec, Port, Result, Timestamp};
+use vbm_core::{Error, ErrorKind, Ipv6Spec, Mac, Network, NetworkId, NetworkSpec, Port, Result, Timestamp};
 use vbm_net::ipam::{Address, Ipam, Plan, State};
 
 /// What the store keeps of a network's addresses.
@@ -39,6 +39,13 @@ pub(super) struct Addresses {
     seen: Option<Revision>,
     v4: Ipam<Ipv4Addr>,
     v6: Option<Ipam<Ipv6Addr>>,
+    /// Where VMs make their IPv6 addresses themselves.
+    stateless: Option<Ipv6Spec>,
+}
+
+/// The subnet, where VMs make their addresses themselves.
+fn stateless(spec: &NetworkSpec) -> Option<Ipv6Spec> {
+    spec.ipv6.clone().filter(|six| six.stateless)
 }
 
 /// What a NIC gets.
@@ -58,6 +65,7 @@ impl Addresses {
             seen: None,
             v4: Ipam::v4(spec)?,
             v6: Ipam::v6(spec)?,
+            stateless: stateless(spec),
         })
     }
 
@@ -79,6 +87,7 @@ impl Addresses {
             seen: Some(revision),
             v4: Ipam::restore(Plan::v4(spec)?, &kept.v4)?,
             v6,
+            stateless: stateless(spec),
         })
     }
 
@@ -92,6 +101,20 @@ impl Addresses {
             ipam.plan().reservation(wanted.address6?).flatten()
         };
         of_v4.or_else(of_v6)
+    }
+
+    /// The IPv6 address that a NIC asks for; the one that its VM makes, where VMs do.
+    fn wanted6(&self, wanted: &NicRequest, mac: Mac) -> Result<Option<Ipv6Addr>> {
+        let made = self.stateless.as_ref().and_then(|six| six.made_of(mac));
+        match (made, wanted.address6) {
+            (Some(made), Some(other)) if made != other => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("address6: {other} cannot be used"),
+                format!("VMs of the network make their addresses themselves, and {mac} makes {made}"),
+                "leave it out",
+            )),
+            (made, wanted) => Ok(made.or(wanted)),
+        }
     }
 
     fn release(&mut self, address: IpAddr, now: Timestamp) {
@@ -201,6 +224,7 @@ impl Controller {
             ));
         }
         let now = self.now();
+        let wanted6 = addresses.wanted6(wanted, mac)?;
         let (mut address, mut pinned) = give(&mut addresses.v4, wanted.address, mac, now)?;
         if self.is_stray(network, address.into(), pinned).await? {
             self.adopt_claims(network, addresses).await?;
@@ -208,11 +232,11 @@ impl Controller {
         }
         let mut address6 = None;
         if let Some(ipam) = &mut addresses.v6 {
-            let (mut address, pinned) = give(ipam, wanted.address6, mac, now)?;
+            let (mut address, pinned) = give(ipam, wanted6, mac, now)?;
             if self.is_stray(network, address.into(), pinned).await? {
                 self.adopt_claims(network, addresses).await?;
                 if let Some(ipam) = &mut addresses.v6 {
-                    (address, _) = give(ipam, wanted.address6, mac, now)?;
+                    (address, _) = give(ipam, wanted6, mac, now)?;
                 }
             }
             address6 = Some(address);

@@ -231,6 +231,8 @@ fn ipv6_of(request: &CreateIpv6) -> Result<Ipv6Spec> {
     })?;
     let mut spec = Ipv6Spec::new(cidr)?;
     spec.gateway = request.gateway.unwrap_or(spec.gateway);
+    spec.stateless = request.stateless;
+    spec.dns.clone_from(&request.dns);
     spec.pools.clone_from(&request.pools);
     spec.excluded.clone_from(&request.excluded);
     spec.reservations.clone_from(&request.reservations);

@@ -23,6 +23,8 @@ fn planned() -> CreateNetwork {
         ipv6: Some(CreateIpv6 {
             cidr: "fd00:5::/64".into(),
             gateway: None,
+            stateless: false,
+            dns: vec![],
             pools: ranges(&["fd00:5::100-fd00:5::1ff"]),
             excluded: ranges(&["fd00:5::100"]),
             reservations: ranges(&["fd00:5::30=52:54:00:00:00:30"]),
@@ -296,6 +298,8 @@ async fn a_network_that_contradicts_itself_is_refused_by_field_and_nothing_is_ma
         Some(CreateIpv6 {
             cidr: cidr.into(),
             gateway: None,
+            stateless: false,
+            dns: vec![],
             pools: vec![],
             excluded: vec![],
             reservations: vec![],
@@ -538,5 +542,43 @@ async fn launches_and_deletions_at_the_same_time_never_share_an_address() {
             "the state says what the ports say"
         );
     }
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn where_vms_make_their_addresses_themselves_each_has_the_one_that_its_mac_makes() {
+    let house = House::new();
+    let (server, client) = house.furnished().await;
+    let wanted = |cidr: &str| CreateNetwork {
+        ipv6: Some(CreateIpv6 {
+            cidr: cidr.into(),
+            gateway: None,
+            stateless: true,
+            dns: vec!["fd00:6::53".parse().unwrap()],
+            pools: vec![],
+            excluded: vec![],
+            reservations: vec![],
+        }),
+        ..CreateNetwork::new(name("plan"), "10.6.0.0/24")
+    };
+    let refused = client.networks().create(wanted("fd00:6::/80")).await;
+    let error = refused.expect_err("no room for what a MAC makes");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    through(&client, client.networks().create(wanted("fd00:6::/64")).await)
+        .await
+        .unwrap();
+    let mac: Mac = "52:54:00:00:00:31".parse().unwrap();
+    let other = on_plan("other", |n| n.mac(mac).address6("fd00:6::9".parse().unwrap()));
+    let error = client.vms().launch(other).await.expect_err("another address");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let made = client
+        .vms()
+        .launch(on_plan("made", |n| n.mac(mac)))
+        .await
+        .unwrap()
+        .item;
+    assert_eq!(addresses(&made).1, "fd00:6::5054:ff:fe00:31");
+    let unnamed = client.vms().launch(on_plan("unnamed", |n| n)).await.unwrap().item;
+    assert!(addresses(&unnamed).1.contains("ff:fe"), "{unnamed:?}");
     server.shutdown().await;
 }

@@ -49,6 +49,12 @@ pub(in crate::cli) struct NetworkCreate {
     /// The gateway's IPv6 address; the first usable one when left out
     #[arg(long, value_name = "IP", requires = "ipv6")]
     pub(in crate::cli) gateway6: Option<String>,
+    /// VMs make their IPv6 addresses themselves, of the prefix and their MAC, instead of asking for them
+    #[arg(long, requires = "ipv6")]
+    pub(in crate::cli) stateless6: bool,
+    /// A DNS server to tell VMs of by IPv6; may be repeated
+    #[arg(long = "dns6", value_name = "IP", requires = "ipv6")]
+    pub(in crate::cli) dns6: Vec<String>,
     /// A DNS server to tell VMs of; may be repeated
     #[arg(long = "dns", value_name = "IP")]
     pub(in crate::cli) dns: Vec<String>,
