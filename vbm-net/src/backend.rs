@@ -1,6 +1,8 @@
 //! The trait behind which networks are made real, or simulated.
 
-use crate::{DesiredNetwork, NetError, NetEvent, NetworkSeen, Nic, NicKind, metadata::Instance};
+use crate::{
+    DesiredNetwork, NetError, NetEvent, NetworkCounters, NetworkSeen, Nic, NicKind, metadata::Instance,
+};
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use tokio::sync::broadcast;
@@ -59,6 +61,12 @@ pub trait NetworkBackend: Send + Sync {
         port: PortId,
         instance: Option<Instance>,
     ) -> Result<(), NetError>;
+
+    /// What passed each port since its NIC was opened, and what each rule let begin since it was written.
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`] before this process ensured the network; what could not be read.
+    async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError>;
 
     /// What of ours is on this host, whether or not this process made it. Ports are listed for networks that
     /// were ensured since this process started.

@@ -4,6 +4,7 @@
 
 pub mod groups;
 pub mod services;
+pub mod limits;
 
 use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
@@ -122,6 +123,10 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     services::what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(backend, &fixture).await;
     services::what_is_too_large_or_of_no_port_is_not_told(backend, &fixture).await;
     services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
+    limits::limits_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
+    limits::a_limit_that_makes_no_sense_is_refused(backend, &fixture).await;
+    limits::a_floating_ip_leads_to_one_port_of_one_network(backend, &fixture).await;
+    limits::counters_are_there_for_each_port_and_rule(backend, &fixture).await;
 }
 
 /// See its name.
@@ -542,6 +547,10 @@ pub async fn a_backend_that_was_shut_down_refuses(backend: &dyn NetworkBackend, 
     assert!(matches!(backend.remove(network).await, Err(NetError::Stopped)));
     assert!(matches!(
         backend.open_nic(network, port, NicKind::Tap).await,
+        Err(NetError::Stopped)
+    ));
+    assert!(matches!(
+        backend.counters(network).await,
         Err(NetError::Stopped)
     ));
 }

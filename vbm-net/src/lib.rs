@@ -23,6 +23,7 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
+//! | [`limits`] | bandwidth of ports, counters: pure |
 //! | [`ra`] | router advertisements as frames: pure, not yet sent |
 //! | [`dns`] | the names of the VMs, and the way to the world's; what is answered is pure |
 //! | [`metadata`] | what a VM is told of itself over HTTP; what is answered is pure |
@@ -103,6 +104,7 @@ mod door;
 mod error;
 mod host;
 pub mod ipam;
+pub mod limits;
 pub mod metadata;
 pub mod model;
 pub mod names;
@@ -116,6 +118,7 @@ pub use error::{NetError, Result};
 #[doc(hidden)]
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
+pub use limits::counters::{NetworkCounters, PortCounters, RuleCounters, Traffic};
 pub use model::{
     DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, NetEvent,
     NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated, gateway_mac,

@@ -4,6 +4,7 @@
 //! [`Validated`] wraps one that was checked; only that can be rendered into rules, so a bad rule can never
 //! leave a VM open.
 
+mod floating;
 mod security;
 mod seen;
 pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
@@ -218,6 +219,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
         check_overlay(desired, overlay, macs, addresses)?;
     }
     check_groups(desired)?;
+    floating::check(desired)?;
     check_forwards(desired)
 }
 

@@ -5,8 +5,8 @@
 //! given ahead: [`SimNetwork::fail_next`].
 
 use crate::{
-    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, PortSeen,
-    Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
+    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
+    PortSeen, Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -178,6 +178,19 @@ impl SimNetwork {
 }
 
 impl State {
+    /// A floating IP leads to one network of a host.
+    fn refuse_taken(&self, wanted: &DesiredNetwork) -> Result<(), NetError> {
+        let others = self.networks.values().filter(|one| one.wanted.id != wanted.id);
+        let taken: BTreeSet<Ipv4Addr> = others
+            .flat_map(|one| one.wanted.ports.iter().filter_map(|p| p.policy.floating))
+            .collect();
+        let mut asked = wanted.ports.iter().filter_map(|p| p.policy.floating);
+        match asked.find(|a| taken.contains(a)) {
+            Some(address) => Err(floating_taken(address)),
+            None => Ok(()),
+        }
+    }
+
     fn network(&mut self, id: NetworkId) -> Result<&mut SimOne, NetError> {
         self.networks.get_mut(&id).ok_or_else(|| not_here("network", id))
     }
@@ -245,6 +258,7 @@ impl NetworkBackend for SimNetwork {
         state.fault()?;
         let id = wanted.id;
         let ports: BTreeSet<PortId> = wanted.ports.iter().map(|p| p.id).collect();
+        state.refuse_taken(&wanted)?;
         let changed = match state.networks.get_mut(&id) {
             Some(one) if one.wanted == wanted => Vec::new(),
             Some(one) => {
@@ -329,6 +343,12 @@ impl NetworkBackend for SimNetwork {
         state.network(network)?.port(port).map(drop)
     }
 
+    async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError> {
+        let mut state = self.lock();
+        state.fault()?;
+        Ok(NetworkCounters::none(&state.network(network)?.wanted))
+    }
+
     async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {
         let state = self.lock();
         state.up()?;
@@ -367,6 +387,14 @@ fn is_held(nic: &SimNic) -> bool {
     let SimNic::Tap(ours) = nic else { return true };
     let probe = ours.set_nonblocking(true).and_then(|()| ours.send(&[]));
     !matches!(probe, Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected))
+}
+
+pub(crate) fn floating_taken(address: Ipv4Addr) -> NetError {
+    NetError::Conflict {
+        what: format!("the floating IP {address} cannot be attached here"),
+        why: "it leads to another network of this host".into(),
+        fix: "detach it there first".into(),
+    }
 }
 
 pub(crate) fn nic_in_use(port: PortId) -> NetError {

@@ -3,6 +3,7 @@
 use super::{
     HostShared,
     apply::Run,
+    counting, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -19,6 +20,7 @@ use crate::{
         server::{Beginning, Context, Place as Bound, Server},
         store::Forgetful,
     },
+    limits::counters::NetworkCounters,
     metadata::Instance,
     model::gateway_mac,
     names,
@@ -47,6 +49,7 @@ pub(crate) enum Command {
     CloseNic(PortId, Answer<()>),
     Describe(PortId, Option<Box<Instance>>, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
+    Count(Answer<NetworkCounters>),
 }
 
 pub(crate) struct Actor {
@@ -108,6 +111,7 @@ impl Actor {
                 drop(answer.send(self.describe(port, instance.map(|i| *i))));
             }
             Command::Look(answer) => drop(answer.send(self.look().await)),
+            Command::Count(answer) => drop(answer.send(self.count().await)),
         }
     }
 
@@ -292,11 +296,15 @@ impl Actor {
         NetError::join(errors).map(|()| torn.removed)
     }
 
+    async fn count(&self) -> Result<NetworkCounters, NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        counting::read(&self.ns, wanted).await
+    }
+
     async fn open_nic(&mut self, port: PortId, kind: NicKind) -> Result<Nic, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
-        if !wanted.ports.iter().any(|p| p.id == port) {
-            return Err(not_here("port", port));
-        }
+        let found = wanted.ports.iter().find(|p| p.id == port);
+        let found = found.ok_or_else(|| not_here("port", port))?;
         let name = names::tap(port);
         let links = Links::open(&self.ns).await?;
         if links.get(&name).await?.is_some() {
@@ -331,6 +339,12 @@ impl Actor {
                 }
             }
         };
+        // Nobody holds it yet: it carries nothing before its limits stand.
+        let limits = crate::limits::Wanted::of(found);
+        if let Err(error) = limits::apply_one(&links, place.alias, limits).await {
+            drop(links.delete(&name));
+            return Err(error);
+        }
         // It works without, but the guest's first frames would be lost.
         if tokio::time::timeout(NIC_READY_MAX, carries(&links, &name))
             .await

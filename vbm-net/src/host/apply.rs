@@ -2,15 +2,16 @@
 //! over any half-made state ends in the same place.
 //!
 //! ```text
-//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> taps that must go
-//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP, DNS, metadata
+//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> floating IPs
+//!          -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
+//!          -> DHCP, DNS, metadata
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
 //! network is at most too closed.
 
 use super::{
-    HostShared, exec, flows as standing,
+    HostShared, exec, floating, flows as standing, limits,
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     DesiredNetwork, NetError, Validated, names,
     names::HostChain,
-    plan::{Transit, flows, host as host_plan, inside, transit as transit_plan},
+    plan::{Transit, floating as floating_plan, flows, host as host_plan, inside, transit as transit_plan},
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -110,8 +111,10 @@ impl<'a> Run<'a> {
         self.shared.step("uplink");
         self.host_rules(transit).await?;
         self.shared.step("host rules");
+        self.floating(transit).await?;
+        self.shared.step("floating");
         let taps = self.taps(&links, &bridge).await?;
-        self.shared.step("taps");
+        self.shared.step("limits");
         self.overlay(&links, &bridge).await?;
         let only_more = || {
             self.before
@@ -299,6 +302,10 @@ impl<'a> Run<'a> {
         let (outer, inner) = (names::transit(self.net.id), names::UPLINK);
         let host = Links::open(&self.shared.host).await?;
         let Some(transit) = transit else {
+            if host.get(&outer).await?.is_some() {
+                let gone = floating::remove(&self.shared.host, self.net.id).await?;
+                self.changed.extend(gone);
+            }
             for gone in [host.delete(&outer).await?, links.delete(inner).await?] {
                 self.changed.extend(gone.then(|| "no more transit".to_owned()));
             }
@@ -346,27 +353,38 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// NICs of ports that nobody wants any more go; those that stay get what changed, or what somebody took from them.
+    /// Behind the rules that let their packets pass.
+    async fn floating(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
+        let Some(transit) = transit else { return Ok(()) };
+        let place = floating::Place {
+            host: &self.shared.host,
+            network: self.net.id,
+            transit,
+        };
+        let wanted = floating_plan::all(self.net).into_keys().collect();
+        let changed = place.apply(&wanted).await?;
+        self.changed.extend(changed);
+        Ok(())
+    }
+
+    /// NICs of ports that nobody wants any more go; those that stay get what changed, or what somebody took from them. Then their
+    /// limits.
     async fn taps(&mut self, links: &Links, bridge: &Link) -> Result<Vec<String>, NetError> {
         let wanted: BTreeMap<String, PortId> =
             self.net.ports.iter().map(|p| (names::tap(p.id), p.id)).collect();
-        let mut standing = Vec::new();
-        for link in links
-            .list()
-            .await?
-            .into_iter()
-            .filter(|l| l.name.starts_with(names::TAP_PREFIX))
-        {
+        let (mut standing, mut all) = (Vec::new(), links.list().await?);
+        let before = self.changed.len();
+        for link in all.iter().filter(|l| l.name.starts_with(names::TAP_PREFIX)) {
             match wanted.get(&link.name) {
                 Some(port) if link.peer.is_some() => {
                     let place = self.place(links, bridge);
                     let changed = place.interface(*port).await?;
                     self.changed.extend(changed);
-                    standing.push(link.name);
+                    standing.push(link.name.clone());
                 }
                 Some(_) => {
-                    self.mtu(links, &link).await?;
-                    standing.push(link.name);
+                    self.mtu(links, link).await?;
+                    standing.push(link.name.clone());
                 }
                 None => {
                     if links.delete(&link.name).await? {
@@ -375,6 +393,13 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        if self.changed.len() > before {
+            // What was made anew has another index.
+            all = links.list().await?;
+        }
+        self.shared.step("taps");
+        let limited = limits::apply(links, &self.alias, &crate::limits::render(self.net), &all).await?;
+        self.changed.extend(limited);
         Ok(standing)
     }
 

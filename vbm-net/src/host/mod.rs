@@ -9,10 +9,13 @@
 
 mod actor;
 mod apply;
+mod counting;
 pub(crate) mod exec;
 mod fdb;
+mod floating;
 mod flows;
 mod generation;
+mod limits;
 pub(crate) mod link;
 pub(crate) mod netns;
 mod nic;
@@ -27,7 +30,7 @@ mod tap;
 pub(crate) mod teardown;
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, Validated,
+    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind, Validated,
     backend::EVENTS_MAX_PENDING, metadata::Instance, names,
 };
 use actor::{Actor, Command};
@@ -339,6 +342,10 @@ impl NetworkBackend for HostNetwork {
         let instance = instance.map(Box::new);
         self.ask(network, |answer| Command::Describe(port, instance, answer))
             .await
+    }
+
+    async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError> {
+        self.ask(network, Command::Count).await
     }
 
     async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {

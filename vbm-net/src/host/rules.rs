@@ -16,7 +16,7 @@ use super::{exec, generation, netns::NetNs};
 use crate::{
     DesiredNetwork, NetError, Validated,
     plan::{
-        Transit,
+        Transit, connections,
         guard::{self, Guard},
         guard_back, inside,
         policy::Policies,
@@ -55,11 +55,14 @@ impl Wanted {
         }
     }
 
-    /// Where nobody speaks IPv6 any more, the rules that stood for it go: they would hold on to sets.
+    /// Where nobody speaks IPv6 any more, the rules that stood for it go: they would hold on to sets. So do those that counted
+    /// connections.
     fn settle(&mut self, have: &Self) {
         if self.v6.is_empty() && !have.v6.is_empty() {
             self.v6 = inside::nothing6();
         }
+        connections::settle(&mut self.v4, &have.v4);
+        connections::settle(&mut self.v6, &have.v6);
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Flow {
     pub answerer: IpAddr,
     /// The port that answers.
     pub answerer_port: Option<u16>,
+    /// Whom it answers: who began it, after translation.
+    pub answered: IpAddr,
     /// Type, code and identifier, where it is of ICMP.
     pub icmp: Option<(u8, u8, u16)>,
 }
@@ -63,6 +65,7 @@ fn parse_line(line: &str) -> Option<Flow> {
         to_port: port("dport", 0),
         answerer: address("src", 1)?,
         answerer_port: port("sport", 1),
+        answered: address("dst", 1)?,
     })
 }
 
@@ -138,6 +141,9 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
     if is_port(flow.from) && !arriving && !who.allow(flow.from, Direction::Egress, flow) {
         return false;
     }
+    if !is_by_its_floating_ip(net, transit, flow) {
+        return false;
+    }
     // Out of the network, or begun by what is no VM's address: groups do not speak of it.
     if !inside(flow.answerer) || flow.answerer == gateway {
         return !inside(flow.from) || flow.from == gateway || is_port(flow.from);
@@ -168,6 +174,26 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
         }
     }
     who.allow(flow.answerer, Direction::Ingress, flow)
+}
+
+/// Whether a flow is translated as floating IPs are now: one that leaves is seen as its port's, one that came by one leads to its port.
+fn is_by_its_floating_ip(net: &DesiredNetwork, transit: Option<Transit>, flow: &Flow) -> bool {
+    let Some(transit) = transit else { return true };
+    let of = |a: IpAddr| net.ports.iter().find(|p| IpAddr::V4(p.address) == a);
+    if flow.answered != flow.from
+        && let Some(port) = of(flow.from)
+    {
+        let seen_as = port.policy.floating.unwrap_or_else(|| transit.inner());
+        return flow.answered == IpAddr::V4(seen_as);
+    }
+    // Translated, and by no door of a forward.
+    if flow.to != flow.answerer
+        && flow.to != IpAddr::V4(transit.inner())
+        && let Some(port) = of(flow.answerer)
+    {
+        return port.policy.floating.map(IpAddr::V4) == Some(flow.to);
+    }
+    true
 }
 
 /// Of the host's flows that a namespace answers, those whose forward is gone or leads elsewhere now.
@@ -247,6 +273,30 @@ mod tests {
         let mut other = now.clone();
         other.forwards.clear();
         assert!(!only_adds_ports(&now, &other));
+    }
+
+    #[test]
+    fn a_flow_goes_on_as_long_as_its_port_has_the_floating_ip_that_it_goes_by() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.ports[0].policy.floating = Some([192, 0, 2, 50].into());
+        let with = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        net.ports[0].policy.floating = None;
+        let without = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        net.ports[1].policy.floating = Some([192, 0, 2, 50].into());
+        let moved = Validated::<DesiredNetwork>::new(net).unwrap();
+        let into = "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=192.0.2.50 sport=4000 dport=80 src=10.77.0.10 dst=192.0.2.9 sport=80 dport=4000";
+        let out = |seen_as: &str| {
+            format!("tcp 6 99 ESTABLISHED src=10.77.0.10 dst=192.0.2.9 sport=4000 dport=80 src=192.0.2.9 dst={seen_as} sport=80 dport=4000")
+        };
+        let (as_itself, as_host) = (out("192.0.2.50"), out("169.254.64.3"));
+        let cut = |net, text: &str| !to_cut(net, transit(), &parse(text)).is_empty();
+        for (net, goes_on) in [
+            (&with, [true, true, false]),
+            (&without, [false, false, true]),
+            (&moved, [false, false, true]),
+        ] {
+            assert_eq!([into, &as_itself, &as_host].map(|text| !cut(net, text)), goes_on);
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //! port of the network may speak it.
 
 use super::{
-    Transit,
+    Transit, connections, floating,
     filter::{self, Family},
     policy::Policies,
     tables::{Table, Tables, chain},
@@ -74,7 +74,9 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
     chain(&mut filter, "OUTPUT", Some("ACCEPT"), from_the_gateway());
     filter::ports(&mut filter, net, &policies, Family::V4);
-    Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))])
+    let mut tables = Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))]);
+    connections::add(&mut tables, net, Family::V4);
+    tables
 }
 
 /// The last rules of FORWARD: bridged packets by their tap, others by their address.
@@ -133,7 +135,9 @@ pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
     chain(&mut filter, "OUTPUT", Some("ACCEPT"), output);
     filter::ports(&mut filter, net, &policies, Family::V6);
-    Tables::from([("filter".into(), filter)])
+    let mut tables = Tables::from([("filter".into(), filter)]);
+    connections::add(&mut tables, net, Family::V6);
+    tables
 }
 
 /// The tables of IPv6 when nobody speaks it any more: shut, and without a chain.
@@ -177,6 +181,9 @@ fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tabl
                 p = forward.protocol,
             ));
         }
+        let (own_pre, own_post) = floating::inside(net);
+        pre.extend(own_pre);
+        post.extend(own_post);
         post.push(format!(
             "-s {} -o {} -j SNAT --to-source {}",
             net.spec.cidr,
