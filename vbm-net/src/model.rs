@@ -7,6 +7,7 @@
 mod floating;
 mod security;
 mod seen;
+pub use floating::check_floating_ip;
 pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
 pub use seen::{LeaseSeen, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
 

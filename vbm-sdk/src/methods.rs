@@ -18,7 +18,7 @@ use std::{
 use vbm_core::{
     AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
     GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
-    OperationId, PortId, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert,
+    OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert,
     VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::{Method, StreamMethod};
@@ -225,6 +225,12 @@ pub struct WantedPort {
     /// Addresses beside its own that it may use.
     #[serde(default)]
     pub pairs: Vec<AddressPair>,
+    /// How much it may carry.
+    #[serde(default)]
+    pub limits: PortLimits,
+    /// The address by which the world reaches it and sees it.
+    #[serde(default)]
+    pub floating_ip: Option<Ipv4Addr>,
 }
 
 /// A forward as a node shall have it.

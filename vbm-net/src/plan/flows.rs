@@ -141,7 +141,7 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
     if is_port(flow.from) && !arriving && !who.allow(flow.from, Direction::Egress, flow) {
         return false;
     }
-    if !is_by_its_floating_ip(net, transit, flow) {
+    if !is_by_its_floating_ip(who, transit, flow) {
         return false;
     }
     // Out of the network, or begun by what is no VM's address: groups do not speak of it.
@@ -177,9 +177,9 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
 }
 
 /// Whether a flow is translated as floating IPs are now: one that leaves is seen as its port's, one that came by one leads to its port.
-fn is_by_its_floating_ip(net: &DesiredNetwork, transit: Option<Transit>, flow: &Flow) -> bool {
+fn is_by_its_floating_ip(who: &Who<'_>, transit: Option<Transit>, flow: &Flow) -> bool {
     let Some(transit) = transit else { return true };
-    let of = |a: IpAddr| net.ports.iter().find(|p| IpAddr::V4(p.address) == a);
+    let of = |a: IpAddr| who.ports.of(a).into_iter().find(|p| IpAddr::V4(p.address) == a);
     if flow.answered != flow.from
         && let Some(port) = of(flow.from)
     {

@@ -67,6 +67,8 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         policy: PortPolicy {
             groups: p.groups,
             pairs: p.pairs,
+            limits: p.limits,
+            floating: p.floating_ip,
         },
     };
     let group = |g: crate::methods::WantedGroup| DesiredGroup {

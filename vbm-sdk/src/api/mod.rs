@@ -10,6 +10,7 @@
 //! | `/v1/vms/{vm}/snapshots`, `/v1/vms/{vm}/snapshots/{snapshot}` | GET, POST, DELETE |
 //! | `/v1/vms/{vm}/snapshots/{snapshot}/revert` | POST |
 //! | `/v1/vms/{vm}/groups` | PUT [`SetGroups`] |
+//! | `/v1/vms/{vm}/port` | PATCH [`SetPort`] |
 //! | `/v1/vms/{vm}/console` | GET: WebSocket, binary messages both ways |
 //! | `/v1/vms/{vm}/console/log`, `/v1/vms/{vm}/screenshot` | GET: text, PNG |
 //! | `/v1/networks`, `/v1/networks/{network}` | GET, POST, PATCH [`UpdateNetwork`], DELETE |
@@ -32,9 +33,11 @@
 //! (RFC 9457) with the fields of [`vbm_core::Error`].
 
 mod addresses;
+mod ports;
 mod web;
 
 pub use addresses::{AddressUsage, CreateIpv6, NetworkUsage, UpdateIpv6, UpdateNetwork};
+pub use ports::{FLOATING_IP_NONE, SetPort};
 pub use web::{
     ConsoleKind, ConsoleQuery, ConsoleToken, CreateConsoleToken, LoginLink, RecordChange, RecordView,
     SessionView, WatchMessage, WatchQuery, WatchReady, WatchReset, WatchedKind,

@@ -151,6 +151,8 @@ fn desired(
             policy: PortPolicy {
                 groups: spec.groups.clone(),
                 pairs: spec.pairs.clone(),
+                limits: spec.limits,
+                floating: spec.floating_ip,
             },
         }
     };

@@ -24,7 +24,10 @@ impl Controller {
 
     async fn create_forward_once(&self, request: &CreateForward) -> Result<(ForwardId, Operation)> {
         let vm = self.records().resolve::<Vm>(&request.vm).await?;
-        let port = self.forward_target(&vm.value, request.network.as_deref()).await?;
+        let cannot = format!("cannot forward to {}", vm.value.meta.name);
+        let port = self
+            .one_port(&vm.value, request.network.as_deref(), &cannot)
+            .await?;
         let network = self.records().must::<Network>(port.value.spec.network).await?;
         if network.value.spec.mode != NetworkMode::Nat {
             return Err(Error::new(
@@ -90,15 +93,9 @@ impl Controller {
         Ok(edit.swap(key, seen, Bytes::from(forward.meta.id.to_string())))
     }
 
-    async fn forward_target(&self, vm: &Vm, network: Option<&str>) -> Result<Held<Port>> {
-        let refuse = |why: String, fix: &str| {
-            Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!("cannot forward to {}", vm.meta.name),
-                why,
-                fix,
-            ))
-        };
+    /// The one port of a VM that is meant; `cannot` is what an error says.
+    pub(super) async fn one_port(&self, vm: &Vm, network: Option<&str>, cannot: &str) -> Result<Held<Port>> {
+        let refuse = |why: String, fix: &str| Err(Error::new(ErrorKind::InvalidInput, cannot, why, fix));
         let wanted = match network {
             Some(network) => Some(self.records().resolve::<Network>(network).await?.value.meta.id),
             None => None,

@@ -33,6 +33,7 @@ mod once;
 mod operations;
 mod overseer;
 pub(crate) mod plan;
+mod ports;
 mod reads;
 mod reports;
 pub(crate) mod schedule;

@@ -164,6 +164,8 @@ impl World {
             rules: Vec::new(),
             groups: port.spec.groups.clone(),
             pairs: port.spec.pairs.clone(),
+            limits: port.spec.limits,
+            floating_ip: port.spec.floating_ip,
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::api::{
     API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
     EventView, ForwardView, LaunchRequest, List, ListQuery, MigrateRequest, NetworkView, Placement, PortView,
-    PowerRequest, Problem, SetGroups, SetRules, UpdateNetwork, Version, VmView, WaitQuery,
+    PowerRequest, Problem, SetGroups, SetPort, SetRules, UpdateNetwork, Version, VmView, WaitQuery,
 };
 use crate::store::Revision;
 use axum::{
@@ -46,6 +46,7 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
         .routes(routes!(snapshots::revert_snapshot))
         .routes(routes!(set_groups))
+        .routes(routes!(set_port))
         .routes(routes!(console::console))
         .routes(routes!(console_log))
         .routes(routes!(screenshot))
@@ -185,6 +186,18 @@ async fn set_groups(
     Json(request): Json<SetGroups>,
 ) -> Made<Accepted<VmView>> {
     accepted(api.controller.set_groups(&vm, &request).await?)
+}
+
+/// Changes the limits or the floating IP of a VM's port.
+#[utoipa::path(patch, path = "/vms/{vm}/port", tag = "vms", request_body = SetPort,
+    params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
+    responses((status = 202, body = Accepted<VmView>), (status = "default", body = Problem)))]
+async fn set_port(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Json(request): Json<SetPort>,
+) -> Made<Accepted<VmView>> {
+    accepted(api.controller.set_port(&vm, &request).await?)
 }
 
 /// How much of a console's log.

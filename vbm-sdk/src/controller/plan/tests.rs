@@ -123,6 +123,8 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         address6: None,
         groups,
         pairs: Vec::new(),
+        limits: Default::default(),
+        floating_ip: None,
     };
     world.ports.insert(
         port,
