@@ -62,6 +62,12 @@ pub trait NetworkBackend: Send + Sync {
         instance: Option<Instance>,
     ) -> Result<(), NetError>;
 
+    /// What `ensure` would change now, one line each, in the words in which it reports it; empty when all is as wanted. Changes nothing.
+    ///
+    /// # Errors
+    /// As `ensure`, for what can be known before.
+    async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError>;
+
     /// What passed each port since its NIC was opened, and what each rule let begin since it was written.
     ///
     /// # Errors

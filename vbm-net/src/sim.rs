@@ -21,6 +21,10 @@ use std::{
 use tokio::sync::broadcast;
 use vbm_core::{Clock, NetworkId, NetworkMode, PortId};
 
+/// How a change is reported.
+const CHANGED: &str = "changed as wanted";
+const MADE: &str = "made the network";
+
 /// A simulated host's networks. Cheap to clone; clones are the same host.
 #[derive(Clone)]
 pub struct SimNetwork {
@@ -265,7 +269,7 @@ impl NetworkBackend for SimNetwork {
                 one.wanted = wanted;
                 one.open.retain(|port, _| ports.contains(port));
                 one.leases.retain(|port, _| ports.contains(port));
-                vec!["changed as wanted".to_owned()]
+                vec![CHANGED.to_owned()]
             }
             None => {
                 let one = SimOne {
@@ -274,7 +278,7 @@ impl NetworkBackend for SimNetwork {
                     leases: BTreeMap::new(),
                 };
                 state.networks.insert(id, one);
-                vec!["made the network".to_owned()]
+                vec![MADE.to_owned()]
             }
         };
         Ok(state.network(id)?.seen(changed))
@@ -341,6 +345,18 @@ impl NetworkBackend for SimNetwork {
         let mut state = self.lock();
         state.up()?;
         state.network(network)?.port(port).map(drop)
+    }
+
+    async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError> {
+        self.lock().up()?;
+        let wanted = Validated::<DesiredNetwork>::new(desired)?;
+        let state = self.lock();
+        state.refuse_taken(&wanted)?;
+        Ok(match state.networks.get(&wanted.id) {
+            Some(one) if one.wanted == wanted => Vec::new(),
+            Some(_) => vec![CHANGED.to_owned()],
+            None => vec![MADE.to_owned()],
+        })
     }
 
     async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError> {

@@ -145,3 +145,40 @@ pub async fn counters_are_there_for_each_port_and_rule(backend: &dyn NetworkBack
     assert!(counters.rules.iter().all(|r| r.passed.packets == 0));
     expect(backend.remove(wanted.id).await, "remove");
 }
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn a_plan_says_what_would_be_done_and_does_nothing(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let mut wanted = fixture.network(NetworkMode::Nat, 2);
+    let plan = async |wanted: &crate::DesiredNetwork| expect(backend.plan(wanted.clone()).await, "plan");
+    assert!(!plan(&wanted).await.is_empty());
+    assert!(!lists(backend, wanted.id).await, "a plan made something");
+    let more: [fn(&mut crate::DesiredNetwork, &Fixture<'_>); 6] = [
+        |_, _| {},
+        |n, _| n.ports[0].rules = vec![expect("tcp/80".parse(), "a rule")],
+        |n, f| n.forwards = vec![f.forward(40_001, n.ports[0].id, 80)],
+        |n, _| n.ports[0].policy.limits = limits(Some(1_000), Some(1_000), Some(10)),
+        |n, _| n.ports[1].policy.floating = Some(FLOATING[0]),
+        |n, _| drop(n.ports.pop()),
+    ];
+    for (step, change) in more.iter().enumerate() {
+        change(&mut wanted, fixture);
+        let lines = plan(&wanted).await;
+        assert!(!lines.is_empty(), "change {step} is not foreseen");
+        assert_eq!(plan(&wanted).await, lines, "a plan of change {step} changed something");
+        let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
+        assert!(!seen.changed.is_empty(), "change {step}");
+        assert_eq!(plan(&wanted).await, Vec::<String>::new(), "after change {step}");
+    }
+    wanted.ports[0].address = wanted.spec.gateway;
+    match backend.plan(wanted.clone()).await {
+        Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}"),
+        Ok(lines) => panic!("nonsense was planned: {lines:?}"),
+    }
+    expect(backend.remove(wanted.id).await, "remove");
+}

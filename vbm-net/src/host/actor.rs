@@ -3,7 +3,7 @@
 use super::{
     HostShared,
     apply::Run,
-    counting, limits,
+    counting, foresee, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Describe(PortId, Option<Box<Instance>>, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
     Count(Answer<NetworkCounters>),
+    Foresee(Box<Validated<DesiredNetwork>>, Answer<Vec<String>>),
 }
 
 pub(crate) struct Actor {
@@ -112,6 +113,7 @@ impl Actor {
             }
             Command::Look(answer) => drop(answer.send(self.look().await)),
             Command::Count(answer) => drop(answer.send(self.count().await)),
+            Command::Foresee(wanted, answer) => drop(answer.send(self.foresee(*wanted).await)),
         }
     }
 
@@ -294,6 +296,42 @@ impl Actor {
         }
         tracing::info!(network = %self.id, removed = torn.removed.len(), failed = errors.len(), "the network is removed");
         NetError::join(errors).map(|()| torn.removed)
+    }
+
+    async fn foresee(&self, wanted: Validated<DesiredNetwork>) -> Result<Vec<String>, NetError> {
+        let (wanted, underlay) = self.fit(wanted).await?;
+        let look = foresee::Look {
+            shared: &self.shared,
+            net: &wanted,
+            underlay: underlay.as_ref(),
+        };
+        let mut lines = look.lines().await?;
+        lines.extend(self.foresee_services(&wanted));
+        Ok(lines)
+    }
+
+    /// What is served is this process' own: it is asked of nobody else.
+    fn foresee_services(&self, wanted: &Validated<DesiredNetwork>) -> Vec<String> {
+        let Some(before) = self.wanted.as_ref().filter(|_| self.ready) else {
+            return vec!["DHCP and what else the network serves".into()];
+        };
+        let differs = [
+            (
+                "DHCP settings",
+                ServerConfig::from(before) != ServerConfig::from(wanted),
+            ),
+            (
+                "DNS names",
+                crate::dns::Zone::from(before) != crate::dns::Zone::from(wanted),
+            ),
+            (
+                "services",
+                (before.spec.serve_dns, before.spec.serves_metadata())
+                    != (wanted.spec.serve_dns, wanted.spec.serves_metadata()),
+            ),
+        ];
+        let lines = differs.into_iter().filter(|(_, is)| *is);
+        lines.map(|(line, _)| line.to_owned()).collect()
     }
 
     async fn count(&self) -> Result<NetworkCounters, NetError> {

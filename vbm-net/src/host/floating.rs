@@ -42,19 +42,12 @@ impl Place<'_> {
     /// Makes these, and no others, lead to the network.
     pub(crate) async fn apply(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<Vec<String>, NetError> {
         let links = Links::open(self.host).await?;
-        let routes = links.marked_routes().await?;
-        // Nothing of ours stands on this host, and nothing shall: nobody needs to look further.
-        if wanted.is_empty() && routes.is_empty() && links.marked_answers().await?.is_empty() {
-            return Ok(Vec::new());
-        }
-        let seen = self.seen(&links, routes).await?;
-        let steps = floating::plan(wanted, &seen).map_err(refused)?;
+        let steps = self.steps(&links, wanted).await?;
         for step in &steps {
             self.take(&links, *step).await?;
         }
         if !steps.is_empty() {
-            let now = self.seen(&links, links.marked_routes().await?).await?;
-            if let Some(left) = floating::plan(wanted, &now).map_err(refused)?.first() {
+            if let Some(left) = self.steps(&links, wanted).await?.first() {
                 return Err(NetError::NotVerified {
                     what: "a floating IP".into(),
                     detail: format!("missing: {left}"),
@@ -62,6 +55,23 @@ impl Place<'_> {
             }
         }
         Ok(steps.iter().map(ToString::to_string).collect())
+    }
+
+    /// What [`Self::apply`] would do.
+    pub(crate) async fn foresee(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<Vec<String>, NetError> {
+        let links = Links::open(self.host).await?;
+        let steps = self.steps(&links, wanted).await?;
+        Ok(steps.iter().map(ToString::to_string).collect())
+    }
+
+    async fn steps(&self, links: &Links, wanted: &BTreeSet<Ipv4Addr>) -> Result<Vec<Step>, NetError> {
+        let routes = links.marked_routes().await?;
+        // Nothing of ours stands on this host, and nothing shall: nobody needs to look further.
+        if wanted.is_empty() && routes.is_empty() && links.marked_answers().await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let seen = self.seen(links, routes).await?;
+        floating::plan(wanted, &seen).map_err(refused)
     }
 
     async fn seen(&self, links: &Links, routes: Vec<(u32, Ipv4Addr)>) -> Result<Seen, NetError> {

@@ -32,11 +32,7 @@ pub(crate) async fn apply(
     wanted: &[Wanted],
     all: &[Link],
 ) -> Result<Vec<String>, NetError> {
-    let names = all.iter().map(|l| (l.name.as_str(), l.queue.as_deref()));
-    if !limits::concerned(wanted, names) {
-        return Ok(Vec::new());
-    }
-    let steps = limits::plan(wanted, &links.limits_of(all).await?);
+    let steps = foresee(links, wanted, all).await?;
     for step in &steps {
         links.take_limit_step(alias, step).await?;
     }
@@ -53,6 +49,15 @@ pub(crate) async fn apply(
         }
     }
     Ok(steps.iter().map(ToString::to_string).collect())
+}
+
+/// What [`apply`] would do.
+pub(crate) async fn foresee(links: &Links, wanted: &[Wanted], all: &[Link]) -> Result<Vec<Step>, NetError> {
+    let names = all.iter().map(|l| (l.name.as_str(), l.queue.as_deref()));
+    if !limits::concerned(wanted, names) {
+        return Ok(Vec::new());
+    }
+    Ok(limits::plan(wanted, &links.limits_of(all).await?))
 }
 
 /// The limits of one port, whose NIC was just made.

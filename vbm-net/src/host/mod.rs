@@ -13,6 +13,7 @@ mod counting;
 pub(crate) mod exec;
 mod fdb;
 mod floating;
+mod foresee;
 mod flows;
 mod generation;
 mod limits;
@@ -341,6 +342,12 @@ impl NetworkBackend for HostNetwork {
         }
         let instance = instance.map(Box::new);
         self.ask(network, |answer| Command::Describe(port, instance, answer))
+            .await
+    }
+
+    async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError> {
+        let wanted = Box::new(Validated::<DesiredNetwork>::new(desired)?);
+        self.ask(wanted.id, |answer| Command::Foresee(wanted, answer))
             .await
     }
 

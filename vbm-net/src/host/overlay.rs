@@ -57,6 +57,11 @@ pub(crate) async fn underlay(host: &NetNs, local: Ipv4Addr) -> Result<Underlay, 
 }
 
 impl Underlay {
+    /// The index of its link.
+    pub(crate) const fn index(&self) -> u32 {
+        self.index
+    }
+
     /// What fits through: the MTU of the network, or what the underlay leaves of its own.
     pub(crate) fn fits(&self, wanted: u16, local: Ipv4Addr) -> Result<u16, NetError> {
         let room = u16::try_from(self.mtu.saturating_sub(OVERHEAD_BYTES)).unwrap_or(u16::MAX);

@@ -230,6 +230,16 @@ async fn read(ns: &NetNs) -> Result<Wanted, NetError> {
     })
 }
 
+/// What would be done; `None` where there is no namespace yet.
+pub(crate) async fn foresee(ns: Option<&NetNs>, mut want: Wanted) -> Result<Vec<String>, NetError> {
+    let have = match ns {
+        Some(ns) => read(ns).await?,
+        None => Wanted::default(),
+    };
+    want.settle(&have);
+    Ok(Steps::between(&want, &have).changes)
+}
+
 /// Fails unless the kernel holds just this. Reads all of it.
 async fn verify(ns: &NetNs, want: &Wanted) -> Result<(), NetError> {
     let steps = Steps::between(want, &read(ns).await?);
