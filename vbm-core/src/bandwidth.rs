@@ -35,10 +35,7 @@ impl PortLimits {
     /// # Errors
     /// A rate or a count that is too small to work with, or larger than what can be kept.
     pub fn check(&self) -> Result<(), Error> {
-        let rates = [
-            ("in", self.in_kbit_per_second),
-            ("out", self.out_kbit_per_second),
-        ];
+        let rates = [("in", self.in_kbit_per_second), ("out", self.out_kbit_per_second)];
         for (way, kbit) in rates {
             let fits = |k: u32| (PORT_MIN_KBIT_PER_SECOND..=PORT_MAX_KBIT_PER_SECOND).contains(&k);
             if let Some(kbit) = kbit.filter(|k| !fits(*k)) {
@@ -114,21 +111,59 @@ mod tests {
             assert_eq!(rate_text(kbit), text);
         }
         for bad in [
-            "", "10", "mbit", "-1mbit", "1.5mbit", "10 mbit", "10MBIT", "0kbit", "63kbit", "33gbit",
-            "4294967295gbit", "10mbit ", "٣mbit",
+            "",
+            "10",
+            "mbit",
+            "-1mbit",
+            "1.5mbit",
+            "10 mbit",
+            "10MBIT",
+            "0kbit",
+            "63kbit",
+            "33gbit",
+            "4294967295gbit",
+            "10mbit ",
+            "٣mbit",
         ] {
             let error = parse_rate(bad).unwrap_err();
-            assert!(error.to_string().contains("rate") || error.to_string().contains("limited"), "{bad}: {error}");
+            assert!(
+                error.to_string().contains("rate") || error.to_string().contains("limited"),
+                "{bad}: {error}"
+            );
         }
     }
 
     #[test]
     fn a_limit_that_cannot_be_kept_is_refused() {
         for (limits, says) in [
-            (PortLimits { in_kbit_per_second: Some(1), ..Default::default() }, "limited to 1kbit in"),
-            (PortLimits { out_kbit_per_second: Some(u32::MAX), ..Default::default() }, "kbit out"),
-            (PortLimits { connections: Some(0), ..Default::default() }, "limited to 0 connections"),
-            (PortLimits { connections: Some(PORT_MAX_CONNECTIONS + 1), ..Default::default() }, "connections"),
+            (
+                PortLimits {
+                    in_kbit_per_second: Some(1),
+                    ..Default::default()
+                },
+                "limited to 1kbit in",
+            ),
+            (
+                PortLimits {
+                    out_kbit_per_second: Some(u32::MAX),
+                    ..Default::default()
+                },
+                "kbit out",
+            ),
+            (
+                PortLimits {
+                    connections: Some(0),
+                    ..Default::default()
+                },
+                "limited to 0 connections",
+            ),
+            (
+                PortLimits {
+                    connections: Some(PORT_MAX_CONNECTIONS + 1),
+                    ..Default::default()
+                },
+                "connections",
+            ),
         ] {
             let error = limits.check().unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

@@ -3,8 +3,8 @@
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
 pub mod groups;
-pub mod services;
 pub mod limits;
+pub mod services;
 
 use crate::{
     DesiredForward, DesiredNetwork, DesiredOverlay, DesiredPort, NetError, NetworkBackend, Nic, NicKind,
@@ -550,10 +550,7 @@ pub async fn a_backend_that_was_shut_down_refuses(backend: &dyn NetworkBackend, 
         backend.open_nic(network, port, NicKind::Tap).await,
         Err(NetError::Stopped)
     ));
-    assert!(matches!(
-        backend.counters(network).await,
-        Err(NetError::Stopped)
-    ));
+    assert!(matches!(backend.counters(network).await, Err(NetError::Stopped)));
 }
 
 async fn lists(backend: &dyn NetworkBackend, id: NetworkId) -> bool {

@@ -5,8 +5,8 @@
 //! given ahead: [`SimNetwork::fail_next`].
 
 use crate::{
-    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
-    PortSeen, Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
+    DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic,
+    NicKind, PortSeen, Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;

@@ -58,12 +58,28 @@ async fn the_world_reaches_a_vm_by_its_floating_ip_and_sees_it_by_it_and_no_serv
     let hello = Some("by its floating IP".to_owned());
     assert_eq!(lab.outside.get((FLOATING, 80)), hello, "from the world");
     assert_eq!(lab.host.get((FLOATING, 80)), hello, "from the host");
-    assert_eq!(other.ns.get((FLOATING, 80)), hello, "from another VM of the network");
+    assert_eq!(
+        other.ns.get((FLOATING, 80)),
+        hello,
+        "from another VM of the network"
+    );
     assert_eq!(server.ns.get((FLOATING, 80)), hello, "from itself");
-    assert_eq!(lab.outside.get((FLOATING, 81)), None, "no service of the host, and no rule");
-    assert_eq!(lab.outside.get((HOST_OUTSIDE, 80)), None, "and the host's address is not the VM's");
+    assert_eq!(
+        lab.outside.get((FLOATING, 81)),
+        None,
+        "no service of the host, and no rule"
+    );
+    assert_eq!(
+        lab.outside.get((HOST_OUTSIDE, 80)),
+        None,
+        "and the host's address is not the VM's"
+    );
     assert_eq!(seen_from(&lab, &server, 9_001), FLOATING);
-    assert_eq!(seen_from(&lab, &other, 9_002), HOST_OUTSIDE, "the others are seen as the host");
+    assert_eq!(
+        seen_from(&lab, &other, 9_002),
+        HOST_OUTSIDE,
+        "the others are seen as the host"
+    );
     assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
 }
 
@@ -129,7 +145,9 @@ async fn one_that_is_taken_away_cuts_its_flows_and_leads_elsewhere_when_it_is_gi
         while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
     });
     let mut stream = lab.outside.run(|| TcpStream::connect((FLOATING, 82)).unwrap());
-    stream.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(1_500)))
+        .unwrap();
     let mut alive = || stream.write_all(b"x").is_ok() && stream.read_exact(&mut [0]).is_ok();
     assert!(alive());
     assert_eq!(lab.outside.get((FLOATING, 80)).as_deref(), Some("first"));
@@ -142,7 +160,11 @@ async fn one_that_is_taken_away_cuts_its_flows_and_leads_elsewhere_when_it_is_gi
     assert_eq!(lab.outside.get((FLOATING, 80)).as_deref(), Some("second"));
     assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
     lab.net.remove(wanted.id).await.unwrap();
-    assert_eq!(footprint(&lab.host, &[wanted.id]), before, "nothing is left on the host");
+    assert_eq!(
+        footprint(&lab.host, &[wanted.id]),
+        before,
+        "nothing is left on the host"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +180,10 @@ async fn what_somebody_took_from_it_stands_again_and_one_of_the_hosts_own_is_ref
         "neigh add proxy 192.0.2.77 dev eth0 protocol 86",
     ] {
         lab.host.ip(spoil);
-        assert!(!lab.ensure(&wanted).await.changed.is_empty(), "nobody saw `{spoil}`");
+        assert!(
+            !lab.ensure(&wanted).await.changed.is_empty(),
+            "nobody saw `{spoil}`"
+        );
         assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new(), "{spoil}");
     }
     assert!(!lab.host.ip("neigh show proxy").contains("192.0.2.77"));

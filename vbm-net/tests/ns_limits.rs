@@ -33,7 +33,13 @@ const AT_ONCE_BYTES: u64 = 2 * 32 * 1024 + 6_250;
 /// How long a connection that is refused is tried for.
 const REFUSED: Duration = Duration::from_millis(600);
 
-fn limit(wanted: &mut DesiredNetwork, port: usize, into: Option<u32>, out: Option<u32>, connections: Option<u32>) {
+fn limit(
+    wanted: &mut DesiredNetwork,
+    port: usize,
+    into: Option<u32>,
+    out: Option<u32>,
+    connections: Option<u32>,
+) {
     wanted.ports[port].policy.limits = PortLimits {
         in_kbit_per_second: into,
         out_kbit_per_second: out,
@@ -94,12 +100,18 @@ async fn what_reaches_a_limited_vm_is_no_more_than_its_rate_and_the_rest_is_coun
     let after = counters(&lab, &wanted).await.ports[1].clone();
     let passed = after.received.bytes - before.received.bytes;
     assert!(after.received_dropped > 0, "{after:?}");
-    assert!(passed <= most(SLOW_KBIT, began.elapsed()), "{passed} bytes: {after:?}");
+    assert!(
+        passed <= most(SLOW_KBIT, began.elapsed()),
+        "{passed} bytes: {after:?}"
+    );
     assert!(passed > FRAME_BYTES, "something passes: {after:?}");
     assert_eq!(after.sent_dropped, 0);
     let tap = vbm_net::names::tap(wanted.ports[1].id);
     let said = common::ip_tc(&lab.inside(wanted.id), &format!("qdisc show dev {tap}"));
-    assert!(said.contains("tbf") && said.contains("rate 1Mbit burst 32Kb"), "{said}");
+    assert!(
+        said.contains("tbf") && said.contains("rate 1Mbit burst 32Kb"),
+        "{said}"
+    );
     drop(second);
 }
 
@@ -132,7 +144,10 @@ async fn what_a_limited_vm_sends_is_no_more_than_its_rate_and_the_guard_still_se
     let after = counters(&lab, &wanted).await;
     let passed = after.ports[0].received.bytes - before.received.bytes;
     assert!(after.ports[1].sent_dropped > 0, "{after:?}");
-    assert!(passed <= most(SLOW_KBIT, began.elapsed()), "{passed} bytes: {after:?}");
+    assert!(
+        passed <= most(SLOW_KBIT, began.elapsed()),
+        "{passed} bytes: {after:?}"
+    );
     assert!(passed > FRAME_BYTES, "something passes: {after:?}");
     let from = |source: &str| {
         let command = format!("busybox ping -c 1 -W 1 -I {source} {}", wanted.ports[0].address);
@@ -140,7 +155,10 @@ async fn what_a_limited_vm_sends_is_no_more_than_its_rate_and_the_guard_still_se
     };
     eventually("a limited VM is still answered", || from("10.9.0.11")).await;
     second.ns.ip("addr add 10.9.0.99/24 dev eth0");
-    assert!(!from("10.9.0.99"), "an address that is not its own passes by the limit");
+    assert!(
+        !from("10.9.0.99"),
+        "an address that is not its own passes by the limit"
+    );
     drop(first);
 }
 
@@ -189,14 +207,21 @@ async fn a_limit_that_somebody_removed_stands_again_after_the_next_ensure() {
     for (program, spoil) in [
         ("tc", format!("qdisc del dev {tap} root")),
         ("tc", format!("qdisc del dev {tap} ingress")),
-        ("tc", format!("qdisc replace dev {tap} root tbf rate 1gbit burst 1mbit limit 1mbit")),
+        (
+            "tc",
+            format!("qdisc replace dev {tap} root tbf rate 1gbit burst 1mbit limit 1mbit"),
+        ),
         ("tc", format!("filter del dev {tap} ingress")),
         ("ip", format!("link del {gate}")),
         ("ip", format!("link set {gate} down")),
         ("iptables", "-t mangle -F".to_owned()),
     ] {
         let out = common::in_netns(&inside, &format!("{program} {spoil}"));
-        assert!(out.status.success(), "{spoil}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{spoil}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         let healed = lab.ensure(&wanted).await;
         assert!(!healed.changed.is_empty(), "nobody saw `{program} {spoil}`");
         assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new(), "{spoil}");
@@ -250,7 +275,10 @@ async fn a_port_has_no_more_connections_than_it_may_both_ways_together_and_refus
     );
     assert!(counters(&lab, &wanted).await.ports[1].connections_refused > 0);
     drop(two);
-    eventually("a place is free again", || connect(&first, (SECOND, 80)).is_some()).await;
+    eventually("a place is free again", || {
+        connect(&first, (SECOND, 80)).is_some()
+    })
+    .await;
     limit(&mut wanted, 1, None, None, None);
     lab.ensure(&wanted).await;
     let many: Vec<_> = (0..8).map(|_| connect(&first, (SECOND, 80))).collect();
@@ -279,6 +307,12 @@ async fn a_rule_counts_what_it_let_begin_and_a_port_what_passed() {
         rule.passed.packets
     };
     assert_eq!((of("tcp/80"), of("icmp")), (3, 0), "{all:?}");
-    assert!(all.ports[1].received.packets >= 9 && all.ports[1].sent.packets >= 3, "{all:?}");
-    assert!(all.ports[0].sent.bytes > 0 && all.ports[0].received.bytes > 0, "{all:?}");
+    assert!(
+        all.ports[1].received.packets >= 9 && all.ports[1].sent.packets >= 3,
+        "{all:?}"
+    );
+    assert!(
+        all.ports[0].sent.bytes > 0 && all.ports[0].received.bytes > 0,
+        "{all:?}"
+    );
 }

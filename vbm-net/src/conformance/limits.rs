@@ -46,7 +46,9 @@ pub async fn limits_change_live_and_a_second_ensure_changes_nothing(
     drop(nic);
     wanted.ports[1].policy.limits = limits(Some(10_000), Some(1_000), None);
     expect(backend.ensure(wanted.clone()).await, "ensure");
-    let second = backend.open_nic(wanted.id, wanted.ports[1].id, NicKind::Interface).await;
+    let second = backend
+        .open_nic(wanted.id, wanted.ports[1].id, NicKind::Interface)
+        .await;
     expect(second, "open one that is limited");
     let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
     assert_eq!(seen.changed, Vec::<String>::new(), "a NIC opens with its limits");
@@ -170,7 +172,11 @@ pub async fn a_plan_says_what_would_be_done_and_does_nothing(
         change(&mut wanted, fixture);
         let lines = plan(&wanted).await;
         assert!(!lines.is_empty(), "change {step} is not foreseen");
-        assert_eq!(plan(&wanted).await, lines, "a plan of change {step} changed something");
+        assert_eq!(
+            plan(&wanted).await,
+            lines,
+            "a plan of change {step} changed something"
+        );
         let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
         assert!(!seen.changed.is_empty(), "change {step}");
         assert_eq!(plan(&wanted).await, Vec::<String>::new(), "after change {step}");

@@ -38,8 +38,7 @@ pub(super) async fn read(ns: &NetNs, net: &DesiredNetwork) -> Result<NetworkCoun
     let mut counters = NetworkCounters::none(net);
     for one in &mut counters.ports {
         by_links(one, &all, &dropped);
-        one.connections_refused =
-            connections::refused(&v4, one.id) + connections::refused(&v6, one.id);
+        one.connections_refused = connections::refused(&v4, one.id) + connections::refused(&v6, one.id);
     }
     counters.rules = counters::by_rule(net, &v4, &v6);
     Ok(counters)

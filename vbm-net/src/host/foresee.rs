@@ -181,7 +181,13 @@ impl Look<'_> {
                     let vxlan = l.vxlan.as_ref();
                     vxlan.is_some_and(|v| {
                         (v.vni, v.local, v.device, v.port, v.learning)
-                            == (overlay.vni, Some(overlay.local), underlay.index(), VXLAN_PORT, false)
+                            == (
+                                overlay.vni,
+                                Some(overlay.local),
+                                underlay.index(),
+                                VXLAN_PORT,
+                                false,
+                            )
                     })
                 };
                 if !standing.is_some_and(same) {

@@ -89,9 +89,8 @@ impl Links {
     async fn limits_of(&self, all: &[Link]) -> Result<AllSeen, NetError> {
         let queues = self.queues().await?;
         let mut seen = AllSeen::new();
-        let ours = |l: &&Link| {
-            l.name.starts_with(names::TAP_PREFIX) || l.name.starts_with(names::LIMIT_PREFIX)
-        };
+        let ours =
+            |l: &&Link| l.name.starts_with(names::TAP_PREFIX) || l.name.starts_with(names::LIMIT_PREFIX);
         for link in all.iter().filter(ours) {
             let mut one = Seen {
                 index: link.index,
@@ -152,7 +151,10 @@ impl Links {
                 self.lead(&tap, &gate).await
             }
             Step::Unshape(name) => {
-                let mut gone = self.handle().qdisc().del(signed(self.must_get(name).await?.index));
+                let mut gone = self
+                    .handle()
+                    .qdisc()
+                    .del(signed(self.must_get(name).await?.index));
                 gone.message_mut().header.parent = TcHandle::ROOT;
                 absent_is_fine(gone.execute().await, || format!("removing the limit of {name}"))
             }
@@ -234,9 +236,7 @@ fn absent_is_fine(
     doing: impl FnOnce() -> String,
 ) -> Result<(), NetError> {
     let invalid = |error: &rtnetlink::Error| match error {
-        rtnetlink::Error::NetlinkError(message) => {
-            message.to_io().raw_os_error() == Some(nix::libc::EINVAL)
-        }
+        rtnetlink::Error::NetlinkError(message) => message.to_io().raw_os_error() == Some(nix::libc::EINVAL),
         _ => false,
     };
     match result {

@@ -208,7 +208,9 @@ impl Links {
         let link = LinkIfb::new(name).down().build();
         let add = self.handle.link().add(link).execute().await;
         add.map_err(|error| match io_error(&error).raw_os_error() {
-            Some(nix::libc::EOPNOTSUPP) => failed(format!("making {name} (does the kernel have ifb?)"))(error),
+            Some(nix::libc::EOPNOTSUPP) => {
+                failed(format!("making {name} (does the kernel have ifb?)"))(error)
+            }
             _ => failed(format!("making {name}"))(error),
         })
     }

@@ -13,8 +13,8 @@ mod counting;
 pub(crate) mod exec;
 mod fdb;
 mod floating;
-mod foresee;
 mod flows;
+mod foresee;
 mod generation;
 mod limits;
 pub(crate) mod link;
@@ -31,8 +31,8 @@ mod tap;
 pub(crate) mod teardown;
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind, Validated,
-    backend::EVENTS_MAX_PENDING, metadata::Instance, names,
+    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
+    Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, names,
 };
 use actor::{Actor, Command};
 use async_trait::async_trait;

@@ -61,9 +61,7 @@ impl Shape {
 
     /// Whether what was read back is this one. The kernel keeps the bucket as a time, and rounds.
     pub fn is_held_by(&self, seen: &Self) -> bool {
-        let near = |a: u32, b: u32| {
-            u64::from(a.abs_diff(b)) <= u64::from(a) / BURST_TOLERANCE_PARTS + 1
-        };
+        let near = |a: u32, b: u32| u64::from(a.abs_diff(b)) <= u64::from(a) / BURST_TOLERANCE_PARTS + 1;
         self.bytes_per_second == seen.bytes_per_second
             && self.queue_bytes == seen.queue_bytes
             && near(self.burst_bytes, seen.burst_bytes)
@@ -177,10 +175,7 @@ impl fmt::Display for Step {
 
 /// Whether there is anything to look at more closely: a limit is wanted, or something stands that only a limit brings.
 /// `links` are names with the kind of their queue.
-pub fn concerned<'a>(
-    wanted: &[Wanted],
-    mut links: impl Iterator<Item = (&'a str, Option<&'a str>)>,
-) -> bool {
+pub fn concerned<'a>(wanted: &[Wanted], mut links: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> bool {
     let limited = |w: &Wanted| w.into.is_some() || w.out.is_some();
     wanted.iter().any(limited)
         || links.any(|(name, queue)| {
@@ -348,7 +343,10 @@ mod tests {
     }
 
     fn any_seen() -> impl Strategy<Value = AllSeen> {
-        let rate = prop_oneof![Just(Root::Other), (64u32..100_000).prop_map(|k| Root::Shaped(Shape::of(k)))];
+        let rate = prop_oneof![
+            Just(Root::Other),
+            (64u32..100_000).prop_map(|k| Root::Shaped(Shape::of(k)))
+        ];
         let entrance = prop_oneof![
             Just(Entrance::Plain),
             Just(Entrance::Broken),
@@ -364,7 +362,15 @@ mod tests {
                 } else {
                     (format!("lim{port:08x}"), Entrance::Plain)
                 };
-                seen.insert(name, Seen { index, up, root, entrance });
+                seen.insert(
+                    name,
+                    Seen {
+                        index,
+                        up,
+                        root,
+                        entrance,
+                    },
+                );
             }
             // A tap of a port that is not wanted has been removed before.
             seen

@@ -37,7 +37,8 @@ pub(crate) fn encode(shape: Shape) -> [(u16, Vec<u8>); 2] {
 /// Reads the inside of `TCA_OPTIONS`.
 pub(crate) fn decode(options: &[u8]) -> Option<Shape> {
     let value = attribute(options, PARAMETERS)?;
-    let number = |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(value.get(at..at + 4)?.try_into().ok()?)) };
+    let number =
+        |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(value.get(at..at + 4)?.try_into().ok()?)) };
     let (rate, queue, ticks) = (number(8)?, number(24)?, number(28)?);
     let nanos = u64::from(ticks) << TICK_SHIFT;
     let burst = u128::from(nanos) * u128::from(rate) / 1_000_000_000;

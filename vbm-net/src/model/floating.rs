@@ -85,7 +85,12 @@ mod tests {
             (NetworkMode::Nat, "169.254.64.3", None, "just one machine"),
             (NetworkMode::Nat, "224.0.0.1", None, "just one machine"),
             (NetworkMode::Nat, "255.255.255.255", None, "just one machine"),
-            (NetworkMode::Nat, "192.0.2.50", Some("192.0.2.50"), "has its floating IP"),
+            (
+                NetworkMode::Nat,
+                "192.0.2.50",
+                Some("192.0.2.50"),
+                "has its floating IP",
+            ),
         ] {
             let error = said(mode, first, second);
             assert!(error.contains(says), "{first}: {error}");

@@ -204,7 +204,10 @@ mod tests {
             Step::Forget(a) => assert!(leads(seen, a)),
             Step::Unroute(a) => {
                 assert!(seen.routes.remove(&a));
-                assert!(!seen.answers.iter().any(|(_, b)| *b == a), "answered, and leads nowhere");
+                assert!(
+                    !seen.answers.iter().any(|(_, b)| *b == a),
+                    "answered, and leads nowhere"
+                );
             }
         }
     }
@@ -232,13 +235,20 @@ mod tests {
         let forward = on_host[&HostChain::Forward].join("\n");
         let accept = forward.find("-d 192.0.2.50/32 -o vbu0000beef").unwrap();
         assert!(accept < forward.find("-j DROP").unwrap(), "{forward}");
-        assert!(on_host[&HostChain::Postrouting].join("\n").contains("-d 192.0.2.50/32"));
+        assert!(
+            on_host[&HostChain::Postrouting]
+                .join("\n")
+                .contains("-d 192.0.2.50/32")
+        );
     }
 
     #[test]
     fn an_address_is_answered_where_its_subnet_is_and_routed_in_any_case() {
         let far = Ipv4Addr::new(203, 0, 113, 9);
-        let seen = Seen { links: outside(), ..Seen::default() };
+        let seen = Seen {
+            links: outside(),
+            ..Seen::default()
+        };
         let steps = plan(&BTreeSet::from([ip(50), far]), &seen).unwrap();
         assert_eq!(
             steps,
@@ -254,7 +264,10 @@ mod tests {
             ..Seen::default()
         };
         assert_eq!(plan(&BTreeSet::from([ip(1)]), &seen), Err(Clash::Host(ip(1))));
-        assert_eq!(plan(&BTreeSet::from([ip(60)]), &seen), Err(Clash::Network(ip(60))));
+        assert_eq!(
+            plan(&BTreeSet::from([ip(60)]), &seen),
+            Err(Clash::Network(ip(60)))
+        );
     }
 
     #[test]

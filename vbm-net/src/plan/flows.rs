@@ -286,7 +286,9 @@ mod tests {
         let moved = Validated::<DesiredNetwork>::new(net).unwrap();
         let into = "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=192.0.2.50 sport=4000 dport=80 src=10.77.0.10 dst=192.0.2.9 sport=80 dport=4000";
         let out = |seen_as: &str| {
-            format!("tcp 6 99 ESTABLISHED src=10.77.0.10 dst=192.0.2.9 sport=4000 dport=80 src=192.0.2.9 dst={seen_as} sport=80 dport=4000")
+            format!(
+                "tcp 6 99 ESTABLISHED src=10.77.0.10 dst=192.0.2.9 sport=4000 dport=80 src=192.0.2.9 dst={seen_as} sport=80 dport=4000"
+            )
         };
         let (as_itself, as_host) = (out("192.0.2.50"), out("169.254.64.3"));
         let cut = |net, text: &str| !to_cut(net, transit(), &parse(text)).is_empty();

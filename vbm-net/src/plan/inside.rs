@@ -17,8 +17,9 @@
 //! port of the network may speak it.
 
 use super::{
-    Transit, connections, floating,
+    Transit, connections,
     filter::{self, Family},
+    floating,
     policy::Policies,
     tables::{Table, Tables, chain},
 };

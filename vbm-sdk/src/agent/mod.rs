@@ -24,8 +24,8 @@ mod report;
 mod reverts;
 
 use crate::methods::{
-    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkEnsure, NetworkRemove, VmAbandon, VmEnsure,
-    VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
+    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkCount, NetworkEnsure, NetworkForesee,
+    NetworkRemove, VmAbandon, VmEnsure, VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -273,6 +273,8 @@ impl Agent {
             router,
             NetworkEnsure => network_ensure,
             NetworkRemove => network_remove,
+            NetworkForesee => network_foresee,
+            NetworkCount => network_count,
             VmEnsure => vm_ensure,
             VmRemove => vm_remove,
             VmReceive => vm_receive,

@@ -14,6 +14,8 @@
 //! | `/v1/vms/{vm}/console` | GET: WebSocket, binary messages both ways |
 //! | `/v1/vms/{vm}/console/log`, `/v1/vms/{vm}/screenshot` | GET: text, PNG |
 //! | `/v1/networks`, `/v1/networks/{network}` | GET, POST, PATCH [`UpdateNetwork`], DELETE |
+//! | `/v1/networks/{network}/plan` | GET: [`NodeChanges`] of each node |
+//! | `/v1/networks/{network}/counters` | GET: [`NetworkCounts`] |
 //! | `/v1/ports`, `/v1/volumes` | GET |
 //! | `/v1/groups`, `/v1/groups/{group}` | GET, POST, DELETE |
 //! | `/v1/groups/{group}/rules` | PUT [`SetRules`] |
@@ -33,10 +35,12 @@
 //! (RFC 9457) with the fields of [`vbm_core::Error`].
 
 mod addresses;
+mod looks;
 mod ports;
 mod web;
 
 pub use addresses::{AddressUsage, CreateIpv6, NetworkUsage, UpdateIpv6, UpdateNetwork};
+pub use looks::{Counted, NetworkCounts, NodeChanges, PortCounts, RuleCounts};
 pub use ports::{FLOATING_IP_NONE, SetPort};
 pub use web::{
     ConsoleKind, ConsoleQuery, ConsoleToken, CreateConsoleToken, LoginLink, RecordChange, RecordView,

@@ -25,7 +25,13 @@ async fn attach(on: &Session<'_>, args: &FloatingAttach) -> Result<(), Error> {
         floating_ip: Some(args.address.clone()),
         ..SetPort::default()
     };
-    set(on, &args.vm, &request, &format!("{} leads to {}", args.address, args.vm)).await?;
+    set(
+        on,
+        &args.vm,
+        &request,
+        &format!("{} leads to {}", args.address, args.vm),
+    )
+    .await?;
     on.out
         .hint("the VM's groups still decide what may come in: see `vbm group --help`");
     Ok(())
@@ -62,8 +68,7 @@ async fn set(on: &Session<'_>, vm: &str, request: &SetPort, text: &str) -> Resul
 async fn list(on: &Session<'_>) -> Result<(), Error> {
     let mut ports = on.client.ports().list().all().await?;
     ports.retain(|p| p.port.spec.floating_ip.is_some());
-    on.out
-        .list(&ports, |p| floating(p), &table(&ports), NONE_YET)
+    on.out.list(&ports, |p| floating(p), &table(&ports), NONE_YET)
 }
 
 fn floating(view: &PortView) -> String {

@@ -46,6 +46,7 @@ mod image;
 mod info;
 mod launch;
 mod list;
+mod looks;
 mod migrate;
 mod net;
 mod network;

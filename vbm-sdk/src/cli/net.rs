@@ -2,6 +2,7 @@
 
 use super::{
     args::{Net, NetTrace},
+    looks,
     session::Session,
 };
 use crate::api::{ForwardView, PortView};
@@ -17,7 +18,11 @@ use vbm_net::{
 };
 
 pub(super) async fn run(on: &Session<'_>, verb: Net) -> Result<(), Error> {
-    let Net::Trace(args) = verb;
+    let args = match verb {
+        Net::Trace(args) => args,
+        Net::Plan(args) => return looks::plan(on, &args).await,
+        Net::Counters(args) => return looks::counters(on, &args).await,
+    };
     let ports = on.client.ports().list().all().await?;
     let network = on
         .client

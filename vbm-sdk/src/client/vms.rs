@@ -9,7 +9,8 @@ use super::{
     snapshots::Snapshots,
 };
 use crate::api::{
-    Accepted, LaunchRequest, List, MigrateRequest, Placement, PowerAction, PowerRequest, SetGroups, SetPort, VmView,
+    Accepted, LaunchRequest, List, MigrateRequest, Placement, PowerAction, PowerRequest, SetGroups, SetPort,
+    VmView,
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};

@@ -27,6 +27,7 @@ mod images;
 mod keeper;
 mod launch;
 mod leadership;
+mod looks;
 mod moving;
 mod networks;
 mod once;

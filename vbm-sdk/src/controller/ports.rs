@@ -77,9 +77,8 @@ impl Controller {
         let network = self.records().must::<Network>(port.spec.network).await?;
         vbm_net::model::check_floating_ip(&network.value.spec, address)?;
         let others = self.records().all::<Port>().await?;
-        let has = |o: &&Held<Port>| {
-            o.value.spec.floating_ip == Some(address) && o.value.meta.id != port.meta.id
-        };
+        let has =
+            |o: &&Held<Port>| o.value.spec.floating_ip == Some(address) && o.value.meta.id != port.meta.id;
         if let Some(other) = others.iter().find(has) {
             let vm = self.records().get::<Vm>(other.value.spec.vm).await?;
             let whose = vm.map_or_else(
@@ -141,8 +140,21 @@ mod tests {
     fn a_floating_ip_is_an_address_or_none() {
         assert_eq!(floating_ip("none").unwrap(), None);
         assert_eq!(floating_ip("192.0.2.50").unwrap(), Some([192, 0, 2, 50].into()));
-        for bad in ["", "None", "192.0.2.256", "192.0.2.50/32", "fd00::1", " 192.0.2.50"] {
-            assert!(floating_ip(bad).unwrap_err().to_string().contains("no IPv4 address"), "{bad}");
+        for bad in [
+            "",
+            "None",
+            "192.0.2.256",
+            "192.0.2.50/32",
+            "fd00::1",
+            " 192.0.2.50",
+        ] {
+            assert!(
+                floating_ip(bad)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("no IPv4 address"),
+                "{bad}"
+            );
         }
     }
 }

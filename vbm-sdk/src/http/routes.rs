@@ -1,7 +1,7 @@
 //! The endpoints, each a line of glue.
 
 use super::{
-    ApiState, BODY_MAX_BYTES, access, console,
+    ApiState, BODY_MAX_BYTES, access, console, looks,
     problem::{Failed, Json, Query},
     snapshots, watch,
 };
@@ -52,6 +52,8 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(screenshot))
         .routes(routes!(list_networks, create_network))
         .routes(routes!(get_network, update_network, delete_network))
+        .routes(routes!(looks::network_plan))
+        .routes(routes!(looks::network_counters))
         .routes(routes!(list_ports))
         .routes(routes!(list_volumes))
         .routes(routes!(list_groups, create_group))

@@ -263,6 +263,10 @@ pub(in crate::cli) struct FloatingDetach {
 pub(in crate::cli) enum Net {
     /// Show whether a packet passes, its path, and the group and rule that decide
     Trace(NetTrace),
+    /// Show what each node would change of a network now; changes nothing
+    Plan(OneNetwork),
+    /// Show what passed each port of a network, and what each rule let begin
+    Counters(OneNetwork),
 }
 
 #[derive(Debug, Args)]
