@@ -308,7 +308,7 @@ async fn a_rule_counts_what_it_let_begin_and_a_port_what_passed() {
     };
     assert_eq!((of("tcp/80"), of("icmp")), (3, 0), "{all:?}");
     assert!(
-        all.ports[1].received.packets >= 9 && all.ports[1].sent.packets >= 3,
+        all.ports[1].received.packets >= 3 && all.ports[1].sent.packets >= 3,
         "{all:?}"
     );
     assert!(
