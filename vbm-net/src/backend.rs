@@ -1,7 +1,8 @@
 //! The trait behind which networks are made real, or simulated.
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkCounters, NetworkSeen, Nic, NicKind, metadata::Instance,
+    DesiredNetwork, NetError, NetEvent, NetworkCounters, NetworkSeen, Nic, NicKind, PathSeen,
+    metadata::Instance,
 };
 use async_trait::async_trait;
 use std::collections::BTreeSet;
@@ -67,6 +68,13 @@ pub trait NetworkBackend: Send + Sync {
     /// # Errors
     /// As `ensure`, for what can be known before.
     async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError>;
+
+    /// Tries every path between the networks of this host, and from them to the host, with real probes; answers which are there and
+    /// which may be. Takes a second or so for each network.
+    ///
+    /// # Errors
+    /// More networks than [`crate::check::CHECK_MAX_NETWORKS`]; what the kernel refused.
+    async fn check(&self) -> Result<Vec<PathSeen>, NetError>;
 
     /// What passed each port since its NIC was opened, and what each rule let begin since it was written.
     ///

@@ -127,6 +127,7 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     limits::a_limit_that_makes_no_sense_is_refused(backend, &fixture).await;
     limits::a_floating_ip_leads_to_one_port_of_one_network(backend, &fixture).await;
     limits::counters_are_there_for_each_port_and_rule(backend, &fixture).await;
+    limits::no_network_reaches_another_but_where_a_group_lets_it_in(backend, &fixture).await;
     limits::a_plan_says_what_would_be_done_and_does_nothing(backend, &fixture).await;
 }
 

@@ -23,6 +23,7 @@
 //! | [`ipam`] | which addresses are taken: pure |
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
+//! | [`check`] | which paths are tried, and may be there: pure |
 //! | [`limits`] | bandwidth of ports, counters: pure |
 //! | [`ra`] | router advertisements as frames: pure, not yet sent |
 //! | [`dns`] | the names of the VMs, and the way to the world's; what is answered is pure |
@@ -96,6 +97,7 @@
 //! ```
 
 pub mod backend;
+pub mod check;
 pub mod conformance;
 pub mod dhcp;
 pub mod dns;
@@ -114,6 +116,7 @@ mod rate;
 mod sim;
 
 pub use backend::NetworkBackend;
+pub use check::PathSeen;
 pub use error::{NetError, Result};
 #[doc(hidden)]
 pub use host::StepHook;

@@ -6,7 +6,8 @@
 
 use crate::{
     DesiredNetwork, LeaseSeen, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic,
-    NicKind, PortSeen, Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
+    NicKind, PathSeen, PortSeen, Validated, backend::EVENTS_MAX_PENDING, check::Known, metadata::Instance,
+    model::gateway_mac, names, plan::Transit,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -228,6 +229,16 @@ impl SimOne {
             .ok_or_else(|| not_here("port", id))
     }
 
+    /// Each with a transit of its own.
+    fn known((one, nth): (&Self, u32)) -> Known {
+        let base = Ipv4Addr::from(u32::from(Ipv4Addr::new(169, 254, 0, 0)) + 2 * nth);
+        let net = Ipv4Net::new_assert(base, 31);
+        Known {
+            net: one.wanted.clone(),
+            transit: Transit::new(net).filter(|_| one.wanted.spec.mode == NetworkMode::Nat),
+        }
+    }
+
     fn seen(&self, changed: Vec<String>) -> NetworkSeen {
         let id = self.wanted.id;
         let ports = self.wanted.ports.iter().map(|p| PortSeen {
@@ -357,6 +368,17 @@ impl NetworkBackend for SimNetwork {
             Some(_) => vec![CHANGED.to_owned()],
             None => vec![MADE.to_owned()],
         })
+    }
+
+    async fn check(&self) -> Result<Vec<PathSeen>, NetError> {
+        let state = self.lock();
+        state.up()?;
+        let known: Vec<Known> = state.networks.values().zip(0u32..).map(SimOne::known).collect();
+        let mut paths = crate::check::paths(&known, &[])?;
+        for path in &mut paths {
+            path.reached = path.allowed;
+        }
+        Ok(paths)
     }
 
     async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError> {

@@ -214,3 +214,54 @@ async fn one_that_is_routed_to_the_host_needs_no_subnet_there() {
     assert_eq!(lab.outside.get((ROUTED, 80)).as_deref(), Some("routed"));
     assert_eq!(lab.host.ip("neigh show proxy"), "", "nobody answers ARP for it");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_finds_who_may_be_reached_and_the_holes_that_somebody_made() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    let (mut one, two) = (network(NetworkMode::Nat, 1), network(NetworkMode::Nat, 1));
+    open_port(&mut one, 0, &["icmp"]);
+    attach(&mut one, 0, Some(FLOATING));
+    lab.ensure(&one).await;
+    lab.ensure(&two).await;
+    let guest = lab.guest(&one, 0).await;
+    guest.dhcp();
+    let paths = lab.net.check().await.unwrap();
+    assert!(!paths.iter().any(vbm_net::PathSeen::is_hole), "{paths:#?}");
+    let reached: Vec<_> = paths
+        .iter()
+        .filter(|p| p.reached)
+        .map(|p| (p.from, p.to, p.address, p.way))
+        .collect();
+    let floating = (two.id, Some(one.id), FLOATING, vbm_net::check::Way::Ping);
+    assert_eq!(
+        reached,
+        [floating],
+        "a ping, which its group lets in, and nothing else"
+    );
+    lab.host.sh("iptables -I INPUT -j ACCEPT");
+    let paths = lab.net.check().await.unwrap();
+    let holes: Vec<_> = paths.iter().filter(|p| p.is_hole()).collect();
+    assert!(
+        holes.iter().any(|p| p.to.is_none() && p.address == HOST_OUTSIDE),
+        "{paths:#?}"
+    );
+    assert!(
+        holes.iter().all(|p| p.to.is_none()),
+        "only the host was opened: {holes:#?}"
+    );
+    lab.host.sh("iptables -I FORWARD -j ACCEPT");
+    for net in [&one, &two] {
+        let inside = lab.inside(net.id);
+        assert!(
+            common::in_netns(&inside, "iptables -I INPUT -j ACCEPT")
+                .status
+                .success()
+        );
+    }
+    let paths = lab.net.check().await.unwrap();
+    for (from, to) in [(one.id, two.id), (two.id, one.id)] {
+        let hole = |p: &vbm_net::PathSeen| p.is_hole() && p.from == from && p.to == Some(to);
+        assert!(paths.iter().any(hole), "{paths:#?}");
+    }
+}

@@ -8,7 +8,7 @@
 //! Desired state travels whole and is idempotent: a lost or doubled message does no harm, the next one
 //! heals it. What an agent does not know it asks for by reporting itself with a new boot id.
 
-use crate::api::{ConsoleKind, Counted};
+use crate::api::{ConsoleKind, Counted, TriedPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -67,6 +67,8 @@ methods! {
     NetworkForesee = "network.foresee": WantedNetwork => Vec<String>;
     /// What passed on a network of the node.
     NetworkCount = "network.count": NetworkId => CountedNetwork;
+    /// Tries every path between the networks of the node.
+    NetworkCheck = "network.check": () => Vec<TriedPath>;
     /// Tells the node what a VM shall be; the node goes there by itself and reports as it goes.
     VmEnsure = "vm.ensure": WantedVm => VmStatus;
     /// Takes a VM and its disk off the node, at once.

@@ -188,3 +188,41 @@ pub async fn a_plan_says_what_would_be_done_and_does_nothing(
     }
     expect(backend.remove(wanted.id).await, "remove");
 }
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn no_network_reaches_another_but_where_a_group_lets_it_in(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let mut open = fixture.network(NetworkMode::Nat, 1);
+    open.ports[0].rules = vec![expect("icmp".parse(), "a rule")];
+    open.ports[0].policy.floating = Some(FLOATING[0]);
+    let others = [
+        fixture.network(NetworkMode::Nat, 1),
+        fixture.network(NetworkMode::Isolated, 1),
+    ];
+    for network in others.iter().chain([&open]) {
+        expect(backend.ensure(network.clone()).await, "ensure");
+    }
+    let paths = expect(backend.check().await, "check");
+    let holes: Vec<_> = paths.iter().filter(|p| p.is_hole()).collect();
+    assert!(holes.is_empty(), "{holes:?}");
+    for from in &others {
+        let tried = |p: &&crate::PathSeen| p.from == from.id && p.to == Some(open.id);
+        assert!(
+            paths.iter().any(|p| tried(&p)),
+            "no path from {} was tried",
+            from.id
+        );
+        let to_floating = paths.iter().filter(tried).filter(|p| p.address == FLOATING[0]);
+        let allowed = to_floating.filter(|p| p.allowed).count();
+        let has_way_out = from.spec.mode == NetworkMode::Nat;
+        assert_eq!(allowed, usize::from(has_way_out), "ping, and nothing else");
+    }
+    for network in others.iter().chain([&open]) {
+        expect(backend.remove(network.id).await, "remove");
+    }
+}

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     DesiredNetwork, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
+    check::Known,
     dhcp::{
         Leases, ServerConfig,
         server::{Beginning, Context, Place as Bound, Server},
@@ -50,6 +51,7 @@ pub(crate) enum Command {
     Describe(PortId, Option<Box<Instance>>, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
     Count(Answer<NetworkCounters>),
+    Tell(Answer<Option<Known>>),
     Foresee(Box<Validated<DesiredNetwork>>, Answer<Vec<String>>),
 }
 
@@ -112,6 +114,7 @@ impl Actor {
                 drop(answer.send(self.describe(port, instance.map(|i| *i))));
             }
             Command::Look(answer) => drop(answer.send(self.look().await)),
+            Command::Tell(answer) => drop(answer.send(Ok(self.tell()))),
             Command::Count(answer) => drop(answer.send(self.count().await)),
             Command::Foresee(wanted, answer) => drop(answer.send(self.foresee(*wanted).await)),
         }
@@ -332,6 +335,15 @@ impl Actor {
         ];
         let lines = differs.into_iter().filter(|(_, is)| *is);
         lines.map(|(line, _)| line.to_owned()).collect()
+    }
+
+    /// What is wanted here, where it stands.
+    fn tell(&self) -> Option<Known> {
+        let net = self.wanted.clone().filter(|_| self.ready)?;
+        Some(Known {
+            net,
+            transit: self.transit,
+        })
     }
 
     async fn count(&self) -> Result<NetworkCounters, NetError> {

@@ -1,7 +1,7 @@
 //! Networks, as the controller wants them on this node.
 
 use super::Agent;
-use crate::api::Counted;
+use crate::api::{Counted, TriedPath};
 use crate::methods::{CountedNetwork, CountedPort, CountedRule, WantedNetwork, WantedVm};
 use vbm_core::{Error, NetworkId, NetworkStatus, Result};
 use vbm_net::{
@@ -54,6 +54,19 @@ impl Agent {
     pub(super) async fn network_foresee(&self, wanted: WantedNetwork) -> Result<Vec<String>> {
         let lines = self.inner.networks.plan(desired(wanted)).await;
         lines.map_err(Error::from)
+    }
+
+    pub(super) async fn network_check(&self, (): ()) -> Result<Vec<TriedPath>> {
+        let paths = self.inner.networks.check().await.map_err(Error::from)?;
+        let tried = |p: vbm_net::PathSeen| TriedPath {
+            from: p.from,
+            to: p.to,
+            address: p.address,
+            way: p.way.to_string(),
+            allowed: p.allowed,
+            reached: p.reached,
+        };
+        Ok(paths.into_iter().map(tried).collect())
     }
 
     pub(super) async fn network_count(&self, id: NetworkId) -> Result<CountedNetwork> {

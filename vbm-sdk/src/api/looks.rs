@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use utoipa::ToSchema;
-use vbm_core::{GroupId, NodePath, PortId, Rule};
+use vbm_core::{GroupId, NetworkId, NodePath, PortId, Rule};
 
 /// What a node would change of a network now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -13,6 +13,44 @@ pub struct NodeChanges {
     /// A line for each change; empty when all is as wanted.
     pub changes: Vec<String>,
     /// Why it could not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A path that was tried with a real packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TriedPath {
+    /// The network that it begins in.
+    pub from: NetworkId,
+    /// The network that it leads to; absent: the host itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NetworkId>,
+    /// Where to.
+    #[schema(value_type = String)]
+    pub address: Ipv4Addr,
+    /// How: `ping` or `tcp/PORT`.
+    pub way: String,
+    /// Whether it may be there.
+    pub allowed: bool,
+    /// Whether somebody answered. Who may not be reached and answers is a hole.
+    pub reached: bool,
+}
+
+impl TriedPath {
+    /// Whether somebody answered who may not be reached.
+    pub const fn is_hole(&self) -> bool {
+        self.reached && !self.allowed
+    }
+}
+
+/// The paths that a node tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodePaths {
+    /// The node.
+    pub node: NodePath,
+    /// Its paths.
+    pub paths: Vec<TriedPath>,
+    /// Why it could not try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }

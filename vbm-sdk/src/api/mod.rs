@@ -16,6 +16,7 @@
 //! | `/v1/networks`, `/v1/networks/{network}` | GET, POST, PATCH [`UpdateNetwork`], DELETE |
 //! | `/v1/networks/{network}/plan` | GET: [`NodeChanges`] of each node |
 //! | `/v1/networks/{network}/counters` | GET: [`NetworkCounts`] |
+//! | `/v1/paths` | GET: [`NodePaths`] of each node |
 //! | `/v1/ports`, `/v1/volumes` | GET |
 //! | `/v1/groups`, `/v1/groups/{group}` | GET, POST, DELETE |
 //! | `/v1/groups/{group}/rules` | PUT [`SetRules`] |
@@ -40,7 +41,7 @@ mod ports;
 mod web;
 
 pub use addresses::{AddressUsage, CreateIpv6, NetworkUsage, UpdateIpv6, UpdateNetwork};
-pub use looks::{Counted, NetworkCounts, NodeChanges, PortCounts, RuleCounts};
+pub use looks::{Counted, NetworkCounts, NodeChanges, NodePaths, PortCounts, RuleCounts, TriedPath};
 pub use ports::{FLOATING_IP_NONE, SetPort};
 pub use web::{
     ConsoleKind, ConsoleQuery, ConsoleToken, CreateConsoleToken, LoginLink, RecordChange, RecordView,

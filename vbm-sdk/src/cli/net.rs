@@ -21,6 +21,7 @@ pub(super) async fn run(on: &Session<'_>, verb: Net) -> Result<(), Error> {
     let args = match verb {
         Net::Trace(args) => args,
         Net::Plan(args) => return looks::plan(on, &args).await,
+        Net::Check => return looks::check(on).await,
         Net::Counters(args) => return looks::counters(on, &args).await,
     };
     let ports = on.client.ports().list().all().await?;

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::api::{
     Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, List, LoginLink, NetworkCounts,
-    NetworkView, NodeChanges, PortView, SetRules, UpdateNetwork,
+    NetworkView, NodeChanges, NodePaths, PortView, SetRules, UpdateNetwork,
 };
 use hyper::Method;
 use vbm_core::{Error, Group, Node, Volume};
@@ -67,6 +67,11 @@ impl Networks {
     pub fn plan(&self, network: impl AsRef<str>) -> Call<List<NodeChanges>> {
         let path = ApiPath::one("networks", "network", network.as_ref());
         Call::new(&self.0, Method::GET, path.map(|p| p.sub("plan")), json)
+    }
+
+    /// Lets each node try every path between its networks with real packets.
+    pub fn check(&self) -> Call<List<NodePaths>> {
+        Call::new(&self.0, Method::GET, Ok(ApiPath::of("paths")), json)
     }
 
     /// What passed each of its ports, and what each rule let begin.

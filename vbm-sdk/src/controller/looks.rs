@@ -1,8 +1,8 @@
 //! What the nodes say of a network: what they would change now, what passed.
 
 use super::{Controller, plan::World};
-use crate::api::{Counted, List, NetworkCounts, NodeChanges, PortCounts, RuleCounts};
-use crate::methods::{CountedNetwork, NetworkCount, NetworkForesee};
+use crate::api::{Counted, List, NetworkCounts, NodeChanges, NodePaths, PortCounts, RuleCounts};
+use crate::methods::{CountedNetwork, NetworkCheck, NetworkCount, NetworkForesee};
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use vbm_core::{Error, GroupId, Network, NetworkId, NodePath, Result, Rule};
@@ -25,6 +25,26 @@ impl Controller {
                 };
                 node_changes(node, said)
             }
+        };
+        Ok(List {
+            items: join_all(world.nodes.keys().cloned().map(ask)).await,
+            next: None,
+            revision: world.revision,
+        })
+    }
+
+    /// Lets each node try every path between its networks.
+    ///
+    /// # Errors
+    /// The store does not answer. What a node answers is told beside the others.
+    pub async fn network_paths(&self) -> Result<List<NodePaths>> {
+        let world = World::load(self.records()).await?;
+        let ask = |node: NodePath| async move {
+            let (paths, problem) = match self.ask_node::<NetworkCheck>(&node, &()).await {
+                Ok(paths) => (paths, None),
+                Err(error) => (Vec::new(), Some(error.inline())),
+            };
+            NodePaths { node, paths, problem }
         };
         Ok(List {
             items: join_all(world.nodes.keys().cloned().map(ask)).await,

@@ -1,7 +1,7 @@
 //! The endpoints that ask the nodes of a network, each a line of glue.
 
 use super::{ApiState, routes::Answer};
-use crate::api::{List, NetworkCounts, NodeChanges, Problem};
+use crate::api::{List, NetworkCounts, NodeChanges, NodePaths, Problem};
 use axum::extract::{Path, State};
 
 /// Tells what each node would change of a network now; nothing is changed.
@@ -24,4 +24,11 @@ pub(super) async fn network_counters(
     Path(network): Path<String>,
 ) -> Answer<NetworkCounts> {
     Ok(axum::Json(api.controller.network_counters(&network).await?))
+}
+
+/// Lets each node try every path between its networks with real packets, and tells which are there.
+#[utoipa::path(get, path = "/paths", tag = "networks",
+    responses((status = 200, body = List<NodePaths>), (status = "default", body = Problem)))]
+pub(super) async fn network_paths(State(api): State<ApiState>) -> Answer<List<NodePaths>> {
+    Ok(axum::Json(api.controller.network_paths().await?))
 }

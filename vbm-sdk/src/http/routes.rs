@@ -54,6 +54,7 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(get_network, update_network, delete_network))
         .routes(routes!(looks::network_plan))
         .routes(routes!(looks::network_counters))
+        .routes(routes!(looks::network_paths))
         .routes(routes!(list_ports))
         .routes(routes!(list_volumes))
         .routes(routes!(list_groups, create_group))

@@ -265,6 +265,8 @@ pub(in crate::cli) enum Net {
     Trace(NetTrace),
     /// Show what each node would change of a network now; changes nothing
     Plan(OneNetwork),
+    /// Try every path between the networks of each node with real packets; fails when one is there that may not be
+    Check,
     /// Show what passed each port of a network, and what each rule let begin
     Counters(OneNetwork),
 }
