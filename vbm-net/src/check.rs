@@ -13,7 +13,7 @@
 //! The addresses inside another network are not tried by themselves: no route leads there, and they may be the network's own.
 
 use crate::{
-    DesiredNetwork, NetError, Validated,
+    DesiredForward, DesiredNetwork, NetError, Validated,
     plan::{
         Transit, inside,
         policy::{Packet, Policies},
@@ -105,7 +105,10 @@ pub fn paths(all: &[Known], host: &[Ipv4Addr]) -> Result<Vec<PathSeen>, NetError
         }
         for address in host {
             path(from, None, *address, Way::Ping, false, &mut paths);
-            let forwarded = |n: &Known| n.net.forwards.iter().any(|f| f.listen_port == HOST_PORT);
+            let forwarded = |n: &Known| {
+                let ours = |f: &DesiredForward| f.in_step(f.listen_port, HOST_PORT, 1).is_some();
+                n.net.forwards.iter().any(ours)
+            };
             if !all.iter().any(forwarded) {
                 path(from, None, *address, Way::Tcp(HOST_PORT), false, &mut paths);
             }

@@ -88,6 +88,7 @@ impl<'a> Fixture<'a> {
             listen_port,
             target,
             target_port,
+            count: 1,
         }
     }
 }

@@ -40,6 +40,11 @@ pub const CONSOLE_ITEM_MAX_BYTES: usize = 64 * 1024;
 /// those of an agent of version 2 cannot be opened, everything else of it works.)
 pub const PROTOCOL_VERSION: u32 = 3;
 
+/// Controllers of earlier versions do not tell it.
+const fn one_port() -> u16 {
+    1
+}
+
 /// Agents of the first version do not tell it.
 const fn first_protocol() -> u32 {
     1
@@ -287,6 +292,9 @@ pub struct WantedForward {
     pub listen_address: Option<Ipv4Addr>,
     /// The host's port.
     pub listen_port: u16,
+    /// How many ports, one beside the other, from both on.
+    #[serde(default = "one_port")]
+    pub count: u16,
     /// Where it goes.
     pub target: PortId,
     /// Which port there.

@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
-use vbm_core::{Direction, Protocol};
+use vbm_core::{Direction, ForwardId, Protocol};
 
 /// One flow of the kernel's table, as `conntrack -L` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +73,7 @@ fn parse_line(line: &str) -> Option<Flow> {
 pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: &[Flow]) -> Vec<Flow> {
     let who = Who {
         policies: Policies::new(net),
+        doors: inside::doors(net),
         ports: Owners::new(net),
         remotes: net
             .overlay
@@ -101,6 +102,8 @@ struct Who<'a> {
     policies: Policies<'a>,
     ports: Owners<'a>,
     remotes: BTreeSet<IpAddr>,
+    /// Where forwards pass the transit.
+    doors: BTreeMap<ForwardId, u16>,
 }
 
 impl Who<'_> {
@@ -162,12 +165,15 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
     }
     let by_forward = transit.is_some_and(|t| IpAddr::V4(t.inner()) == flow.to);
     if by_forward {
-        let doors = inside::doors(net);
+        let doors = &who.doors;
         let stands = inside::forwards(net).into_iter().any(|(forward, target)| {
             forward.protocol == flow.known_protocol()
-                && Some(doors[&forward.id]) == flow.to_port
                 && IpAddr::V4(target.address) == flow.answerer
-                && Some(forward.target_port) == flow.answerer_port
+                && flow.answerer_port.is_some()
+                && flow
+                    .to_port
+                    .and_then(|at| forward.in_step(doors[&forward.id], at, forward.target_port))
+                    == flow.answerer_port
         });
         if !stands {
             return false;
@@ -202,8 +208,11 @@ pub fn stale_at_host(net: &Validated<DesiredNetwork>, transit: Transit, flows: &
     let stands = |flow: &Flow| {
         inside::forwards(net).into_iter().any(|(forward, _)| {
             forward.protocol.to_string() == flow.protocol
-                && Some(doors[&forward.id]) == flow.answerer_port
-                && Some(forward.listen_port) == flow.to_port
+                && flow.answerer_port.is_some()
+                && flow
+                    .to_port
+                    .and_then(|at| forward.in_step(forward.listen_port, at, doors[&forward.id]))
+                    == flow.answerer_port
                 && forward.listen_address.is_none_or(|a| IpAddr::V4(a) == flow.to)
         })
     };
@@ -273,6 +282,30 @@ mod tests {
         let mut other = now.clone();
         other.forwards.clear();
         assert!(!only_adds_ports(&now, &other));
+    }
+
+    #[test]
+    fn a_flow_by_a_range_goes_on_where_it_is_in_step() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.forwards.truncate(1);
+        net.ports[0].rules = vec!["tcp".parse().unwrap()];
+        net.forwards[0].count = 10;
+        let net = Validated::<DesiredNetwork>::new(net).unwrap();
+        let inside = |at: u16, to: u16| {
+            let text = format!(
+                "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=169.254.64.3 sport=4000 dport={at} src=10.77.0.10 dst=192.0.2.9 sport={to} dport=4000"
+            );
+            to_cut(&net, transit(), &parse(&text)).is_empty()
+        };
+        assert!(inside(8080, 80) && inside(8084, 84) && inside(8089, 89));
+        assert!(!inside(8084, 80) && !inside(8090, 90) && !inside(8079, 79));
+        let at_host = |at: u16, to: u16| {
+            let text = format!(
+                "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=192.0.2.1 sport=4000 dport={at} src=169.254.64.3 dst=192.0.2.9 sport={to} dport=4000"
+            );
+            stale_at_host(&net, transit().unwrap(), &parse(&text)).is_empty()
+        };
+        assert!(at_host(8085, 8085) && !at_host(8085, 8084) && !at_host(8090, 8090));
     }
 
     #[test]

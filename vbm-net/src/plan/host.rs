@@ -82,12 +82,8 @@ fn dnat_rules(net: &Validated<DesiredNetwork>, tag: &str, transit: Transit) -> V
                 .listen_address
                 .map(|a| format!("-d {a}/32 "))
                 .unwrap_or_default();
-            format!(
-                "{to}-p {p} {tag} -m {p} --dport {} -j DNAT --to-destination {}:{}",
-                forward.listen_port,
-                transit.inner(),
-                doors[&forward.id]
-            )
+            let rest = inside::dnat(forward, forward.listen_port, transit.inner(), doors[&forward.id]);
+            format!("{to}-p {p} {tag} -m {p} {rest}")
         })
         .collect()
 }

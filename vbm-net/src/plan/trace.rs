@@ -366,13 +366,23 @@ impl<'a> Walk<'a> {
         let found = self.net.forwards.iter().find(|f| {
             receivers.iter().any(|p| p.id == f.target)
                 && f.protocol == self.packet.protocol
-                && Some(f.target_port) == self.packet.to_port
+                && self
+                    .packet
+                    .to_port
+                    .is_some_and(|at| f.in_step(f.target_port, at, f.listen_port).is_some())
         });
         match found {
             Some(f) => self.pass(
                 Decider::Network,
                 "forward",
-                format!("the host's {}/{} leads there", f.protocol, f.listen_port),
+                format!(
+                    "the host's {}/{} leads there",
+                    f.protocol,
+                    self.packet
+                        .to_port
+                        .and_then(|at| f.in_step(f.target_port, at, f.listen_port))
+                        .unwrap_or(f.listen_port)
+                ),
             ),
             None => self.stop(
                 Decider::Network,

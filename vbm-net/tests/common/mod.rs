@@ -449,6 +449,7 @@ pub(crate) fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize
         listen_port,
         target,
         target_port,
+        count: 1,
     });
 }
 

@@ -126,6 +126,7 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         protocol: f.protocol,
         listen_address: f.listen_address,
         listen_port: f.listen_port,
+        count: f.count,
         target: f.target,
         target_port: f.target_port,
     };

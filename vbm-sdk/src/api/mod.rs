@@ -439,6 +439,9 @@ pub struct CreateForward {
     pub listen_address: Option<Ipv4Addr>,
     /// The host's port it listens on.
     pub listen_port: u16,
+    /// How many ports, one beside the other: the first of the host's goes to the first of the VM's, and so on. 1 when absent.
+    #[serde(default = "one_port")]
+    pub count: u16,
     /// The VM it goes to: a name or an id.
     pub vm: String,
     /// Through which of its networks; needed when it has several.
@@ -446,6 +449,10 @@ pub struct CreateForward {
     pub network: Option<String>,
     /// The VM's port it goes to.
     pub target_port: u16,
+}
+
+const fn one_port() -> u16 {
+    1
 }
 
 const fn tcp() -> Protocol {

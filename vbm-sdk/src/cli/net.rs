@@ -173,6 +173,7 @@ fn desired(
         protocol: view.forward.spec.protocol,
         listen_address: view.forward.spec.listen_address,
         listen_port: view.forward.spec.listen_port,
+        count: view.forward.spec.count,
         target: view.forward.spec.target,
         target_port: view.forward.spec.target_port,
     };

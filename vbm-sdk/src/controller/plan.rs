@@ -261,6 +261,7 @@ fn wanted_forward(forward: &Forward) -> WantedForward {
         protocol: forward.spec.protocol,
         listen_address: forward.spec.listen_address,
         listen_port: forward.spec.listen_port,
+        count: forward.spec.count,
         target: forward.spec.target,
         target_port: forward.spec.target_port,
     }

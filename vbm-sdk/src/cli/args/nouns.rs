@@ -397,7 +397,8 @@ pub(in crate::cli) enum Forward {
 Examples:
   vbm forward create web1 8080:80
   vbm forward create web1 127.0.0.1:8080:80
-  vbm forward create dns1 5353:53/udp")]
+  vbm forward create dns1 5353:53/udp
+  vbm forward create sip1 10000-10099:10000-10099/udp     ports in step")]
 pub(in crate::cli) struct ForwardCreate {
     /// The VM it leads to
     pub(in crate::cli) vm: String,

@@ -158,6 +158,7 @@ fn forward_to(world: &mut World, n: u8) {
         protocol: Protocol::Tcp,
         listen_address: None,
         listen_port: 8080,
+        count: 1,
         target,
         target_port: 80,
     };
