@@ -11,7 +11,7 @@
 //! network is at most too closed.
 
 use super::{
-    HostShared, exec, floating, flows as standing, limits,
+    HostShared, floating, flows as standing, hooks, limits,
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
@@ -22,12 +22,11 @@ use super::{
 };
 use crate::{
     DesiredNetwork, NetError, Validated, names,
-    names::HostChain,
     plan::{Transit, floating as floating_plan, flows, host as host_plan, inside, transit as transit_plan},
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
-use vbm_core::{NetworkId, PortId, network::METADATA_ADDRESS};
+use vbm_core::{PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
@@ -346,7 +345,7 @@ impl<'a> Run<'a> {
 
     async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
-        let changed = host_rules(self.shared, self.net.id, want.as_ref()).await?;
+        let changed = hooks::host_rules(self.shared, self.net.id, want.as_ref()).await?;
         self.rules_changed |= !changed.is_empty();
         self.healed |= !changed.is_empty();
         self.changed.extend(changed);
@@ -456,80 +455,4 @@ impl<'a> Run<'a> {
             detail: "conntrack was told to delete them, and they stand".into(),
         })
     }
-}
-
-/// Makes the host's rules of one network those wanted, and the hooks stand. One at a time for an owner: its chains are shared by its
-/// networks.
-pub(crate) async fn host_rules(
-    shared: &HostShared,
-    network: NetworkId,
-    want: Option<&host_plan::HostRules>,
-) -> Result<Vec<String>, NetError> {
-    let _one_at_a_time = shared.host_rules.lock().await;
-    let (host, owner) = (&shared.host, &shared.owner);
-    let observed = exec::iptables_read(host).await?;
-    let diff = host_plan::diff(owner, network, want, &observed);
-    let mut changed = diff.changes;
-    if !diff.script.is_empty() {
-        exec::iptables_write(host, &diff.script).await?;
-    }
-    if want.is_some() {
-        shared.step("host chains");
-        let missing = host_plan::missing_hooks(owner, &observed);
-        if !missing.is_empty() {
-            changed.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
-            insert_hooks(host, owner, missing).await?;
-        }
-    }
-    if !changed.is_empty() {
-        let now = exec::iptables_read(host).await?;
-        let left = host_plan::diff(owner, network, want, &now);
-        let hooks = want.is_some() && !host_plan::missing_hooks(owner, &now).is_empty();
-        if !left.script.is_empty() || hooks {
-            let detail = left
-                .script
-                .lines()
-                .nth(1)
-                .unwrap_or("a hook is missing or stands twice")
-                .to_owned();
-            return Err(NetError::NotVerified {
-                what: "a rule on the host".into(),
-                detail,
-            });
-        }
-    }
-    Ok(changed)
-}
-
-/// The jumps from built-in chains, each first in its chain: another's final DROP must not come before them. The `iptables` crate
-/// runs one program a call; this is at most ten, once for a host.
-async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Result<(), NetError> {
-    let rules: Vec<_> = chains
-        .into_iter()
-        .map(|c| (c, host_plan::hook_rule(owner, c)))
-        .collect();
-    let failed = |said: String| NetError::Command {
-        program: "iptables",
-        doing: "hooking our chains in".into(),
-        said,
-    };
-    let work = move || -> Result<(), String> {
-        let iptables = iptables::new(false).map_err(|e| e.to_string())?;
-        for (chain, rule) in rules {
-            // One that stands twice, or lower down, goes first.
-            while iptables
-                .exists(chain.table(), chain.hook(), &rule)
-                .map_err(|e| e.to_string())?
-            {
-                iptables
-                    .delete(chain.table(), chain.hook(), &rule)
-                    .map_err(|e| e.to_string())?;
-            }
-            iptables
-                .insert(chain.table(), chain.hook(), &rule, 1)
-                .map_err(|e| e.to_string())?;
-        }
-        Ok(())
-    };
-    host.run(work).await?.map_err(failed)
 }

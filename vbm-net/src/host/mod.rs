@@ -17,6 +17,7 @@ mod floating;
 mod flows;
 mod foresee;
 mod generation;
+mod hooks;
 mod limits;
 pub(crate) mod link;
 pub(crate) mod netns;

@@ -4,10 +4,12 @@
 mod bus;
 mod bus_auth;
 mod nouns;
+mod ports;
 
 pub(super) use bus::*;
 pub(super) use bus_auth::*;
 pub(super) use nouns::*;
+pub(super) use ports::*;
 
 use super::exit;
 use crate::client::DEFAULT_SOCKET;
