@@ -355,6 +355,11 @@ impl<'a> Run<'a> {
     /// Behind the rules that let their packets pass.
     async fn floating(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let Some(transit) = transit else { return Ok(()) };
+        let none = |net: &DesiredNetwork| floating_plan::all(net).is_empty();
+        // What a crash left was found when this process looked first.
+        if none(self.net) && self.before.is_some_and(|before| none(before)) {
+            return Ok(());
+        }
         let place = floating::Place {
             host: &self.shared.host,
             network: self.net.id,

@@ -384,11 +384,14 @@ impl<'a> Walk<'a> {
                         .unwrap_or(f.listen_port)
                 ),
             ),
-            None => self.stop(
-                Decider::Network,
-                "network",
-                "no forward leads there from outside".into(),
-            ),
+            None => match receivers.iter().find_map(|p| p.policy.floating) {
+                Some(address) => self.pass(Decider::Network, "floating IP", format!("{address} leads there")),
+                None => self.stop(
+                    Decider::Network,
+                    "network",
+                    "no forward and no floating IP leads there from outside".into(),
+                ),
+            },
         }
     }
 }
@@ -494,6 +497,16 @@ mod tests {
         assert!(
             forwarded.allowed && forwarded.path.iter().any(|s| s.at == "forward"),
             "{forwarded}"
+        );
+        let ping = packet("192.0.2.9", "10.77.0.10", "icmp/type=8");
+        assert!(!trace(&nat, &ping).allowed);
+        let mut floats = nat.into_inner();
+        floats.ports[0].policy.floating = Some([192, 0, 2, 50].into());
+        let floats = Validated::<DesiredNetwork>::new(floats).unwrap();
+        let floating = trace(&floats, &ping);
+        assert!(
+            floating.allowed && floating.path.iter().any(|s| s.at == "floating IP"),
+            "{floating}"
         );
     }
 }
