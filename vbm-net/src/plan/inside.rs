@@ -24,12 +24,9 @@ use super::{
     tables::{Table, Tables, chain},
 };
 use crate::{DesiredForward, DesiredNetwork, DesiredPort, Validated, dns, metadata, names};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 use vbm_core::{
-    ForwardId, NetworkMode,
+    ForwardId, NetworkMode, Protocol,
     network::{METADATA_ADDRESS, VXLAN_PORT},
 };
 
@@ -242,7 +239,7 @@ fn free(forward: &DesiredForward, from: u16, taken: &[(Protocol, u16, u16)]) -> 
 }
 
 /// How the match and the target of a forward are written, from a first port to a first port at an address.
-pub(crate) fn dnat(forward: &DesiredForward, from: u16, to: std::net::Ipv4Addr, at: u16) -> String {
+pub(crate) fn dnat(forward: &DesiredForward, from: u16, to: Ipv4Addr, at: u16) -> String {
     if forward.count == 1 {
         return format!("--dport {from} -j DNAT --to-destination {to}:{at}");
     }
