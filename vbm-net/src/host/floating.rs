@@ -46,13 +46,13 @@ impl Place<'_> {
         for step in &steps {
             self.take(&links, *step).await?;
         }
-        if !steps.is_empty() {
-            if let Some(left) = self.steps(&links, wanted).await?.first() {
-                return Err(NetError::NotVerified {
-                    what: "a floating IP".into(),
-                    detail: format!("missing: {left}"),
-                });
-            }
+        if !steps.is_empty()
+            && let Some(left) = self.steps(&links, wanted).await?.first()
+        {
+            return Err(NetError::NotVerified {
+                what: "a floating IP".into(),
+                detail: format!("missing: {left}"),
+            });
         }
         Ok(steps.iter().map(ToString::to_string).collect())
     }
