@@ -68,7 +68,7 @@ async fn set(on: &Session<'_>, vm: &str, request: &SetPort, text: &str) -> Resul
 async fn list(on: &Session<'_>) -> Result<(), Error> {
     let mut ports = on.client.ports().list().all().await?;
     ports.retain(|p| p.port.spec.floating_ip.is_some());
-    on.out.list(&ports, |p| floating(p), &table(&ports), NONE_YET)
+    on.out.list(&ports, floating, &table(&ports), NONE_YET)
 }
 
 fn floating(view: &PortView) -> String {
