@@ -13,13 +13,14 @@
 //! | module | holds |
 //! |---|---|
 //! | [`id`], [`name`], [`mac`], [`range`], [`path`], [`epoch`], [`time`] | the values that name and order things |
-//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
+//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`bandwidth`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
 //! | [`power`] | the power state machine, as a table |
 //! | [`operation`], [`event`] | what is being done, what happened |
 //! | [`error`] | one error form with outcome and retry advice |
 //! | [`limits`] | every limit, with its unit |
 
 pub mod addressing;
+pub mod bandwidth;
 pub mod dhcp;
 pub mod digest;
 pub mod epoch;
@@ -50,6 +51,7 @@ pub mod vm;
 pub mod volume;
 
 pub use addressing::{Ipv6Spec, Reservation, Reservation6};
+pub use bandwidth::PortLimits;
 pub use dhcp::DhcpSpec;
 pub use digest::Digest;
 pub use epoch::{Epoch, Generation};

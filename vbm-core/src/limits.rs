@@ -20,6 +20,14 @@ pub const VM_MAX_SNAPSHOTS: usize = 64;
 pub const PORT_MAX_GROUPS: usize = 16;
 /// The most addresses beside its own that a port may be allowed.
 pub const PORT_MAX_PAIRS: usize = 16;
+/// The least bandwidth that a port may be limited to: one full frame is a fifth of a second.
+pub const PORT_MIN_KBIT_PER_SECOND: u32 = 64;
+/// The most bandwidth that a port may be limited to; the kernel's buckets count bytes of a second in 32 bits.
+pub const PORT_MAX_KBIT_PER_SECOND: u32 = 32_000_000;
+/// The most connections that a port may be limited to: each new one is looked for among them.
+pub const PORT_MAX_CONNECTIONS: u32 = 65_536;
+/// The most ports of one forward.
+pub const FORWARD_MAX_PORTS: u16 = 512;
 /// The most rules of a security group.
 pub const GROUP_MAX_RULES: usize = 256;
 /// The most DNS servers a network hands out.

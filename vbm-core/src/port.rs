@@ -1,6 +1,6 @@
 //! Ports: where a NIC meets a network.
 
-use crate::{Error, GroupId, Mac, Meta, NetworkId, PortId, Timestamp, VmId, error::invalid};
+use crate::{Error, GroupId, Mac, Meta, NetworkId, PortId, PortLimits, Timestamp, VmId, error::invalid};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -45,6 +45,13 @@ pub struct PortSpec {
     /// Addresses beside its own that it may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<AddressPair>,
+    /// How much it may carry.
+    #[serde(default, skip_serializing_if = "PortLimits::is_none")]
+    pub limits: PortLimits,
+    /// The address by which the world reaches it and sees it, one to one; only on a network of mode nat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub floating_ip: Option<Ipv4Addr>,
 }
 
 /// Addresses beside its own that a port may use: those of a virtual router, of a floating service, or of IPv6. Several ports may

@@ -1,6 +1,9 @@
 //! The trait behind which networks are made real, or simulated.
 
-use crate::{DesiredNetwork, NetError, NetEvent, NetworkSeen, Nic, NicKind, metadata::Instance};
+use crate::{
+    DesiredNetwork, NetError, NetEvent, NetworkCounters, NetworkSeen, Nic, NicKind, PathSeen,
+    metadata::Instance,
+};
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use tokio::sync::broadcast;
@@ -59,6 +62,25 @@ pub trait NetworkBackend: Send + Sync {
         port: PortId,
         instance: Option<Instance>,
     ) -> Result<(), NetError>;
+
+    /// What `ensure` would change now, one line each, in the words in which it reports it; empty when all is as wanted. Changes nothing.
+    ///
+    /// # Errors
+    /// As `ensure`, for what can be known before.
+    async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError>;
+
+    /// Tries every path between the networks of this host, and from them to the host, with real probes; answers which are there and
+    /// which may be. Takes a second or so for each network.
+    ///
+    /// # Errors
+    /// More networks than [`crate::check::CHECK_MAX_NETWORKS`]; what the kernel refused.
+    async fn check(&self) -> Result<Vec<PathSeen>, NetError>;
+
+    /// What passed each port since its NIC was opened, and what each rule let begin since it was written.
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`] before this process ensured the network; what could not be read.
+    async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError>;
 
     /// What of ours is on this host, whether or not this process made it. Ports are listed for networks that
     /// were ensured since this process started.

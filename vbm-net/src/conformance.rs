@@ -3,6 +3,7 @@
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
 pub mod groups;
+pub mod limits;
 pub mod services;
 pub mod six;
 
@@ -88,6 +89,7 @@ impl<'a> Fixture<'a> {
             listen_port,
             target,
             target_port,
+            count: 1,
         }
     }
 }
@@ -125,6 +127,12 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
     six::ipv6_comes_changes_and_goes_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     six::ipv6_that_makes_no_sense_is_refused_before_anything_is_made(backend, &fixture).await;
+    limits::limits_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
+    limits::a_limit_that_makes_no_sense_is_refused(backend, &fixture).await;
+    limits::a_floating_ip_leads_to_one_port_of_one_network(backend, &fixture).await;
+    limits::counters_are_there_for_each_port_and_rule(backend, &fixture).await;
+    limits::no_network_reaches_another_but_where_a_group_lets_it_in(backend, &fixture).await;
+    limits::a_plan_says_what_would_be_done_and_does_nothing(backend, &fixture).await;
 }
 
 /// See its name.
@@ -547,6 +555,7 @@ pub async fn a_backend_that_was_shut_down_refuses(backend: &dyn NetworkBackend, 
         backend.open_nic(network, port, NicKind::Tap).await,
         Err(NetError::Stopped)
     ));
+    assert!(matches!(backend.counters(network).await, Err(NetError::Stopped)));
 }
 
 async fn lists(backend: &dyn NetworkBackend, id: NetworkId) -> bool {

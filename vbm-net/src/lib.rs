@@ -24,6 +24,8 @@
 //! | [`plan`] | rules as text, compared with what stands: pure |
 //! | [`dhcp`] | the server; its decisions are pure |
 //! | [`dhcp6`], [`ra`] | the same for IPv6: DHCPv6, router advertisements |
+//! | [`check`] | which paths are tried, and may be there: pure |
+//! | [`limits`] | bandwidth of ports, counters: pure |
 //! | [`dns`] | the names of the VMs, and the way to the world's; what is answered is pure |
 //! | [`metadata`] | what a VM is told of itself over HTTP; what is answered is pure |
 //! | [`names`] | every name that is given to something on a host |
@@ -95,6 +97,7 @@
 //! ```
 
 pub mod backend;
+pub mod check;
 pub mod conformance;
 pub mod dhcp;
 pub mod dhcp6;
@@ -104,6 +107,7 @@ mod door;
 mod error;
 mod host;
 pub mod ipam;
+pub mod limits;
 pub mod metadata;
 pub mod model;
 pub mod names;
@@ -113,10 +117,12 @@ mod rate;
 mod sim;
 
 pub use backend::NetworkBackend;
+pub use check::PathSeen;
 pub use error::{NetError, Result};
 #[doc(hidden)]
 pub use host::StepHook;
 pub use host::{HostConfig, HostNamespace, HostNetwork};
+pub use limits::counters::{NetworkCounters, PortCounters, RuleCounters, Traffic};
 pub use model::{
     DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, LeaseSeen6,
     NetEvent, NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated,

@@ -4,9 +4,11 @@
 //! [`Validated`] wraps one that was checked; only that can be rendered into rules, so a bad rule can never
 //! leave a VM open.
 
+mod floating;
 mod security;
 mod seen;
 mod six;
+pub use floating::check_floating_ip;
 pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
 pub use seen::{LeaseSeen, LeaseSeen6, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
 pub use six::GATEWAY_LINK_LOCAL;
@@ -118,6 +120,8 @@ pub struct DesiredForward {
     pub target: PortId,
     /// The VM's TCP or UDP port.
     pub target_port: u16,
+    /// How many ports, one beside the other, from both on; 1: just these.
+    pub count: u16,
 }
 
 impl DesiredNetwork {
@@ -221,6 +225,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
         check_overlay(desired, overlay, macs, addresses)?;
     }
     check_groups(desired)?;
+    floating::check(desired)?;
     check_forwards(desired)
 }
 
@@ -405,10 +410,31 @@ fn check_forwards(desired: &DesiredNetwork) -> Result<(), Error> {
             ));
         }
     }
-    Ok(())
+    let doors = crate::plan::inside::doors(desired);
+    match desired.forwards.iter().find(|f| !doors.contains_key(&f.id)) {
+        None => Ok(()),
+        Some(left) => Err(bad(
+            format!("forward {} cannot be made", left.id),
+            "there are so many ranges at several addresses that none of their ports is free between host and network",
+            "forward fewer ports",
+        )),
+    }
 }
 
 impl DesiredForward {
+    /// Of two ports that count in step, the second where the first is `at`; `None` where this is not one of the forward's.
+    pub(crate) const fn in_step(&self, first: u16, at: u16, second: u16) -> Option<u16> {
+        match at.checked_sub(first) {
+            Some(step) if step < self.count => second.checked_add(step),
+            _ => None,
+        }
+    }
+
+    /// The last of the ports that begin at one.
+    pub(crate) const fn last(&self, first: u16) -> u16 {
+        first.saturating_add(self.count.saturating_sub(1))
+    }
+
     fn as_spec(&self, network: NetworkId) -> vbm_core::ForwardSpec {
         vbm_core::ForwardSpec {
             network,
@@ -417,6 +443,7 @@ impl DesiredForward {
             listen_port: self.listen_port,
             target: self.target,
             target_port: self.target_port,
+            count: self.count,
         }
     }
 }

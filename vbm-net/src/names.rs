@@ -15,6 +15,8 @@
 //! | NIC, the end of one that is an interface | `vbp<port>` | host |
 //! | a policy's chains, in and out | `VBM-P-<hash>`, `VBM-E-<hash>` | namespace, filter |
 //! | dispatch, by tap and address | `VBM-TO`, `VBM-FROM`, `VBM-AT`, and these with digits | namespace, filter |
+//! | where what a port sends is limited | `lim<port>` | namespace |
+//! | connections of a port are counted | `VBM-C-<port>`, by `VBM-CF` and `VBM-CT` | namespace, mangle |
 //! | members of a group | `vbm4-<group>`, `vbm6-<group>` | namespace, ipset |
 //! | guard of a port, from and to it | `in-<port>`, `to-<port>` | namespace, nft bridge |
 //! | host chains | `VBM-<owner hash>-FWD` and so on | host |
@@ -50,6 +52,13 @@ pub const INTERFACE_PREFIX: &str = "vbp";
 /// What taps begin with.
 pub const TAP_PREFIX: &str = "tap";
 
+/// What intermediate devices begin with.
+pub const LIMIT_PREFIX: &str = "lim";
+/// The chain that finds the port which a new connection comes from.
+pub const COUNT_FROM_CHAIN: &str = "VBM-CF";
+/// The chain that finds the port which a new connection goes to.
+pub const COUNT_TO_CHAIN: &str = "VBM-CT";
+
 /// The longest owner tag, in bytes: it must fit an interface alias beside an id.
 pub const OWNER_MAX_BYTES: usize = 64;
 
@@ -73,6 +82,14 @@ pub fn tap(port: PortId) -> String {
 /// The host's end of a port whose NIC is an interface.
 pub fn interface(port: PortId) -> String {
     format!("{INTERFACE_PREFIX}{}", port.short())
+}
+/// The intermediate device by which what a port sends is limited.
+pub fn limit(port: PortId) -> String {
+    format!("{LIMIT_PREFIX}{}", port.short())
+}
+/// The chain that counts the connections of a port.
+pub fn count_chain(port: PortId) -> String {
+    format!("VBM-C-{}", port.short())
 }
 /// The chain of a policy: what may reach its ports.
 pub fn ingress_chain(policy: u64) -> String {
@@ -208,7 +225,7 @@ mod tests {
         #[test]
         fn every_name_fits_its_limit(id: u128, owner in "[a-z0-9][a-z0-9_.-]{0,63}") {
             let (net, port) = (NetworkId::from_uuid(Uuid::from_u128(id)), PortId::from_uuid(Uuid::from_u128(id)));
-            for name in [transit(net), tap(port), interface(port), VXLAN.into(), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
+            for name in [transit(net), tap(port), interface(port), limit(port), VXLAN.into(), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
                 prop_assert!(name.len() <= IFNAME_MAX_BYTES, "{}", name);
             }
             for name in HostChain::ALL.map(|c| c.name(&owner)) {

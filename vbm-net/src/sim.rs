@@ -5,8 +5,9 @@
 //! given ahead: [`SimNetwork::fail_next`].
 
 use crate::{
-    DesiredNetwork, LeaseSeen, LeaseSeen6, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind,
-    PortSeen, Validated, backend::EVENTS_MAX_PENDING, metadata::Instance, model::gateway_mac, names,
+    DesiredNetwork, LeaseSeen, LeaseSeen6, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen,
+    Nic, NicKind, PathSeen, PortSeen, Validated, backend::EVENTS_MAX_PENDING, check::Known,
+    metadata::Instance, model::gateway_mac, names, plan::Transit,
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -20,6 +21,10 @@ use std::{
 };
 use tokio::sync::broadcast;
 use vbm_core::{Clock, NetworkId, NetworkMode, PortId};
+
+/// How a change is reported.
+const CHANGED: &str = "changed as wanted";
+const MADE: &str = "made the network";
 
 /// A simulated host's networks. Cheap to clone; clones are the same host.
 #[derive(Clone)]
@@ -200,6 +205,19 @@ impl SimNetwork {
 }
 
 impl State {
+    /// A floating IP leads to one network of a host.
+    fn refuse_taken(&self, wanted: &DesiredNetwork) -> Result<(), NetError> {
+        let others = self.networks.values().filter(|one| one.wanted.id != wanted.id);
+        let taken: BTreeSet<Ipv4Addr> = others
+            .flat_map(|one| one.wanted.ports.iter().filter_map(|p| p.policy.floating))
+            .collect();
+        let mut asked = wanted.ports.iter().filter_map(|p| p.policy.floating);
+        match asked.find(|a| taken.contains(a)) {
+            Some(address) => Err(floating_taken(address)),
+            None => Ok(()),
+        }
+    }
+
     fn network(&mut self, id: NetworkId) -> Result<&mut SimOne, NetError> {
         self.networks.get_mut(&id).ok_or_else(|| not_here("network", id))
     }
@@ -231,6 +249,16 @@ impl SimOne {
             .find(|p| p.id == id)
             .map(|p| p.address)
             .ok_or_else(|| not_here("port", id))
+    }
+
+    /// Each with a transit of its own.
+    fn known((one, nth): (&Self, u32)) -> Known {
+        let base = Ipv4Addr::from(u32::from(Ipv4Addr::new(169, 254, 0, 0)) + 2 * nth);
+        let net = Ipv4Net::new_assert(base, 31);
+        Known {
+            net: one.wanted.clone(),
+            transit: Transit::new(net).filter(|_| one.wanted.spec.mode == NetworkMode::Nat),
+        }
     }
 
     fn seen(&self, changed: Vec<String>) -> NetworkSeen {
@@ -275,13 +303,14 @@ impl NetworkBackend for SimNetwork {
         state.fault()?;
         let id = wanted.id;
         let ports: BTreeSet<PortId> = wanted.ports.iter().map(|p| p.id).collect();
+        state.refuse_taken(&wanted)?;
         let changed = match state.networks.get_mut(&id) {
             Some(one) if one.wanted == wanted => Vec::new(),
             Some(one) => {
                 one.wanted = wanted;
                 one.open.retain(|port, _| ports.contains(port));
                 one.leases.retain(|port, _| ports.contains(port));
-                vec!["changed as wanted".to_owned()]
+                vec![CHANGED.to_owned()]
             }
             None => {
                 let one = SimOne {
@@ -290,7 +319,7 @@ impl NetworkBackend for SimNetwork {
                     leases: BTreeMap::new(),
                 };
                 state.networks.insert(id, one);
-                vec!["made the network".to_owned()]
+                vec![MADE.to_owned()]
             }
         };
         Ok(state.network(id)?.seen(changed))
@@ -359,6 +388,35 @@ impl NetworkBackend for SimNetwork {
         state.network(network)?.port(port).map(drop)
     }
 
+    async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError> {
+        self.lock().up()?;
+        let wanted = Validated::<DesiredNetwork>::new(desired)?;
+        let state = self.lock();
+        state.refuse_taken(&wanted)?;
+        Ok(match state.networks.get(&wanted.id) {
+            Some(one) if one.wanted == wanted => Vec::new(),
+            Some(_) => vec![CHANGED.to_owned()],
+            None => vec![MADE.to_owned()],
+        })
+    }
+
+    async fn check(&self) -> Result<Vec<PathSeen>, NetError> {
+        let state = self.lock();
+        state.up()?;
+        let known: Vec<Known> = state.networks.values().zip(0u32..).map(SimOne::known).collect();
+        let mut paths = crate::check::paths(&known, &[])?;
+        for path in &mut paths {
+            path.reached = path.allowed;
+        }
+        Ok(paths)
+    }
+
+    async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError> {
+        let mut state = self.lock();
+        state.fault()?;
+        Ok(NetworkCounters::none(&state.network(network)?.wanted))
+    }
+
     async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {
         let state = self.lock();
         state.up()?;
@@ -397,6 +455,14 @@ fn is_held(nic: &SimNic) -> bool {
     let SimNic::Tap(ours) = nic else { return true };
     let probe = ours.set_nonblocking(true).and_then(|()| ours.send(&[]));
     !matches!(probe, Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected))
+}
+
+pub(crate) fn floating_taken(address: Ipv4Addr) -> NetError {
+    NetError::Conflict {
+        what: format!("the floating IP {address} cannot be attached here"),
+        why: "it leads to another network of this host".into(),
+        fix: "detach it there first".into(),
+    }
 }
 
 pub(crate) fn nic_in_use(port: PortId) -> NetError {

@@ -36,6 +36,12 @@ fn wanted(id: NetworkId) -> DesiredNetwork {
     wanted.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00::/64".parse().unwrap()).unwrap());
     wanted.ports[0].address6 = Some("fd00::a".parse().unwrap());
     open_port(&mut wanted, 0, &["tcp/80", "icmp"]);
+    wanted.ports[0].policy.floating = Some([192, 0, 2, 50].into());
+    wanted.ports[0].policy.limits = vbm_core::PortLimits {
+        in_kbit_per_second: Some(10_000),
+        out_kbit_per_second: Some(10_000),
+        connections: Some(100),
+    };
     forward(&mut wanted, 8080, 0, 80);
     wanted.forwards[0].id = vbm_core::ForwardId::from_uuid(id.uuid());
     let vni = (id.uuid().as_u128() % 0x00ff_0000) as u32 + vbm_core::network::VNI_FIRST;

@@ -72,6 +72,28 @@ async fn a_forward_is_reached_from_the_world_the_host_its_loopback_and_the_guest
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_range_of_ports_leads_to_the_vms_in_step_from_the_world_and_from_inside() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    let mut wanted = network(NetworkMode::Nat, 2);
+    open_port(&mut wanted, 0, &["tcp/70-90"]);
+    forward(&mut wanted, 8_000, 0, 76);
+    wanted.forwards[0].count = 5;
+    lab.ensure(&wanted).await;
+    assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
+    let (mut server, client) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 1).await);
+    server.dhcp();
+    client.dhcp();
+    server.serve("the last of five").await;
+    let page = Some("the last of five".to_owned());
+    assert_eq!(lab.outside.get((HOST_OUTSIDE, 8_004)), page, "from the world");
+    assert_eq!(client.ns.get((HOST_OUTSIDE, 8_004)), page, "hairpin");
+    for port in [8_000, 8_003, 8_005] {
+        assert_eq!(lab.outside.get((HOST_OUTSIDE, port)), None, "{port}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_networks_with_the_same_addresses_work_at_once_and_cannot_meet() {
     needs_namespaces!();
     let lab = Lab::new().await;

@@ -8,7 +8,7 @@
 //! Desired state travels whole and is idempotent: a lost or doubled message does no harm, the next one
 //! heals it. What an agent does not know it asks for by reporting itself with a new boot id.
 
-use crate::api::ConsoleKind;
+use crate::api::{ConsoleKind, Counted, TriedPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,8 +18,8 @@ use std::{
 use vbm_core::{
     AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
     GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
-    OperationId, PortId, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp, VmId, VmRevert,
-    VmStatus, VolumeId, WantedPower,
+    OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp,
+    VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::{Method, StreamMethod};
 
@@ -39,6 +39,11 @@ pub const CONSOLE_ITEM_MAX_BYTES: usize = 64 * 1024;
 /// The version of these methods. A controller takes in agents of this one and of the one before. (3: consoles are streams;
 /// those of an agent of version 2 cannot be opened, everything else of it works.)
 pub const PROTOCOL_VERSION: u32 = 3;
+
+/// Controllers of earlier versions do not tell it.
+const fn one_port() -> u16 {
+    1
+}
 
 /// Agents of the first version do not tell it.
 const fn first_protocol() -> u32 {
@@ -63,6 +68,12 @@ methods! {
     NetworkEnsure = "network.ensure": WantedNetwork => NetworkStatus;
     /// Takes a network off the node.
     NetworkRemove = "network.remove": NetworkId => ();
+    /// What [`NetworkEnsure`] would change now, a line each.
+    NetworkForesee = "network.foresee": WantedNetwork => Vec<String>;
+    /// What passed on a network of the node.
+    NetworkCount = "network.count": NetworkId => CountedNetwork;
+    /// Tries every path between the networks of the node.
+    NetworkCheck = "network.check": () => Vec<TriedPath>;
     /// Tells the node what a VM shall be; the node goes there by itself and reports as it goes.
     VmEnsure = "vm.ensure": WantedVm => VmStatus;
     /// Takes a VM and its disk off the node, at once.
@@ -225,6 +236,49 @@ pub struct WantedPort {
     /// Addresses beside its own that it may use.
     #[serde(default)]
     pub pairs: Vec<AddressPair>,
+    /// How much it may carry.
+    #[serde(default)]
+    pub limits: PortLimits,
+    /// The address by which the world reaches it and sees it.
+    #[serde(default)]
+    pub floating_ip: Option<Ipv4Addr>,
+}
+
+/// What passed on a network of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountedNetwork {
+    /// By port.
+    pub ports: Vec<CountedPort>,
+    /// By rule.
+    pub rules: Vec<CountedRule>,
+}
+
+/// What passed a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountedPort {
+    /// Its id.
+    pub port: PortId,
+    /// What reached its VM.
+    pub received: Counted,
+    /// What its VM sent.
+    pub sent: Counted,
+    /// Packets to the VM that its limit dropped.
+    pub received_dropped: u64,
+    /// Packets of the VM that its limit dropped.
+    pub sent_dropped: u64,
+    /// Packets that would have begun a connection beyond its limit.
+    pub connections_refused: u64,
+}
+
+/// What a rule let begin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountedRule {
+    /// Its group.
+    pub group: Option<GroupId>,
+    /// The rule.
+    pub rule: Rule,
+    /// The packets that it let begin something.
+    pub passed: Counted,
 }
 
 /// A forward as a node shall have it.
@@ -238,6 +292,9 @@ pub struct WantedForward {
     pub listen_address: Option<Ipv4Addr>,
     /// The host's port.
     pub listen_port: u16,
+    /// How many ports, one beside the other, from both on.
+    #[serde(default = "one_port")]
+    pub count: u16,
     /// Where it goes.
     pub target: PortId,
     /// Which port there.

@@ -256,6 +256,53 @@ fn rules_and_forwards_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn limits_and_floating_ips_that_make_no_sense_are_refused() {
+    let daemon = Daemon::start();
+    daemon.furnish();
+    daemon.ok(&["launch", "tiny", "web1", "--network", "lan"]);
+    daemon.ok(&["launch", "tiny", "web2", "--network", "lan"]);
+    daemon.ok(&["launch", "tiny", "lonely"]);
+    daemon.ok(&["floating-ip", "attach", "192.0.2.50", "web1"]);
+    daemon.ok(&["forward", "create", "web1", "18000-18009:80", "--name", "range"]);
+    refuse_all(
+        &daemon,
+        &[
+            (&["port", "limit", "web1"], 2, "nothing is to be limited"),
+            (&["port", "limit", "web1", "--in", "fast"], 2, "'fast'"),
+            (&["port", "limit", "web1", "--in", "0kbit"], 2, "0kbit"),
+            (&["port", "limit", "web1", "--out", "33gbit"], 2, "33gbit"),
+            (
+                &["port", "limit", "web1", "--connections", "0"],
+                2,
+                "0 connections",
+            ),
+            (&["port", "limit", "web1", "--connections", "many"], 2, "'many'"),
+            (&["port", "limit", "nope", "--in", "1mbit"], 3, "'nope'"),
+            (&["port", "limit", "lonely", "--in", "1mbit"], 3, "'lonely'"),
+            (&["floating-ip", "attach", "here", "web2"], 2, "'here'"),
+            (&["floating-ip", "attach", "fd00::1", "web2"], 2, "'fd00::1'"),
+            (&["floating-ip", "attach", "10.0.0.77", "web2"], 2, "10.0.0.77"),
+            (&["floating-ip", "attach", "127.0.0.1", "web2"], 2, "127.0.0.1"),
+            (&["floating-ip", "attach", "192.0.2.50", "web2"], 4, "web1"),
+            (&["floating-ip", "attach", "192.0.2.51", "nope"], 3, "'nope'"),
+            (&["floating-ip", "detach", "web2"], 3, "'web2'"),
+            (&["net", "plan", "nope"], 3, "'nope'"),
+            (&["net", "counters", "nope"], 3, "'nope'"),
+            (&["forward", "create", "web1", "18009-18000:80"], 2, "18009-18000"),
+            (
+                &["forward", "create", "web1", "18100-18109:80-81"],
+                2,
+                "18100-18109",
+            ),
+            (&["forward", "create", "web1", "18100-18700:80"], 2, "601 ports"),
+            (&["forward", "create", "web1", "65530-65535:65531"], 2, "65531"),
+            (&["forward", "create", "web1", "18005:80"], 4, "18000-18009"),
+            (&["forward", "create", "web1", "17990-18000:80"], 4, "range"),
+        ],
+    );
+}
+
+#[test]
 fn images_that_are_none_are_refused() {
     let daemon = Daemon::start();
     daemon.furnish();

@@ -98,6 +98,54 @@ fn a_group_is_opened_and_closed_and_moved_while_a_vm_runs() {
 }
 
 #[test]
+fn a_port_is_limited_floats_and_is_counted_while_its_vm_runs() {
+    let daemon = Daemon::start();
+    daemon.furnish();
+    daemon.ok(&["launch", "tiny", "web1", "--network", "lan", "--group", "web"]);
+    assert_eq!(
+        daemon.ok(&["port", "limit", "web1", "--in", "100mbit", "--out", "20mbit"]),
+        "web1 on lan: in 100mbit, out 20mbit, connections unlimited\n"
+    );
+    assert_eq!(
+        daemon.ok(&["port", "limit", "web1", "--out", "none", "--connections", "500"]),
+        "web1 on lan: in 100mbit, out unlimited, connections 500\n"
+    );
+    assert_eq!(
+        daemon.ok(&["floating-ip", "attach", "192.0.2.50", "web1"]),
+        "192.0.2.50 leads to web1\n"
+    );
+    assert!(
+        daemon
+            .ok(&["floating-ip", "list"])
+            .contains("192.0.2.50   10.0.0.2  web1  lan")
+    );
+    let port = &daemon.json(&["port", "list"])[0]["spec"];
+    assert_eq!(port["limits"]["connections"], 500);
+    assert_eq!(port["floating_ip"], "192.0.2.50");
+    assert_eq!(daemon.ok(&["net", "plan", "lan"]), "local: all is as wanted\n");
+    let counted = daemon.ok(&["net", "counters", "lan"]);
+    assert!(
+        counted.contains("10.0.0.2  web1") && counted.contains("tcp/80"),
+        "{counted}"
+    );
+    assert!(daemon.ok(&["net", "check"]).starts_with("local: "));
+    assert_eq!(
+        daemon.ok(&["floating-ip", "detach", "web1"]),
+        "192.0.2.50 is free\n"
+    );
+    assert_eq!(daemon.json(&["floating-ip", "list"]), serde_json::json!([]));
+    let range = daemon.ok(&[
+        "forward",
+        "create",
+        "web1",
+        "18000-18009:8000-8009",
+        "--name",
+        "r",
+    ]);
+    assert_eq!(range, "r: *:18000-18009 leads to web1 at 10.0.0.2:8000-8009\n");
+}
+
+#[test]
 fn a_vm_is_kept_and_brought_back() {
     let daemon = Daemon::start();
     daemon.furnish();

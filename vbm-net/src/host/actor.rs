@@ -3,6 +3,7 @@
 use super::{
     HostShared,
     apply::Run,
+    counting, foresee, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -14,12 +15,14 @@ use super::{
 };
 use crate::{
     DesiredNetwork, DesiredPort, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
+    check::Known,
     dhcp::{
         Leases, ServerConfig,
         server::{Beginning, Context, Place as Bound, Server},
         store::Forgetful,
     },
     dhcp6,
+    limits::counters::NetworkCounters,
     metadata::Instance,
     model::gateway_mac,
     names,
@@ -48,6 +51,9 @@ pub(crate) enum Command {
     CloseNic(PortId, Answer<()>),
     Describe(PortId, Option<Box<Instance>>, Answer<()>),
     Look(Answer<Option<NetworkSeen>>),
+    Count(Answer<NetworkCounters>),
+    Tell(Answer<Option<Known>>),
+    Foresee(Box<Validated<DesiredNetwork>>, Answer<Vec<String>>),
 }
 
 pub(crate) struct Actor {
@@ -113,6 +119,9 @@ impl Actor {
                 drop(answer.send(self.describe(port, instance.map(|i| *i))));
             }
             Command::Look(answer) => drop(answer.send(self.look().await)),
+            Command::Tell(answer) => drop(answer.send(Ok(self.tell()))),
+            Command::Count(answer) => drop(answer.send(self.count().await)),
+            Command::Foresee(wanted, answer) => drop(answer.send(self.foresee(*wanted).await)),
         }
     }
 
@@ -362,11 +371,60 @@ impl Actor {
         NetError::join(errors).map(|()| torn.removed)
     }
 
+    async fn foresee(&self, wanted: Validated<DesiredNetwork>) -> Result<Vec<String>, NetError> {
+        let (wanted, underlay) = self.fit(wanted).await?;
+        let look = foresee::Look {
+            shared: &self.shared,
+            net: &wanted,
+            underlay: underlay.as_ref(),
+        };
+        let mut lines = look.lines().await?;
+        lines.extend(self.foresee_services(&wanted));
+        Ok(lines)
+    }
+
+    /// What is served is this process' own: it is asked of nobody else.
+    fn foresee_services(&self, wanted: &Validated<DesiredNetwork>) -> Vec<String> {
+        let Some(before) = self.wanted.as_ref().filter(|_| self.ready) else {
+            return vec!["DHCP and what else the network serves".into()];
+        };
+        let differs = [
+            (
+                "DHCP settings",
+                ServerConfig::from(before) != ServerConfig::from(wanted),
+            ),
+            (
+                "DNS names",
+                crate::dns::Zone::from(before) != crate::dns::Zone::from(wanted),
+            ),
+            (
+                "services",
+                (before.spec.serve_dns, before.spec.serves_metadata())
+                    != (wanted.spec.serve_dns, wanted.spec.serves_metadata()),
+            ),
+        ];
+        let lines = differs.into_iter().filter(|(_, is)| *is);
+        lines.map(|(line, _)| line.to_owned()).collect()
+    }
+
+    /// What is wanted here, where it stands.
+    fn tell(&self) -> Option<Known> {
+        let net = self.wanted.clone().filter(|_| self.ready)?;
+        Some(Known {
+            net,
+            transit: self.transit,
+        })
+    }
+
+    async fn count(&self) -> Result<NetworkCounters, NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        counting::read(&self.ns, wanted).await
+    }
+
     async fn open_nic(&mut self, port: PortId, kind: NicKind) -> Result<Nic, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
-        if !wanted.ports.iter().any(|p| p.id == port) {
-            return Err(not_here("port", port));
-        }
+        let found = wanted.ports.iter().find(|p| p.id == port);
+        let found = found.ok_or_else(|| not_here("port", port))?;
         let name = names::tap(port);
         let links = Links::open(&self.ns).await?;
         if links.get(&name).await?.is_some() {
@@ -401,6 +459,12 @@ impl Actor {
                 }
             }
         };
+        // Nobody holds it yet: it carries nothing before its limits stand.
+        let limits = crate::limits::Wanted::of(found);
+        if let Err(error) = limits::apply_one(&links, place.alias, limits).await {
+            drop(links.delete(&name));
+            return Err(error);
+        }
         // It works without, but the guest's first frames would be lost.
         if tokio::time::timeout(NIC_READY_MAX, carries(&links, &name))
             .await

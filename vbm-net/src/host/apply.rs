@@ -2,15 +2,16 @@
 //! over any half-made state ends in the same place.
 //!
 //! ```text
-//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> taps that must go
-//!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP, DNS, metadata
+//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> floating IPs
+//!          -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
+//!          -> DHCP, DNS, metadata
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
 //! network is at most too closed.
 
 use super::{
-    HostShared, exec, flows as standing,
+    HostShared, floating, flows as standing, hooks, limits,
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
@@ -23,12 +24,11 @@ use crate::{
     DesiredNetwork, NetError, Validated,
     model::GATEWAY_LINK_LOCAL,
     names,
-    names::HostChain,
-    plan::{Transit, flows, host as host_plan, inside, transit as transit_plan},
+    plan::{Transit, floating as floating_plan, flows, host as host_plan, inside, transit as transit_plan},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
-use vbm_core::{NetworkId, PortId, network::METADATA_ADDRESS};
+use vbm_core::{PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
@@ -119,8 +119,10 @@ impl<'a> Run<'a> {
         self.shared.step("uplink");
         self.host_rules(transit).await?;
         self.shared.step("host rules");
+        self.floating(transit).await?;
+        self.shared.step("floating");
         let taps = self.taps(&links, &bridge).await?;
-        self.shared.step("taps");
+        self.shared.step("limits");
         self.overlay(&links, &bridge).await?;
         let only_more = || {
             self.before
@@ -333,6 +335,10 @@ impl<'a> Run<'a> {
         let (outer, inner) = (names::transit(self.net.id), names::UPLINK);
         let host = Links::open(&self.shared.host).await?;
         let Some(transit) = transit else {
+            if host.get(&outer).await?.is_some() {
+                let gone = floating::remove(&self.shared.host, self.net.id).await?;
+                self.changed.extend(gone);
+            }
             for gone in [host.delete(&outer).await?, links.delete(inner).await?] {
                 self.changed.extend(gone.then(|| "no more transit".to_owned()));
             }
@@ -373,34 +379,50 @@ impl<'a> Run<'a> {
 
     async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
-        let changed = host_rules(self.shared, self.net.id, want.as_ref()).await?;
+        let changed = hooks::host_rules(self.shared, self.net.id, want.as_ref()).await?;
         self.rules_changed |= !changed.is_empty();
         self.healed |= !changed.is_empty();
         self.changed.extend(changed);
         Ok(())
     }
 
-    /// NICs of ports that nobody wants any more go; those that stay get what changed, or what somebody took from them.
+    /// Behind the rules that let their packets pass.
+    async fn floating(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
+        let Some(transit) = transit else { return Ok(()) };
+        let none = |net: &DesiredNetwork| floating_plan::all(net).is_empty();
+        // What a crash left was found when this process looked first.
+        if none(self.net) && self.before.is_some_and(|before| none(before)) {
+            return Ok(());
+        }
+        let place = floating::Place {
+            host: &self.shared.host,
+            network: self.net.id,
+            transit,
+        };
+        let wanted = floating_plan::all(self.net).into_keys().collect();
+        let changed = place.apply(&wanted).await?;
+        self.changed.extend(changed);
+        Ok(())
+    }
+
+    /// NICs of ports that nobody wants any more go; those that stay get what changed, or what somebody took from them. Then their
+    /// limits.
     async fn taps(&mut self, links: &Links, bridge: &Link) -> Result<Vec<String>, NetError> {
         let wanted: BTreeMap<String, PortId> =
             self.net.ports.iter().map(|p| (names::tap(p.id), p.id)).collect();
-        let mut standing = Vec::new();
-        for link in links
-            .list()
-            .await?
-            .into_iter()
-            .filter(|l| l.name.starts_with(names::TAP_PREFIX))
-        {
+        let (mut standing, mut all) = (Vec::new(), links.list().await?);
+        let before = self.changed.len();
+        for link in all.iter().filter(|l| l.name.starts_with(names::TAP_PREFIX)) {
             match wanted.get(&link.name) {
                 Some(port) if link.peer.is_some() => {
                     let place = self.place(links, bridge);
                     let changed = place.interface(*port).await?;
                     self.changed.extend(changed);
-                    standing.push(link.name);
+                    standing.push(link.name.clone());
                 }
                 Some(_) => {
-                    self.mtu(links, &link).await?;
-                    standing.push(link.name);
+                    self.mtu(links, link).await?;
+                    standing.push(link.name.clone());
                 }
                 None => {
                     if links.delete(&link.name).await? {
@@ -409,6 +431,13 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        if self.changed.len() > before {
+            // What was made anew has another index.
+            all = links.list().await?;
+        }
+        self.shared.step("taps");
+        let limited = limits::apply(links, &self.alias, &crate::limits::render(self.net), &all).await?;
+        self.changed.extend(limited);
         Ok(standing)
     }
 
@@ -465,80 +494,4 @@ impl<'a> Run<'a> {
             detail: "conntrack was told to delete them, and they stand".into(),
         })
     }
-}
-
-/// Makes the host's rules of one network those wanted, and the hooks stand. One at a time for an owner: its chains are shared by its
-/// networks.
-pub(crate) async fn host_rules(
-    shared: &HostShared,
-    network: NetworkId,
-    want: Option<&host_plan::HostRules>,
-) -> Result<Vec<String>, NetError> {
-    let _one_at_a_time = shared.host_rules.lock().await;
-    let (host, owner) = (&shared.host, &shared.owner);
-    let observed = exec::iptables_read(host).await?;
-    let diff = host_plan::diff(owner, network, want, &observed);
-    let mut changed = diff.changes;
-    if !diff.script.is_empty() {
-        exec::iptables_write(host, &diff.script).await?;
-    }
-    if want.is_some() {
-        shared.step("host chains");
-        let missing = host_plan::missing_hooks(owner, &observed);
-        if !missing.is_empty() {
-            changed.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
-            insert_hooks(host, owner, missing).await?;
-        }
-    }
-    if !changed.is_empty() {
-        let now = exec::iptables_read(host).await?;
-        let left = host_plan::diff(owner, network, want, &now);
-        let hooks = want.is_some() && !host_plan::missing_hooks(owner, &now).is_empty();
-        if !left.script.is_empty() || hooks {
-            let detail = left
-                .script
-                .lines()
-                .nth(1)
-                .unwrap_or("a hook is missing or stands twice")
-                .to_owned();
-            return Err(NetError::NotVerified {
-                what: "a rule on the host".into(),
-                detail,
-            });
-        }
-    }
-    Ok(changed)
-}
-
-/// The jumps from built-in chains, each first in its chain: another's final DROP must not come before them. The `iptables` crate
-/// runs one program a call; this is at most ten, once for a host.
-async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Result<(), NetError> {
-    let rules: Vec<_> = chains
-        .into_iter()
-        .map(|c| (c, host_plan::hook_rule(owner, c)))
-        .collect();
-    let failed = |said: String| NetError::Command {
-        program: "iptables",
-        doing: "hooking our chains in".into(),
-        said,
-    };
-    let work = move || -> Result<(), String> {
-        let iptables = iptables::new(false).map_err(|e| e.to_string())?;
-        for (chain, rule) in rules {
-            // One that stands twice, or lower down, goes first.
-            while iptables
-                .exists(chain.table(), chain.hook(), &rule)
-                .map_err(|e| e.to_string())?
-            {
-                iptables
-                    .delete(chain.table(), chain.hook(), &rule)
-                    .map_err(|e| e.to_string())?;
-            }
-            iptables
-                .insert(chain.table(), chain.hook(), &rule, 1)
-                .map_err(|e| e.to_string())?;
-        }
-        Ok(())
-    };
-    host.run(work).await?.map_err(failed)
 }

@@ -163,6 +163,11 @@ pub(crate) async fn iptables_read(ns: &NetNs) -> Result<crate::plan::tables::Tab
     Ok(crate::plan::tables::parse(&text))
 }
 
+/// The counters of all rules of a family, as `iptables-save -c` prints them.
+pub(crate) async fn counted(ns: &NetNs, save: Program) -> Result<String, NetError> {
+    must(ns, save, &["-c"], "", "reading counters").await
+}
+
 /// Applies a script as one transaction a table.
 pub(crate) async fn iptables_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
     let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];

@@ -1,11 +1,11 @@
 //! Links, addresses and routes of one namespace, over netlink.
 
 use super::netns::NetNs;
-use crate::NetError;
+use crate::{NetError, limits::counters::Traffic};
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::{
-    Error as NlError, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    Error as NlError, Handle, LinkBridge, LinkBridgePort, LinkIfb, LinkMessageBuilder, LinkUnspec, LinkVeth,
     LinkVxlan, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
@@ -47,6 +47,16 @@ pub(crate) struct Link {
     pub(crate) vxlan: Option<Vxlan>,
     /// What it is as a port of a bridge.
     pub(crate) port: Option<PortFlags>,
+    /// The kind of queue before its way out.
+    pub(crate) queue: Option<String>,
+    pub(crate) passed: Passed,
+}
+
+/// What a link received and sent since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    pub(crate) received: Traffic,
+    pub(crate) sent: Traffic,
 }
 
 /// What a vxlan was made with.
@@ -191,6 +201,18 @@ impl Links {
                 ))(error),
                 _ => failed(format!("making {name}"))(error),
             })
+    }
+
+    /// Makes an intermediate device, down.
+    pub(crate) async fn add_ifb(&self, name: &str) -> Result<(), NetError> {
+        let link = LinkIfb::new(name).down().build();
+        let add = self.handle.link().add(link).execute().await;
+        add.map_err(|error| match io_error(&error).raw_os_error() {
+            Some(nix::libc::EOPNOTSUPP) => {
+                failed(format!("making {name} (does the kernel have ifb?)"))(error)
+            }
+            _ => failed(format!("making {name}"))(error),
+        })
     }
 
     /// Removes a link; one that is not there is fine. Returns whether it was.
@@ -404,6 +426,8 @@ fn read(message: LinkMessage) -> Link {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         vxlan: None,
         port: None,
+        queue: None,
+        passed: Passed::default(),
     };
     for attribute in message.attributes {
         match attribute {
@@ -413,6 +437,12 @@ fn read(message: LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(index) => link.bridge = Some(index),
             LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::Qdisc(kind) => link.queue = Some(kind),
+            LinkAttribute::Stats64(all) => {
+                let traffic = |packets, bytes| Traffic { packets, bytes };
+                link.passed.received = traffic(all.rx_packets, all.rx_bytes);
+                link.passed.sent = traffic(all.tx_packets, all.tx_bytes);
+            }
             LinkAttribute::LinkInfo(infos) => {
                 for info in &infos {
                     read_info(&mut link, info);

@@ -9,10 +9,16 @@
 
 mod actor;
 mod apply;
+mod check;
+mod counting;
 pub(crate) mod exec;
 mod fdb;
+mod floating;
 mod flows;
+mod foresee;
 mod generation;
+mod hooks;
+mod limits;
 pub(crate) mod link;
 mod link6;
 pub(crate) mod netns;
@@ -28,8 +34,8 @@ mod tap;
 pub(crate) mod teardown;
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkSeen, Nic, NicKind, Validated,
-    backend::EVENTS_MAX_PENDING, metadata::Instance, names,
+    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
+    Validated, backend::EVENTS_MAX_PENDING, check::PathSeen, metadata::Instance, names,
 };
 use actor::{Actor, Command};
 use async_trait::async_trait;
@@ -39,6 +45,7 @@ use record::{OwnerLock, Record};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -257,6 +264,22 @@ impl HostNetwork {
         Ok(removed)
     }
 
+    /// The host's own addresses, but for loopback and transits.
+    async fn own_addresses(&self) -> Result<Vec<Ipv4Addr>, NetError> {
+        let links = link::Links::open(&self.shared.host).await?;
+        let of_transits_or_lo = |l: &link::Link| l.loopback || l.name.starts_with(names::TRANSIT_PREFIX);
+        let inner: BTreeSet<u32> = links
+            .list()
+            .await?
+            .iter()
+            .filter(|l| of_transits_or_lo(l))
+            .map(|l| l.index)
+            .collect();
+        let all = links.addresses().await?.into_iter();
+        let outer = all.filter(|(index, ..)| !inner.contains(index));
+        Ok(outer.map(|(_, net, _)| net.addr()).collect())
+    }
+
     fn our_records(&self) -> Result<(Vec<Record>, Vec<NetError>), NetError> {
         let (mut records, errors) = Record::all()?;
         records.retain(|r| r.owner == self.shared.owner);
@@ -340,6 +363,32 @@ impl NetworkBackend for HostNetwork {
         let instance = instance.map(Box::new);
         self.ask(network, |answer| Command::Describe(port, instance, answer))
             .await
+    }
+
+    async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError> {
+        let wanted = Box::new(Validated::<DesiredNetwork>::new(desired)?);
+        self.ask(wanted.id, |answer| Command::Foresee(wanted, answer))
+            .await
+    }
+
+    async fn check(&self) -> Result<Vec<PathSeen>, NetError> {
+        let ids: Vec<NetworkId> = self.registry().keys().copied().collect();
+        let mut known = Vec::new();
+        for id in ids {
+            known.extend(self.ask(id, Command::Tell).await?);
+        }
+        let mut paths = crate::check::paths(&known, &self.own_addresses().await?)?;
+        for of_one in paths.chunk_by_mut(|a, b| a.from == b.from) {
+            if let Some(from) = of_one.first().map(|p| p.from) {
+                let ns = NetNs::named(&self.shared.namespace(from));
+                check::from(&ns, of_one).await?;
+            }
+        }
+        Ok(paths)
+    }
+
+    async fn counters(&self, network: NetworkId) -> Result<NetworkCounters, NetError> {
+        self.ask(network, Command::Count).await
     }
 
     async fn inventory(&self) -> Result<Vec<NetworkSeen>, NetError> {

@@ -61,6 +61,11 @@ pub(crate) async fn underlay(host: &NetNs, local: Ipv4Addr) -> Result<Underlay, 
 }
 
 impl Underlay {
+    /// The index of its link.
+    pub(crate) const fn index(&self) -> u32 {
+        self.index
+    }
+
     /// What fits through: the MTU of the network, or what the underlay leaves of its own.
     pub(crate) fn fits(&self, spec: &NetworkSpec, local: Ipv4Addr) -> Result<u16, NetError> {
         let least = match spec.ipv6 {

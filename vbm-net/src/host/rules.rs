@@ -16,7 +16,7 @@ use super::{exec, generation, netns::NetNs};
 use crate::{
     DesiredNetwork, NetError, Validated,
     plan::{
-        Transit,
+        Transit, connections,
         guard::{self, Guard},
         guard_back, inside,
         policy::Policies,
@@ -55,11 +55,14 @@ impl Wanted {
         }
     }
 
-    /// Where nobody speaks IPv6 any more, the rules that stood for it go: they would hold on to sets.
+    /// Where nobody speaks IPv6 any more, the rules that stood for it go: they would hold on to sets. So do those that counted
+    /// connections.
     fn settle(&mut self, have: &Self) {
         if self.v6.is_empty() && !have.v6.is_empty() {
             self.v6 = inside::nothing6();
         }
+        connections::settle(&mut self.v4, &have.v4);
+        connections::settle(&mut self.v6, &have.v6);
     }
 }
 
@@ -225,6 +228,16 @@ async fn read(ns: &NetNs) -> Result<Wanted, NetError> {
         v4: exec::iptables_read(ns).await?,
         v6: exec::ip6tables_read(ns).await?,
     })
+}
+
+/// What would be done; `None` where there is no namespace yet.
+pub(crate) async fn foresee(ns: Option<&NetNs>, mut want: Wanted) -> Result<Vec<String>, NetError> {
+    let have = match ns {
+        Some(ns) => read(ns).await?,
+        None => Wanted::default(),
+    };
+    want.settle(&have);
+    Ok(Steps::between(&want, &have).changes)
 }
 
 /// Fails unless the kernel holds just this. Reads all of it.

@@ -1,7 +1,7 @@
 //! Removes a network by its record, from any half-made state. Goes past failures and returns them all; the record goes
 //! last, and only when nothing failed, so that what is left can be found again.
 
-use super::{exec, link::Links, netns::NetNs, record::Record};
+use super::{exec, floating, link::Links, netns::NetNs, record::Record};
 use crate::{NetError, names, plan::host as host_plan};
 
 /// What a teardown came to.
@@ -59,6 +59,7 @@ async fn links(ns: &NetNs, outer: &mut Torn) -> Torn {
     };
     for link in all {
         let ours = link.name.starts_with(names::TAP_PREFIX)
+            || link.name.starts_with(names::LIMIT_PREFIX)
             || [names::UPLINK, names::VXLAN, names::BRIDGE].contains(&&*link.name);
         if ours && torn.note(links.delete(&link.name).await) == Some(true) {
             torn.removed
@@ -71,6 +72,9 @@ async fn links(ns: &NetNs, outer: &mut Torn) -> Torn {
 async fn on_host(record: &Record, host: &NetNs) -> Torn {
     let mut torn = Torn::default();
     let link = names::transit(record.network);
+    // Before the link: the routes over it say which ARP entries are its.
+    let floating = torn.note(floating::remove(host, record.network).await);
+    torn.removed.extend(floating.into_iter().flatten());
     if let Some(links) = torn.note(Links::open(host).await)
         && let Some(Some(found)) = torn.note(links.get(&link).await)
         // Of that name, but another instance's.

@@ -2,8 +2,11 @@
 
 use super::{DesiredNetwork, DesiredPort, bad};
 use ipnet::IpNet;
-use std::{collections::BTreeSet, net::IpAddr};
-use vbm_core::{AddressPair, Error, GroupId, GroupSpec, Mac, Name, NetworkSpec};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+use vbm_core::{AddressPair, Error, GroupId, GroupSpec, Mac, Name, NetworkSpec, PortLimits};
 
 /// The most members of a group that are not ports of this host.
 pub const GROUP_MAX_MEMBERS: usize = 65_536;
@@ -20,7 +23,7 @@ pub struct DesiredGroup {
     pub members: Vec<IpNet>,
 }
 
-/// What a port is a member of, and may pretend to be.
+/// What a port is a member of, may pretend to be, and may carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortPolicy {
     /// Its groups.
@@ -28,6 +31,10 @@ pub struct PortPolicy {
     /// Addresses beside its own that it may use, IPv4 or IPv6. With an address of IPv6, here or its own, it may also use the link-local
     /// one that is made of its MAC (RFC 4291, appendix A); without, nothing of IPv6 passes.
     pub pairs: Vec<AddressPair>,
+    /// How much it may carry.
+    pub limits: PortLimits,
+    /// The address by which the world reaches it and sees it, one to one. Only with [`vbm_core::NetworkMode::Nat`].
+    pub floating: Option<Ipv4Addr>,
 }
 
 impl DesiredPort {
@@ -126,6 +133,10 @@ pub(super) fn check_policy(port: &DesiredPort, spec: &NetworkSpec, gateway: Mac)
             ));
         }
     }
+    port.policy
+        .limits
+        .check()
+        .map_err(|e| e.context(format!("port {} cannot be made", port.id)))?;
     for pair in &port.policy.pairs {
         pair.check()?;
         let mut gateways =

@@ -21,17 +21,17 @@ use super::{
 use crate::{DesiredNetwork, DesiredPort, names};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::{Direction, Protocol, Rule};
+use vbm_core::{Direction, GroupId, Protocol, Rule};
 
 /// IPv4 or IPv6: the same rules in another dialect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Family {
     V4,
     V6,
 }
 
 impl Family {
-    fn has(self, net: &IpNet) -> bool {
+    pub(super) fn has(self, net: &IpNet) -> bool {
         matches!((self, net), (Self::V4, IpNet::V4(_)) | (Self::V6, IpNet::V6(_)))
     }
 }
@@ -81,7 +81,7 @@ pub(crate) fn ports(filter: &mut Table, net: &DesiredNetwork, policies: &Policie
     };
     tree::grow(filter, names::FROM_CHAIN, &by_tap("in"), &leaving, Vec::new());
     tree::grow(filter, names::DISPATCH_CHAIN, &by_tap("out"), &taps, Vec::new());
-    by_address(filter, at, family);
+    by_address(filter, names::AT_CHAIN, "-d", at, family);
 }
 
 fn tap_digits(port: &DesiredPort) -> Vec<u8> {
@@ -89,13 +89,19 @@ fn tap_digits(port: &DesiredPort) -> Vec<u8> {
     tree::digits(&[a, b, c, d])
 }
 
-/// Single addresses in a tree; wider ones, which are few, behind it.
-fn by_address(filter: &mut Table, at: BTreeMap<IpNet, BTreeSet<String>>, family: Family) {
+/// Single addresses in a tree; wider ones, which are few, behind it. `end` is the option that names the address: `-s` or `-d`.
+pub(super) fn by_address(
+    table: &mut Table,
+    root: &str,
+    end: &'static str,
+    at: BTreeMap<IpNet, BTreeSet<String>>,
+    family: Family,
+) {
     let mut leaves = Leaves::new();
     let mut wide = Vec::new();
     for (net, chains) in at {
         if net.prefix_len() < net.max_prefix_len() {
-            wide.extend(chains.iter().map(|c| format!("-d {net} -j {c}")));
+            wide.extend(chains.iter().map(|c| format!("{end} {net} -j {c}")));
             continue;
         }
         let key = match net {
@@ -106,11 +112,11 @@ fn by_address(filter: &mut Table, at: BTreeMap<IpNet, BTreeSet<String>>, family:
         let jump = if chains.len() == 1 { "-g" } else { "-j" };
         leaves.insert(
             key,
-            chains.iter().map(|c| format!("-d {net} {jump} {c}")).collect(),
+            chains.iter().map(|c| format!("{end} {net} {jump} {c}")).collect(),
         );
     }
-    let matching = move |prefix: &[u8]| format!("-d {}", covering(prefix, family));
-    tree::grow(filter, names::AT_CHAIN, &matching, &leaves, wide);
+    let matching = move |prefix: &[u8]| format!("{end} {}", covering(prefix, family));
+    tree::grow(table, root, &matching, &leaves, wide);
 }
 
 /// All addresses that begin with some digits.
@@ -136,21 +142,42 @@ fn covering(prefix: &[u8], family: Family) -> String {
     }
 }
 
-/// A policy's chain: each rule once, in a fixed order.
-fn policy(policies: &Policies<'_>, port: &DesiredPort, way: Direction, family: Family) -> Vec<String> {
+/// The name of the chain of a port's policy.
+pub(crate) fn policy_chain(policies: &Policies<'_>, port: &DesiredPort, way: Direction) -> String {
+    let key = policies.key(port);
+    match way {
+        Direction::Egress => names::egress_chain(key),
+        _ => names::ingress_chain(key),
+    }
+}
+
+/// The rules of a policy's chain, each once, in a fixed order; with whose they are.
+pub(crate) fn labelled<'p>(
+    policies: &Policies<'p>,
+    port: &'p DesiredPort,
+    way: Direction,
+    family: Family,
+) -> Vec<(String, Option<GroupId>, &'p Rule)> {
     let mut seen = BTreeSet::new();
     let mut lines = Vec::new();
     for source in policies.sources(port) {
         let rules: BTreeSet<&Rule> = source.rules.iter().filter(|r| r.direction == way).collect();
-        for line in rules
-            .into_iter()
-            .filter_map(|r| rule(policies, &source, r, family))
-        {
+        for one in rules {
+            let Some(line) = rule(policies, &source, one, family) else {
+                continue;
+            };
             if seen.insert(line.clone()) {
-                lines.push(line);
+                lines.push((line, source.group.map(|(id, _)| id), one));
             }
         }
     }
+    lines
+}
+
+/// A policy's chain.
+fn policy(policies: &Policies<'_>, port: &DesiredPort, way: Direction, family: Family) -> Vec<String> {
+    let rules = labelled(policies, port, way, family);
+    let mut lines: Vec<String> = rules.into_iter().map(|(line, _, _)| line).collect();
     if way == Direction::Egress {
         lines.push("-j DROP".into());
     }

@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
-use vbm_core::{Direction, Protocol};
+use vbm_core::{Direction, ForwardId, Protocol};
 
 /// One flow of the kernel's table, as `conntrack -L` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +32,8 @@ pub struct Flow {
     pub answerer: IpAddr,
     /// The port that answers.
     pub answerer_port: Option<u16>,
+    /// Whom it answers: who began it, after translation.
+    pub answered: IpAddr,
     /// Type, code and identifier, where it is of ICMP.
     pub icmp: Option<(u8, u8, u16)>,
 }
@@ -63,6 +65,7 @@ fn parse_line(line: &str) -> Option<Flow> {
         to_port: port("dport", 0),
         answerer: address("src", 1)?,
         answerer_port: port("sport", 1),
+        answered: address("dst", 1)?,
     })
 }
 
@@ -70,6 +73,7 @@ fn parse_line(line: &str) -> Option<Flow> {
 pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: &[Flow]) -> Vec<Flow> {
     let who = Who {
         policies: Policies::new(net),
+        doors: inside::doors(net),
         ports: Owners::new(net),
         remotes: net
             .overlay
@@ -98,6 +102,8 @@ struct Who<'a> {
     policies: Policies<'a>,
     ports: Owners<'a>,
     remotes: BTreeSet<IpAddr>,
+    /// Where forwards pass the transit.
+    doors: BTreeMap<ForwardId, u16>,
 }
 
 impl Who<'_> {
@@ -138,6 +144,9 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
     if is_port(flow.from) && !arriving && !who.allow(flow.from, Direction::Egress, flow) {
         return false;
     }
+    if !is_by_its_floating_ip(who, transit, flow) {
+        return false;
+    }
     // Out of the network, or begun by what is no VM's address: groups do not speak of it.
     if !inside(flow.answerer) || flow.answerer == gateway {
         return !inside(flow.from) || flow.from == gateway || is_port(flow.from);
@@ -156,12 +165,15 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
     }
     let by_forward = transit.is_some_and(|t| IpAddr::V4(t.inner()) == flow.to);
     if by_forward {
-        let doors = inside::doors(net);
+        let doors = &who.doors;
         let stands = inside::forwards(net).into_iter().any(|(forward, target)| {
             forward.protocol == flow.known_protocol()
-                && Some(doors[&forward.id]) == flow.to_port
                 && IpAddr::V4(target.address) == flow.answerer
-                && Some(forward.target_port) == flow.answerer_port
+                && flow.answerer_port.is_some()
+                && flow
+                    .to_port
+                    .and_then(|at| forward.in_step(doors[&forward.id], at, forward.target_port))
+                    == flow.answerer_port
         });
         if !stands {
             return false;
@@ -170,14 +182,37 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
     who.allow(flow.answerer, Direction::Ingress, flow)
 }
 
+/// Whether a flow is translated as floating IPs are now: one that leaves is seen as its port's, one that came by one leads to its port.
+fn is_by_its_floating_ip(who: &Who<'_>, transit: Option<Transit>, flow: &Flow) -> bool {
+    let Some(transit) = transit else { return true };
+    let of = |a: IpAddr| who.ports.of(a).into_iter().find(|p| IpAddr::V4(p.address) == a);
+    if flow.answered != flow.from
+        && let Some(port) = of(flow.from)
+    {
+        let seen_as = port.policy.floating.unwrap_or_else(|| transit.inner());
+        return flow.answered == IpAddr::V4(seen_as);
+    }
+    // Translated, and by no door of a forward.
+    if flow.to != flow.answerer
+        && flow.to != IpAddr::V4(transit.inner())
+        && let Some(port) = of(flow.answerer)
+    {
+        return port.policy.floating.map(IpAddr::V4) == Some(flow.to);
+    }
+    true
+}
+
 /// Of the host's flows that a namespace answers, those whose forward is gone or leads elsewhere now.
 pub fn stale_at_host(net: &Validated<DesiredNetwork>, transit: Transit, flows: &[Flow]) -> Vec<Flow> {
     let doors = inside::doors(net);
     let stands = |flow: &Flow| {
         inside::forwards(net).into_iter().any(|(forward, _)| {
             forward.protocol.to_string() == flow.protocol
-                && Some(doors[&forward.id]) == flow.answerer_port
-                && Some(forward.listen_port) == flow.to_port
+                && flow.answerer_port.is_some()
+                && flow
+                    .to_port
+                    .and_then(|at| forward.in_step(forward.listen_port, at, doors[&forward.id]))
+                    == flow.answerer_port
                 && forward.listen_address.is_none_or(|a| IpAddr::V4(a) == flow.to)
         })
     };
@@ -247,6 +282,56 @@ mod tests {
         let mut other = now.clone();
         other.forwards.clear();
         assert!(!only_adds_ports(&now, &other));
+    }
+
+    #[test]
+    fn a_flow_by_a_range_goes_on_where_it_is_in_step() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.forwards.truncate(1);
+        net.ports[0].rules = vec!["tcp".parse().unwrap()];
+        net.forwards[0].count = 10;
+        let net = Validated::<DesiredNetwork>::new(net).unwrap();
+        let inside = |at: u16, to: u16| {
+            let text = format!(
+                "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=169.254.64.3 sport=4000 dport={at} src=10.77.0.10 dst=192.0.2.9 sport={to} dport=4000"
+            );
+            to_cut(&net, transit(), &parse(&text)).is_empty()
+        };
+        assert!(inside(8080, 80) && inside(8084, 84) && inside(8089, 89));
+        assert!(!inside(8084, 80) && !inside(8090, 90) && !inside(8079, 79));
+        let at_host = |at: u16, to: u16| {
+            let text = format!(
+                "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=192.0.2.1 sport=4000 dport={at} src=169.254.64.3 dst=192.0.2.9 sport={to} dport=4000"
+            );
+            stale_at_host(&net, transit().unwrap(), &parse(&text)).is_empty()
+        };
+        assert!(at_host(8085, 8085) && !at_host(8085, 8084) && !at_host(8090, 8090));
+    }
+
+    #[test]
+    fn a_flow_goes_on_as_long_as_its_port_has_the_floating_ip_that_it_goes_by() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.ports[0].policy.floating = Some([192, 0, 2, 50].into());
+        let with = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        net.ports[0].policy.floating = None;
+        let without = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        net.ports[1].policy.floating = Some([192, 0, 2, 50].into());
+        let moved = Validated::<DesiredNetwork>::new(net).unwrap();
+        let into = "tcp 6 99 ESTABLISHED src=192.0.2.9 dst=192.0.2.50 sport=4000 dport=80 src=10.77.0.10 dst=192.0.2.9 sport=80 dport=4000";
+        let out = |seen_as: &str| {
+            format!(
+                "tcp 6 99 ESTABLISHED src=10.77.0.10 dst=192.0.2.9 sport=4000 dport=80 src=192.0.2.9 dst={seen_as} sport=80 dport=4000"
+            )
+        };
+        let (as_itself, as_host) = (out("192.0.2.50"), out("169.254.64.3"));
+        let cut = |net, text: &str| !to_cut(net, transit(), &parse(text)).is_empty();
+        for (net, goes_on) in [
+            (&with, [true, true, false]),
+            (&without, [false, false, true]),
+            (&moved, [false, false, true]),
+        ] {
+            assert_eq!([into, &as_itself, &as_host].map(|text| !cut(net, text)), goes_on);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! A VM reaches neither the host's own addresses nor another network, but through a forward, as the world does.
 
 use super::{
-    Transit, inside,
+    Transit, floating, inside,
     tables::{Diff, Tables},
 };
 use crate::{
@@ -33,7 +33,8 @@ pub fn render(owner: &str, net: &Validated<DesiredNetwork>, transit: Transit) ->
     let (outer, inner) = (transit.host(), transit.inner());
     let any = format!("{}+", names::TRANSIT_PREFIX);
     let dnat = dnat_rules(net, &tag, transit);
-    BTreeMap::from([
+    let (forward, post) = floating::on_host(net, &link, &tag, transit);
+    let mut rules = BTreeMap::from([
         (
             HostChain::Input,
             vec![
@@ -46,8 +47,6 @@ pub fn render(owner: &str, net: &Validated<DesiredNetwork>, transit: Transit) ->
             vec![
                 format!("-o {link} {tag} -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"),
                 format!("-s {inner}/32 -i {link} ! -o {any} {tag} -j ACCEPT"),
-                format!("-o {link} {tag} -j DROP"),
-                format!("-i {link} ! -o {any} {tag} -j DROP"),
             ],
         ),
         (HostChain::Prerouting, dnat.clone()),
@@ -62,7 +61,15 @@ pub fn render(owner: &str, net: &Validated<DesiredNetwork>, transit: Transit) ->
                 format!("-s {inner}/32 -d {inner}/32 -o {link} {tag} -j SNAT --to-source {outer}"),
             ],
         ),
-    ])
+    ]);
+    let drops = [
+        format!("-o {link} {tag} -j DROP"),
+        format!("-i {link} ! -o {any} {tag} -j DROP"),
+    ];
+    let all = forward.into_iter().chain(drops);
+    rules.entry(HostChain::Forward).or_default().extend(all);
+    rules.entry(HostChain::Postrouting).or_default().extend(post);
+    rules
 }
 
 fn dnat_rules(net: &Validated<DesiredNetwork>, tag: &str, transit: Transit) -> Vec<String> {
@@ -75,12 +82,8 @@ fn dnat_rules(net: &Validated<DesiredNetwork>, tag: &str, transit: Transit) -> V
                 .listen_address
                 .map(|a| format!("-d {a}/32 "))
                 .unwrap_or_default();
-            format!(
-                "{to}-p {p} {tag} -m {p} --dport {} -j DNAT --to-destination {}:{}",
-                forward.listen_port,
-                transit.inner(),
-                doors[&forward.id]
-            )
+            let rest = inside::dnat(forward, forward.listen_port, transit.inner(), doors[&forward.id]);
+            format!("{to}-p {p} {tag} -m {p} {rest}")
         })
         .collect()
 }

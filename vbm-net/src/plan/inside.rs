@@ -17,20 +17,18 @@
 //! port of the network may speak it.
 
 use super::{
-    Transit,
+    Transit, connections,
     filter::{self, Family},
+    floating,
     policy::Policies,
     tables::{Table, Tables, chain},
 };
 use crate::{
     DesiredForward, DesiredNetwork, DesiredPort, Validated, dns, metadata, model::GATEWAY_LINK_LOCAL, names,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 use vbm_core::{
-    ForwardId, NetworkMode,
+    ForwardId, NetworkMode, Protocol,
     network::{METADATA_ADDRESS, VXLAN_PORT},
 };
 
@@ -77,7 +75,9 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
     chain(&mut filter, "OUTPUT", Some("ACCEPT"), from_the_gateway());
     filter::ports(&mut filter, net, &policies, Family::V4);
-    Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))])
+    let mut tables = Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))]);
+    connections::add(&mut tables, net, Family::V4);
+    tables
 }
 
 /// The last rules of FORWARD: bridged packets by their tap, others by their address.
@@ -142,7 +142,9 @@ pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
     chain(&mut filter, "OUTPUT", Some("ACCEPT"), output);
     filter::ports(&mut filter, net, &policies, Family::V6);
-    Tables::from([("filter".into(), filter)])
+    let mut tables = Tables::from([("filter".into(), filter)]);
+    connections::add(&mut tables, net, Family::V6);
+    tables
 }
 
 /// The tables of IPv6 when nobody speaks it any more: shut, and without a chain.
@@ -177,15 +179,16 @@ fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tabl
         let doors = doors(net);
         for (forward, target) in forwards(net) {
             pre.push(format!(
-                "-d {}/32 -i {} -p {p} -m {p} --dport {} -j DNAT --to-destination {}:{}",
+                "-d {}/32 -i {} -p {p} -m {p} {}",
                 transit.inner(),
                 names::UPLINK,
-                doors[&forward.id],
-                target.address,
-                forward.target_port,
+                dnat(forward, doors[&forward.id], target.address, forward.target_port),
                 p = forward.protocol,
             ));
         }
+        let (own_pre, own_post) = floating::inside(net);
+        pre.extend(own_pre);
+        post.extend(own_post);
         post.push(format!(
             "-s {} -o {} -j SNAT --to-source {}",
             net.spec.cidr,
@@ -202,7 +205,7 @@ fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tabl
 }
 
 /// The forwards with their targets, in the order of their ids.
-pub(crate) fn forwards(net: &Validated<DesiredNetwork>) -> Vec<(&DesiredForward, &DesiredPort)> {
+pub(crate) fn forwards(net: &DesiredNetwork) -> Vec<(&DesiredForward, &DesiredPort)> {
     let mut all: Vec<_> = net
         .forwards
         .iter()
@@ -212,21 +215,49 @@ pub(crate) fn forwards(net: &Validated<DesiredNetwork>) -> Vec<(&DesiredForward,
     all
 }
 
-/// The port of the transit address that each forward passes through, between host and namespace: the one it listens
-/// on, or the next free one where two forwards listen on the same number at different addresses. Ids are ordered by
-/// time, so a new forward does not move an old one.
-pub fn doors(net: &Validated<DesiredNetwork>) -> BTreeMap<ForwardId, u16> {
-    let mut taken = BTreeSet::new();
+/// The first port of the transit address that each forward passes through, between host and namespace: the one it listens
+/// on, or the next with enough free ones behind it where two forwards listen on the same numbers at different addresses. Ids are ordered by
+/// time, so a new forward does not move an old one. One for which there is no room is not there; a validated network has none.
+pub fn doors(net: &DesiredNetwork) -> BTreeMap<ForwardId, u16> {
+    let mut taken: Vec<(Protocol, u16, u16)> = Vec::new();
     let mut doors = BTreeMap::new();
     for (forward, _) in forwards(net) {
         let wish = forward.listen_port;
-        let free = (wish..=u16::MAX)
-            .chain(1..wish)
-            .find(|p| taken.insert((forward.protocol, *p)));
-        // 65535 doors and at most 1024 forwards: there is always one.
-        doors.insert(forward.id, free.unwrap_or(wish));
+        let found = free(forward, wish, &taken).or_else(|| free(forward, 1, &taken));
+        if let Some(door) = found {
+            taken.push((forward.protocol, door, forward.last(door)));
+            doors.insert(forward.id, door);
+        }
     }
     doors
+}
+
+/// The first place from here on where none of a forward's ports is taken.
+fn free(forward: &DesiredForward, from: u16, taken: &[(Protocol, u16, u16)]) -> Option<u16> {
+    let mut at = from;
+    loop {
+        let last = at.checked_add(forward.count.saturating_sub(1))?;
+        let in_the_way = |(protocol, first, end): &&(Protocol, u16, u16)| {
+            *protocol == forward.protocol && *first <= last && at <= *end
+        };
+        match taken.iter().filter(in_the_way).map(|(_, _, end)| *end).max() {
+            None => return Some(at),
+            Some(end) => at = end.checked_add(1)?,
+        }
+    }
+}
+
+/// How the match and the target of a forward are written, from a first port to a first port at an address.
+pub(crate) fn dnat(forward: &DesiredForward, from: u16, to: Ipv4Addr, at: u16) -> String {
+    if forward.count == 1 {
+        return format!("--dport {from} -j DNAT --to-destination {to}:{at}");
+    }
+    // What is behind the stroke goes to the first, and the others follow in step.
+    format!(
+        "--dport {from}:{} -j DNAT --to-destination {to}:{at}-{}/{from}",
+        forward.last(from),
+        forward.last(at)
+    )
 }
 
 /// Whether a network has a way out.
@@ -403,6 +434,35 @@ mod tests {
     fn an_isolated_network_has_no_word_of_an_uplink() {
         let tables = render(&lab(NetworkMode::Isolated), None);
         assert!(!format!("{tables:?}").contains("up0"));
+    }
+
+    #[test]
+    fn a_range_is_forwarded_in_step_and_one_in_its_way_moves_behind_it() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        for forward in &mut net.forwards {
+            forward.protocol = vbm_core::Protocol::Tcp;
+            forward.count = 10;
+            forward.listen_address = None;
+        }
+        net.forwards[1].listen_port = 8_090;
+        let apart = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        let tables = render(&apart, Some(transit()));
+        let pre = lines(&tables, "nat", "PREROUTING");
+        assert!(
+            pre.contains("--dport 8080:8089 -j DNAT --to-destination 10.77.0.10:80-89/8080"),
+            "{pre}"
+        );
+        for (forward, address) in net.forwards.iter_mut().zip([1u8, 2]) {
+            forward.listen_address = Some([192, 0, 2, address].into());
+        }
+        net.forwards[1].listen_port = 8_085;
+        let beside = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        let mut numbers: Vec<_> = doors(&beside).into_values().collect();
+        numbers.sort_unstable();
+        assert!(numbers[1] - numbers[0] >= 10, "{numbers:?}");
+        net.forwards[1].listen_address = None;
+        let error = Validated::<DesiredNetwork>::new(net).unwrap_err();
+        assert!(vbm_core::Error::from(error).why().contains("listens there"));
     }
 
     #[test]

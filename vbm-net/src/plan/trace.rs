@@ -378,19 +378,32 @@ impl<'a> Walk<'a> {
         let found = self.net.forwards.iter().find(|f| {
             receivers.iter().any(|p| p.id == f.target)
                 && f.protocol == self.packet.protocol
-                && Some(f.target_port) == self.packet.to_port
+                && self
+                    .packet
+                    .to_port
+                    .is_some_and(|at| f.in_step(f.target_port, at, f.listen_port).is_some())
         });
         match found {
             Some(f) => self.pass(
                 Decider::Network,
                 "forward",
-                format!("the host's {}/{} leads there", f.protocol, f.listen_port),
+                format!(
+                    "the host's {}/{} leads there",
+                    f.protocol,
+                    self.packet
+                        .to_port
+                        .and_then(|at| f.in_step(f.target_port, at, f.listen_port))
+                        .unwrap_or(f.listen_port)
+                ),
             ),
-            None => self.stop(
-                Decider::Network,
-                "network",
-                "no forward leads there from outside".into(),
-            ),
+            None => match receivers.iter().find_map(|p| p.policy.floating) {
+                Some(address) => self.pass(Decider::Network, "floating IP", format!("{address} leads there")),
+                None => self.stop(
+                    Decider::Network,
+                    "network",
+                    "no forward and no floating IP leads there from outside".into(),
+                ),
+            },
         }
     }
 }
@@ -496,6 +509,16 @@ mod tests {
         assert!(
             forwarded.allowed && forwarded.path.iter().any(|s| s.at == "forward"),
             "{forwarded}"
+        );
+        let ping = packet("192.0.2.9", "10.77.0.10", "icmp/type=8");
+        assert!(!trace(&nat, &ping).allowed);
+        let mut floats = nat.into_inner();
+        floats.ports[0].policy.floating = Some([192, 0, 2, 50].into());
+        let floats = Validated::<DesiredNetwork>::new(floats).unwrap();
+        let floating = trace(&floats, &ping);
+        assert!(
+            floating.allowed && floating.path.iter().any(|s| s.at == "floating IP"),
+            "{floating}"
         );
     }
 }

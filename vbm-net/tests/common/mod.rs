@@ -149,6 +149,13 @@ pub(crate) fn ip(args: &str) -> String {
     sh("ip", &args.split_whitespace().collect::<Vec<_>>())
 }
 
+/// What `tc` says in a namespace.
+pub(crate) fn ip_tc(ns: &str, args: &str) -> String {
+    let mut all = vec!["-n", ns];
+    all.extend(args.split_whitespace());
+    sh("tc", &all)
+}
+
 /// A namespace that is deleted when dropped.
 pub(crate) struct Ns(pub(crate) String);
 impl Ns {
@@ -374,7 +381,9 @@ pub(crate) fn footprint(host: &Ns, ids: &[NetworkId]) -> String {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .filter(|n| ids.iter().any(|id| n.contains(&id.short())))
         .collect();
-    format!("{links:?}\n{rules:#?}\n{namespaces:?}")
+    let answers = host.ip("neigh show proxy");
+    let routes = host.ip("route show proto 86");
+    format!("{links:?}\n{rules:#?}\n{namespaces:?}\n{answers}\n{routes}")
 }
 
 /// A network of mode NAT at `10.9.0.0/24` with so many ports, all shut.
@@ -440,6 +449,7 @@ pub(crate) fn forward(wanted: &mut DesiredNetwork, listen_port: u16, port: usize
         listen_port,
         target,
         target_port,
+        count: 1,
     });
 }
 

@@ -24,8 +24,9 @@ mod report;
 mod reverts;
 
 use crate::methods::{
-    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkEnsure, NetworkRemove, VmAbandon, VmEnsure,
-    VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
+    ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkCheck, NetworkCount, NetworkEnsure,
+    NetworkForesee, NetworkRemove, VmAbandon, VmEnsure, VmLook, VmReceive, VmRemove, VmReset, VmScreenshot,
+    VmSend,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -273,6 +274,9 @@ impl Agent {
             router,
             NetworkEnsure => network_ensure,
             NetworkRemove => network_remove,
+            NetworkForesee => network_foresee,
+            NetworkCount => network_count,
+            NetworkCheck => network_check,
             VmEnsure => vm_ensure,
             VmRemove => vm_remove,
             VmReceive => vm_receive,

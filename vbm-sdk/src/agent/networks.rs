@@ -1,7 +1,8 @@
 //! Networks, as the controller wants them on this node.
 
 use super::Agent;
-use crate::methods::{WantedNetwork, WantedVm};
+use crate::api::{Counted, TriedPath};
+use crate::methods::{CountedNetwork, CountedPort, CountedRule, WantedNetwork, WantedVm};
 use vbm_core::{Error, NetworkId, NetworkStatus, Result};
 use vbm_net::{
     DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, PortPolicy, RemotePort,
@@ -50,6 +51,49 @@ impl Agent {
         Ok(())
     }
 
+    pub(super) async fn network_foresee(&self, wanted: WantedNetwork) -> Result<Vec<String>> {
+        let lines = self.inner.networks.plan(desired(wanted)).await;
+        lines.map_err(Error::from)
+    }
+
+    pub(super) async fn network_check(&self, (): ()) -> Result<Vec<TriedPath>> {
+        let paths = self.inner.networks.check().await.map_err(Error::from)?;
+        let tried = |p: vbm_net::PathSeen| TriedPath {
+            from: p.from,
+            to: p.to,
+            address: p.address,
+            way: p.way.to_string(),
+            allowed: p.allowed,
+            reached: p.reached,
+        };
+        Ok(paths.into_iter().map(tried).collect())
+    }
+
+    pub(super) async fn network_count(&self, id: NetworkId) -> Result<CountedNetwork> {
+        let counters = self.inner.networks.counters(id).await.map_err(Error::from)?;
+        let counted = |t: vbm_net::Traffic| Counted {
+            packets: t.packets,
+            bytes: t.bytes,
+        };
+        let port = |p: vbm_net::PortCounters| CountedPort {
+            port: p.id,
+            received: counted(p.received),
+            sent: counted(p.sent),
+            received_dropped: p.received_dropped,
+            sent_dropped: p.sent_dropped,
+            connections_refused: p.connections_refused,
+        };
+        let rule = |r: vbm_net::RuleCounters| CountedRule {
+            group: r.group,
+            rule: r.rule,
+            passed: counted(r.passed),
+        };
+        Ok(CountedNetwork {
+            ports: counters.ports.into_iter().map(port).collect(),
+            rules: counters.rules.into_iter().map(rule).collect(),
+        })
+    }
+
     pub(super) async fn network_remove(&self, id: NetworkId) -> Result<()> {
         self.inner.networks.remove(id).await.map_err(Error::from)
     }
@@ -67,6 +111,8 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         policy: PortPolicy {
             groups: p.groups,
             pairs: p.pairs,
+            limits: p.limits,
+            floating: p.floating_ip,
         },
     };
     let group = |g: crate::methods::WantedGroup| DesiredGroup {
@@ -80,6 +126,7 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
         protocol: f.protocol,
         listen_address: f.listen_address,
         listen_port: f.listen_port,
+        count: f.count,
         target: f.target,
         target_port: f.target_port,
     };

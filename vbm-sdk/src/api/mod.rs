@@ -10,9 +10,13 @@
 //! | `/v1/vms/{vm}/snapshots`, `/v1/vms/{vm}/snapshots/{snapshot}` | GET, POST, DELETE |
 //! | `/v1/vms/{vm}/snapshots/{snapshot}/revert` | POST |
 //! | `/v1/vms/{vm}/groups` | PUT [`SetGroups`] |
+//! | `/v1/vms/{vm}/port` | PATCH [`SetPort`] |
 //! | `/v1/vms/{vm}/console` | GET: WebSocket, binary messages both ways |
 //! | `/v1/vms/{vm}/console/log`, `/v1/vms/{vm}/screenshot` | GET: text, PNG |
 //! | `/v1/networks`, `/v1/networks/{network}` | GET, POST, PATCH [`UpdateNetwork`], DELETE |
+//! | `/v1/networks/{network}/plan` | GET: [`NodeChanges`] of each node |
+//! | `/v1/networks/{network}/counters` | GET: [`NetworkCounts`] |
+//! | `/v1/paths` | GET: [`NodePaths`] of each node |
 //! | `/v1/ports`, `/v1/volumes` | GET |
 //! | `/v1/groups`, `/v1/groups/{group}` | GET, POST, DELETE |
 //! | `/v1/groups/{group}/rules` | PUT [`SetRules`] |
@@ -32,9 +36,13 @@
 //! (RFC 9457) with the fields of [`vbm_core::Error`].
 
 mod addresses;
+mod looks;
+mod ports;
 mod web;
 
 pub use addresses::{AddressUsage, CreateIpv6, NetworkUsage, UpdateIpv6, UpdateNetwork};
+pub use looks::{Counted, NetworkCounts, NodeChanges, NodePaths, PortCounts, RuleCounts, TriedPath};
+pub use ports::{FLOATING_IP_NONE, SetPort};
 pub use web::{
     ConsoleKind, ConsoleQuery, ConsoleToken, CreateConsoleToken, LoginLink, RecordChange, RecordView,
     SessionView, WatchMessage, WatchQuery, WatchReady, WatchReset, WatchedKind,
@@ -431,6 +439,9 @@ pub struct CreateForward {
     pub listen_address: Option<Ipv4Addr>,
     /// The host's port it listens on.
     pub listen_port: u16,
+    /// How many ports, one beside the other: the first of the host's goes to the first of the VM's, and so on. 1 when absent.
+    #[serde(default = "one_port")]
+    pub count: u16,
     /// The VM it goes to: a name or an id.
     pub vm: String,
     /// Through which of its networks; needed when it has several.
@@ -438,6 +449,10 @@ pub struct CreateForward {
     pub network: Option<String>,
     /// The VM's port it goes to.
     pub target_port: u16,
+}
+
+const fn one_port() -> u16 {
+    1
 }
 
 const fn tcp() -> Protocol {

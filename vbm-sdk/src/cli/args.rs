@@ -4,10 +4,12 @@
 mod bus;
 mod bus_auth;
 mod nouns;
+mod ports;
 
 pub(super) use bus::*;
 pub(super) use bus_auth::*;
 pub(super) use nouns::*;
+pub(super) use ports::*;
 
 use super::exit;
 use crate::client::DEFAULT_SOCKET;
@@ -123,7 +125,7 @@ pub(super) enum Command {
     /// Networks: addresses, DHCP, NAT
     #[command(subcommand)]
     Network(Network),
-    /// Ports: who has which address
+    /// Ports: who has which address, and what it may carry
     #[command(subcommand)]
     Port(Port),
     /// Networks seen from a packet: what passes, and why
@@ -135,6 +137,9 @@ pub(super) enum Command {
     /// Forwards: ports of the host that lead to a VM
     #[command(subcommand)]
     Forward(Forward),
+    /// Floating IPs: addresses of the world that lead to a VM, one to one
+    #[command(subcommand, name = "floating-ip")]
+    FloatingIp(FloatingIp),
     /// Volumes: the disks of VMs
     #[command(subcommand)]
     Volume(Volume),

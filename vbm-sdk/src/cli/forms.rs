@@ -13,12 +13,14 @@ use vbm_core::{
     Error, ErrorKind, GuestData, Protocol, Rule, UserData, dhcp::RouteSpec, group::parse_port, limits,
 };
 
-/// `[ADDRESS:]HOSTPORT:VMPORT[/tcp|/udp]`.
+/// `[ADDRESS:]HOSTPORT[-LAST]:VMPORT[-LAST][/tcp|/udp]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ForwardForm {
     pub(super) address: Option<Ipv4Addr>,
     pub(super) listen: u16,
     pub(super) target: u16,
+    /// How many ports.
+    pub(super) count: u16,
     pub(super) protocol: Protocol,
 }
 
@@ -35,7 +37,7 @@ pub(super) fn forward(text: &str) -> Result<ForwardForm, Error> {
         invalid(
             format!("'{text}' is not a forward"),
             why,
-            "write HOSTPORT:VMPORT such as 8080:80, 127.0.0.1:8080:80 or 5353:53/udp",
+            "write HOSTPORT:VMPORT such as 8080:80, 127.0.0.1:8080:80, 5353:53/udp or 8000-8009:9000-9009",
         )
     };
     let (ports, protocol) = match text.split_once('/') {
@@ -60,10 +62,28 @@ pub(super) fn forward(text: &str) -> Result<ForwardForm, Error> {
         _ => return Err(refuse("it is not two ports joined by ':'".into())),
     };
     let port = |text: &str| parse_port(text).map_err(|e| refuse(format!("port '{text}': {}", e.why())));
+    let ports = |text: &str| -> Result<(u16, Option<u16>), Error> {
+        let Some((first, last)) = text.split_once('-') else {
+            return Ok((port(text)?, None));
+        };
+        let (first, last) = (port(first)?, port(last)?);
+        let step = last.checked_sub(first);
+        let count = step.and_then(|s| s.checked_add(1));
+        match count {
+            Some(count) => Ok((first, Some(count))),
+            None => Err(refuse(format!("the range '{text}' ends before it begins"))),
+        }
+    };
+    let ((listen, of_host), (target, of_vm)) = (ports(listen)?, ports(target)?);
+    // Where one side is a range, the other may name its first port only.
+    if of_host.is_some() && of_vm.is_some() && of_host != of_vm || of_host.is_none() && of_vm.is_some() {
+        return Err(refuse("its two ranges are not of the same length".into()));
+    }
     Ok(ForwardForm {
         address,
-        listen: port(listen)?,
-        target: port(target)?,
+        listen,
+        target,
+        count: of_host.unwrap_or(1),
         protocol,
     })
 }
@@ -383,8 +403,12 @@ mod tests {
             address: None,
             listen: 8080,
             target: 80,
+            count: 1,
             protocol: Protocol::Tcp,
         };
+        for range in ["8080-8089:80-89", "8080-8089:80"] {
+            assert_eq!(forward(range).unwrap(), ForwardForm { count: 10, ..tcp });
+        }
         assert_eq!(forward("8080:80").unwrap(), tcp);
         assert_eq!(forward("8080:80/tcp").unwrap(), tcp);
         let local = Some(Ipv4Addr::LOCALHOST);
@@ -402,6 +426,10 @@ mod tests {
     #[test]
     fn forwards_that_make_no_sense_are_refused_with_their_reason() {
         for (bad, why) in [
+            ("8089-8080:80", "ends before it begins"),
+            ("8080-8089:80-81", "not of the same length"),
+            ("8080:80-89", "not of the same length"),
+            ("8080-:80", "not a number"),
             ("0:80", "port 0 does not exist"),
             ("80:0", "port 0 does not exist"),
             ("70000:80", "ports end at 65535"),

@@ -35,6 +35,7 @@ async fn create(on: &Session<'_>, args: &ForwardCreate) -> Result<(), Error> {
         name: args.name.as_deref().map(str::parse).transpose()?,
         protocol: form.protocol,
         listen_address: form.address,
+        count: form.count,
         network: args.network.clone(),
         ..CreateForward::new(&*args.vm, form.listen, form.target)
     };
@@ -68,10 +69,18 @@ async fn list(on: &Session<'_>, of: &Belonging) -> Result<(), Error> {
     )
 }
 
+/// One port, or the first and the last.
+fn ports_text(first: u16, count: u16) -> String {
+    match count {
+        0 | 1 => first.to_string(),
+        _ => format!("{first}-{}", first.saturating_add(count - 1)),
+    }
+}
+
 fn listen(view: &ForwardView) -> String {
     let spec = &view.forward.spec;
     let address = spec.listen_address.map_or_else(|| "*".into(), |a| a.to_string());
-    format!("{address}:{}", spec.listen_port)
+    format!("{address}:{}", ports_text(spec.listen_port, spec.count))
 }
 
 fn told(view: &ForwardView) -> String {
@@ -87,7 +96,7 @@ fn told(view: &ForwardView) -> String {
         listen(view),
         view.vm_name,
         view.target_address,
-        spec.target_port
+        ports_text(spec.target_port, spec.count)
     )
 }
 
@@ -102,7 +111,11 @@ fn table(forwards: &[ForwardView], now: Timestamp) -> Table {
             meta.name.to_string(),
             spec.protocol.to_string(),
             listen(view),
-            format!("{}:{}", view.target_address, spec.target_port),
+            format!(
+                "{}:{}",
+                view.target_address,
+                ports_text(spec.target_port, spec.count)
+            ),
             view.vm_name.clone(),
             view.network_name.clone(),
             human::age(now, meta.created_at),
@@ -133,6 +146,7 @@ mod tests {
                     protocol: Protocol::Udp,
                     listen_address: None,
                     listen_port: 5353,
+                    count: 1,
                     target: PortId::from_uuid(id),
                     target_port: 53,
                 },

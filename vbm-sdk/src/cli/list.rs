@@ -93,6 +93,8 @@ pub(super) mod tests {
                 address6: None,
                 groups: Vec::new(),
                 pairs: Vec::new(),
+                limits: Default::default(),
+                floating_ip: None,
             },
             status: PortStatus::default(),
         };

@@ -36,6 +36,7 @@ mod dev;
 mod doctor;
 mod events;
 mod exit;
+mod floating;
 mod forms;
 mod forward;
 mod group;
@@ -45,6 +46,7 @@ mod image;
 mod info;
 mod launch;
 mod list;
+mod looks;
 mod migrate;
 mod net;
 mod network;
@@ -161,6 +163,7 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Net(verb) => net::run(&on, verb).await,
         Command::Group(verb) => group::run(&on, verb).await,
         Command::Forward(verb) => forward::run(&on, verb).await,
+        Command::FloatingIp(verb) => floating::run(&on, verb).await,
         Command::Volume(verb) => volume::run(&on, verb).await,
         Command::Image(verb) => image::run(&on, verb).await,
         Command::Node(verb) => node::run(&on, verb).await,

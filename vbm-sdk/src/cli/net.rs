@@ -2,6 +2,7 @@
 
 use super::{
     args::{Net, NetTrace},
+    looks,
     session::Session,
 };
 use crate::api::{ForwardView, PortView};
@@ -17,7 +18,12 @@ use vbm_net::{
 };
 
 pub(super) async fn run(on: &Session<'_>, verb: Net) -> Result<(), Error> {
-    let Net::Trace(args) = verb;
+    let args = match verb {
+        Net::Trace(args) => args,
+        Net::Plan(args) => return looks::plan(on, &args).await,
+        Net::Check => return looks::check(on).await,
+        Net::Counters(args) => return looks::counters(on, &args).await,
+    };
     let ports = on.client.ports().list().all().await?;
     let network = on
         .client
@@ -151,6 +157,8 @@ fn desired(
             policy: PortPolicy {
                 groups: spec.groups.clone(),
                 pairs: spec.pairs.clone(),
+                limits: spec.limits,
+                floating: spec.floating_ip,
             },
         }
     };
@@ -165,6 +173,7 @@ fn desired(
         protocol: view.forward.spec.protocol,
         listen_address: view.forward.spec.listen_address,
         listen_port: view.forward.spec.listen_port,
+        count: view.forward.spec.count,
         target: view.forward.spec.target,
         target_port: view.forward.spec.target_port,
     };

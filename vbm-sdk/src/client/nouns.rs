@@ -6,8 +6,8 @@ use super::{
     path::ApiPath,
 };
 use crate::api::{
-    Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, LoginLink, NetworkView, PortView,
-    SetRules, UpdateNetwork,
+    Accepted, CreateForward, CreateGroup, CreateNetwork, ForwardView, List, LoginLink, NetworkCounts,
+    NetworkView, NodeChanges, NodePaths, PortView, SetRules, UpdateNetwork,
 };
 use hyper::Method;
 use vbm_core::{Error, Group, Node, Volume};
@@ -61,6 +61,23 @@ impl Networks {
     pub fn update(&self, network: impl AsRef<str>, request: UpdateNetwork) -> Call<Accepted<NetworkView>> {
         let path = ApiPath::one("networks", "network", network.as_ref());
         Call::new(&self.0, Method::PATCH, path, json).with_json(&request)
+    }
+
+    /// What each node would change of it now; nothing is changed.
+    pub fn plan(&self, network: impl AsRef<str>) -> Call<List<NodeChanges>> {
+        let path = ApiPath::one("networks", "network", network.as_ref());
+        Call::new(&self.0, Method::GET, path.map(|p| p.sub("plan")), json)
+    }
+
+    /// Lets each node try every path between its networks with real packets.
+    pub fn check(&self) -> Call<List<NodePaths>> {
+        Call::new(&self.0, Method::GET, Ok(ApiPath::of("paths")), json)
+    }
+
+    /// What passed each of its ports, and what each rule let begin.
+    pub fn counters(&self, network: impl AsRef<str>) -> Call<NetworkCounts> {
+        let path = ApiPath::one("networks", "network", network.as_ref());
+        Call::new(&self.0, Method::GET, path.map(|p| p.sub("counters")), json)
     }
 
     /// Deletes one that has no ports.

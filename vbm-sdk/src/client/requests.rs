@@ -150,6 +150,7 @@ impl CreateForward {
             protocol: Protocol::Tcp,
             listen_address: None,
             listen_port,
+            count: 1,
             vm: vm.into(),
             network: None,
             target_port,

@@ -9,7 +9,8 @@ use super::{
     snapshots::Snapshots,
 };
 use crate::api::{
-    Accepted, LaunchRequest, List, MigrateRequest, Placement, PowerAction, PowerRequest, SetGroups, VmView,
+    Accepted, LaunchRequest, List, MigrateRequest, Placement, PowerAction, PowerRequest, SetGroups, SetPort,
+    VmView,
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -63,6 +64,11 @@ impl Vms {
     /// Replaces the security groups of its ports. The operation is over when the host enforces them.
     pub fn set_groups(&self, vm: impl AsRef<str>, request: SetGroups) -> Call<Accepted<VmView>> {
         Call::new(&self.0, Method::PUT, below(vm, "groups"), json).with_json(&request)
+    }
+
+    /// Changes the limits or the floating IP of one of its ports. The operation is over when the host enforces it.
+    pub fn set_port(&self, vm: impl AsRef<str>, request: &SetPort) -> Call<Accepted<VmView>> {
+        Call::new(&self.0, Method::PATCH, below(vm, "port"), json).with_json(request)
     }
 
     /// What its serial console said: the last `bytes` of what is kept, or all that is kept.

@@ -9,6 +9,9 @@ use vbm_core::{
     ObjectRef, Operation, Port, Result, Vm,
 };
 
+/// The ports of one crossing key: few, so that requests side by side seldom cross; a forward of the most ports touches 33.
+const LISTEN_BLOCK_PORTS: u16 = 16;
+
 impl Controller {
     /// Makes a forward.
     ///
@@ -24,7 +27,10 @@ impl Controller {
 
     async fn create_forward_once(&self, request: &CreateForward) -> Result<(ForwardId, Operation)> {
         let vm = self.records().resolve::<Vm>(&request.vm).await?;
-        let port = self.forward_target(&vm.value, request.network.as_deref()).await?;
+        let cannot = format!("cannot forward to {}", vm.value.meta.name);
+        let port = self
+            .one_port(&vm.value, request.network.as_deref(), &cannot)
+            .await?;
         let network = self.records().must::<Network>(port.value.spec.network).await?;
         if network.value.spec.mode != NetworkMode::Nat {
             return Err(Error::new(
@@ -43,6 +49,7 @@ impl Controller {
             protocol: request.protocol,
             listen_address: request.listen_address,
             listen_port: request.listen_port,
+            count: request.count,
             target: port.value.meta.id,
             target_port: request.target_port,
         };
@@ -61,15 +68,23 @@ impl Controller {
                 ErrorKind::AlreadyExists,
                 format!(
                     "{} port {} of the host is taken",
-                    forward.spec.protocol, forward.spec.listen_port
+                    forward.spec.protocol,
+                    ports_text(forward.spec.listen_port, forward.spec.count)
                 ),
-                format!("forward {} listens there", other.value.meta.name),
+                format!(
+                    "forward {} listens on {}",
+                    other.value.meta.name,
+                    ports_text(other.value.spec.listen_port, other.value.spec.count)
+                ),
                 "choose another port of the host, or delete that forward",
             ));
         }
         let message = format!(
             "{}/{} -> {}:{}",
-            forward.spec.listen_port, forward.spec.protocol, vm.value.meta.name, forward.spec.target_port
+            ports_text(forward.spec.listen_port, forward.spec.count),
+            forward.spec.protocol,
+            vm.value.meta.name,
+            ports_text(forward.spec.target_port, forward.spec.count)
         );
         let event = self.event(EventKind::ForwardCreated, target(&forward), message);
         let operation = self.operation(operations::APPLY, target(&forward), forward.meta.generation);
@@ -83,22 +98,18 @@ impl Controller {
         Ok((id, operation))
     }
 
-    /// Lets two requests for the same place cross each other, so that one of them looks again.
-    async fn own_listener(&self, edit: Edit, forward: &Forward) -> Result<Edit> {
-        let key = listen_key(&forward.spec);
-        let seen = self.records().store().get(&key).await?.map(|e| e.revision);
-        Ok(edit.swap(key, seen, Bytes::from(forward.meta.id.to_string())))
+    /// Lets two requests for the same place cross each other, so that one of them looks again. So do some for places side by side.
+    async fn own_listener(&self, mut edit: Edit, forward: &Forward) -> Result<Edit> {
+        for key in listen_keys(&forward.spec) {
+            let seen = self.records().store().get(&key).await?.map(|e| e.revision);
+            edit = edit.swap(key, seen, Bytes::from(forward.meta.id.to_string()));
+        }
+        Ok(edit)
     }
 
-    async fn forward_target(&self, vm: &Vm, network: Option<&str>) -> Result<Held<Port>> {
-        let refuse = |why: String, fix: &str| {
-            Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!("cannot forward to {}", vm.meta.name),
-                why,
-                fix,
-            ))
-        };
+    /// The one port of a VM that is meant; `cannot` is what an error says.
+    pub(super) async fn one_port(&self, vm: &Vm, network: Option<&str>, cannot: &str) -> Result<Held<Port>> {
+        let refuse = |why: String, fix: &str| Err(Error::new(ErrorKind::InvalidInput, cannot, why, fix));
         let wanted = match network {
             Some(network) => Some(self.records().resolve::<Network>(network).await?.value.meta.id),
             None => None,
@@ -126,11 +137,7 @@ impl Controller {
         let view = self.forward_view(forward).await?;
         let event = self.event(EventKind::ForwardDeleted, target(&held.value), "");
         let operation = self.operation(operations::APPLY, target(&held.value), held.value.meta.generation);
-        let edit = Edit::default()
-            .delete(&held)
-            .release(listen_key(&held.value.spec))
-            .event(&event)
-            .create(&operation);
+        let edit = Edit::default().delete(&held).event(&event).create(&operation);
         self.records().commit(edit).await?;
         Ok(Accepted {
             item: view,
@@ -149,9 +156,22 @@ impl Controller {
     }
 }
 
-/// The key that requests for the same place cross at.
-pub(super) fn listen_key(spec: &ForwardSpec) -> String {
-    format!("listen/{}/{}", spec.protocol, spec.listen_port)
+/// The keys that requests for the same place cross at, one for each block of ports that a forward touches. They stay when it goes:
+/// others cross there too, and there are not many.
+fn listen_keys(spec: &ForwardSpec) -> Vec<String> {
+    let ports = spec.listens();
+    let blocks = ports.start() / LISTEN_BLOCK_PORTS..=ports.end() / LISTEN_BLOCK_PORTS;
+    blocks
+        .map(|block| format!("listen/{}/block-{block}", spec.protocol))
+        .collect()
+}
+
+/// One port, or the first and the last.
+fn ports_text(first: u16, count: u16) -> String {
+    match count {
+        0 | 1 => first.to_string(),
+        _ => format!("{first}-{}", first.saturating_add(count - 1)),
+    }
 }
 
 fn target(forward: &Forward) -> ObjectRef {

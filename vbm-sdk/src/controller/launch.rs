@@ -230,6 +230,8 @@ impl Controller {
             address6: given.address6,
             groups: groups.iter().map(|g| g.value.meta.id).collect(),
             pairs: Vec::new(),
+            limits: Default::default(),
+            floating_ip: None,
         };
         let name = format!("port-{}", id.short()).parse()?;
         let port = Port {

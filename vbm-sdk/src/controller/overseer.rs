@@ -248,9 +248,7 @@ impl Controller {
             .filter(|f| vm.spec.ports.contains(&f.spec.target))
         {
             if let Some(forward) = self.records().get::<Forward>(forward.meta.id).await? {
-                edit = edit
-                    .delete(&forward)
-                    .release(super::forwards::listen_key(&forward.value.spec));
+                edit = edit.delete(&forward);
             }
         }
         for snapshot in self.records().snapshots(vm.meta.id).await? {

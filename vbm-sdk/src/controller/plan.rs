@@ -164,6 +164,8 @@ impl World {
             rules: Vec::new(),
             groups: port.spec.groups.clone(),
             pairs: port.spec.pairs.clone(),
+            limits: port.spec.limits,
+            floating_ip: port.spec.floating_ip,
         }
     }
 
@@ -259,6 +261,7 @@ fn wanted_forward(forward: &Forward) -> WantedForward {
         protocol: forward.spec.protocol,
         listen_address: forward.spec.listen_address,
         listen_port: forward.spec.listen_port,
+        count: forward.spec.count,
         target: forward.spec.target,
         target_port: forward.spec.target_port,
     }

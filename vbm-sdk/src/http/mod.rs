@@ -7,6 +7,7 @@ mod access;
 mod console;
 mod doors;
 mod idempotency;
+mod looks;
 mod once;
 mod problem;
 mod routes;

@@ -1,14 +1,14 @@
 //! The endpoints, each a line of glue.
 
 use super::{
-    ApiState, BODY_MAX_BYTES, access, console,
+    ApiState, BODY_MAX_BYTES, access, console, looks,
     problem::{Failed, Json, Query},
     snapshots, watch,
 };
 use crate::api::{
     API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
     EventView, ForwardView, LaunchRequest, List, ListQuery, MigrateRequest, NetworkView, Placement, PortView,
-    PowerRequest, Problem, SetGroups, SetRules, UpdateNetwork, Version, VmView, WaitQuery,
+    PowerRequest, Problem, SetGroups, SetPort, SetRules, UpdateNetwork, Version, VmView, WaitQuery,
 };
 use crate::store::Revision;
 use axum::{
@@ -46,11 +46,15 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
         .routes(routes!(snapshots::revert_snapshot))
         .routes(routes!(set_groups))
+        .routes(routes!(set_port))
         .routes(routes!(console::console))
         .routes(routes!(console_log))
         .routes(routes!(screenshot))
         .routes(routes!(list_networks, create_network))
         .routes(routes!(get_network, update_network, delete_network))
+        .routes(routes!(looks::network_plan))
+        .routes(routes!(looks::network_counters))
+        .routes(routes!(looks::network_paths))
         .routes(routes!(list_ports))
         .routes(routes!(list_volumes))
         .routes(routes!(list_groups, create_group))
@@ -185,6 +189,18 @@ async fn set_groups(
     Json(request): Json<SetGroups>,
 ) -> Made<Accepted<VmView>> {
     accepted(api.controller.set_groups(&vm, &request).await?)
+}
+
+/// Changes the limits or the floating IP of a VM's port.
+#[utoipa::path(patch, path = "/vms/{vm}/port", tag = "vms", request_body = SetPort,
+    params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
+    responses((status = 202, body = Accepted<VmView>), (status = "default", body = Problem)))]
+async fn set_port(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Json(request): Json<SetPort>,
+) -> Made<Accepted<VmView>> {
+    accepted(api.controller.set_port(&vm, &request).await?)
 }
 
 /// How much of a console's log.

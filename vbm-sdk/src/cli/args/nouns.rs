@@ -1,5 +1,6 @@
 //! `vbm NOUN VERB`.
 
+use super::ports::PortLimit;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -198,12 +199,20 @@ pub(in crate::cli) enum Port {
     /// List ports
     #[command(alias = "ls")]
     List(Belonging),
+    /// Limit what a VM's port may carry, running or not
+    Limit(PortLimit),
 }
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Net {
     /// Show whether a packet passes, its path, and the group and rule that decide
     Trace(NetTrace),
+    /// Show what each node would change of a network now; changes nothing
+    Plan(OneNetwork),
+    /// Try every path between the networks of each node with real packets; fails when one is there that may not be
+    Check,
+    /// Show what passed each port of a network, and what each rule let begin
+    Counters(OneNetwork),
 }
 
 #[derive(Debug, Args)]
@@ -332,7 +341,8 @@ pub(in crate::cli) enum Forward {
 Examples:
   vbm forward create web1 8080:80
   vbm forward create web1 127.0.0.1:8080:80
-  vbm forward create dns1 5353:53/udp")]
+  vbm forward create dns1 5353:53/udp
+  vbm forward create sip1 10000-10099:10000-10099/udp     ports in step")]
 pub(in crate::cli) struct ForwardCreate {
     /// The VM it leads to
     pub(in crate::cli) vm: String,

@@ -123,6 +123,8 @@ pub(crate) fn add_vm(world: &mut World, n: u8, on: Option<&str>) -> VmId {
         address6: None,
         groups,
         pairs: Vec::new(),
+        limits: Default::default(),
+        floating_ip: None,
     };
     world.ports.insert(
         port,
@@ -156,6 +158,7 @@ fn forward_to(world: &mut World, n: u8) {
         protocol: Protocol::Tcp,
         listen_address: None,
         listen_port: 8080,
+        count: 1,
         target,
         target_port: 80,
     };

@@ -1,0 +1,81 @@
+//! The rules of one network on the host itself, and the jumps that lead to them.
+
+use super::{HostShared, exec, netns::NetNs};
+use crate::{NetError, names::HostChain, plan::host as host_plan};
+use vbm_core::NetworkId;
+
+/// Makes the host's rules of one network those wanted, and the hooks stand. One at a time for an owner: its chains are shared by its
+/// networks.
+pub(crate) async fn host_rules(
+    shared: &HostShared,
+    network: NetworkId,
+    want: Option<&host_plan::HostRules>,
+) -> Result<Vec<String>, NetError> {
+    let _one_at_a_time = shared.host_rules.lock().await;
+    let (host, owner) = (&shared.host, &shared.owner);
+    let observed = exec::iptables_read(host).await?;
+    let diff = host_plan::diff(owner, network, want, &observed);
+    let mut changed = diff.changes;
+    if !diff.script.is_empty() {
+        exec::iptables_write(host, &diff.script).await?;
+    }
+    if want.is_some() {
+        shared.step("host chains");
+        let missing = host_plan::missing_hooks(owner, &observed);
+        if !missing.is_empty() {
+            changed.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
+            insert_hooks(host, owner, missing).await?;
+        }
+    }
+    if !changed.is_empty() {
+        let now = exec::iptables_read(host).await?;
+        let left = host_plan::diff(owner, network, want, &now);
+        let hooks = want.is_some() && !host_plan::missing_hooks(owner, &now).is_empty();
+        if !left.script.is_empty() || hooks {
+            let detail = left
+                .script
+                .lines()
+                .nth(1)
+                .unwrap_or("a hook is missing or stands twice")
+                .to_owned();
+            return Err(NetError::NotVerified {
+                what: "a rule on the host".into(),
+                detail,
+            });
+        }
+    }
+    Ok(changed)
+}
+
+/// The jumps from built-in chains, each first in its chain: another's final DROP must not come before them. The `iptables` crate
+/// runs one program a call; this is at most ten, once for a host.
+async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Result<(), NetError> {
+    let rules: Vec<_> = chains
+        .into_iter()
+        .map(|c| (c, host_plan::hook_rule(owner, c)))
+        .collect();
+    let failed = |said: String| NetError::Command {
+        program: "iptables",
+        doing: "hooking our chains in".into(),
+        said,
+    };
+    let work = move || -> Result<(), String> {
+        let iptables = iptables::new(false).map_err(|e| e.to_string())?;
+        for (chain, rule) in rules {
+            // One that stands twice, or lower down, goes first.
+            while iptables
+                .exists(chain.table(), chain.hook(), &rule)
+                .map_err(|e| e.to_string())?
+            {
+                iptables
+                    .delete(chain.table(), chain.hook(), &rule)
+                    .map_err(|e| e.to_string())?;
+            }
+            iptables
+                .insert(chain.table(), chain.hook(), &rule, 1)
+                .map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    };
+    host.run(work).await?.map_err(failed)
+}
