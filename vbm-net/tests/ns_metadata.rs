@@ -379,11 +379,9 @@ async fn only_guests_of_the_network_reach_it_and_it_answers_again_after_a_restar
     let stranger = lab.net.describe(wanted.id, wanted.ports[0].id, None).await;
     assert!(matches!(stranger, Err(NetError::NotHere { .. })), "{stranger:?}");
     lab.ensure(&wanted).await;
-    let (status, id) = get(&guest, "/latest/meta-data/instance-id");
-    assert!(
-        status == 200 && id != "i-a",
-        "until it is said again, only what the port tells"
-    );
+    let (status, said) = get(&guest, "/latest/meta-data/instance-id");
+    assert_eq!(status, 503, "until it is said again it is nobody else: {said}");
+    assert_eq!(get(&guest, "/latest/user-data").0, 503);
     lab.net
         .describe(wanted.id, wanted.ports[0].id, Some(instance("i-a")))
         .await
