@@ -35,6 +35,13 @@ fn instance(id: &str) -> Instance {
     }
 }
 
+/// Says of all ports that there is no more to say of them.
+async fn describe_all(lab: &Lab, wanted: &DesiredNetwork) {
+    for port in &wanted.ports {
+        lab.net.describe(wanted.id, port.id, None).await.unwrap();
+    }
+}
+
 /// What comes back for these bytes, to the end of the connection.
 fn exchange(guest: &Guest, request: impl Into<Vec<u8>>) -> String {
     let request = request.into();
@@ -278,6 +285,7 @@ async fn who_is_slow_large_or_many_is_cut_off_and_others_are_served() {
     let lab = Lab::new().await;
     let wanted = told(MetadataMode::Open, 2);
     lab.ensure(&wanted).await;
+    describe_all(&lab, &wanted).await;
     let (a, b) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 1).await);
     a.dhcp();
     b.dhcp();
@@ -335,6 +343,7 @@ async fn garbage_is_counted_and_the_service_goes_on() {
     let lab = Lab::new().await;
     let wanted = told(MetadataMode::Open, 1);
     lab.ensure(&wanted).await;
+    describe_all(&lab, &wanted).await;
     let guest = lab.guest(&wanted, 0).await;
     guest.dhcp();
     let corpus = common::garbage(80);
