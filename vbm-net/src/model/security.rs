@@ -122,7 +122,7 @@ pub(super) fn check_policy(port: &DesiredPort, network: NetworkId, spec: &Networ
         ));
     }
     check_pairs(network, spec, &port.policy.pairs)
-        .map_err(|e| e.context(format!("port {} cannot be", port.id)))
+        .map_err(|e| e.context(format!("the allowed addresses of port {} cannot be", port.id)))
 }
 
 /// Whether a port of a network may have these allowed addresses. Who keeps them asks this first: a network with one port that may not is
