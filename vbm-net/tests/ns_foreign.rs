@@ -11,6 +11,29 @@ use vbm_net::{HostNetwork, NetworkBackend};
 /// A rule that `iptables-save` cannot print, nor any of its table then.
 const FOREIGN: &str = "nft insert rule FAMILY filter INPUT ct state vmap { established : accept }";
 
+/// That rule on the host, for as long as this lives: what cannot be read is not cleaned up either.
+struct Foreign<'a>(&'a Lab);
+
+impl<'a> Foreign<'a> {
+    fn new(lab: &'a Lab) -> Self {
+        lab.host.sh(&FOREIGN.replace("FAMILY", "ip"));
+        Self(lab)
+    }
+}
+
+impl Drop for Foreign<'_> {
+    fn drop(&mut self) {
+        let listed = self.0.host.try_sh("nft -a list chain ip filter INPUT").stdout;
+        let listed = String::from_utf8_lossy(&listed).into_owned();
+        let mut rules = listed.lines().filter(|line| line.contains("vmap"));
+        if let Some((_, handle)) = rules.next().and_then(|line| line.rsplit_once("# handle ")) {
+            self.0
+                .host
+                .try_sh(&format!("nft delete rule ip filter INPUT handle {handle}"));
+        }
+    }
+}
+
 /// The rules of one network, as `nft` lists them: it knows the link, and not the comment.
 fn rules_of(lab: &Lab, network: vbm_core::NetworkId) -> usize {
     let listed = lab.host.sh("nft list table ip filter");
@@ -26,7 +49,7 @@ async fn a_rule_that_iptables_cannot_print_costs_no_other_network_its_rules() {
     lab.ensure(&first).await;
     let before = rules_of(&lab, first.id);
     assert!(before > 0, "the rules of the first stand");
-    lab.host.sh(&FOREIGN.replace("FAMILY", "ip"));
+    let _rule = Foreign::new(&lab);
     let error = vbm_core::Error::from(lab.net.ensure(second.clone()).await.unwrap_err());
     assert!(error.to_string().contains("ip filter"), "{error}");
     assert!(error.fix().contains("nft list table ip filter"), "{error}");
@@ -47,17 +70,9 @@ async fn when_the_rule_is_gone_all_goes_on() {
     let lab = Lab::new().await;
     let (first, second) = (network(NetworkMode::Nat, 1), network(NetworkMode::Nat, 1));
     lab.ensure(&first).await;
-    lab.host.sh(&FOREIGN.replace("FAMILY", "ip"));
+    let rule = Foreign::new(&lab);
     assert!(lab.net.ensure(second.clone()).await.is_err());
-    let listed = lab.host.sh("nft -a list chain ip filter INPUT");
-    let handle = listed
-        .lines()
-        .find(|line| line.contains("vmap"))
-        .and_then(|line| line.rsplit_once("# handle "))
-        .unwrap()
-        .1;
-    lab.host
-        .sh(&format!("nft delete rule ip filter INPUT handle {handle}"));
+    drop(rule);
     assert!(lab.ensure(&second).await.ready);
     assert!(lab.ensure(&first).await.ready);
 }
