@@ -126,6 +126,6 @@ pub use limits::counters::{NetworkCounters, PortCounters, RuleCounters, Traffic}
 pub use model::{
     DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, LeaseSeen, LeaseSeen6,
     NetEvent, NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated,
-    gateway_mac,
+    check_pairs, gateway_mac,
 };
 pub use sim::SimNetwork;

@@ -9,7 +9,7 @@ mod security;
 mod seen;
 mod six;
 pub use floating::check_floating_ip;
-pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, link_local};
+pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, check_pairs, link_local};
 pub use seen::{LeaseSeen, LeaseSeen6, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
 pub use six::GATEWAY_LINK_LOCAL;
 
@@ -193,7 +193,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     let mut taps = BTreeSet::new();
     for port in &desired.ports {
         check_port(port, &desired.spec)?;
-        check_policy(port, &desired.spec, desired.gateway_mac())?;
+        check_policy(port, desired.id, &desired.spec)?;
         if !macs.insert(port.mac) {
             return Err(bad(
                 format!("the MAC {} is used twice", port.mac),

@@ -43,6 +43,8 @@ struct Inner {
 struct State {
     networks: BTreeMap<NetworkId, SimOne>,
     faults: VecDeque<NetError>,
+    /// How many further descriptions fail.
+    deaf: usize,
     stopped: bool,
 }
 
@@ -50,6 +52,7 @@ struct SimOne {
     wanted: Validated<DesiredNetwork>,
     open: BTreeMap<PortId, SimNic>,
     leases: BTreeMap<PortId, LeaseSeen>,
+    told: BTreeMap<PortId, Option<Instance>>,
 }
 
 /// Our end of a NIC.
@@ -93,6 +96,16 @@ impl SimNetwork {
     /// The next call that changes something fails with this, and changes nothing. Faults queue up.
     pub fn fail_next(&self, error: NetError) {
         self.lock().faults.push_back(error);
+    }
+
+    /// So many of the next calls of [`NetworkBackend::describe`] fail.
+    pub fn fail_descriptions(&self, count: usize) {
+        self.lock().deaf = count;
+    }
+
+    /// What the VM behind a port is told; `None` before [`NetworkBackend::describe`] said so.
+    pub fn told(&self, network: NetworkId, port: PortId) -> Option<Option<Instance>> {
+        self.lock().networks.get(&network)?.told.get(&port).cloned()
     }
 
     /// A host that was restarted: taps and leases are gone, as are networks.
@@ -310,6 +323,7 @@ impl NetworkBackend for SimNetwork {
                 one.wanted = wanted;
                 one.open.retain(|port, _| ports.contains(port));
                 one.leases.retain(|port, _| ports.contains(port));
+                one.told.retain(|port, _| ports.contains(port));
                 vec![CHANGED.to_owned()]
             }
             None => {
@@ -317,6 +331,7 @@ impl NetworkBackend for SimNetwork {
                     wanted,
                     open: BTreeMap::new(),
                     leases: BTreeMap::new(),
+                    told: BTreeMap::new(),
                 };
                 state.networks.insert(id, one);
                 vec![MADE.to_owned()]
@@ -385,7 +400,17 @@ impl NetworkBackend for SimNetwork {
         }
         let mut state = self.lock();
         state.up()?;
-        state.network(network)?.port(port).map(drop)
+        if let Some(left) = state.deaf.checked_sub(1) {
+            state.deaf = left;
+            return Err(NetError::TimedOut {
+                doing: "telling what a VM is told".into(),
+                limit: Duration::ZERO,
+            });
+        }
+        let one = state.network(network)?;
+        one.port(port)?;
+        one.told.insert(port, instance);
+        Ok(())
     }
 
     async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError> {

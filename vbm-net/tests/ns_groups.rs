@@ -216,3 +216,43 @@ async fn however_many_flows_there_are_none_outlives_its_rule() {
     lab.ensure(&wanted).await;
     assert_eq!(standing(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_spoke_with_thousands_leaves_no_flow_behind() {
+    needs_namespaces!();
+    const PEERS: u32 = 3_000;
+    let lab = Lab::new().await;
+    let mut wanted = network(NetworkMode::Nat, 2);
+    lab.ensure(&wanted).await;
+    let (speaker, other) = (lab.guest(&wanted, 0).await, lab.guest(&wanted, 1).await);
+    speaker.dhcp();
+    other.dhcp();
+    let inside = lab.inside(wanted.id);
+    let standing = |from: &str| {
+        let listed = common::in_netns(
+            &inside,
+            &format!("conntrack -L -p udp --orig-src {from} --dport 5000"),
+        );
+        String::from_utf8_lossy(&listed.stdout).lines().count()
+    };
+    let speak = |peers: u32| {
+        move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:5001").unwrap();
+            for peer in 0..peers {
+                let to = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + peer);
+                socket.send_to(b"x", (to, 5000)).unwrap();
+            }
+        }
+    };
+    common::eventually("all flows to stand", || {
+        speaker.ns.run(speak(PEERS));
+        other.ns.run(speak(1));
+        standing("10.9.0.10") == PEERS as usize && standing("10.9.0.11") == 1
+    })
+    .await;
+    drop(speaker);
+    wanted.ports.remove(0);
+    lab.ensure(&wanted).await;
+    assert_eq!(standing("10.9.0.10"), 0);
+    assert_eq!(standing("10.9.0.11"), 1, "nobody else pays for it");
+}

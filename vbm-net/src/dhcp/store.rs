@@ -67,7 +67,10 @@ pub struct AppendLog {
     live: HashMap<Ipv4Addr, LeaseRecord>,
     /// Whether a commit failed half way: what stands behind `end` is taken away before the next.
     torn: bool,
+    /// Whether it is not known that the file of this name outlives a crash: nothing is acknowledged until it is written anew.
+    adrift: bool,
     set_aside_bytes: u64,
+    sync_folder: fn(&Path) -> io::Result<()>,
 }
 
 impl AppendLog {
@@ -99,7 +102,9 @@ impl AppendLog {
             records: 0,
             live: HashMap::new(),
             torn: false,
+            adrift: false,
             set_aside_bytes: 0,
+            sync_folder,
         };
         if bytes.len() < MAGIC.len() && MAGIC.starts_with(&bytes) {
             // New, or a crash while it was made.
@@ -125,7 +130,7 @@ impl AppendLog {
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(MAGIC)?;
         self.file.sync_all()?;
-        sync_folder(&self.path)?;
+        (self.sync_folder)(&self.path)?;
         self.end = MAGIC.len() as u64;
         Ok(())
     }
@@ -151,7 +156,8 @@ impl AppendLog {
         Ok(())
     }
 
-    /// Writes the log anew, with what holds now alone. After a crash either the old or the new one stands, whole.
+    /// Writes the log anew, with what holds now alone. After a crash either the old or the new one stands, whole. From the moment
+    /// when the new one has the name, it is the one that is written to, whatever fails then.
     fn compact(&mut self) -> io::Result<()> {
         let mut name = self.path.clone().into_os_string();
         name.push(".new");
@@ -170,10 +176,13 @@ impl AppendLog {
         file.write_all(&bytes)?;
         file.sync_all()?;
         std::fs::rename(&beside, &self.path)?;
-        sync_folder(&self.path)?;
         self.file = file;
         self.end = bytes.len() as u64;
         self.records = self.live.len();
+        self.torn = false;
+        self.adrift = true;
+        (self.sync_folder)(&self.path)?;
+        self.adrift = false;
         Ok(())
     }
 }
@@ -184,6 +193,10 @@ impl LeaseStore for AppendLog {
     }
 
     fn commit(&mut self, records: &[LeaseRecord]) -> io::Result<()> {
+        // Renamed once more: a folder that could not be synced may say the next time that it has nothing to sync.
+        if self.adrift {
+            self.compact()?;
+        }
         if self.torn {
             self.file.set_len(self.end)?;
             self.file.seek(SeekFrom::Start(self.end))?;
@@ -203,7 +216,7 @@ impl LeaseStore for AppendLog {
             self.live.insert(record.address, record.clone());
         }
         if self.records > 2 * self.live.len() + HISTORY_MAX_RECORDS {
-            // What was committed is kept either way.
+            // What was committed stands in the old file and in the new one.
             if let Err(error) = self.compact() {
                 tracing::warn!(log = %self.path.display(), %error, "the log of leases cannot be made smaller");
                 self.records = self.live.len();
@@ -375,6 +388,44 @@ mod tests {
         assert_eq!(all[1], record(1, 77_777));
         assert_eq!(all[2], record(2, rounds - 1));
         assert!(AppendLog::open(&path).is_err(), "the new file is locked too");
+    }
+
+    /// A folder that cannot be synced.
+    fn failing(_: &Path) -> io::Result<()> {
+        Err(io::Error::other("the disk failed"))
+    }
+
+    fn compacted_but_not_synced(path: &Path) -> AppendLog {
+        let mut log = AppendLog::open(path).unwrap();
+        log.commit(&[record(1, 1)]).unwrap();
+        log.records = HISTORY_MAX_RECORDS + 8;
+        log.sync_folder = failing;
+        log.commit(&[record(2, 2)]).unwrap();
+        log
+    }
+
+    #[test]
+    fn what_is_acknowledged_after_a_compaction_that_failed_half_way_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases");
+        let mut log = compacted_but_not_synced(&path);
+        log.sync_folder = sync_folder;
+        log.commit(&[record(3, 3)]).unwrap();
+        drop(log);
+        let mut log = AppendLog::open(&path).unwrap();
+        assert_eq!(sorted(&mut log), [record(1, 1), record(2, 2), record(3, 3)]);
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_while_a_crash_could_bring_back_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases");
+        let mut log = compacted_but_not_synced(&path);
+        assert!(log.commit(&[record(3, 3)]).is_err());
+        assert!(log.commit(&[record(4, 4)]).is_err());
+        drop(log);
+        let mut log = AppendLog::open(&path).unwrap();
+        assert_eq!(sorted(&mut log), [record(1, 1), record(2, 2)]);
     }
 
     proptest! {

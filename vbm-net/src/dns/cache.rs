@@ -6,7 +6,8 @@
 
 use super::message::Asked;
 use super::{
-    CACHE_MAX_BYTES, CACHE_MAX_ENTRIES, FAILURE_TTL_SECONDS, NEGATIVE_MAX_SECONDS, POSITIVE_MAX_SECONDS,
+    CACHE_MAX_BYTES, CACHE_MAX_ENTRIES, CACHED_ANSWER_MAX_BYTES, CACHED_MAX_RECORDS, FAILURE_TTL_SECONDS,
+    NEGATIVE_MAX_SECONDS, POSITIVE_MAX_SECONDS,
 };
 use hickory_proto::{
     op::{Message, ResponseCode},
@@ -18,8 +19,13 @@ use std::{
 };
 
 const MS_PER_SECOND: u64 = 1_000;
-/// What an entry costs beside the bytes of its answer: keys, maps, records' own fields.
-const ENTRY_OVERHEAD_BYTES: usize = 512;
+/// What an entry costs beside its records: its key twice, both maps, the answer's own fields.
+const ENTRY_OVERHEAD_BYTES: usize = 1_024;
+/// What each text of a record costs beside its bytes.
+const TEXT_OVERHEAD_BYTES: usize = 32;
+/// How many times its bytes on the wire the data of any further sort of record takes at most: a parameter of an HTTPS record has
+/// 4 bytes there and some 60 here.
+const OTHER_EXPANSION: usize = 16;
 
 /// A question, as far as it makes a difference to the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +68,10 @@ impl Said {
             authorities: message.authorities,
             bytes,
         }
+    }
+
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        self.answers.iter().chain(&self.authorities)
     }
 
     /// How long it holds, in seconds; `None`: not at all.
@@ -142,6 +152,9 @@ impl Cache {
     /// Keeps what was said, if it holds for any time and is not too large by itself.
     pub(crate) fn put(&mut self, key: Key, said: Arc<Said>, now_ms: u64) {
         let Some(ttl) = said.ttl_seconds() else { return };
+        if said.records().count() > CACHED_MAX_RECORDS || said.bytes > CACHED_ANSWER_MAX_BYTES {
+            return;
+        }
         let cost = cost(&said);
         if cost > self.max_bytes {
             return;
@@ -181,8 +194,41 @@ impl Cache {
     }
 }
 
+/// What an answer takes in memory, rather too much than too little: a name that is two bytes on the wire, as a pointer to another, is
+/// held in full by each record.
 fn cost(said: &Said) -> usize {
-    said.bytes + ENTRY_OVERHEAD_BYTES
+    let known: usize = said.records().map(weight).sum();
+    let is_other = |record: &Record| heap(&record.data).is_none();
+    let others = if said.records().any(is_other) {
+        said.bytes * OTHER_EXPANSION
+    } else {
+        said.bytes
+    };
+    ENTRY_OVERHEAD_BYTES + known + others
+}
+
+fn weight(record: &Record) -> usize {
+    size_of::<Record>() + held(&record.name) + heap(&record.data).unwrap_or_default()
+}
+
+/// The bytes of a name, and one for the end of each of its labels.
+fn held(name: &Name) -> usize {
+    2 * name.len()
+}
+
+/// What the data of a record takes beside the record itself; `None`: it is of a sort that this does not know.
+fn heap(data: &RData) -> Option<usize> {
+    Some(match data {
+        RData::A(_) | RData::AAAA(_) => 0,
+        RData::CNAME(name) => held(&name.0),
+        RData::NS(name) => held(&name.0),
+        RData::PTR(name) => held(&name.0),
+        RData::MX(mx) => held(&mx.exchange),
+        RData::SRV(srv) => held(&srv.target),
+        RData::SOA(soa) => held(&soa.mname) + held(&soa.rname),
+        RData::TXT(text) => text.txt_data.iter().map(|t| t.len() + TEXT_OVERHEAD_BYTES).sum(),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -235,6 +281,43 @@ mod tests {
             cache.get(&key("a."), 0).is_none(),
             "what holds no time is not kept"
         );
+    }
+
+    /// An answer of so many aliases of long names, each of which is a pointer of two bytes on the wire.
+    fn aliases(count: usize) -> Arc<Said> {
+        let name: Name = format!("{0}.{0}.{0}.example.", "x".repeat(60)).parse().unwrap();
+        let data = RData::CNAME(hickory_proto::rr::rdata::CNAME(name.clone()));
+        let record = Record::from_rdata(name, 60, data);
+        Arc::new(Said {
+            bytes: 220 + count * 14,
+            code: ResponseCode::NoError,
+            answers: vec![record; count],
+            authorities: vec![],
+            authentic: false,
+        })
+    }
+
+    #[test]
+    fn an_answer_costs_what_it_takes_and_not_what_it_came_in() {
+        let long = aliases(CACHED_MAX_RECORDS);
+        let held = CACHED_MAX_RECORDS * (size_of::<Record>() + 2 * 180);
+        assert!(cost(&long) > held, "{} for {held}", cost(&long));
+        let mut cache = Cache::new(1_000, 1 << 20);
+        for n in 0..1_000 {
+            cache.put(key(&format!("n{n}.")), Arc::clone(&long), 0);
+        }
+        assert!(!cache.entries.is_empty());
+        assert!(cache.entries.len() * held <= 1 << 20, "{}", cache.entries.len());
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_is_passed_on_and_not_kept() {
+        let mut cache = Cache::default();
+        cache.put(key("a."), aliases(CACHED_MAX_RECORDS + 1), 0);
+        cache.put(key("b."), said(60, CACHED_ANSWER_MAX_BYTES + 1), 0);
+        assert!(cache.entries.is_empty());
+        cache.put(key("c."), aliases(3), 0);
+        assert_eq!(cache.entries.len(), 1);
     }
 
     #[test]

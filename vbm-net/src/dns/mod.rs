@@ -45,8 +45,12 @@ pub const LOCAL_TTL_SECONDS: u32 = 30;
 pub const NEGATIVE_TTL_SECONDS: u32 = 5;
 /// The most answers that a network keeps.
 pub const CACHE_MAX_ENTRIES: usize = 4_096;
-/// The most bytes that they take.
+/// The most bytes that they take, as they are held and not as they came.
 pub const CACHE_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// The most records of an answer that is kept; a longer one is passed on only.
+pub const CACHED_MAX_RECORDS: usize = 64;
+/// The most bytes that such an answer had as it came.
+pub const CACHED_ANSWER_MAX_BYTES: usize = 8 * 1024;
 /// The longest that an answer is kept, whatever it says.
 pub const POSITIVE_MAX_SECONDS: u32 = 86_400;
 /// The longest that a denial is kept.

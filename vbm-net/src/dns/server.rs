@@ -15,7 +15,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -153,6 +153,9 @@ fn count(what: &AtomicU64) {
     what.fetch_add(1, Ordering::Relaxed);
 }
 
+/// A question, and whom it was put to: an answer of servers that are no longer asked serves only those who waited for it.
+type Asking = (Key, Vec<IpAddr>);
+
 /// Where an answer goes.
 enum Way {
     Udp(SocketAddr),
@@ -170,7 +173,7 @@ struct State {
     buckets: Buckets,
     cache: Cache,
     /// Who waits for what others are being asked.
-    asking: HashMap<Key, Vec<Waiter>>,
+    asking: HashMap<Asking, Vec<Waiter>>,
     /// How many of those each port has.
     waiting: HashMap<Ipv4Addr, usize>,
 }
@@ -325,8 +328,10 @@ impl Engine {
         if let Some((said, age)) = state.cache.get(&key, self.now_ms()) {
             drop(state);
             count(&self.counts.cached);
-            return self.reply(&passed_on(&waiter.asked, &said, age), &waiter.asked, waiter.way);
+            let answer = passed_on(&waiter.asked, &said, age, most(&waiter.asked, &waiter.way));
+            return self.reply(&answer, &waiter.asked, waiter.way);
         }
+        let key: Asking = (key, zone.upstreams.clone());
         let asking = state.asking.len();
         let mine = state.waiting.get(&waiter.from).copied().unwrap_or_default();
         let same = state.asking.get(&key).map(Vec::len);
@@ -352,11 +357,7 @@ impl Engine {
     }
 
     fn reply(&self, answer: &Message, asked: &Asked, way: Way) {
-        let max = match way {
-            Way::Udp(_) => asked.udp_max,
-            Way::Tcp(_) => u16::MAX,
-        };
-        match message::write(answer, max) {
+        match message::write(answer, most(asked, &way)) {
             Some(bytes) => self.send(bytes, way),
             None => count(&self.counts.unsent),
         }
@@ -378,7 +379,7 @@ impl Engine {
 
 impl Engine {
     /// Asks others in a task of its own, which ends with the server.
-    fn begin(self: &Arc<Self>, key: Key, asked: Box<Asked>, zone: Arc<Zone>) {
+    fn begin(self: &Arc<Self>, key: Asking, asked: Box<Asked>, zone: Arc<Zone>) {
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
             let said = tokio::select! {
@@ -389,9 +390,11 @@ impl Engine {
         });
     }
 
-    fn finish(&self, key: Key, said: Option<Said>) {
+    fn finish(&self, key: Asking, said: Option<Said>) {
         let said = said.map(Arc::new);
         let waiters = {
+            // In this order, as when the zone changes: until both are let go, it does not.
+            let zone = lock(&self.zone);
             let mut state = lock(&self.state);
             let waiters = state.asking.remove(&key).unwrap_or_default();
             for waiter in &waiters {
@@ -402,7 +405,11 @@ impl Engine {
                     }
                 }
             }
-            if let Some(said) = &said {
+            let (key, upstreams) = key;
+            if let Some(said) = &said
+                && zone.forwards
+                && zone.upstreams == upstreams
+            {
                 state.cache.put(key, Arc::clone(said), self.now_ms());
             }
             waiters
@@ -412,7 +419,7 @@ impl Engine {
         }
         for Waiter { asked, way, .. } in waiters {
             let answer = match &said {
-                Some(said) => passed_on(&asked, said, 0),
+                Some(said) => passed_on(&asked, said, 0, most(&asked, &way)),
                 None => message::answer(&asked, ResponseCode::ServFail),
             };
             self.reply(&answer, &asked, way);
@@ -420,8 +427,20 @@ impl Engine {
     }
 }
 
-/// What another server said, as an answer to this question, so many seconds later.
-fn passed_on(asked: &Asked, said: &Said, age_seconds: u32) -> Message {
+/// The most bytes of an answer that goes this way.
+fn most(asked: &Asked, way: &Way) -> u16 {
+    match way {
+        Way::Udp(_) => asked.udp_max,
+        Way::Tcp(_) => u16::MAX,
+    }
+}
+
+/// The fewest bytes of a record: the root's name, type, class, time and the length of nothing.
+const RECORD_MIN_BYTES: usize = 11;
+
+/// What another server said, as an answer to this question, so many seconds later. Of more records than fit into `max_bytes` by any
+/// means the rest is not even copied: it is one too many still, so it is cut and says so.
+fn passed_on(asked: &Asked, said: &Said, age_seconds: u32, max_bytes: u16) -> Message {
     let mut answer = message::answer(asked, said.code);
     answer.metadata.recursion_available = true;
     answer.metadata.authentic_data = said.authentic && asked.wants_dnssec;
@@ -430,8 +449,10 @@ fn passed_on(asked: &Asked, said: &Said, age_seconds: u32) -> Message {
         record.decrement_ttl(age_seconds);
         record
     };
-    answer.answers = said.answers.iter().map(aged).collect();
-    answer.authorities = said.authorities.iter().map(aged).collect();
+    let fit = usize::from(max_bytes) / RECORD_MIN_BYTES + 1;
+    answer.answers = said.answers.iter().take(fit).map(aged).collect();
+    let left = fit - answer.answers.len();
+    answer.authorities = said.authorities.iter().take(left).map(aged).collect();
     answer
 }
 
@@ -447,4 +468,78 @@ fn is_passing(error: &io::Error) -> bool {
         EPERM,
     ];
     error.raw_os_error().is_some_and(|code| passing.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DesiredNetwork, Validated, host::netns::NetNs, plan::fixture::lab};
+    use hickory_proto::{
+        op::{MessageType, OpCode, Query},
+        rr::{Name, RData, Record, RecordType, rdata::A},
+    };
+
+    fn zone(upstream: &str) -> Zone {
+        let mut net = lab(vbm_core::NetworkMode::Nat).into_inner();
+        net.spec.dns_upstreams = vec![upstream.parse().unwrap()];
+        Zone::from(&Validated::<DesiredNetwork>::new(net).unwrap())
+    }
+
+    fn asked() -> Asked {
+        let mut question = Message::new(7, MessageType::Query, OpCode::Query);
+        question.add_query(Query::query("www.example.org.".parse().unwrap(), RecordType::A));
+        match message::read(&question.to_vec().unwrap()) {
+            Read::Asked(asked) => *asked,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn said(records: usize) -> Said {
+        let name: Name = "www.example.org.".parse().unwrap();
+        let record = Record::from_rdata(name, 60, RData::A(A([192, 0, 2, 1].into())));
+        let mut answer = message::answer(&asked(), ResponseCode::NoError);
+        answer.answers = vec![record; records];
+        Said::new(answer, 100)
+    }
+
+    #[tokio::test]
+    async fn what_servers_say_that_are_no_longer_asked_is_not_kept() {
+        let sockets = Sockets {
+            udp: std::net::UdpSocket::bind("127.0.0.1:0").unwrap(),
+            tcp: std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+        };
+        sockets.udp.set_nonblocking(true).unwrap();
+        sockets.tcp.set_nonblocking(true).unwrap();
+        let (old, new) = (zone("192.0.2.53"), zone("192.0.2.54"));
+        let context = Context {
+            network: NetworkId::from_uuid(uuid::Uuid::from_u128(1)),
+            tracker: TaskTracker::new(),
+            upstream: Upstream::new(NetNs::current(), "/nowhere".into()),
+        };
+        let server = Server::start(sockets, old.clone(), context).unwrap();
+        let finish = |zone: &Zone| {
+            let key = (Key::from(&asked()), zone.upstreams.clone());
+            server.engine.finish(key, Some(said(1)));
+            lock(&server.engine.state)
+                .cache
+                .get(&Key::from(&asked()), 0)
+                .is_some()
+        };
+        assert!(finish(&old), "while they are asked");
+        assert!(server.reconfigure(new.clone()));
+        assert!(!finish(&old), "an answer that was on its way");
+        assert!(finish(&new));
+        server.end().await;
+    }
+
+    #[test]
+    fn of_an_answer_that_cannot_fit_only_so_much_is_copied_that_it_is_cut() {
+        let passed = passed_on(&asked(), &said(5_000), 0, 512);
+        assert!(passed.answers.len() < 50);
+        let bytes = message::write(&passed, 512).unwrap();
+        assert!(bytes.len() <= 512 && bytes[2] & 2 != 0, "it says that it is cut");
+        let whole = passed_on(&asked(), &said(20), 0, 512);
+        let bytes = message::write(&whole, 512).unwrap();
+        assert_eq!(Message::from_vec(&bytes).unwrap().answers.len(), 20);
+    }
 }

@@ -157,10 +157,41 @@ pub(crate) async fn must(
     })
 }
 
+/// The tables that rules of ours stand in. What another keeps in any further one is not read.
+const OUR_TABLES: [&str; 2] = ["filter", "nat"];
+
+/// What cannot be read is an error: taken for empty, all that stands there would be written over.
+async fn tables_read(
+    ns: &NetNs,
+    program: Program,
+    doing: &str,
+) -> Result<crate::plan::tables::Tables, NetError> {
+    let text = must(ns, program, &[], "", doing).await?;
+    if let Some(table) = crate::plan::tables::unread(&text).find(|t| OUR_TABLES.contains(t)) {
+        let family = if program == Program::Ip6tablesSave {
+            "ip6"
+        } else {
+            "ip"
+        };
+        return Err(NetError::Conflict {
+            what: format!("the firewall's table '{family} {table}' cannot be read"),
+            why: format!(
+                "it holds a rule or a set that another wrote with nft, and '{}' does not print the table then; \
+                 written blindly, the rules of every network could be lost",
+                program.name()
+            ),
+            fix: format!(
+                "find it with `nft list table {family} {table}`, and move it to a table of its own; \
+                 what stands stays as it is until then"
+            ),
+        });
+    }
+    Ok(crate::plan::tables::parse(&text))
+}
+
 /// All tables of a namespace, as they stand.
 pub(crate) async fn iptables_read(ns: &NetNs) -> Result<crate::plan::tables::Tables, NetError> {
-    let text = must(ns, Program::IptablesSave, &[], "", "reading the rules").await?;
-    Ok(crate::plan::tables::parse(&text))
+    tables_read(ns, Program::IptablesSave, "reading the rules").await
 }
 
 /// The counters of all rules of a family, as `iptables-save -c` prints them.
@@ -178,8 +209,7 @@ pub(crate) async fn iptables_write(ns: &NetNs, script: &str) -> Result<(), NetEr
 
 /// All tables of IPv6 of a namespace, as they stand.
 pub(crate) async fn ip6tables_read(ns: &NetNs) -> Result<crate::plan::tables::Tables, NetError> {
-    let text = must(ns, Program::Ip6tablesSave, &[], "", "reading the rules of IPv6").await?;
-    Ok(crate::plan::tables::parse(&text))
+    tables_read(ns, Program::Ip6tablesSave, "reading the rules of IPv6").await
 }
 
 /// Applies a script as one transaction a table.

@@ -9,7 +9,6 @@ use crate::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
-    collections::BTreeMap,
     io,
     net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
@@ -28,8 +27,7 @@ pub(crate) struct Services {
     place: Option<Place>,
     dns: Option<dns::server::Server>,
     metadata: Option<metadata::server::Server>,
-    /// What VMs are told of themselves, by port.
-    instances: BTreeMap<PortId, Arc<Instance>>,
+    instances: metadata::Instances,
 }
 
 struct Opened {
@@ -136,10 +134,7 @@ impl Services {
         port: PortId,
         instance: Option<Instance>,
     ) {
-        match instance {
-            Some(instance) => self.instances.insert(port, Arc::new(instance)),
-            None => self.instances.remove(&port),
-        };
+        self.instances.insert(port, instance.map(Arc::new));
         if let Some(server) = &self.metadata {
             server.reconfigure(metadata::Config::new(net, &self.instances));
         }

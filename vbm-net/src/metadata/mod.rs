@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Who asks is known by the source address alone, which the guard makes unforgeable; nothing in a request can name another VM, so none
-//! is ever shown another's data. [`respond`] is pure. A connection has a few seconds for each request's head, a request a few
+//! is ever shown another's data. Until it was said since the start what a VM is told, it is told to ask again (503), and never something else. [`respond`] is pure. A connection has a few seconds for each request's head, a request a few
 //! kilobytes; who is slower or larger is cut off.
 //!
 //! Two forms of the same facts, for the readers of cloud-init and others:
@@ -31,6 +31,7 @@ pub(crate) mod server;
 mod token;
 
 pub use instance::Instance;
+pub(crate) use respond::Instances;
 pub use respond::{Answer, Config, respond};
 pub use token::TokenKey;
 

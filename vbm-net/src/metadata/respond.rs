@@ -15,7 +15,12 @@ use vbm_core::{Mac, MetadataMode, Name, PortId, network::METADATA_ADDRESS};
 
 /// Where a token is made.
 const TOKEN_PATH: &str = "/latest/api/token";
+/// After how many seconds one asks again who asked before it was said what a VM is told.
+const RETRY_SECONDS: u32 = 1;
 const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// What VMs are told of themselves, by port; `None`: what their port tells.
+pub(crate) type Instances = BTreeMap<PortId, Option<Arc<Instance>>>;
 
 /// What the service of one network knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub(super) struct Subject {
     pub(super) hostname: Name,
     pub(super) domain: Option<String>,
     pub(super) instance: Option<Arc<Instance>>,
+    /// Whether anybody has said since the start what it is, be it that there is no more to say.
+    pub(super) is_described: bool,
 }
 
 /// An answer, before it is bytes.
@@ -65,8 +72,8 @@ impl Answer {
 }
 
 impl Config {
-    /// What is to be told to the VMs of a network; ports without an instance are told what their port tells.
-    pub fn new(net: &Validated<DesiredNetwork>, instances: &BTreeMap<PortId, Arc<Instance>>) -> Self {
+    /// What is to be told to the VMs of a network: ports of `None` what their port tells, those that are not here to ask again later.
+    pub fn new(net: &Validated<DesiredNetwork>, instances: &Instances) -> Self {
         let subject = |port: &crate::DesiredPort| Subject {
             port: port.id,
             mac: port.mac,
@@ -74,7 +81,8 @@ impl Config {
             cidr: net.spec.cidr,
             hostname: port.hostname.clone(),
             domain: net.spec.domain().map(str::to_owned),
-            instance: instances.get(&port.id).map(Arc::clone),
+            instance: instances.get(&port.id).cloned().flatten(),
+            is_described: instances.contains_key(&port.id),
         };
         Self {
             mode: net.spec.metadata,
@@ -132,6 +140,13 @@ pub fn respond(
                 "a token is needed; get one by PUT /latest/api/token",
             ));
         }
+    }
+    if !subject.is_described {
+        // Another id than before would make cloud-init do its first boot's work again.
+        return Some(Answer {
+            fields: vec![("Retry-After", RETRY_SECONDS.to_string())],
+            ..Answer::no(503, "it is not known yet what this VM is told; ask again")
+        });
     }
     Some(match documents::at(subject, &asked.path) {
         Some(document) => Answer {
@@ -214,7 +229,10 @@ mod tests {
                 macs: vec![net.ports[0].mac, Mac::local(77)],
                 ..Instance::default()
             };
-            let instances = BTreeMap::from([(net.ports[0].id, Arc::new(instance))]);
+            let instances = BTreeMap::from([
+                (net.ports[0].id, Some(Arc::new(instance))),
+                (net.ports[1].id, None),
+            ]);
             let net = Validated::<DesiredNetwork>::new(net).unwrap();
             Self {
                 config: Config::new(&net, &instances),
@@ -247,6 +265,24 @@ mod tests {
                 &format!("GET {path} HTTP/1.1|X-aws-ec2-metadata-token: {token}"),
             )
         }
+    }
+
+    #[test]
+    fn until_it_is_said_what_a_vm_is_told_it_is_told_nothing_and_asks_again() {
+        let mut desk = Desk::new(MetadataMode::Token);
+        let net = Validated::<DesiredNetwork>::new(lab(NetworkMode::Nat).into_inner()).unwrap();
+        desk.config.subjects = Config::new(&net, &Instances::new()).subjects;
+        for path in [
+            "/latest/meta-data/instance-id",
+            "/latest/user-data",
+            "/nocloud/meta-data",
+            "/latest/meta-data/local-ipv4",
+            "/nothing",
+        ] {
+            assert_eq!(desk.get(FIRST, path).0, 503, "{path}");
+        }
+        let (status, _) = desk.say(FIRST, "GET /latest/meta-data/instance-id HTTP/1.1");
+        assert_eq!(status, 401, "who has no token learns nothing");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What a port is a member of, and who it may be.
 
-use super::{DesiredNetwork, DesiredPort, bad};
+use super::{DesiredNetwork, DesiredPort, bad, gateway_mac};
 use ipnet::IpNet;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
 };
-use vbm_core::{AddressPair, Error, GroupId, GroupSpec, Mac, Name, NetworkSpec, PortLimits};
+use vbm_core::{AddressPair, Error, GroupId, GroupSpec, Mac, Name, NetworkId, NetworkSpec, PortLimits};
 
 /// The most members of a group that are not ports of this host.
 pub const GROUP_MAX_MEMBERS: usize = 65_536;
@@ -118,42 +118,54 @@ pub(super) fn check_groups(desired: &DesiredNetwork) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn check_policy(port: &DesiredPort, spec: &NetworkSpec, gateway: Mac) -> Result<(), Error> {
-    use vbm_core::limits::{PORT_MAX_GROUPS, PORT_MAX_PAIRS};
-    let (groups, pairs) = (port.policy.groups.len(), port.policy.pairs.len());
-    for (noun, is, most) in [
-        ("groups", groups, PORT_MAX_GROUPS),
-        ("allowed addresses", pairs, PORT_MAX_PAIRS),
-    ] {
-        if is > most {
-            return Err(bad(
-                format!("port {} has too many {noun}", port.id),
-                format!("{is} were given, {most} are allowed"),
-                "join them",
-            ));
-        }
+pub(super) fn check_policy(port: &DesiredPort, network: NetworkId, spec: &NetworkSpec) -> Result<(), Error> {
+    use vbm_core::limits::PORT_MAX_GROUPS;
+    let groups = port.policy.groups.len();
+    if groups > PORT_MAX_GROUPS {
+        return Err(bad(
+            format!("port {} has too many groups", port.id),
+            format!("{groups} were given, {PORT_MAX_GROUPS} are allowed"),
+            "join them",
+        ));
     }
     port.policy
         .limits
         .check()
         .map_err(|e| e.context(format!("port {} cannot be made", port.id)))?;
-    for pair in &port.policy.pairs {
+    check_pairs(network, spec, &port.policy.pairs)
+        .map_err(|e| e.context(format!("the allowed addresses of port {} cannot be", port.id)))
+}
+
+/// Whether a port of a network may have these allowed addresses. Who keeps them asks this first: a network with one port that may not is
+/// refused whole.
+///
+/// # Errors
+/// There are too many, one makes no sense by itself, or a gateway of the network or its MAC is among them.
+pub fn check_pairs(network: NetworkId, spec: &NetworkSpec, pairs: &[AddressPair]) -> Result<(), Error> {
+    use vbm_core::limits::PORT_MAX_PAIRS;
+    if pairs.len() > PORT_MAX_PAIRS {
+        return Err(bad(
+            "a port cannot be allowed so many addresses",
+            format!("{} were given, {PORT_MAX_PAIRS} are allowed", pairs.len()),
+            "join them",
+        ));
+    }
+    let gateways = [
+        Some(IpAddr::from(spec.gateway)),
+        spec.ipv6.as_ref().map(|s| s.gateway.into()),
+    ];
+    let gateway_mac = gateway_mac(network);
+    for pair in pairs {
         pair.check()?;
-        let mut gateways =
-            std::iter::once(IpAddr::from(spec.gateway)).chain(spec.ipv6.iter().map(|s| s.gateway.into()));
-        let among = gateways.find(|a| pair.address.contains(a));
-        if pair.mac == Some(gateway) || among.is_some() {
-            return Err(bad(
-                format!(
-                    "port {} cannot be allowed the addresses {}",
-                    port.id, pair.address
-                ),
-                format!(
-                    "the gateway's address {} or its MAC is among them",
-                    among.unwrap_or(spec.gateway.into())
-                ),
-                "leave the gateway out",
-            ));
+        let refused = |why: String| {
+            let what = format!("a port cannot be allowed the addresses {}", pair.address);
+            Err(bad(what, why, "name addresses and MACs beside the gateway's"))
+        };
+        if let Some(gateway) = gateways.iter().flatten().find(|a| pair.address.contains(*a)) {
+            return refused(format!("the gateway's address {gateway} is among them"));
+        }
+        if pair.mac == Some(gateway_mac) {
+            return refused(format!("their MAC {gateway_mac} is the gateway's"));
         }
     }
     Ok(())

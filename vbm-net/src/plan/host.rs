@@ -176,7 +176,8 @@ fn diff_chain(
     let none = Vec::new();
     let wanted = want.and_then(|w| w.get(&chain)).unwrap_or(&none);
     if want.is_some() && !exists {
-        *headers += &format!(":{name} - [0:0]\n");
+        // Made, not declared: a declaration empties a chain that stands after all, with the rules of every network.
+        *headers += &format!("-N {name}\n");
         changes.push(format!("host chain {name}"));
     }
     if !have.iter().copied().eq(wanted) {
@@ -322,6 +323,15 @@ mod tests {
         assert!(!script.contains("12345678") && !script.contains("-X"), "{script}");
         assert!(script.contains("-D VBM-"));
         assert_eq!(tagged(&observed).len(), 3, "the owner and two networks");
+    }
+
+    #[test]
+    fn no_script_empties_a_chain_that_other_networks_have_rules_in() {
+        let (net, rules) = rules_of_lab();
+        let script = diff(OWNER, net.id, Some(&rules), &Tables::new()).script;
+        assert!(script.contains("-N VBM-"), "{script}");
+        let empties = |line: &str| line.starts_with(':') || line.starts_with("-F");
+        assert!(!script.lines().any(empties), "{script}");
     }
 
     #[test]

@@ -59,6 +59,7 @@ impl VmKeeper {
             ledger: Ledger::default(),
             failures: 0,
             problem: None,
+            told: None,
             adopted,
             status,
         };
@@ -127,6 +128,8 @@ pub(super) struct Keeper {
     ledger: Ledger,
     failures: u32,
     problem: Option<Error>,
+    /// For what its networks know what the guest may read.
+    told: Option<WantedVm>,
     /// Found running after a restart of the agent, which is still to be told.
     adopted: bool,
     status: watch::Sender<VmStatus>,
@@ -178,10 +181,18 @@ impl Keeper {
             // An adoption happened once, whatever is wanted by now; the reporter keeps it until it was heard.
             self.adopted = false;
             let gone = match doing {
-                None => tokio::select! {
-                    changed = wanted.changed() => changed.is_err(),
-                    changed = seen.changed() => changed.is_err(),
-                },
+                None => {
+                    let untold = seen.borrow().power().is_live() && self.told.as_ref() != Some(&want);
+                    let gone = tokio::select! {
+                        changed = wanted.changed() => Some(changed.is_err()),
+                        changed = seen.changed() => Some(changed.is_err()),
+                        () = self.tell_guest(&want), if untold => None,
+                    };
+                    if gone.is_none() {
+                        self.told = Some(want);
+                    }
+                    gone.unwrap_or(false)
+                }
                 Some(doing) => {
                     let span = self.span();
                     let acting = async {
@@ -195,6 +206,28 @@ impl Keeper {
             if gone {
                 return;
             }
+        }
+    }
+
+    /// Tells the VM's networks what its guest may read, and tries again until all of them know: after a start of the agent they may
+    /// not be here yet, and until then the guest is answered nothing.
+    ///
+    /// # Cancel safety
+    /// Saying it again changes nothing.
+    async fn tell_guest(&self, want: &WantedVm) {
+        let mut wait = RETRY_FIRST;
+        loop {
+            match timeout(DESCRIBE_MAX, self.agent.describe(want)).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => {
+                    tracing::debug!(vm = %self.id, error = %error.inline(), "its metadata is not told yet");
+                }
+                Err(_) => {
+                    tracing::debug!(vm = %self.id, "its metadata is not told yet: its networks are busy")
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = wait.saturating_mul(2).min(RETRY_MAX);
         }
     }
 
@@ -379,8 +412,7 @@ impl Keeper {
 impl Agent {
     pub(super) async fn vm_ensure(&self, wanted: WantedVm) -> Result<VmStatus> {
         let keeper = self.keeper(wanted.driver, wanted.id, false);
-        // For one that runs already, and was taken up by an agent that was just started. Its networks may not be here yet: it
-        // is said again before a VM starts, and with each later call.
+        // For one that runs already: who asked for it may count on it. Where its networks are not here yet, its keeper says it again.
         if !matches!(timeout(DESCRIBE_MAX, self.describe(&wanted)).await, Ok(Ok(()))) {
             tracing::debug!(vm = %wanted.id, "its metadata is not told yet");
         }

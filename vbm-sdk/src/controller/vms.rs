@@ -212,30 +212,16 @@ impl Controller {
         pairs: &[vbm_core::AddressPair],
         request: &SetGroups,
     ) -> Result<()> {
-        let most = vbm_core::limits::PORT_MAX_PAIRS;
-        let refuse = |why: String| {
-            Err(Error::new(
+        if request.network.is_none() {
+            return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "the port cannot be allowed these addresses",
-                why,
-                "name the network, and addresses beside the gateway's",
-            ))
-        };
-        if pairs.len() > most {
-            return refuse(format!("{} were given, {most} are allowed", pairs.len()));
-        }
-        if request.network.is_none() {
-            return refuse("they are those of one network, and none is named".into());
+                "they are those of one network, and none is named",
+                "name the network",
+            ));
         }
         let network = self.records().must::<Network>(port.spec.network).await?.value;
-        for pair in pairs {
-            pair.check()?;
-            let gateway = std::net::IpAddr::V4(network.spec.gateway);
-            if pair.address.contains(&gateway) || pair.mac == Some(vbm_net::gateway_mac(network.meta.id)) {
-                return refuse(format!("the gateway {gateway} is among {}", pair.address));
-            }
-        }
-        Ok(())
+        vbm_net::check_pairs(network.meta.id, &network.spec, pairs)
     }
 
     /// A VM with what belongs to it.

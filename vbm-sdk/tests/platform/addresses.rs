@@ -2,9 +2,11 @@
 
 use crate::house::{House, done, launch, name, request, through};
 use std::collections::BTreeSet;
-use vbm_core::{ErrorKind, Ipv4Range, Mac};
+use vbm_core::{AddressPair, ErrorKind, Ipv4Range, Mac};
 use vbm_sdk::{
-    api::{CreateIpv6, CreateNetwork, LaunchRequest, NicRequest, UpdateIpv6, UpdateNetwork, VmView},
+    api::{
+        CreateIpv6, CreateNetwork, LaunchRequest, NicRequest, SetGroups, UpdateIpv6, UpdateNetwork, VmView,
+    },
     client::Client,
     store::{Store, Txn, Write},
 };
@@ -580,5 +582,52 @@ async fn where_vms_make_their_addresses_themselves_each_has_the_one_that_its_mac
     assert_eq!(addresses(&made).1, "fd00:6::5054:ff:fe00:31");
     let unnamed = client.vms().launch(on_plan("unnamed", |n| n)).await.unwrap().item;
     assert!(addresses(&unnamed).1.contains("ff:fe"), "{unnamed:?}");
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn addresses_that_a_node_would_refuse_are_refused_before_they_are_kept() {
+    let house = House::new();
+    let (server, client) = house.furnished().await;
+    through(&client, client.networks().create(planned()).await)
+        .await
+        .unwrap();
+    let vm = client.vms().launch(on_plan("web", |n| n)).await.unwrap().item;
+    let network = vm.nics[0].port.spec.network;
+    let pair = |address: &str| AddressPair {
+        address: address.parse().unwrap(),
+        mac: None,
+    };
+    let allow = |pairs: Vec<AddressPair>| {
+        let request = SetGroups {
+            groups: vec![],
+            network: Some("plan".into()),
+            pairs: Some(pairs),
+        };
+        client.vms().set_groups("web", request)
+    };
+    let refused = [
+        vec![pair("fd00:5::/64")],
+        vec![pair("fd00:5::1/128")],
+        vec![pair("10.5.0.0/24")],
+        vec![pair("fd00:7::/64"), pair("10.5.0.1/32")],
+        vec![AddressPair {
+            mac: Some(vbm_net::gateway_mac(network)),
+            ..pair("fd00:7::5/128")
+        }],
+        vec![pair("ff02::1/128")],
+        vec![pair("10.5.0.200/32"); vbm_core::limits::PORT_MAX_PAIRS + 1],
+    ];
+    for pairs in refused {
+        let error = allow(pairs.clone()).await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{pairs:?}: {error}");
+    }
+    let kept = through(
+        &client,
+        allow(vec![pair("fd00:7::5/128"), pair("10.5.0.200/32")]).await,
+    )
+    .await
+    .unwrap();
+    assert_eq!(kept.nics[0].port.spec.pairs.len(), 2);
     server.shutdown().await;
 }

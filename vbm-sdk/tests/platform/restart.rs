@@ -94,3 +94,31 @@ async fn each_start_of_a_controller_commands_in_a_higher_epoch() {
     }
     assert_eq!(epochs, [1, 2, 3]);
 }
+
+#[tokio::test]
+async fn after_a_restart_a_running_vm_is_told_who_it_is_until_its_networks_know() {
+    let mut house = House::new();
+    let (server, client) = house.furnished().await;
+    let vm = launch(&client, "web").await;
+    let port = &vm.nics[0].port;
+    let id = format!("i-{}", vm.vm.meta.id.uuid().simple());
+    let told = |networks: &SimNetwork| {
+        networks
+            .told(port.spec.network, port.meta.id)
+            .flatten()
+            .map(|i| i.id)
+    };
+    assert_eq!(told(&house.networks).as_ref(), Some(&id), "before it started");
+    server.shutdown().await;
+    house.networks = SimNetwork::new(std::sync::Arc::new(SystemClock));
+    house.networks.fail_descriptions(3);
+
+    let server = house.serve().await;
+    let knows = async {
+        while told(&house.networks).as_ref() != Some(&id) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, knows).await.unwrap();
+    server.shutdown().await;
+}
