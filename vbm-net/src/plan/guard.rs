@@ -13,6 +13,8 @@
 //!
 //! What a remote port may be is an element of a set, so a thousand of them cost a packet what one does.
 //!
+//! Before either map: what is neither ARP nor IP, or is any of them behind a VLAN tag, is dropped, whoever sends it to whom.
+//!
 //! It runs at priority -300, before `br_netfilter` hands packets to iptables, so no `ESTABLISHED` can overtake
 //! it. A tap that the maps do not name carries nothing. ARP probes (RFC 5227, sender 0.0.0.0) pass. A port without an address
 //! of IPv6 neither says nor hears anything of it; how one with such an address may, is in [`super::guard6`].
@@ -30,6 +32,9 @@ use vbm_core::Mac;
 const PRIORITY: i32 = -300;
 /// Where `chaddr` stands behind the start of the UDP header: 8 bytes of UDP, 28 of BOOTP (RFC 951), in bits.
 const CHADDR_AT_BITS: u32 = (8 + 28) * 8;
+/// `ether type` is what stands on the wire; all else (`ip saddr`, `arp`, `meta protocol`) looks behind a VLAN tag, which the kernel
+/// takes off, and `br_netfilter` passes a tagged packet by. To a guest the tag 0 is none (IEEE 802.1Q), so no tag passes at all.
+const UNTAGGED: &str = "ether type != { 0x0800, 0x0806, 0x86dd } drop";
 const IN_MAP: &str = "in";
 const TO_MAP: &str = "to";
 const MAPS: [&str; 2] = [IN_MAP, TO_MAP];
@@ -56,6 +61,7 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
     ] {
         let lines = vec![
             format!("type filter hook {hook} priority {PRIORITY}; policy drop;"),
+            UNTAGGED.into(),
             format!("{key} vmap @{map}"),
         ];
         guard.chains.insert(hook.into(), lines);
@@ -407,6 +413,14 @@ mod tests {
                 "accept",
             ]
         );
+    }
+
+    #[test]
+    fn a_tagged_frame_goes_before_any_port_is_asked() {
+        let want = render(&lab(NetworkMode::Nat));
+        for hook in ["prerouting", "postrouting"] {
+            assert_eq!(want.chains[hook][1], UNTAGGED);
+        }
     }
 
     #[test]
