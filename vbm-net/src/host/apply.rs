@@ -2,12 +2,13 @@
 //! over any half-made state ends in the same place.
 //!
 //! ```text
-//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> taps that must go
+//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> host rules -> transit -> taps that must go
 //!          -> vxlan -> entries for remote ports -> flows that must end -> read back -> DHCP, DNS, metadata
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
-//! network is at most too closed.
+//! network is at most too closed. So do the host's rules before the transit that they speak of; where a network loses its way out, the
+//! transit goes first.
 
 use super::{
     HostShared, exec, flows as standing,
@@ -106,10 +107,7 @@ impl<'a> Run<'a> {
         self.shared.step("rules");
         let changed = sysctl::apply(&self.ns, sysctl::groups()).await?;
         self.changed.extend(changed);
-        self.uplink(&links, transit).await?;
-        self.shared.step("uplink");
-        self.host_rules(transit).await?;
-        self.shared.step("host rules");
+        self.way_out(&links, transit).await?;
         let taps = self.taps(&links, &bridge).await?;
         self.shared.step("taps");
         self.overlay(&links, &bridge).await?;
@@ -292,6 +290,22 @@ impl<'a> Run<'a> {
         );
         taken.push(self.net.spec.cidr);
         Ok(taken)
+    }
+
+    /// The link never stands without the host's rules, which find it by its name: they come before it and go after it.
+    async fn way_out(&mut self, links: &Links, transit: Option<Transit>) -> Result<(), NetError> {
+        if transit.is_some() {
+            self.host_rules(transit).await?;
+            self.shared.step("host rules");
+            self.uplink(links, transit).await?;
+            self.shared.step("uplink");
+        } else {
+            self.uplink(links, transit).await?;
+            self.shared.step("uplink");
+            self.host_rules(transit).await?;
+            self.shared.step("host rules");
+        }
+        Ok(())
     }
 
     /// The pair of links between host and namespace, their addresses, the way out.
