@@ -25,8 +25,9 @@ use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    net::Ipv4Addr,
 };
-use vbm_core::Mac;
+use vbm_core::{Mac, network::METADATA_ADDRESS};
 
 /// Before `br_netfilter` (0) and everything else.
 const PRIORITY: i32 = -300;
@@ -67,11 +68,12 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
         guard.chains.insert(hook.into(), lines);
         guard.maps.insert(map.into(), BTreeSet::new());
     }
+    let macs = given_away(net);
     for port in &net.ports {
         let tap = names::tap(port.id);
         for (map, chain, lines) in [
-            (IN_MAP, names::guard_in(port.id), from_port(port)),
-            (TO_MAP, names::guard_to(port.id), to_port(port)),
+            (IN_MAP, names::guard_in(port.id), from_port(net, port, &macs)),
+            (TO_MAP, names::guard_to(port.id), to_port(net, port)),
         ] {
             guard
                 .maps
@@ -127,9 +129,24 @@ fn no_dhcp() -> [String; 2] {
     ["udp sport 67-68 drop".into(), "udp dport 67-68 drop".into()]
 }
 
-fn from_port(port: &DesiredPort) -> Vec<String> {
+/// The MACs of all ports, where a pair gives one: those of others it cannot give.
+fn given_away(net: &DesiredNetwork) -> BTreeSet<Mac> {
+    let gives = |port: &DesiredPort| port.policy.pairs.iter().any(|pair| pair.mac.is_some());
+    if !net.ports.iter().any(gives) {
+        return BTreeSet::new();
+    }
+    let remotes = net.overlay.iter().flat_map(|o| &o.remotes).map(|r| r.mac);
+    net.ports.iter().map(|p| p.mac).chain(remotes).collect()
+}
+
+/// The addresses under which the gateway's services know a VM by its address.
+fn services(net: &DesiredNetwork) -> [Ipv4Addr; 2] {
+    [METADATA_ADDRESS, net.spec.gateway]
+}
+
+fn from_port(net: &DesiredNetwork, port: &DesiredPort, macs: &BTreeSet<Mac>) -> Vec<String> {
     if !port.policy.pairs.is_empty() || port.has_ipv6() {
-        return from_port_of_many(port);
+        return from_port_of_many(net, port, macs);
     }
     let (mac, ip) = (port.mac, port.address);
     vec![
@@ -145,9 +162,11 @@ fn from_port(port: &DesiredPort) -> Vec<String> {
     ]
 }
 
-/// The same where a port may use more than one address. Each is allowed with its MAC; what none names is dropped.
-fn from_port_of_many(port: &DesiredPort) -> Vec<String> {
-    let identities = port.identities();
+/// The same where a port may use more than one address. Each is allowed with its MAC, unless that is another port's of `all_macs`;
+/// what none names is dropped. To the gateway's services it is its own address alone: by that they know whom they tell what.
+fn from_port_of_many(net: &DesiredNetwork, port: &DesiredPort, all_macs: &BTreeSet<Mac>) -> Vec<String> {
+    let mut identities = port.identities();
+    identities.retain(|(mac, _)| *mac == port.mac || !all_macs.contains(mac));
     let macs: BTreeSet<Mac> = identities.iter().map(|(mac, _)| *mac).collect();
     let of_ipv4 = || identities.iter().filter(|(_, net)| matches!(net, IpNet::V4(_)));
     let mut lines: Vec<String> = macs
@@ -166,6 +185,10 @@ fn from_port_of_many(port: &DesiredPort) -> Vec<String> {
         port.mac
     ));
     lines.push("udp sport 67 drop".into());
+    if of_ipv4().any(|(_, net)| net.addr() != port.address || net.prefix_len() < net.max_prefix_len()) {
+        let only = |service| format!("ip daddr {service} ip saddr != {} drop", port.address);
+        lines.extend(services(net).map(only));
+    }
     lines.extend(of_ipv4().map(|(m, net)| format!("ether saddr {m} ip saddr {} accept", spelled(net))));
     if port.has_ipv6() {
         lines.extend(guard6::from_port(&identities, &macs));
@@ -183,7 +206,7 @@ pub(super) fn spelled(net: &IpNet) -> String {
     }
 }
 
-fn to_port(port: &DesiredPort) -> Vec<String> {
+fn to_port(net: &DesiredNetwork, port: &DesiredPort) -> Vec<String> {
     let mac: String = port.mac.octets().iter().map(|b| format!("{b:02x}")).collect();
     let mut nets: Vec<IpNet> = Vec::new();
     for (_, net) in port.identities() {
@@ -191,13 +214,25 @@ fn to_port(port: &DesiredPort) -> Vec<String> {
             nets.push(net);
         }
     }
+    let of_ipv4: Vec<&IpNet> = nets.iter().filter(|net| matches!(net, IpNet::V4(_))).collect();
     let mut lines = vec!["ether type 0x0806 accept".into()];
-    let of_ipv4 = nets.iter().filter(|net| matches!(net, IpNet::V4(_)));
-    lines.extend(of_ipv4.map(|net| format!("ip daddr {} accept", spelled(net))));
-    lines.push(format!(
+    let dhcp = format!(
         "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
         mac.trim_start_matches('0')
-    ));
+    );
+    let accept = of_ipv4
+        .iter()
+        .map(|net| format!("ip daddr {} accept", spelled(net)));
+    if of_ipv4.len() > 1 {
+        lines.push(dhcp);
+        // Else who claims a shared address would hear what is said to the port that has it.
+        let only = |service| format!("ip saddr {service} ip daddr != {} drop", port.address);
+        lines.extend(services(net).map(only));
+        lines.extend(accept);
+    } else {
+        lines.extend(accept);
+        lines.push(dhcp);
+    }
     if port.has_ipv6() {
         lines.extend(guard6::to_port(&nets));
     }
