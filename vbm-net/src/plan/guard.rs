@@ -19,7 +19,7 @@
 //! it. A tap that the maps do not name carries nothing. ARP probes (RFC 5227, sender 0.0.0.0) pass. A port without an address
 //! of IPv6 neither says nor hears anything of it; how one with such an address may, is in [`super::guard6`].
 
-use super::guard6;
+use super::{guard6, spelling};
 use crate::{DesiredNetwork, DesiredPort, Validated, names};
 use ipnet::IpNet;
 use std::{
@@ -200,9 +200,9 @@ fn from_port_of_many(net: &DesiredNetwork, port: &DesiredPort, all_macs: &BTreeS
 /// As nft prints it: a single address without its length.
 pub(super) fn spelled(net: &IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
-        net.addr().to_string()
+        spelling::address(net.addr())
     } else {
-        net.trunc().to_string()
+        spelling::net(*net)
     }
 }
 
