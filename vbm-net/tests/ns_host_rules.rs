@@ -18,9 +18,8 @@ fn found(host: &str, wanted: &DesiredNetwork) -> (bool, bool) {
     let said = |command: &str| String::from_utf8(in_netns(host, command).stdout).unwrap();
     let rules = said("iptables-save -t filter");
     let shut = |way: &str| {
-        let begins = format!("-A VBM-");
         rules.lines().any(|l| {
-            l.starts_with(&begins) && l.contains(&format!("-{way} {link} ")) && l.ends_with("-j DROP")
+            l.starts_with("-A VBM-") && l.contains(&format!("-{way} {link} ")) && l.ends_with("-j DROP")
         })
     };
     (said("ip -o link show").contains(&link), shut("i") && shut("o"))
