@@ -1,6 +1,9 @@
 //! Ports: where a NIC meets a network.
 
-use crate::{Error, GroupId, Mac, Meta, NetworkId, PortId, PortLimits, Timestamp, VmId, error::invalid};
+use crate::{
+    Error, GroupId, Mac, Meta, NetworkId, PortId, PortLimits, Timestamp, VmId, error::invalid,
+    network::METADATA_ADDRESS,
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -80,7 +83,8 @@ impl AddressPair {
     /// Checks the pair alone.
     ///
     /// # Errors
-    /// A MAC that no NIC can have; addresses that are nobody's, everybody's or the machine's own; all addresses at once.
+    /// A MAC that no NIC can have; addresses that are nobody's, everybody's or the machine's own; the metadata service's; all addresses at
+    /// once.
     pub fn check(&self) -> Result<(), Error> {
         let first = self.address.network();
         let nobody = first.is_unspecified() || first.is_loopback() || first.is_multicast();
@@ -90,6 +94,15 @@ impl AddressPair {
                 format!("a port cannot be allowed the addresses {}", self.address),
                 "they are unspecified, loopback, multicast or broadcast, or their MAC is no NIC's",
                 "name addresses that a NIC can have, for example 10.0.0.200 or fd00::5",
+            ));
+        }
+        if self.address.contains(&std::net::IpAddr::V4(METADATA_ADDRESS)) {
+            return Err(invalid(
+                format!("a port cannot be allowed the addresses {}", self.address),
+                format!(
+                    "the metadata service's {METADATA_ADDRESS} is among them, and VMs trust what it says"
+                ),
+                "leave it out",
             ));
         }
         Ok(())
@@ -106,4 +119,27 @@ pub struct PortStatus {
     /// When that lease ends.
     #[serde(default)]
     pub leased_until: Option<Timestamp>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_allowed_to_be_the_metadata_service() {
+        for (text, good) in [
+            ("169.254.169.254/32", false),
+            ("169.254.0.0/16", false),
+            ("128.0.0.0/1", false),
+            ("169.254.169.253/32", true),
+            ("10.0.0.200/32", true),
+            ("fd00::5/128", true),
+        ] {
+            let pair = AddressPair {
+                address: text.parse().unwrap(),
+                mac: None,
+            };
+            assert_eq!(pair.check().is_ok(), good, "{text}");
+        }
+    }
 }

@@ -42,7 +42,7 @@ pub trait NetworkBackend: Send + Sync {
     ///
     /// # Errors
     /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::Conflict`] when it is open already;
-    /// [`NetError::NotVerified`].
+    /// [`NetError::NotVerified`], also after an `ensure` that failed: what it left undone may be what shuts the port off.
     async fn open_nic(&self, network: NetworkId, port: PortId, kind: NicKind) -> Result<Nic, NetError>;
 
     /// Removes the NIC of a port, of either kind; whoever holds it sees it dead. One that is not open is fine.

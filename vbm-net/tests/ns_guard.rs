@@ -452,6 +452,53 @@ async fn a_router_in_pieces_is_no_router_either() {
     assert_eq!(t.b.next_mark(), "honest");
 }
 
+/// One packet of IPv6 as two: what its body begins with, and the rest.
+fn in_pieces(whole: &[u8], kind: u8, first: &[u8], rest: &[u8]) -> [Vec<u8>; 2] {
+    let at = u16::try_from(first.len()).unwrap();
+    [(1, first), (at, rest)].map(|(at_and_more, piece)| {
+        let mut fragment = vec![kind, 0];
+        fragment.extend(at_and_more.to_be_bytes());
+        fragment.extend([0, 0, 0, kind]);
+        fragment.extend(piece);
+        let mut ip = whole[..40].to_vec();
+        ip[4..6].copy_from_slice(&(fragment.len() as u16).to_be_bytes());
+        ip[6] = 44;
+        [ip, fragment].concat()
+    })
+}
+
+/// RFC 6980: neighbours do not speak in pieces; the guard sees the first only, and rules behind it do not know whose the target is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_in_pieces_for_a_neighbour_is_no_answer() {
+    needs_namespaces!();
+    let (t, [mine, theirs]) = dual().await;
+    let (me, b) = (t.end(0).0, t.end(1).0);
+    let padding = [58, 0, 1, 4, 0, 0, 0, 0];
+    for (number, kind) in [(136, "answer"), (135, "question")] {
+        let body = [
+            &theirs.octets()[..],
+            format!("mark:an {kind} in pieces").as_bytes(),
+        ]
+        .concat();
+        let whole = six::icmp(mine, theirs, number, &body);
+        let message = &whole[40..];
+        // The target in the second piece; and the whole message there, behind options (RFC 7112).
+        let told = in_pieces(&whole, 58, &message[..8], &message[8..]);
+        let hidden = in_pieces(&whole, 60, &padding, message);
+        for piece in told.iter().chain(&hidden) {
+            t.a.send(&ethernet(me, b, IPV6, piece));
+        }
+        t.honest();
+        assert_eq!(t.b.next_mark(), "honest");
+    }
+    // A datagram in pieces is heard.
+    let whole = six::udp((mine, 7_777), (theirs, 7_777), "mark:a datagram in pieces");
+    for piece in in_pieces(&whole, 17, &whole[40..48], &whole[48..]) {
+        t.a.send(&ethernet(me, b, IPV6, &piece));
+    }
+    assert_eq!(t.b.next_mark(), "a datagram in pieces");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_may_use_the_addresses_that_it_was_allowed_and_hears_them() {
     needs_namespaces!();

@@ -425,6 +425,15 @@ impl Actor {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
         let found = wanted.ports.iter().find(|p| p.id == port);
         let found = found.ok_or_else(|| not_here("port", port))?;
+        // What is outside of the namespace, above all the host's rules, is not read back here: that `ensure` did it stands for it.
+        if !self.ready {
+            return Err(NetError::NotVerified {
+                what: format!("network {}", self.id),
+                detail:
+                    "the last attempt to make it what is wanted failed on the way, so no NIC is opened on it"
+                        .into(),
+            });
+        }
         let name = names::tap(port);
         let links = Links::open(&self.ns).await?;
         if links.get(&name).await?.is_some() {

@@ -2,13 +2,14 @@
 //! over any half-made state ends in the same place.
 //!
 //! ```text
-//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> host rules -> floating IPs
+//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> host rules -> transit -> floating IPs
 //!          -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
 //!          -> DHCP, DNS, metadata
 //! ```
 //!
 //! Guard and rules stand before the first link that could carry a packet is up: at every moment between two steps the
-//! network is at most too closed.
+//! network is at most too closed. So do the host's rules before the transit that they speak of; where a network loses its way out, the
+//! transit goes first.
 
 use super::{
     HostShared, floating, flows as standing, hooks, limits,
@@ -115,10 +116,7 @@ impl<'a> Run<'a> {
         }
         let changed = sysctl::apply(&self.ns, settings).await?;
         self.changed.extend(changed);
-        self.uplink(&links, transit).await?;
-        self.shared.step("uplink");
-        self.host_rules(transit).await?;
-        self.shared.step("host rules");
+        self.way_out(&links, transit).await?;
         self.floating(transit).await?;
         self.shared.step("floating");
         let taps = self.taps(&links, &bridge).await?;
@@ -328,6 +326,22 @@ impl<'a> Run<'a> {
         );
         taken.push(self.net.spec.cidr);
         Ok(taken)
+    }
+
+    /// The link never stands without the host's rules, which find it by its name: they come before it and go after it.
+    async fn way_out(&mut self, links: &Links, transit: Option<Transit>) -> Result<(), NetError> {
+        if transit.is_some() {
+            self.host_rules(transit).await?;
+            self.shared.step("host rules");
+            self.uplink(links, transit).await?;
+            self.shared.step("uplink");
+        } else {
+            self.uplink(links, transit).await?;
+            self.shared.step("uplink");
+            self.host_rules(transit).await?;
+            self.shared.step("host rules");
+        }
+        Ok(())
     }
 
     /// The pair of links between host and namespace, their addresses, the way out.

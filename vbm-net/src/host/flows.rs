@@ -156,6 +156,7 @@ mod tests {
             to_port: Some(53),
             answerer,
             answerer_port: Some(53),
+            answered: from,
             icmp: None,
         }
     }

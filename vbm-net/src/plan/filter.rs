@@ -15,6 +15,7 @@
 
 use super::{
     policy::{Policies, Source, whose},
+    spelling,
     tables::{Table, chain},
     tree::{self, Leaves},
 };
@@ -101,6 +102,7 @@ pub(super) fn by_address(
     let mut wide = Vec::new();
     for (net, chains) in at {
         if net.prefix_len() < net.max_prefix_len() {
+            let net = spelling::net(net);
             wide.extend(chains.iter().map(|c| format!("{end} {net} -j {c}")));
             continue;
         }
@@ -108,6 +110,7 @@ pub(super) fn by_address(
             IpNet::V4(net) => tree::digits(&net.addr().octets()),
             IpNet::V6(net) => tree::digits(&net.addr().octets()),
         };
+        let net = spelling::net(net);
         // One that is alone is final; of several each is asked.
         let jump = if chains.len() == 1 { "-g" } else { "-j" };
         leaves.insert(
@@ -137,7 +140,8 @@ fn covering(prefix: &[u8], family: Family) -> String {
             let address = value
                 .checked_shl(128 - u32::try_from(bits).unwrap_or(128))
                 .unwrap_or(0);
-            format!("{}/{bits}", std::net::Ipv6Addr::from(address))
+            let address = std::net::Ipv6Addr::from(address);
+            format!("{}/{bits}", spelling::address(address.into()))
         }
     }
 }
@@ -193,7 +197,11 @@ fn rule(policies: &Policies<'_>, source: &Source<'_>, rule: &Rule, family: Famil
             return None;
         }
         if net.prefix_len() > 0 {
-            words.push(format!("-{} {}", if egress { 'd' } else { 's' }, net.trunc()));
+            words.push(format!(
+                "-{} {}",
+                if egress { 'd' } else { 's' },
+                spelling::net(net)
+            ));
         }
     }
     let (protocol, module) = match (rule.protocol, family) {
@@ -288,6 +296,7 @@ mod tests {
             ),
             ("any@group:0190b6f2-4c1e-7cc3-a7a4-0d1f000000ff", None, None),
             ("any@group:nobody", None, None),
+            ("any@::102:304/120", None, Some("-s ::1.2.3.0/120 -j ACCEPT")),
         ] {
             assert_eq!(rendered(text, Family::V4).as_deref(), v4, "{text}");
             assert_eq!(rendered(text, Family::V6).as_deref(), v6, "{text}");
@@ -298,5 +307,7 @@ mod tests {
     fn digits_of_an_address_cover_what_begins_with_them() {
         assert_eq!(covering(&[0, 10, 0, 9], Family::V4), "10.9.0.0/16");
         assert_eq!(covering(&[15, 13], Family::V6), "fd00::/8");
+        let long = [vec![0; 24], vec![0, 1, 0, 2]].concat();
+        assert_eq!(covering(&long, Family::V6), "::1.2.0.0/112");
     }
 }

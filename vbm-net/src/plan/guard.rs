@@ -13,23 +13,29 @@
 //!
 //! What a remote port may be is an element of a set, so a thousand of them cost a packet what one does.
 //!
+//! Before either map: what is neither ARP nor IP, or is any of them behind a VLAN tag, is dropped, whoever sends it to whom.
+//!
 //! It runs at priority -300, before `br_netfilter` hands packets to iptables, so no `ESTABLISHED` can overtake
 //! it. A tap that the maps do not name carries nothing. ARP probes (RFC 5227, sender 0.0.0.0) pass. A port without an address
 //! of IPv6 neither says nor hears anything of it; how one with such an address may, is in [`super::guard6`].
 
-use super::guard6;
+use super::{guard6, spelling};
 use crate::{DesiredNetwork, DesiredPort, Validated, names};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    net::Ipv4Addr,
 };
-use vbm_core::Mac;
+use vbm_core::{Mac, network::METADATA_ADDRESS};
 
 /// Before `br_netfilter` (0) and everything else.
 const PRIORITY: i32 = -300;
 /// Where `chaddr` stands behind the start of the UDP header: 8 bytes of UDP, 28 of BOOTP (RFC 951), in bits.
 const CHADDR_AT_BITS: u32 = (8 + 28) * 8;
+/// `ether type` is what stands on the wire; all else (`ip saddr`, `arp`, `meta protocol`) looks behind a VLAN tag, which the kernel
+/// takes off, and `br_netfilter` passes a tagged packet by. To a guest the tag 0 is none (IEEE 802.1Q), so no tag passes at all.
+const UNTAGGED: &str = "ether type != { 0x0800, 0x0806, 0x86dd } drop";
 const IN_MAP: &str = "in";
 const TO_MAP: &str = "to";
 const MAPS: [&str; 2] = [IN_MAP, TO_MAP];
@@ -56,16 +62,18 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
     ] {
         let lines = vec![
             format!("type filter hook {hook} priority {PRIORITY}; policy drop;"),
+            UNTAGGED.into(),
             format!("{key} vmap @{map}"),
         ];
         guard.chains.insert(hook.into(), lines);
         guard.maps.insert(map.into(), BTreeSet::new());
     }
+    let macs = given_away(net);
     for port in &net.ports {
         let tap = names::tap(port.id);
         for (map, chain, lines) in [
-            (IN_MAP, names::guard_in(port.id), from_port(port)),
-            (TO_MAP, names::guard_to(port.id), to_port(port)),
+            (IN_MAP, names::guard_in(port.id), from_port(net, port, &macs)),
+            (TO_MAP, names::guard_to(port.id), to_port(net, port)),
         ] {
             guard
                 .maps
@@ -121,9 +129,24 @@ fn no_dhcp() -> [String; 2] {
     ["udp sport 67-68 drop".into(), "udp dport 67-68 drop".into()]
 }
 
-fn from_port(port: &DesiredPort) -> Vec<String> {
+/// The MACs of all ports, where a pair gives one: those of others it cannot give.
+fn given_away(net: &DesiredNetwork) -> BTreeSet<Mac> {
+    let gives = |port: &DesiredPort| port.policy.pairs.iter().any(|pair| pair.mac.is_some());
+    if !net.ports.iter().any(gives) {
+        return BTreeSet::new();
+    }
+    let remotes = net.overlay.iter().flat_map(|o| &o.remotes).map(|r| r.mac);
+    net.ports.iter().map(|p| p.mac).chain(remotes).collect()
+}
+
+/// The addresses under which the gateway's services know a VM by its address.
+fn services(net: &DesiredNetwork) -> [Ipv4Addr; 2] {
+    [METADATA_ADDRESS, net.spec.gateway]
+}
+
+fn from_port(net: &DesiredNetwork, port: &DesiredPort, macs: &BTreeSet<Mac>) -> Vec<String> {
     if !port.policy.pairs.is_empty() || port.has_ipv6() {
-        return from_port_of_many(port);
+        return from_port_of_many(net, port, macs);
     }
     let (mac, ip) = (port.mac, port.address);
     vec![
@@ -139,9 +162,11 @@ fn from_port(port: &DesiredPort) -> Vec<String> {
     ]
 }
 
-/// The same where a port may use more than one address. Each is allowed with its MAC; what none names is dropped.
-fn from_port_of_many(port: &DesiredPort) -> Vec<String> {
-    let identities = port.identities();
+/// The same where a port may use more than one address. Each is allowed with its MAC, unless that is another port's of `all_macs`;
+/// what none names is dropped. To the gateway's services it is its own address alone: by that they know whom they tell what.
+fn from_port_of_many(net: &DesiredNetwork, port: &DesiredPort, all_macs: &BTreeSet<Mac>) -> Vec<String> {
+    let mut identities = port.identities();
+    identities.retain(|(mac, _)| *mac == port.mac || !all_macs.contains(mac));
     let macs: BTreeSet<Mac> = identities.iter().map(|(mac, _)| *mac).collect();
     let of_ipv4 = || identities.iter().filter(|(_, net)| matches!(net, IpNet::V4(_)));
     let mut lines: Vec<String> = macs
@@ -160,6 +185,10 @@ fn from_port_of_many(port: &DesiredPort) -> Vec<String> {
         port.mac
     ));
     lines.push("udp sport 67 drop".into());
+    if of_ipv4().any(|(_, net)| net.addr() != port.address || net.prefix_len() < net.max_prefix_len()) {
+        let only = |service| format!("ip daddr {service} ip saddr != {} drop", port.address);
+        lines.extend(services(net).map(only));
+    }
     lines.extend(of_ipv4().map(|(m, net)| format!("ether saddr {m} ip saddr {} accept", spelled(net))));
     if port.has_ipv6() {
         lines.extend(guard6::from_port(&identities, &macs));
@@ -171,13 +200,13 @@ fn from_port_of_many(port: &DesiredPort) -> Vec<String> {
 /// As nft prints it: a single address without its length.
 pub(super) fn spelled(net: &IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
-        net.addr().to_string()
+        spelling::address(net.addr())
     } else {
-        net.trunc().to_string()
+        spelling::net(*net)
     }
 }
 
-fn to_port(port: &DesiredPort) -> Vec<String> {
+fn to_port(net: &DesiredNetwork, port: &DesiredPort) -> Vec<String> {
     let mac: String = port.mac.octets().iter().map(|b| format!("{b:02x}")).collect();
     let mut nets: Vec<IpNet> = Vec::new();
     for (_, net) in port.identities() {
@@ -185,13 +214,25 @@ fn to_port(port: &DesiredPort) -> Vec<String> {
             nets.push(net);
         }
     }
+    let of_ipv4: Vec<&IpNet> = nets.iter().filter(|net| matches!(net, IpNet::V4(_))).collect();
     let mut lines = vec!["ether type 0x0806 accept".into()];
-    let of_ipv4 = nets.iter().filter(|net| matches!(net, IpNet::V4(_)));
-    lines.extend(of_ipv4.map(|net| format!("ip daddr {} accept", spelled(net))));
-    lines.push(format!(
+    let dhcp = format!(
         "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
         mac.trim_start_matches('0')
-    ));
+    );
+    let accept = of_ipv4
+        .iter()
+        .map(|net| format!("ip daddr {} accept", spelled(net)));
+    if of_ipv4.len() > 1 {
+        lines.push(dhcp);
+        // Else who claims a shared address would hear what is said to the port that has it.
+        let only = |service| format!("ip saddr {service} ip daddr != {} drop", port.address);
+        lines.extend(services(net).map(only));
+        lines.extend(accept);
+    } else {
+        lines.extend(accept);
+        lines.push(dhcp);
+    }
     if port.has_ipv6() {
         lines.extend(guard6::to_port(&nets));
     }
@@ -407,6 +448,14 @@ mod tests {
                 "accept",
             ]
         );
+    }
+
+    #[test]
+    fn a_tagged_frame_goes_before_any_port_is_asked() {
+        let want = render(&lab(NetworkMode::Nat));
+        for hook in ["prerouting", "postrouting"] {
+            assert_eq!(want.chains[hook][1], UNTAGGED);
+        }
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! The guard's part for IPv6: who may answer for an address, and that nobody is a router.
 //!
 //! ```text
-//!   from a port: router advertisement, redirect, DHCPv6 server        dropped
+//!   from a port: ICMPv6 in pieces                                    dropped
+//!                router advertisement, redirect, DHCPv6 server        dropped
 //!                neighbour advertisement, or a claim (from ::), of an address that is not its own    dropped
 //!                a claim of its own; a question for routers           accepted, from ::
 //!                its own sources, each with its MAC                   accepted
 //!   to a port:   who asks and answers neighbours; advertisements of the gateway; its own addresses
 //! ```
 //!
-//! RFC 4861 (neighbours), RFC 4862 (claims), RFC 6105 (router advertisements). A message in pieces is seen by its first piece only; the
-//! group rules, which see it whole, drop routers' messages again ([`super::inside::render6`]).
+//! RFC 4861 (neighbours), RFC 4862 (claims), RFC 6105 (router advertisements). A message in pieces is seen by its first piece only, so
+//! ICMPv6 does not pass in pieces (RFC 6980, which speaks of neighbours alone: a ping larger than the MTU is lost too), nor what could
+//! hide it (RFC 7113). The group rules, which see packets whole, drop routers' messages again ([`super::inside::render6`]).
 
 use super::guard::spelled;
 use ipnet::{IpNet, Ipv6Net};
@@ -21,6 +23,9 @@ const TARGET_AT_BITS: u32 = 64;
 /// Where solicitations go (RFC 4291 section 2.7.1).
 const SOLICITED_NODES: &str = "ff02::1:ff00:0/104";
 const ALL_NODES: &str = "ff02::1";
+
+/// Pieces of ICMPv6 (58), or of what may hide it: hop-by-hop options, routing, pieces again, options (0, 43, 44, 60).
+const IN_PIECES: &str = "frag nexthdr { 0, 43, 44, 58, 60 } drop";
 
 /// What a port may say, without the last drop.
 pub(super) fn from_port(identities: &[(Mac, IpNet)], macs: &BTreeSet<Mac>) -> Vec<String> {
@@ -38,6 +43,7 @@ pub(super) fn from_port(identities: &[(Mac, IpNet)], macs: &BTreeSet<Mac>) -> Ve
         .collect();
     let foreign = foreign.join(" ");
     let mut lines = vec![
+        IN_PIECES.to_owned(),
         "icmpv6 type 134 drop".to_owned(),
         "icmpv6 type 137 drop".to_owned(),
         "udp sport 547 drop".to_owned(),

@@ -21,6 +21,7 @@ use super::{
     filter::{self, Family},
     floating,
     policy::Policies,
+    spelling,
     tables::{Table, Tables, chain},
 };
 use crate::{
@@ -127,8 +128,11 @@ pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
         .collect();
     input.extend([ANSWERS.into(), from]);
     if let Some(six) = &net.spec.ipv6 {
-        let ping = |to| {
-            format!("-d {to}/128 -i {br} -p ipv6-icmp -m icmp6 --icmpv6-type {ICMPV6_ECHO_REQUEST} -j ACCEPT")
+        let ping = |to: std::net::Ipv6Addr| {
+            format!(
+                "-d {}/128 -i {br} -p ipv6-icmp -m icmp6 --icmpv6-type {ICMPV6_ECHO_REQUEST} -j ACCEPT",
+                spelling::address(to.into())
+            )
         };
         input.extend([six.gateway, GATEWAY_LINK_LOCAL].map(ping));
     }

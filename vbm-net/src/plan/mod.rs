@@ -25,6 +25,7 @@ pub mod inside;
 pub mod overlay;
 pub mod policy;
 pub mod sets;
+mod spelling;
 pub mod tables;
 pub mod trace;
 pub mod transit;

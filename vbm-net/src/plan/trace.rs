@@ -258,6 +258,11 @@ impl<'a> Walk<'a> {
     fn leaves(&mut self, senders: &[&'a DesiredPort]) -> Option<()> {
         let names: Vec<_> = senders.iter().map(|p| p.hostname.to_string()).collect();
         let at = format!("guard of {}", names.join(" or "));
+        let from = self.packet.from;
+        if from.is_ipv4() && self.is_gateways(self.packet.to) && !senders.iter().any(|p| from == p.address) {
+            let says = format!("may use {from}, but speaks to the gateway by its own address alone");
+            return self.stop(Decider::Guard, at, says);
+        }
         self.pass(
             Decider::Guard,
             at.clone(),
@@ -478,6 +483,21 @@ mod tests {
                 port: net.ports[1].id
             }
         );
+    }
+
+    #[test]
+    fn an_allowed_address_does_not_lead_to_the_gateway() {
+        let mut net = lab(NetworkMode::Nat).into_inner();
+        net.ports[0].policy.pairs = vec![vbm_core::AddressPair::of("10.77.0.200".parse().unwrap())];
+        let net = Validated::<DesiredNetwork>::new(net).unwrap();
+        for (from, to, allowed) in [
+            ("10.77.0.200", "169.254.169.254", false),
+            ("10.77.0.10", "169.254.169.254", true),
+            ("10.77.0.200", "192.0.2.1", true),
+        ] {
+            let found = trace(&net, &packet(from, to, "tcp/80"));
+            assert_eq!(found.allowed, allowed, "{found}");
+        }
     }
 
     #[test]
