@@ -376,7 +376,11 @@ impl<'a> Walk<'a> {
         if self.packet.protocol == Protocol::Udp && self.packet.to_port == Some(VXLAN_PORT) {
             return self.stop(Decider::Network, "network", "only hosts speak VXLAN".into());
         }
-        self.pass(Decider::Network, "world", "out by the host's address".into())
+        let by = match senders.iter().find_map(|p| p.policy.floating) {
+            Some(address) => format!("out by its floating IP {address}"),
+            None => "out by the host's address".into(),
+        };
+        self.pass(Decider::Network, "world", by)
     }
 
     fn by_forward(&mut self, receivers: &[&'a DesiredPort]) -> Option<()> {
@@ -540,5 +544,7 @@ mod tests {
             floating.allowed && floating.path.iter().any(|s| s.at == "floating IP"),
             "{floating}"
         );
+        let out = trace(&floats, &packet("10.77.0.10", "192.0.2.1", "tcp/443")).to_string();
+        assert!(out.contains("out by its floating IP 192.0.2.50"), "{out}");
     }
 }

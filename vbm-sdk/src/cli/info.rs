@@ -1,8 +1,8 @@
 //! `vbm info`, and the lines that all details are made of.
 
-use super::{human, list, session::Session};
+use super::{human, list, port::limits_text, session::Session};
 use crate::api::VmView;
-use vbm_core::{Error, Meta, Timestamp};
+use vbm_core::{Error, Meta, PortLimits, Timestamp};
 
 pub(super) async fn run(on: &Session<'_>, vm: &str) -> Result<(), Error> {
     let vm = on.client.vms().get(vm).await?;
@@ -107,6 +107,13 @@ fn detail(view: &VmView, now: Timestamp) -> String {
                 groups.join(", ")
             },
         );
+        lines.put(
+            "  floating",
+            spec.floating_ip.map(|a| a.to_string()).unwrap_or_default(),
+        );
+        if spec.limits != PortLimits::default() {
+            lines.put("  limits", limits_text(spec.limits));
+        }
         lines.put("  lease", lease(status.leased_at, status.leased_until, now));
     }
     lines.text()
@@ -150,6 +157,20 @@ NIC:       10.0.0.2 on lan, 52:54:00:00:00:07
   groups:  web
   lease:   not taken yet";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_a_port_has_beside_its_address_is_told_where_there_is_some() {
+        let mut sample = list::tests::sample();
+        let spec = &mut sample.nics[0].port.spec;
+        spec.floating_ip = Some([192, 0, 2, 50].into());
+        spec.limits.in_kbit_per_second = Some(10_000);
+        let text = detail(&sample, Timestamp::from_micros(180_000_000));
+        assert!(text.contains("floating:  192.0.2.50\n"), "{text}");
+        assert!(
+            text.contains("limits:    in 10mbit, out unlimited, connections unlimited\n"),
+            "{text}"
+        );
     }
 
     #[test]

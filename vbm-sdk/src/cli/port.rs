@@ -115,7 +115,7 @@ fn connections(text: &str) -> Result<u32, Error> {
     })
 }
 
-fn limits_text(limits: PortLimits) -> String {
+pub(super) fn limits_text(limits: PortLimits) -> String {
     format!(
         "in {}, out {}, connections {}",
         rate(limits.in_kbit_per_second),
