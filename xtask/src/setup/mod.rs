@@ -64,6 +64,30 @@ pub(crate) fn ensure(needs: &[Need]) -> Done {
     }
 }
 
+/// Sees to a program that not every archive of Debian has: gives why it is not there.
+pub(crate) fn offer(program: &str, package: &str, why: &str) -> Done {
+    if run::which(program).is_some() {
+        return Ok(());
+    }
+    say::title("missing on this machine");
+    say::line(&format!("   {program:<20} {why} (Debian package {package})"));
+    if !is_root() {
+        return Err(Fault::new(
+            format!("cannot install {program}"),
+            "installing packages needs root",
+            format!("run as root: apt-get install -y --no-install-recommends {package}"),
+        ));
+    }
+    if lists_age().is_none_or(|age| age > LISTS_FRESH) {
+        apt_update()?;
+    }
+    let _quiet = NoDaemons::arrange()?;
+    install_from(None, &[package]).or_else(|_| {
+        add_backports()?;
+        install_from(Some(&format!("{}-backports", codename())), &[package])
+    })
+}
+
 /// Whether the effective user is root.
 pub(crate) fn is_root() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -243,7 +267,7 @@ fn add_backports() -> Done<bool> {
     let path = Path::new(BACKPORTS_FILE);
     std::fs::write(path, text).map_err(|error| Fault::file("write", path, &error))?;
     say::line(&format!(
-        "   added {BACKPORTS_FILE}: QEMU here comes from backports"
+        "   added {BACKPORTS_FILE}: some packages come from backports"
     ));
     Ok(true)
 }

@@ -19,6 +19,8 @@ use crate::{guest, lab, place, run, say, setup, web};
 
 /// The part that the package archive may fail to provide.
 const VIRTUALBOX: &str = "virtualbox";
+/// The same: Debian 12 has it among its backports only.
+const VALKEY: &str = "valkey";
 
 /// Runs all tests, or those that `filters` name; prints the table and the closing line.
 pub(crate) fn command(filters: &[String]) -> Done {
@@ -49,6 +51,7 @@ pub(crate) fn all(filters: &[String]) -> Done<Counts> {
         say::line(&format!("guest: {}", guest.dir.display()));
         guest_dir = Some(guest.dir);
     }
+    let without_valkey = valkey(&leave_out);
     let (virtualbox, not_run) = virtualbox(&leave_out)?;
     let cargo = || {
         let mut command = place::cargo();
@@ -65,7 +68,7 @@ pub(crate) fn all(filters: &[String]) -> Done<Counts> {
     web::ensure_built()?;
     run::stream(cargo().args(["build", "--workspace", "--all-features", "--bins", "--examples"]))?;
     say::title("tests");
-    let mut counts = watched(&mut cargo(), filters)?;
+    let mut counts = watched(&mut cargo(), filters, without_valkey.is_none())?;
     if filters.is_empty() {
         say::title("doc tests");
         counts.merge(&doc_tests(&mut cargo())?);
@@ -86,8 +89,28 @@ pub(crate) fn all(filters: &[String]) -> Done<Counts> {
         }
     }
     counts.not_run.extend(not_run);
+    counts.not_run.extend(without_valkey);
     counts.left_out = leave_out.list().to_vec();
     Ok(counts)
+}
+
+/// Why the bus is not tried on Valkey, if it is not.
+fn valkey(leave_out: &LeaveOut) -> Option<NotRun> {
+    if leave_out.has("redis") {
+        return None;
+    }
+    let offered = setup::offer(
+        "valkey-server",
+        "valkey-server",
+        "the bus keeps its promises on it too",
+    );
+    offered.err().map(|fault| {
+        say::not_run(&fault);
+        NotRun {
+            part: VALKEY,
+            why: format!("{}: {}", fault.what, fault.why),
+        }
+    })
 }
 
 /// The real VBoxManage for the tests of its driver; or why there is none, which is not their failure.
@@ -148,7 +171,7 @@ pub(crate) fn summary(counts: &Counts) {
 }
 
 /// Unit and integration tests: by nextest where it is installed, which gives each test a process and a time-out.
-fn watched(cargo: &mut Command, filters: &[String]) -> Done<Counts> {
+fn watched(cargo: &mut Command, filters: &[String], valkey: bool) -> Done<Counts> {
     if run::which("cargo-nextest").is_some() {
         cargo.args([
             "nextest",
@@ -177,6 +200,10 @@ fn watched(cargo: &mut Command, filters: &[String]) -> Done<Counts> {
                 "warn",
             ])
             .args(filters);
+        if !valkey {
+            // They would say that they were left out, and be counted as passed.
+            cargo.args(["-E", "not binary(valkey)"]);
+        }
         return follow(cargo, count::nextest);
     }
     say::note("cargo-nextest is not installed: using `cargo test`");
