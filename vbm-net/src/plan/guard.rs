@@ -17,7 +17,7 @@
 //!
 //! It runs at priority -300, before `br_netfilter` hands packets to iptables, so no `ESTABLISHED` can overtake
 //! it. A tap that the maps do not name carries nothing. ARP probes (RFC 5227, sender 0.0.0.0) pass. A port without an address
-//! of IPv6 neither says nor hears anything of it; how one with such an address may, is in [`super::guard6`].
+//! of IPv6 neither says nor hears anything of it; how one with such an address may, is in `guard6`.
 
 use super::{guard6, spelling};
 use crate::{DesiredNetwork, DesiredPort, Validated, names};

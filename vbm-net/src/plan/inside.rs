@@ -13,7 +13,7 @@
 //! ```
 //!
 //! `bridge-nf-call-iptables` brings bridged packets here. Broadcast and multicast between VMs are dropped, but for ARP and what
-//! IPv6 needs of its neighbours. The chains of ports are in [`super::filter`]. IPv6 has tables of its own, of the same shape, where a
+//! IPv6 needs of its neighbours. The chains of ports are in `filter`. IPv6 has tables of its own, of the same shape, where a
 //! port of the network may speak it.
 
 use super::{
