@@ -13,8 +13,9 @@ use crate::names;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The most members of a set. Told explicitly: what ipset assumes would cut a larger group short.
-pub const SET_MAX_MEMBERS: usize = 131_072;
+/// The most members of a set: those elsewhere, and all that the ports of this host may be. Told explicitly: what ipset assumes would cut a
+/// larger group short.
+pub const SET_MAX_MEMBERS: usize = 262_144;
 
 /// Members by the name of the set. A set that stands is here even if it is empty.
 pub type Sets = BTreeMap<String, BTreeSet<IpNet>>;
@@ -131,7 +132,7 @@ mod tests {
         let diff = diff(&want, &have);
         assert_eq!(
             diff.before,
-            "create vbm4-0000000a-t hash:net family inet maxelem 131072\nadd vbm4-0000000a-t 10.0.0.2/32\n\
+            "create vbm4-0000000a-t hash:net family inet maxelem 262144\nadd vbm4-0000000a-t 10.0.0.2/32\n\
              swap vbm4-0000000a-t vbm4-0000000a\ndestroy vbm4-0000000a-t\n"
         );
         assert_eq!(diff.after, "destroy vbm6-0000000a\n");
