@@ -41,54 +41,33 @@ pub(super) fn add_other(
 
 fn add_ticket(batch: &mut Pipeline, key: &str, what: &TicketOp, sealed: Option<&Bytes>) {
     let with_seal = |value| sealed.map_or(value, |sealed: &Bytes| &sealed[..]);
-    match what {
-        TicketOp::Open(value, life) => {
-            batch
-                .cmd("HSET")
-                .arg(key)
-                .arg(FIELD_OPENED)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-        }
-        TicketOp::Begun(value, life) => {
-            batch
-                .cmd("HSET")
-                .arg(key)
-                .arg(FIELD_BEGUN)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-        }
-        TicketOp::End(value, life) => {
-            batch
-                .cmd("HSETNX")
-                .arg(key)
-                .arg(FIELD_END)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-        }
+    let (command, field, value, life) = match what {
+        TicketOp::Open(value, life) => ("HSET", FIELD_OPENED, value, life),
+        TicketOp::Begun(value, life) => ("HSET", FIELD_BEGUN, value, life),
+        TicketOp::End(value, life) | TicketOp::Settle(value, life, _) => ("HSETNX", FIELD_END, value, life),
         TicketOp::Mend(forged, value, life, _) => {
             let mend = batch.cmd("EVAL").arg(scripts::MEND_TICKET).arg(1).arg(key);
             mend.arg(FIELD_END)
                 .arg(&forged[..])
                 .arg(with_seal(&value[..]))
                 .arg(ms(*life));
-        }
-        TicketOp::Settle(value, life, _) => {
-            batch
-                .cmd("HSETNX")
-                .arg(key)
-                .arg(FIELD_END)
-                .arg(with_seal(&value[..]));
-            batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
-            batch.cmd("HGET").arg(key).arg(FIELD_END);
+            return;
         }
         TicketOp::Look(_) => {
             let get = batch.cmd("HMGET").arg(key);
             get.arg(FIELD_OPENED).arg(FIELD_BEGUN).arg(FIELD_END);
+            return;
         }
         TicketOp::Forget(_) => {
             batch.cmd("DEL").arg(key);
+            return;
         }
+    };
+    let write = batch.cmd(command).arg(key).arg(field);
+    write.arg(with_seal(&value[..]));
+    batch.cmd("PEXPIRE").arg(key).arg(ms(*life));
+    if let TicketOp::Settle(..) = what {
+        batch.cmd("HGET").arg(key).arg(FIELD_END);
     }
 }
 
