@@ -150,6 +150,7 @@ macro_rules! transport_conformance {
             a_request_for_any_that_kills_its_workers_again_and_again_is_a_dead_letter
             a_handler_that_outlives_the_lease_keeps_its_request
             a_cancel_and_control_pass_five_thousand_bulk_requests
+            of_a_burst_for_any_a_busy_member_leaves_to_the_others_what_it_cannot_begin
             control_for_any_and_for_all_passes_five_thousand_bulk_requests
             the_hops_of_a_call_are_recorded_when_it_asks_for_it_and_only_then
             presence_tells_the_versions_of_methods

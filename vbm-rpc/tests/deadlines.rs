@@ -8,6 +8,7 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{
     RedisServer, left_out,
     words::{client, offer, path, within},
@@ -20,11 +21,20 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep, sleep_until};
-use vbm_rpc::{Bus, Context, Method, Route, Router, Transport, memory::MemoryBus};
+use vbm_core::{Epoch, Error};
+use vbm_rpc::{Bus, Context, EpochGate, Method, Route, Router, Transport, memory::MemoryBus};
 
 struct Put;
 impl Method for Put {
     const NAME: &'static str = "test.put";
+    type Request = u64;
+    type Reply = u64;
+}
+
+struct Fenced;
+impl Method for Fenced {
+    const NAME: &'static str = "test.fenced";
+    const FENCED: bool = true;
     type Request = u64;
     type Reply = u64;
 }
@@ -78,6 +88,41 @@ async fn a_call_whose_future_was_polled_late_is_not_begun_late() {
     hub.resume(&path("eu/n1"));
     sleep(Duration::from_secs(5)).await;
     assert_eq!(ran.load(Ordering::SeqCst), 0);
+    bus.shutdown().await;
+    n1.shutdown().await;
+}
+
+/// A gate that takes its time, as one that writes the epoch to a slow disk.
+struct SlowGate;
+#[async_trait]
+impl EpochGate for SlowGate {
+    async fn admit(&self, _epoch: Epoch) -> Result<(), Error> {
+        sleep(Duration::from_secs(5)).await;
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waited_for_the_checks_of_its_receiver_is_not_begun_late() {
+    let (hub, ran) = (MemoryBus::new(), Arc::<AtomicUsize>::default());
+    let counter = ran.clone();
+    let router = Router::new().method::<Fenced, _, _>(move |_context: Context, n: u64| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async move { Ok(n) }
+    });
+    let n1 = offer(&hub, ("eu/n1", "b"), router.with_epoch_gate(Arc::new(SlowGate))).await;
+    let bus = client(&hub, "c1").await;
+    let ask = |seconds| {
+        bus.call::<Fenced>(
+            &Route::node(path("eu/n1")),
+            &1,
+            within(Duration::from_secs(seconds)),
+        )
+    };
+    assert!(ask(4).await.is_err());
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(ran.load(Ordering::SeqCst), 0);
+    assert_eq!(ask(6).await, Ok(1));
     bus.shutdown().await;
     n1.shutdown().await;
 }

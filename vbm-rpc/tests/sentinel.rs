@@ -196,6 +196,8 @@ async fn replies_and_broadcasts_are_seen_when_the_new_master_knows_less_than_was
         client(&transport, "eu/r1/c1").await,
     );
     let node = Route::node(path("eu/r1/n1"));
+    // Answered, it proves that both read: a member that is about to connect would be cut off with the replicas.
+    assert_eq!(call(&bus, &node, 0, 0).await, Ok(0));
     let before = set.master().await.unwrap();
     // The replicas are cut off: they cannot log in again.
     set.servers[before].want_password("cut").await;

@@ -133,6 +133,7 @@ impl Bus {
         let (urgent_sender, urgent) = mpsc::channel(limits::CONTROL_QUEUE_MAX);
         let inbound = Inbound::new(sender, control(signals.clone()))
             .with_urgent(urgent_sender)
+            .with_handlers(counters.permits())
             .with_bad_inputs(bad);
         let admin = transport.admin();
         let attached = transport.attach(me.clone(), inbound).await?;

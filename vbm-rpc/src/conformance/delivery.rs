@@ -15,6 +15,8 @@ use vbm_core::Epoch;
 
 /// How many bulk requests wait before a slow worker in the sentence about lanes.
 const BULK: usize = 5_000;
+/// What a burst has beyond what can begin.
+const BURST_REST: usize = 256;
 
 /// Waits for cancellation on "hold", tells its request id on "id".
 struct Hold;
@@ -353,6 +355,30 @@ pub async fn control_for_any_and_for_all_passes_five_thousand_bulk_requests(tran
         assert!(reply.is_ok(), "{from}: {reply:?}");
     }
     assert_eq!(held.begun("hold"), busy, "the bulk still waits");
+    for member in members {
+        member.kill().await;
+    }
+    end([bus]).await;
+}
+
+/// Whoever is asked first does not take what it cannot begin: of a burst each member gets as much as it has handlers.
+pub async fn of_a_burst_for_any_a_busy_member_leaves_to_the_others_what_it_cannot_begin(
+    transport: Arc<dyn Transport>,
+) {
+    let (held, bus) = (Held::default(), client(&transport, "c1").await);
+    let members = [
+        held.serve(&transport, "eu/n1").await,
+        held.serve(&transport, "eu/n2").await,
+    ];
+    let any = Route::any(path("eu"), worker());
+    let cast = || bus.cast::<Hold>(&any, &"hold".into(), within(PATIENCE));
+    // The sender knows by now how many there are.
+    cast().await.expect("it is kept");
+    let busy = crate::limits::HANDLERS_MAX * members.len();
+    for sent in futures::future::join_all((0..busy + BURST_REST).map(|_| cast())).await {
+        sent.expect("it is kept");
+    }
+    until("each member begins what it can", || held.begun("hold") >= busy).await;
     for member in members {
         member.kill().await;
     }

@@ -34,7 +34,10 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
-use tokio::{sync::mpsc, sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::Instant,
+};
 use uuid::Uuid;
 use vbm_core::{IdSource, Name, NodePath};
 
@@ -273,6 +276,8 @@ pub struct Inbound {
     requests: mpsc::Sender<Delivery>,
     /// For requests of the control lane.
     urgent: Option<mpsc::Sender<Delivery>>,
+    /// One for each handler of the other lane that may run.
+    handlers: Option<Arc<Semaphore>>,
     control: Arc<dyn Fn(Bytes) + Send + Sync>,
     bad: Arc<BadInputs>,
 }
@@ -283,9 +288,17 @@ impl Inbound {
         Self {
             requests,
             urgent: None,
+            handlers: None,
             control,
             bad: Arc::default(),
         }
+    }
+
+    /// Requests are run by so many handlers at once: what is shared with other members is left to them while all are busy.
+    #[must_use]
+    pub fn with_handlers(mut self, handlers: Arc<Semaphore>) -> Self {
+        self.handlers = Some(handlers);
+        self
     }
 
     /// What the transport meets counts with what its bus meets.
@@ -322,17 +335,27 @@ impl Inbound {
         }
     }
 
-    /// How many requests can be taken now.
+    /// How many requests can be taken now: there is a place in the queue, and a handler that is idle, for each.
     pub fn room(&self) -> usize {
-        self.requests.capacity()
+        let room = self.requests.capacity();
+        let waiting = self.requests.max_capacity() - room;
+        let idle = |handlers: &Arc<Semaphore>| handlers.available_permits().saturating_sub(waiting);
+        self.handlers
+            .as_ref()
+            .map_or(room, |handlers| room.min(idle(handlers)))
     }
 
-    /// Waits until a request can be taken; `false` when none ever will.
+    /// Waits until a request can be taken and a handler is idle; `false` when none ever will.
     ///
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn wait_for_room(&self) -> bool {
-        self.requests.reserve().await.is_ok()
+        let queue = self.requests.reserve().await.is_ok();
+        let handler = match &self.handlers {
+            Some(handlers) => handlers.acquire().await.is_ok(),
+            None => true,
+        };
+        queue && handler
     }
 
     /// The same for a request of the control lane.

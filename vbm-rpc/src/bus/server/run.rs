@@ -64,6 +64,10 @@ impl Server {
             }
             return (refusal(request.codec, &error), After::Forget);
         }
+        // The store and the gate may have taken their time.
+        if job.deadline <= Instant::now() {
+            return (self.late(job), After::Forget);
+        }
         if entry.streams != (request.kind == Kind::Open) {
             let refused = refusal(request.codec, &wrong_verb(&request.method, entry.streams));
             return (refused, After::Forget);

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// The most frames of one entry.
 pub(super) const PACK_MAX_FRAMES: usize = 256;
+/// The most frames of one entry that any member may take: what is taken together is not shared any more.
+pub(super) const PACK_MAX_SHARED: usize = 64;
 /// The most bytes of one entry, but for a single larger frame.
 pub(super) const PACK_MAX_BYTES: usize = 256 * 1024;
 

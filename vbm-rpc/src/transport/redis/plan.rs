@@ -6,7 +6,7 @@ use super::{
     depth::{Depth, admit},
     letters::Letter,
     op::{Note, Op, SendOp, Target},
-    pack::{PACK_MAX_BYTES, PACK_MAX_FRAMES},
+    pack::{PACK_MAX_BYTES, PACK_MAX_FRAMES, PACK_MAX_SHARED},
     records::StorePlan,
 };
 use crate::transport::SendError;
@@ -131,7 +131,9 @@ impl Plan {
             group.looks = beliefs.asks(&group.target, ready.len(), now);
             let ready = depths.refuse(group, ready, now);
             let share = match (&group.target, workers.get(&group.target)) {
-                (Target::Any { .. }, Some(&workers)) => ready.len().div_ceil(workers.max(1)),
+                (Target::Any { .. }, Some(&workers)) => {
+                    ready.len().div_ceil(workers.max(1)).min(PACK_MAX_SHARED)
+                }
                 // One by one, so that it spreads.
                 (Target::Any { .. }, None) | (Target::AnyControl { .. }, _) => 1,
                 _ => PACK_MAX_FRAMES,

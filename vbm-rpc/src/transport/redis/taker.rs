@@ -1,6 +1,6 @@
 //! The taker: requests for any member of the services that this one offers, on a blocking connection of its own.
 //!
-//! It takes only while the bus has room, so that a busy member leaves the work to idle ones. The control lanes of the same
+//! It takes only while handlers are idle, and no more than these can run, so that a busy member leaves the work to idle ones. The control lanes of the same
 //! queues have a taker of their own, which waits for the room of that lane alone. In a cluster there is one
 //! for each slot of the queues: a blocking read names keys of one slot only.
 
@@ -23,6 +23,11 @@ use vbm_core::NodePath;
 const BLOCK: Duration = Duration::from_secs(2);
 /// The most entries of one stream in one read.
 const TAKE_MAX_ENTRIES: usize = 16;
+/// How many entries to take for so much room: each may hold [`pack::PACK_MAX_SHARED`] requests.
+fn entries_for(room: usize) -> usize {
+    (room / pack::PACK_MAX_SHARED).clamp(1, TAKE_MAX_ENTRIES)
+}
+
 /// From the first request that this run of the process took and has not completed.
 const MINE: &str = "0";
 /// Requests that nobody has taken.
@@ -119,7 +124,10 @@ async fn take_until_down(
             .arg(GROUP)
             .arg(&core.consumer)
             .arg("COUNT")
-            .arg(TAKE_MAX_ENTRIES);
+            .arg(match control {
+                true => TAKE_MAX_ENTRIES,
+                false => entries_for(core.inbound.room()),
+            });
         read.arg("BLOCK")
             .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0))
             .arg("STREAMS");
