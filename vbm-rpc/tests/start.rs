@@ -24,13 +24,20 @@ use vbm_rpc::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-async fn refused(url: &str) -> vbm_core::Error {
+/// The error for who connects; and that it was counted for what it is.
+async fn refused(url: &str, what: BadInput) -> vbm_core::Error {
     let config = RedisConfig::from_url(url).unwrap();
+    let before = RedisTransport::refused_at_start().of(what);
     let error = timeout(PATIENCE, RedisTransport::connect(config))
         .await
         .expect("it does not hang")
         .unwrap_err();
     assert!(matches!(error, BusError::Unsuitable { .. }), "{error:?}");
+    assert!(
+        RedisTransport::refused_at_start().of(what) > before,
+        "{}",
+        what.name()
+    );
     let error = vbm_core::Error::from(error);
     assert!(!error.to_string().contains("secret"), "{error}");
     error
@@ -46,7 +53,11 @@ async fn a_wrong_password_and_a_missing_one_are_told() {
         .ask(&["ACL", "SETUSER", "bus", "on", ">right", "~*", "+@all"])
         .await;
     for login in ["bus:secret", "nobody:secret"] {
-        let error = refused(&format!("redis://{login}@{}", server.address())).await;
+        let error = refused(
+            &format!("redis://{login}@{}", server.address()),
+            BadInput::ServerPassword,
+        )
+        .await;
         assert!(
             error.why().contains("let this user in") && error.fix().contains("password"),
             "{error}"
@@ -64,7 +75,7 @@ async fn a_full_server_is_refused() {
         return;
     }
     let server = Server::start(REDIS, "maxmemory 100kb\nmaxmemory-policy noeviction").await;
-    let error = refused(&format!("redis://{}", server.address())).await;
+    let error = refused(&format!("redis://{}", server.address()), BadInput::ServerFull).await;
     assert!(
         error.why().contains("memory is full") && error.fix().contains("maxmemory"),
         "{error}"
@@ -80,7 +91,7 @@ async fn a_server_without_a_place_for_another_client_is_refused() {
     server.ask(&["CONFIG", "SET", "maxclients", "1"]).await;
     let client = redis::Client::open(format!("redis://{}", server.address())).unwrap();
     let taken = common::sets::retry(async || client.get_multiplexed_async_connection().await.ok()).await;
-    let error = refused(&format!("redis://{}", server.address())).await;
+    let error = refused(&format!("redis://{}", server.address()), BadInput::ServerFull).await;
     assert!(
         error.why().contains("no place") && error.fix().contains("maxclients"),
         "{error}"
@@ -105,7 +116,7 @@ async fn a_replica_is_refused() {
     }
     let master = Server::start(REDIS, "").await;
     let replica = Server::start(REDIS, &format!("replicaof 127.0.0.1 {}", master.port)).await;
-    let error = refused(&format!("redis://{}", replica.address())).await;
+    let error = refused(&format!("redis://{}", replica.address()), BadInput::ServerReplica).await;
     assert!(error.why().contains("replica"), "{error}");
 }
 
@@ -128,7 +139,7 @@ async fn another_program_on_the_port_is_named_as_such() {
                 sleep(Duration::from_millis(200)).await;
             }
         });
-        let error = refused(&url).await;
+        let error = refused(&url, BadInput::ServerOther).await;
         assert!(error.why().contains("another program"), "{what}: {error}");
         program.abort();
     }

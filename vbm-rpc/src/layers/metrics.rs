@@ -11,7 +11,7 @@
 //! | `vbm_bus_handlers_running` | gauge | member | |
 //! | `vbm_bus_requests_waiting` | gauge | member | in the process, for a handler |
 //! | `vbm_bus_frames_refused_total` | counter | member | what was no frame of the bus, or none that fits there |
-//! | `vbm_bus_bad_input_total` | counter | member, what | what could not be used as it was meant, by its kind ([`BadInput`](crate::BadInput)) |
+//! | `vbm_bus_bad_input_total` | counter | member, what | what could not be used as it was meant, by its kind ([`BadInput`](crate::BadInput)); without a member: servers that were refused at the start |
 //! | `vbm_bus_generation` | gauge | member | grows when the transport may have forgotten something |
 //!
 //! Methods are those that the program knows, never what a stranger sent: the number of series is bounded.
@@ -20,6 +20,7 @@ use super::{retry::Verdict, word};
 use crate::{
     Bus, Fate,
     bus::{BusStats, Probe},
+    redis::RedisTransport,
     service::Message,
 };
 use futures::future::BoxFuture;
@@ -317,9 +318,14 @@ impl Collector for Watched {
         }
         let help = "What came in and could not be used as it was meant";
         let mut family = encoder.encode_descriptor("bad_input", help, None, zero.metric_type())?;
-        for (member, stats) in &read {
-            for (what, count) in stats.bad_input.iter() {
-                let labels = [("member", member.as_str()), ("what", what.name())];
+        // Nobody's: a server that was refused before there was a member.
+        let at_start = ("", RedisTransport::refused_at_start());
+        let of_members = read
+            .iter()
+            .map(|(member, stats)| (member.as_str(), stats.bad_input));
+        for (member, counts) in of_members.chain([at_start]) {
+            for (what, count) in counts.iter() {
+                let labels = [("member", member), ("what", what.name())];
                 ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
             }
         }

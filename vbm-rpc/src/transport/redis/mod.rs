@@ -80,7 +80,7 @@ pub use master::MasterFinder;
 
 use super::{Attached, Inbound, Transport};
 use crate::{
-    BusError, MemberInfo,
+    BadCounts, BusError, MemberInfo,
     admin::Admin,
     auth::{Counts, SecretIds},
 };
@@ -130,6 +130,12 @@ impl RedisTransport {
             warnings,
             counts: Arc::default(),
         })
+    }
+
+    /// How often [`connect`](Self::connect) of this process failed because a server was not fit, by what was wrong with it:
+    /// there was no attachment yet that could count it.
+    pub fn refused_at_start() -> BadCounts {
+        unfit::refused_at_start()
     }
 
     /// What is not as it should be with the server, one sentence each.

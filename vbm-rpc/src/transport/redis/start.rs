@@ -39,22 +39,40 @@ struct Told {
 
 /// Reaches the server; gives the way to it and what is not as it should be.
 pub(super) async fn check(config: &RedisConfig) -> Result<(Connector, Vec<String>), BusError> {
-    let server = config.to_string();
-    let connector = Connector::new(config, tls::read(config).await?);
+    let (server, connector) = (
+        config.to_string(),
+        Connector::new(config, tls::read(config).await?),
+    );
+    match reach(config, &connector, &server).await {
+        Ok(warnings) => Ok((connector, warnings)),
+        Err(Refused::Unfit(unfit)) => Err(unfit.at_start(&server)),
+        Err(Refused::Away(why)) => Err(BusError::Unreachable { server, why }),
+    }
+}
+
+/// Why there is no way to a server.
+enum Refused {
+    Unfit(Unfit),
+    Away(String),
+}
+
+/// Gives what is not as it should be with a server that is fit.
+async fn reach(config: &RedisConfig, connector: &Connector, server: &str) -> Result<Vec<String>, Refused> {
     let until = Instant::now() + LOADING_PATIENCE;
     loop {
-        match look(&connector).await {
+        match look(connector).await {
             Ok(servers) => {
                 let mut warnings = Vec::new();
                 for (host, told) in servers {
                     let server = match host.is_empty() {
-                        true => server.clone(),
+                        true => server.to_owned(),
                         false => format!("{server} ({host})"),
                     };
                     let judged = judge(&server, &told, connector.topology());
-                    warnings.extend(judged.map_err(|unfit| unfit.into_error(&server))?);
+                    let found = judged.map_err(|unfit| Refused::Unfit(unfit.of(&host)));
+                    warnings.extend(found?);
                 }
-                return Ok((connector, warnings));
+                return Ok(warnings);
             }
             Err(Down(why)) if passes_by_itself(&why) && Instant::now() < until => sleep(LOADING_POLL).await,
             Err(Down(why)) => {
@@ -64,7 +82,7 @@ pub(super) async fn check(config: &RedisConfig) -> Result<(Connector, Vec<String
                 } else {
                     why
                 };
-                return Err(explain(&server, config.secure, &why));
+                return Err(explain(config.secure, &why));
             }
         }
     }
@@ -129,39 +147,41 @@ pub(super) async fn look_again(core: &Core, commands: &mut Commands) -> Result<R
 }
 
 /// What a failure to connect means. `why` is what redis-rs, the system or the server said.
-fn explain(server: &str, secure: bool, why: &str) -> BusError {
+fn explain(secure: bool, why: &str) -> Refused {
     let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
-    let unsuitable = |what: &str, fix: &str| BusError::Unsuitable {
-        server: server.to_owned(),
-        why: format!("{what}: {why}"),
-        fix: fix.to_owned(),
+    let unfit = |what: BadInput, is: &str, fix: &'static str| {
+        let why = format!("{is}: {why}");
+        Refused::Unfit(Unfit { what, why, fix })
     };
+    let other = |is: &str, fix| unfit(BadInput::ServerOther, is, fix);
     if wants_login(why) {
-        return unsuitable(
+        return unfit(
+            BadInput::ServerPassword,
             "it does not let this user in",
             "give the right user and password: redis://user:password@host:port",
         );
     }
     if says(&["max number of clients"]) {
-        return unsuitable(
+        return unfit(
+            BadInput::ServerFull,
             "it has no place for another client",
             "raise maxclients in its configuration; a process of the bus needs up to 6 connections",
         );
     }
     if says(&["does not know the master"]) {
-        return unsuitable(
+        return other(
             "its sentinels watch no master of that name",
             "give the name of `sentinel monitor NAME ...`: redis+sentinel://host:port/NAME",
         );
     }
     if says(&["unknown command 'SENTINEL'", "unknown command `SENTINEL`"]) {
-        return unsuitable(
+        return other(
             "what answers is Redis, but no sentinel",
             "give the port of the sentinels (26379), or write redis://host:port for a single server",
         );
     }
     if says(&["cluster support disabled"]) {
-        return unsuitable("it is no cluster", "write redis://host:port for a single server");
+        return other("it is no cluster", "write redis://host:port for a single server");
     }
     if says(&[
         "certificate",
@@ -171,7 +191,7 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
         "NotValidForName",
         "invalid peer",
     ]) {
-        return unsuitable(
+        return other(
             "the two sides do not trust each other's certificates",
             "give the CA that signed the server's certificate, the name or address that stands in it, and the client \
              certificate that the server asks for",
@@ -185,13 +205,13 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
             "tls handshake",
         ])
     {
-        return unsuitable(
+        return other(
             "it does not speak TLS on this port",
             "write redis:// or give its TLS port",
         );
     }
     if is_another_program(why) {
-        return unsuitable(
+        return other(
             "another program than Redis answers there",
             "give the address of a Redis server; its usual port is 6379",
         );
@@ -203,10 +223,7 @@ fn explain(server: &str, secure: bool, why: &str) -> BusError {
         }
         _ => "",
     };
-    BusError::Unreachable {
-        server: server.to_owned(),
-        why: format!("{why}{hint}"),
-    }
+    Refused::Away(format!("{why}{hint}"))
 }
 
 /// Decides by the text of INFO.
@@ -410,7 +427,10 @@ mod tests {
                 "no master of that name",
             ),
         ] {
-            let text = explain("r", secure, why).to_string();
+            let text = match explain(secure, why) {
+                Refused::Unfit(unfit) => unfit.why,
+                Refused::Away(why) => why,
+            };
             assert!(text.contains(word), "{text}");
         }
     }

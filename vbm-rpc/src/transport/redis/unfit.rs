@@ -1,6 +1,6 @@
 //! A server that is not fit to carry the bus: which way, by what redis-rs, the system or the server says.
 //!
-//! At the start that is an error for who connects ([`start`]). Later it is an outage: calls end in their
+//! At the start that is an error for who connects ([`start`]), counted for the process. Later it is an outage: calls end in their
 //! fates, connections are tried again, and here it is counted as bad input and said once.
 
 use super::{
@@ -8,7 +8,8 @@ use super::{
     connect::{Commands, Down},
     start,
 };
-use crate::{BadInput, BusError, transport::SendError};
+use crate::{BadCounts, BadInput, BusError, bad_input::BadInputs, transport::SendError};
+use std::sync::LazyLock;
 
 /// Why a server cannot carry the bus, and what to do.
 #[derive(Debug)]
@@ -18,7 +19,29 @@ pub(super) struct Unfit {
     pub(super) fix: &'static str,
 }
 
+/// Of servers that were refused at the start, when there is no attachment yet.
+static AT_START: LazyLock<BadInputs> = LazyLock::new(BadInputs::default);
+
+/// How often this process was refused by, or refused, a server at the start, by what was wrong with it.
+pub(super) fn refused_at_start() -> BadCounts {
+    AT_START.counts()
+}
+
 impl Unfit {
+    /// Counts it and says it once for this server; gives what who connects is told.
+    pub(super) fn at_start(self, server: &str) -> BusError {
+        AT_START.note(self.what, server, format_args!("{}; {}", self.why, self.fix));
+        self.into_error(server)
+    }
+
+    /// It is one of several servers behind one address.
+    pub(super) fn of(mut self, host: &str) -> Self {
+        if !host.is_empty() {
+            self.why = format!("{host}: {}", self.why);
+        }
+        self
+    }
+
     pub(super) fn into_error(self, server: &str) -> BusError {
         BusError::Unsuitable {
             server: server.to_owned(),
