@@ -169,14 +169,17 @@ impl Transport for RedisTransport {
             (&self.counts, inbound.bad_inputs().clone()),
         )?;
         let guarded = guard.is_some();
-        let home = Keys::new(&self.config.namespace).node(&member.path);
+        let keys = Keys::new(&self.config.namespace);
+        let (home, presence) = (keys.node(&member.path), keys.presence(&member.path));
         let connector = self.connector.clone().at_home(&home);
         let mut commands = connector.commands().await.map_err(unreachable)?;
         let (ops, queue) = mpsc::unbounded_channel();
         let (replicated, replicated_queue) = mpsc::unbounded_channel();
         let (urgent, urgent_queue) = mpsc::unbounded_channel();
         let (suspects, suspected) = mpsc::unbounded_channel();
-        let token = presence::token(&mut commands).await.map_err(unreachable)?;
+        let token = presence::token(&mut commands, &presence)
+            .await
+            .map_err(unreachable)?;
         let core = Arc::new(Core::new(
             &self.config,
             connector,

@@ -66,16 +66,44 @@ struct Present<'a> {
     token: &'a str,
 }
 
-/// A word that no other attachment has: Redis' time and its number for this connection.
-pub(super) async fn token(commands: &mut Commands) -> Result<String, Down> {
+/// A word that no other attachment has: Redis' time and its number for this connection. Of two runs of a path the one
+/// that came later has the greater time, also where the clock of the server was set back or another server has taken over.
+pub(super) async fn token(commands: &mut Commands, presence: &str) -> Result<String, Down> {
     let mut batch = pipe();
     batch.cmd("TIME");
     batch.cmd("CLIENT").arg("ID");
+    batch.cmd("GET").arg(presence);
     let answers = commands.run(&mut batch).await?;
-    let mut words = answers.iter().filter_map(|answer| answer.as_ref().ok());
-    let time = words.next().map(pack::texts).unwrap_or_default().join(".");
-    let id = words.next().and_then(pack::number).unwrap_or_default();
-    Ok(format!("{time}-{id}"))
+    let mut words = answers.iter().map(|answer| answer.as_ref().ok());
+    let time = words
+        .next()
+        .flatten()
+        .map(pack::texts)
+        .unwrap_or_default()
+        .join(".");
+    let id = words.next().flatten().and_then(pack::number).unwrap_or_default();
+    let there = words.next().flatten().and_then(pack::text).and_then(born);
+    let (seconds, micros) = parse_time(&time)
+        .unwrap_or_default()
+        .max(there.map_or((0, 0), next));
+    Ok(format!("{seconds}.{micros}-{id}"))
+}
+
+/// When the run that stands in a presence came: seconds and microseconds.
+fn born(presence: &str) -> Option<(u64, u64)> {
+    let presence: serde_json::Value = serde_json::from_str(presence).ok()?;
+    let (time, _id) = presence.get("token")?.as_str()?.split_once('-')?;
+    parse_time(time)
+}
+
+fn parse_time(text: &str) -> Option<(u64, u64)> {
+    let (seconds, micros) = text.split_once('.')?;
+    Some((seconds.parse().ok()?, micros.parse().ok()?))
+}
+
+/// Just after.
+const fn next((seconds, micros): (u64, u64)) -> (u64, u64) {
+    (seconds, micros.saturating_add(1))
 }
 
 /// The anycast queues that a member serves: scope and service.

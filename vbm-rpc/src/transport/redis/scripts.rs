@@ -1,13 +1,25 @@
 //! Every script of the bus. Each runs once a heartbeat or once a life, never once a message; [`COMPLETE_HELD`] once a
 //! batch, for what took long.
 
-/// Renews presence unless another process took the path; what is known to be forged is written over.
+/// Renews presence unless another process took the path later; what is known to be forged is written over. What stands there
+/// may also be an earlier process: a server that was promoted has forgotten who came last.
 /// KEYS: presence. ARGV: value, token, ttl ms, the forgery or ''. Returns what the other wrote, or ''.
 pub(super) const RENEW: &str = r"
+local function born(token)
+  if type(token) ~= 'string' then return end
+  local seconds, micros = string.match(token, '^(%d+)%.(%d+)%-%d+$')
+  return tonumber(seconds), tonumber(micros)
+end
+local function earlier(one, other)
+  local s1, u1 = born(one)
+  local s2, u2 = born(other)
+  if not (s1 and s2) then return false end
+  return s1 < s2 or (s1 == s2 and u1 < u2)
+end
 local now = redis.call('GET', KEYS[1])
 if now and now ~= ARGV[4] then
   local ok, member = pcall(cjson.decode, now)
-  if ok and type(member) == 'table' and member.token ~= ARGV[2] then return now end
+  if ok and type(member) == 'table' and member.token ~= ARGV[2] and not earlier(member.token, ARGV[2]) then return now end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return ''
