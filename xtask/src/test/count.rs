@@ -5,6 +5,10 @@
 
 use std::collections::BTreeMap;
 
+/// How often a test is tried. Hundreds of them run real servers, guests and clients against real time beside each other:
+/// one that failed once is named in the summary, and does not take the rest of a run with it.
+pub(super) const TRIES: u64 = 2;
+
 /// File or module prefixes that name a level even inside a test binary that bundles several.
 const LEVELS: [&str; 6] = ["conformance", "ns", "redis", "qemu", "cli", "api"];
 
@@ -18,6 +22,8 @@ pub(crate) struct Counts {
     pub(crate) left_out: Vec<String>,
     /// What could not be run, and why: neither passed nor failed.
     pub(crate) not_run: Vec<NotRun>,
+    /// Tests that failed and passed when they were tried again: a fault of theirs, or of what they test.
+    pub(crate) flaky: Vec<String>,
 }
 
 /// A part of the tests that is impossible here, though nobody left it out.
@@ -41,6 +47,7 @@ impl Counts {
         self.skipped += other.skipped;
         self.left_out.extend_from_slice(&other.left_out);
         self.not_run.extend_from_slice(&other.not_run);
+        self.flaky.extend_from_slice(&other.flaky);
     }
 
     pub(crate) fn passed(&self) -> u64 {
@@ -71,6 +78,11 @@ pub(super) enum Event {
     Failed {
         level: String,
     },
+    /// It failed before.
+    PassedAtLast {
+        level: String,
+        test: String,
+    },
     /// So many tests were left out.
     Skipped(u64),
     /// Something else, to be shown.
@@ -94,10 +106,16 @@ pub(super) fn nextest(line: &str) -> Event {
     };
     let level = nextest_level(binary, test);
     match status {
-        "PASS" | "LEAK" | "FLAKY" => Event::Passed { level },
+        "PASS" | "LEAK" => Event::Passed { level },
         "SLOW" | "TERMINATING" | "SKIP" => Event::Other,
-        other if other.starts_with("TRY") => Event::Other,
-        _ => Event::Failed { level },
+        other => match other.strip_prefix("TRY ").and_then(number) {
+            Some(_) if other.ends_with(" PASS") || other.ends_with(" LEAK") => Event::PassedAtLast {
+                level,
+                test: format!("{binary} {test}"),
+            },
+            Some(tries) if tries < TRIES => Event::Other,
+            _ => Event::Failed { level },
+        },
     }
 }
 
@@ -254,6 +272,29 @@ mod tests {
             nextest("  SIGABRT [ 0.1s] (5/18) vbm-hyper::qemu_power stops"),
             failed
         );
+    }
+
+    #[test]
+    fn a_test_has_failed_with_its_last_try_and_is_named_when_it_needed_it() {
+        assert_eq!(
+            nextest("  TRY 1 FAIL [   0.005s] (5/18) vbm-rpc::redis x::works"),
+            Event::Other
+        );
+        assert_eq!(
+            nextest("  TRY 2 PASS [   0.005s] (5/18) vbm-rpc::redis x::works"),
+            Event::PassedAtLast {
+                level: "redis".to_owned(),
+                test: "vbm-rpc::redis x::works".to_owned()
+            }
+        );
+        for last in ["TRY 2 FAIL", "TRY 2 TIMEOUT", "TRY 2 SIGABRT"] {
+            assert_eq!(
+                nextest(&format!("  {last} [   0.005s] (5/18) vbm-rpc::redis x::works")),
+                Event::Failed {
+                    level: "redis".to_owned()
+                }
+            );
+        }
     }
 
     #[test]

@@ -164,6 +164,11 @@ pub(crate) fn summary(counts: &Counts) {
             machine::LEAVE_OUT
         ));
     }
+    for test in &counts.flaky {
+        say::line(&format!(
+            "*** FAILED AT FIRST, passed when tried again: {test} ***"
+        ));
+    }
     for NotRun { part, why } in &counts.not_run {
         say::line(&format!("*** NOT RUN: tests that need {part}: {why} ***"));
     }
@@ -199,6 +204,7 @@ fn watched(cargo: &mut Command, filters: &[String], valkey: bool) -> Done<Counts
                 "--no-tests",
                 "warn",
             ])
+            .args(["--retries", &(count::TRIES - 1).to_string()])
             .args(filters);
         if !valkey {
             // They would say that they were left out, and be counted as passed.
@@ -266,6 +272,11 @@ fn follow(command: &mut Command, mut read: impl FnMut(&str) -> Event) -> Done<Co
             }
             Event::Failed { level } => {
                 counts.add(&level, 0, 1);
+                bar.inc(1);
+            }
+            Event::PassedAtLast { level, test } => {
+                counts.add(&level, 1, 0);
+                counts.flaky.push(test);
                 bar.inc(1);
             }
             Event::Skipped(number) => counts.skipped += number,
