@@ -11,7 +11,8 @@ mod common;
 use async_trait::async_trait;
 use common::{
     RedisServer, left_out,
-    words::{client, offer, path, within},
+    proxy::Proxy,
+    words::{client, offer, path, until, within},
 };
 use std::{
     sync::{
@@ -22,7 +23,11 @@ use std::{
 };
 use tokio::time::{Instant, sleep, sleep_until};
 use vbm_core::{Epoch, Error};
-use vbm_rpc::{Bus, Context, EpochGate, Method, Route, Router, Transport, memory::MemoryBus};
+use vbm_rpc::{
+    Bus, Context, EpochGate, Method, Route, Router, Transport,
+    memory::MemoryBus,
+    redis::{RedisConfig, RedisTransport},
+};
 
 struct Put;
 impl Method for Put {
@@ -123,6 +128,34 @@ async fn a_request_that_waited_for_the_checks_of_its_receiver_is_not_begun_late(
     sleep(Duration::from_secs(5)).await;
     assert_eq!(ran.load(Ordering::SeqCst), 0);
     assert_eq!(ask(6).await, Ok(1));
+    bus.shutdown().await;
+    n1.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_was_on_its_way_to_redis_for_long_is_not_begun_late() {
+    if left_out() {
+        return;
+    }
+    let (server, ran) = (RedisServer::start().await, Arc::default());
+    let proxy = Proxy::to(&server.socket()).await;
+    let behind = RedisTransport::connect(RedisConfig::from_url(&proxy.url()).unwrap())
+        .await
+        .unwrap();
+    let n1 = serve(server.transport().await.into(), "b", &ran).await;
+    let bus = client(&behind, "c1").await;
+    assert_eq!(call(&bus, Duration::from_secs(30)).await.unwrap(), Ok(1));
+    proxy.hold(Some(Put::NAME));
+    let begin = Instant::now();
+    let late = call(&bus, Duration::from_secs(1));
+    until("it is on its way", async || proxy.caught() > 0).await;
+    sleep_until(begin + Duration::from_secs(2)).await;
+    proxy.hold(None);
+    let fate = late.await.unwrap();
+    assert!(fate.is_err(), "{fate:?}");
+    // In order: what comes later is done later.
+    assert_eq!(call(&bus, Duration::from_secs(30)).await.unwrap(), Ok(1));
+    assert_eq!(ran.load(Ordering::SeqCst), 2, "what was late was begun");
     bus.shutdown().await;
     n1.shutdown().await;
 }

@@ -2,7 +2,7 @@
 
 use super::{
     clock::Clock,
-    config::RedisConfig,
+    config::{RedisConfig, Topology},
     connect::{Commands, Connector},
     guard::Guard,
     held::HeldEntry,
@@ -169,10 +169,28 @@ impl Core {
         self.now_micros() / 1_000
     }
 
+    /// The latest that it can be now, for what is sent. Not in a cluster: the clock of another master may say something else.
+    pub(super) fn sent_now(&self) -> Option<u64> {
+        let clock = lock(&self.clock).read_at_most(Instant::now());
+        let known = clock > 0 && !matches!(self.connector.topology(), Topology::Cluster { .. });
+        known.then(|| clock.div_ceil(1_000))
+    }
+
     /// When an entry was written, on this process' clock.
     pub(super) fn written_at(&self, id: &str) -> Instant {
+        self.time_of(pack::parse_id(id).map(|(ms, _)| ms))
+    }
+
+    /// When a sender gave an entry to its connection, on this process' clock: it may have been on its way for long.
+    pub(super) fn sent_at(&self, id: &str, sent_ms: Option<u64>) -> Instant {
+        let written = pack::parse_id(id).map(|(ms, _)| ms);
+        self.time_of(written.map(|ms| ms.min(sent_ms.unwrap_or(ms))))
+    }
+
+    /// A time of Redis, no later than now, on this process' clock.
+    fn time_of(&self, ms: Option<u64>) -> Instant {
         let now = Instant::now();
-        let age = pack::parse_id(id).map_or(0, |(ms, _)| self.now_ms().saturating_sub(ms));
+        let age = ms.map_or(0, |ms| self.now_ms().saturating_sub(ms));
         now.checked_sub(Duration::from_millis(age)).unwrap_or(now)
     }
 

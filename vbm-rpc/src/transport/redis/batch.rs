@@ -3,7 +3,7 @@
 use super::{
     admin::HOP_FIELDS,
     attachment::{Core, lock},
-    keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SEAL, FIELD_SERVICE, GROUP},
+    keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SEAL, FIELD_SENT, FIELD_SERVICE, GROUP},
     op::{Note, Target},
     pack,
     plan::Group,
@@ -114,6 +114,9 @@ pub(super) fn add_group(core: &Core, batch: &mut Pipeline, group: &Group) {
             add.arg("MAXLEN").arg("~").arg(INBOX_MAX_ENTRIES);
         }
         add.arg("*").arg(FIELD_FRAMES).arg(&frames[..]);
+        if let Some(sent) = core.sent_now().filter(|_| group.target.is_of_requests()) {
+            add.arg(FIELD_SENT).arg(sent);
+        }
         if let Some(guard) = &core.guard {
             let seal = guard.seal(&group.target, &key, &frames, core.now_ms());
             add.arg(FIELD_SEAL).arg(seal);

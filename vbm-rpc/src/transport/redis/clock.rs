@@ -55,6 +55,12 @@ impl Clock {
         self.0.map_or(0, |sample| sample.read(now))
     }
 
+    /// The most that it can be; 0 before the first sample.
+    pub(super) fn read_at_most(&self, now: Instant) -> u64 {
+        let at_most = |sample: Sample| sample.read(now).saturating_add(micros(sample.within(now)));
+        self.0.map_or(0, at_most)
+    }
+
     /// Redis said `micros` to a question of this time.
     pub(super) fn note(&mut self, asked: Instant, answered: Instant, micros: u64) {
         let half = answered.saturating_duration_since(asked) / 2;
@@ -140,6 +146,7 @@ mod tests {
                 now = told + back;
                 let apart = Duration::from_micros(clock.read(now).abs_diff(REDIS + micros(now - begin)));
                 prop_assert!(apart <= off + MS, "{apart:?} off, {off:?} are allowed");
+                prop_assert!(clock.read_at_most(now) + micros(MS) >= REDIS + micros(now - begin));
                 now += Duration::from_millis(pause);
                 off += Duration::from_millis(pause) / DRIFT_PARTS;
             }

@@ -118,7 +118,7 @@ impl Core {
             self.complete(key.clone(), entry.id, group);
             return Vec::new();
         }
-        let since = self.written_at(&entry.id);
+        let since = self.sent_at(&entry.id, entry.sent_ms);
         let held = Arc::new(Held {
             again: again || self.is_suspect(&entry.id),
             group,

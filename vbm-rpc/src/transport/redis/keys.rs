@@ -38,6 +38,9 @@ pub(super) const GROUP: &str = "workers";
 pub(super) const FIELD_FRAMES: &str = "f";
 /// The field of an entry that says who wrote it: see [`crate::auth`].
 pub(super) const FIELD_SEAL: &str = "a";
+/// The field of an entry of requests that says when it was given to the connection: the latest that it can have been, in
+/// Redis' ms.
+pub(super) const FIELD_SENT: &str = "t";
 /// The field of a broadcast that holds its scope.
 pub(super) const FIELD_SCOPE: &str = "s";
 /// The field of a broadcast that holds its service.

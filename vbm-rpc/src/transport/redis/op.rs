@@ -62,6 +62,11 @@ impl Target {
         matches!(self, Self::Control(_) | Self::AnyControl { .. })
     }
 
+    /// Whether what goes there has deadlines of its own.
+    pub(super) const fn is_of_requests(&self) -> bool {
+        !matches!(self, Self::Inbox { .. })
+    }
+
     /// Where it goes when a member that is there has no such queue: those of an older version have no control lane.
     pub(super) fn of_older_version(&self) -> Option<Self> {
         match self {

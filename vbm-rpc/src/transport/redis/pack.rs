@@ -3,7 +3,7 @@
 //! An entry's frames stand one after the other, each behind its length as u32, big-endian. What cannot be read is
 //! reported as garbage with its id, so that it can be skipped and removed; it never stops a reader.
 
-use super::keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SEAL, FIELD_SERVICE};
+use super::keys::{FIELD_FRAMES, FIELD_SCOPE, FIELD_SEAL, FIELD_SENT, FIELD_SERVICE};
 use crate::envelope;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redis::Value;
@@ -65,6 +65,8 @@ pub(super) struct Entry {
     pub(super) content: Bytes,
     /// Who wrote it.
     pub(super) seal: Option<Bytes>,
+    /// When its sender gave it to the connection, in Redis' ms as far as the sender knew it.
+    pub(super) sent_ms: Option<u64>,
     /// Its seal was found to fit, and it was not seen before.
     pub(super) admitted: bool,
     /// It was removed since it was taken.
@@ -116,6 +118,7 @@ fn entry(value: Value) -> Option<Entry> {
                 entry.frames = unpack(entry.content.clone()).unwrap_or_default();
             }
             (Some(FIELD_SEAL), Value::BulkString(seal)) => entry.seal = Some(seal.into()),
+            (Some(FIELD_SENT), value) => entry.sent_ms = text(&value).and_then(|ms| ms.parse().ok()),
             (Some(FIELD_SCOPE), value) => entry.scope = text(&value).map(str::to_owned),
             (Some(FIELD_SERVICE), value) => entry.service = text(&value).map(str::to_owned),
             _ => {}

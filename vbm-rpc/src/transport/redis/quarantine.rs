@@ -33,7 +33,7 @@ use std::sync::{
 };
 use tokio::{
     sync::{Notify, mpsc},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 /// In place of a count: that request of the entry is done with.
@@ -132,6 +132,7 @@ async fn alone(core: &Arc<Core>, suspect: Suspect) -> bool {
             Verdict::Run(deliveries) => {
                 let one = One {
                     core,
+                    since: core.sent_at(&entry.id, entry.sent_ms),
                     counts: &counts,
                     field: &fields[at],
                 };
@@ -165,6 +166,8 @@ async fn alone(core: &Arc<Core>, suspect: Suspect) -> bool {
 /// One request of a suspect.
 struct One<'a> {
     core: &'a Arc<Core>,
+    /// When it was sent.
+    since: Instant,
     counts: &'a str,
     field: &'a str,
 }
@@ -191,7 +194,7 @@ impl One<'_> {
         .await;
         let delivery = Delivery {
             frame: frame.clone(),
-            since: self.core.written_at(&keeper.source.id),
+            since: self.since,
             done: Completion::new(keeper.clone()),
         };
         if !self.core.inbound.request(delivery).await {

@@ -321,7 +321,7 @@ impl Reader {
         if !self.core.admits(&self.broadcast, false, &entry) {
             return Vec::new();
         }
-        let since = self.core.written_at(&entry.id);
+        let since = self.core.sent_at(&entry.id, entry.sent_ms);
         let delivery = |frame| Delivery {
             frame,
             since,
