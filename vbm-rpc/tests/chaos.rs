@@ -39,7 +39,7 @@ const CALLS: u64 = 10_000;
 /// Of so many seeds one is under Sentinel.
 const SENTINEL_ONE_IN: u64 = 5;
 /// Seeds that run at once: each waits most of its time.
-const LANES: usize = 4;
+const LANES: usize = 2;
 /// No further seed is begun after this long, on a slow machine.
 const SEEDS_TIME_MAX: Duration = Duration::from_secs(300);
 /// After the last trouble everything works again within this: presence runs out (8 s), a beat (2 s), and slack.

@@ -21,10 +21,7 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::NodePath;
-use vbm_rpc::{
-    BadInput, Bus, BusError, Context, Fate, Method, Route, Router,
-    redis::{RedisConfig, RedisTransport},
-};
+use vbm_rpc::{BadInput, Bus, BusError, Context, Fate, Method, Route, Router, redis::RedisTransport};
 
 #[derive(Serialize, Deserialize)]
 struct Work {
@@ -186,88 +183,6 @@ async fn no_call_hangs_while_the_server_is_dead() {
         .await
         .expect("a shutdown without a server ends");
     assert_eq!(ran.load(Ordering::SeqCst), 0);
-}
-
-#[tokio::test]
-async fn an_unreachable_server_is_told_in_three_lines() {
-    // A port that was free a moment ago, and a socket that is not there.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let dir = tempfile::tempdir().unwrap();
-    let socket = format!("redis+unix://{}", dir.path().join("none.sock").display());
-    for url in [format!("redis://:secret@127.0.0.1:{port}"), socket] {
-        let begin = Instant::now();
-        let error = RedisTransport::connect(RedisConfig::from_url(&url).unwrap())
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, BusError::Unreachable { .. }) && error.is_retryable(),
-            "{error:?}"
-        );
-        let text = vbm_core::Error::from(error).to_string();
-        assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(
-            text.contains("redis-server") && !text.contains("secret"),
-            "{text}"
-        );
-        assert!(begin.elapsed() < Duration::from_secs(10));
-    }
-}
-
-#[tokio::test]
-async fn something_that_is_not_redis_is_refused_and_does_not_hang() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("redis://{}", listener.local_addr().unwrap());
-    // Accepts and never answers.
-    let mute = tokio::spawn(async move {
-        let mut kept = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            kept.push(stream);
-        }
-    });
-    let connecting = RedisTransport::connect(RedisConfig::from_url(&url).unwrap());
-    let error = timeout(Duration::from_secs(20), connecting)
-        .await
-        .expect("it does not hang")
-        .unwrap_err();
-    assert!(matches!(error, BusError::Unreachable { .. }), "{error:?}");
-    mute.abort();
-}
-
-#[tokio::test]
-async fn a_server_that_wants_a_password_says_so() {
-    if left_out() {
-        return;
-    }
-    let server = RedisServer::with(&["--requirepass", "secret"]).await;
-    let error = RedisTransport::connect(server.config()).await.unwrap_err();
-    assert!(
-        matches!(&error, BusError::Unsuitable { fix, .. } if fix.contains("password")),
-        "{error:?}"
-    );
-    let url = format!("{}?pass=secret", server.url());
-    RedisTransport::connect(RedisConfig::from_url(&url).unwrap())
-        .await
-        .unwrap();
-}
-
-#[tokio::test]
-async fn a_server_that_evicts_is_refused_and_one_without_a_disk_is_warned_of() {
-    if left_out() {
-        return;
-    }
-    let server = RedisServer::with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]).await;
-    let error = RedisTransport::connect(server.config()).await.unwrap_err();
-    assert!(
-        matches!(&error, BusError::Unsuitable { fix, .. } if fix.contains("noeviction")),
-        "{error:?}"
-    );
-    assert!(RedisServer::start().await.transport().await.warnings()[0].contains("appendonly"));
-    let keeping = RedisServer::with(&["--appendonly", "yes"]).await;
-    assert!(keeping.transport().await.warnings().is_empty());
 }
 
 async fn add(raw: &mut redis::aio::MultiplexedConnection, key: &str, field: &str, value: &[u8]) {

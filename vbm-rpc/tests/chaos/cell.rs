@@ -245,6 +245,13 @@ impl Cell {
         }
     }
 
+    /// What the processes have written. Reading that takes a while, in which the other seeds go on.
+    async fn ledger(&self) -> Ledger {
+        let dir = self.dir.path().to_owned();
+        let reading = tokio::task::spawn_blocking(move || Ledger::read(&dir));
+        reading.await.unwrap()
+    }
+
     async fn caller(&mut self, which: usize) -> Process {
         let calls = self.calls / CALLERS.len() as u64;
         let span = SPAN.max(Duration::from_millis(calls * 1_000 / CALLS_A_SECOND));
@@ -423,13 +430,13 @@ pub(crate) async fn run(seed: u64, calls: u64, watched: bool) -> Outcome {
         }
     }
     let begin = Instant::now();
-    while Ledger::read(cell.dir.path()).owed() > 0 && begin.elapsed() < OWED_MAX {
+    while cell.ledger().await.owed() > 0 && begin.elapsed() < OWED_MAX {
         sleep(Duration::from_millis(200)).await;
     }
     for worker in cell.workers.iter_mut().flatten() {
         worker.child.kill().await.unwrap();
     }
-    let ledger = Ledger::read(cell.dir.path());
+    let ledger = cell.ledger().await;
     for boot in living {
         if !ledger.has_ended(&boot) {
             wrong.push(format!("caller {boot} did not bring all its calls to an end"));

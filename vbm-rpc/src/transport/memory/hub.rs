@@ -1,7 +1,8 @@
 //! The state of a memory bus: who is present, what is kept for whom. Synchronous; one lock, held for map operations.
-//! What is done to the state under that lock is in `state.rs`, what a test orders in `orders.rs`.
+//! What is done to the state under that lock is in `state.rs`, who sits at it in `seat.rs`, what a test orders in `orders.rs`.
 
 mod orders;
+mod seat;
 mod state;
 
 use super::{
@@ -14,9 +15,11 @@ use crate::{
     BusError, MemberInfo, Route, Service,
     admin::{Queue, QueueKind},
     envelope, limits,
-    transport::{Completion, Delivery, Destination, Inbound, Keeper, SendError, Sent},
+    transport::{Completion, Delivery, Destination, Inbound, SendError, Sent},
 };
 use bytes::Bytes;
+use seat::{Kept, Origin};
+pub(super) use seat::{Next, Pumped, Seat};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
@@ -141,126 +144,6 @@ impl Node {
             }
         }
         false
-    }
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Origin {
-    Node,
-    Any(NodePath, Service),
-    All,
-}
-
-impl Origin {
-    /// The destination whose members share the results.
-    fn home(&self, path: &NodePath) -> Option<Arc<Route>> {
-        match self {
-            Self::Node => Some(Arc::new(Route::node(path.clone()))),
-            Self::Any(scope, service) => Some(Arc::new(Route::any(scope.clone(), service.clone()))),
-            Self::All => None,
-        }
-    }
-}
-
-/// One attachment's place.
-pub(super) struct Seat {
-    path: NodePath,
-    pub(super) serial: u64,
-    requests: Notify,
-    urgent: Notify,
-    replies: Notify,
-    /// It is heard again, or severed.
-    pub(super) voice: Notify,
-    pub(super) generations: watch::Sender<u64>,
-    pub(super) ended: watch::Sender<Option<BusError>>,
-    /// Its process crashed: what it still says is not heard.
-    severed: AtomicBool,
-}
-
-impl Seat {
-    /// Whose it is, for people.
-    pub(super) fn name(&self) -> String {
-        self.path.to_string()
-    }
-
-    pub(super) fn wake(&self, lane: Pumped) -> &Notify {
-        match lane {
-            Pumped::Requests => &self.requests,
-            Pumped::Urgent => &self.urgent,
-            Pumped::Replies => &self.replies,
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pumped {
-    Requests,
-    Urgent,
-    Replies,
-}
-
-pub(super) enum Next {
-    Request(Delivery),
-    Reply(Bytes),
-    Wait(Option<Instant>),
-    Ended,
-}
-
-/// Forgets an entry when it is completed.
-struct Kept {
-    hub: Arc<Hub>,
-    seat: Arc<Seat>,
-    serial: u64,
-    again: bool,
-}
-
-impl Keeper for Kept {
-    fn home(&self) -> Option<Arc<Route>> {
-        let state = self.hub.lock();
-        let entry = state.nodes.get(&self.seat.path)?.kept.get(&self.serial)?;
-        entry.origin.home(&self.seat.path)
-    }
-
-    fn again(&self) -> bool {
-        self.again
-    }
-
-    fn completed(&self) {
-        if self.seat.severed.load(Ordering::SeqCst) {
-            return;
-        }
-        self.hub.lock().completed(&self.seat, self.serial);
-    }
-
-    fn buried(&self, frame: Bytes, reason: &str) {
-        if self.seat.severed.load(Ordering::SeqCst) {
-            return;
-        }
-        let entry = {
-            let state = self.hub.lock();
-            let node = state.nodes.get(&self.seat.path);
-            node.and_then(|node| node.kept.get(&self.serial))
-                .map(|entry| (entry.origin.route(&self.seat.path), entry.deliveries, entry.since))
-        };
-        if let Some((route, deliveries, since)) = entry {
-            let given = Given {
-                deliveries,
-                worker: self.seat.path.to_string(),
-                since,
-            };
-            self.hub.desk.bury(route, frame, reason, &given);
-        }
-        self.completed();
-    }
-}
-
-impl Origin {
-    /// The route that leads where it was to go; a broadcast that one member cannot handle is that member's.
-    fn route(&self, path: &NodePath) -> Route {
-        match self {
-            Self::Any(scope, service) => Route::any(scope.clone(), service.clone()),
-            Self::Node | Self::All => Route::node(path.clone()),
-        }
     }
 }
 

@@ -35,7 +35,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use wire::Way;
@@ -57,6 +57,8 @@ const PIPELINE_BUFFER_COMMANDS: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Down(pub(super) String);
 
+/// How long a number of replicas is believed.
+const REPLICAS_KNOWN_FOR: Duration = Duration::from_secs(1);
 /// Errors of single commands that mean: not this server, or not now.
 const DOWN_CODES: [&str; 9] = [
     "LOADING",
@@ -96,6 +98,8 @@ pub(super) struct Shared {
     dialer: Dialer,
     place: Mutex<Place>,
     pub(super) slots: Mutex<Slots>,
+    /// How many replicas there were, and when.
+    replicas: Mutex<Option<(Instant, u64)>>,
     /// Grows when there is a reason to try at once.
     hint: watch::Sender<u64>,
 }
@@ -124,6 +128,7 @@ impl Connector {
                 },
                 place: Mutex::default(),
                 slots: Mutex::default(),
+                replicas: Mutex::default(),
                 hint: watch::Sender::new(0),
             }),
             home: 0,
@@ -189,6 +194,25 @@ impl Connector {
         if let Topology::Sentinel { sentinels, master } = &self.shared.dialer.config.topology {
             sentinel::watch(&self.shared, sentinels, master, seed).await;
         }
+    }
+
+    /// How many replicas must have what has to outlive the master. Under Sentinel all that could be promoted: one alone might
+    /// still follow an old master that came back while another one is made the new one. Elsewhere one.
+    pub(super) async fn replicas(&self) -> Result<u64, Down> {
+        let Topology::Sentinel { sentinels, master } = &self.shared.dialer.config.topology else {
+            return Ok(1);
+        };
+        let known = *lock(&self.shared.replicas);
+        if let Some((at, replicas)) = known
+            && at.elapsed() < REPLICAS_KNOWN_FOR
+        {
+            return Ok(replicas);
+        }
+        let asked = Instant::now();
+        let set = sentinel::ask(&self.shared, sentinels, master).await?;
+        let replicas = set.replicas.max(1);
+        *lock(&self.shared.replicas) = Some((asked, replicas));
+        Ok(replicas)
     }
 
     pub(super) fn topology(&self) -> &Topology {
@@ -275,7 +299,7 @@ impl Shared {
             }
             Topology::Cluster { .. } => return Err(Down("a cluster has several masters".into())),
         };
-        let host = sentinel::ask(self, sentinels, name).await?;
+        let host = sentinel::ask(self, sentinels, name).await?.master;
         let mut wire = self.wire(&host).await?;
         let role = wire.one(&redis::cmd("ROLE")).await?;
         match role.as_ref().map(pack::texts) {

@@ -46,11 +46,11 @@ impl MasterFinder {
     /// Safe.
     pub async fn find(&self) -> Result<String, BusError> {
         let asked = sentinel::ask(self.connector.shared(), &self.sentinels, &self.master).await;
-        let host = asked.map_err(|Down(why)| BusError::Unreachable {
+        let set = asked.map_err(|Down(why)| BusError::Unreachable {
             server: self.config.to_string(),
             why,
         })?;
-        Ok(url(&self.config, &host))
+        Ok(url(&self.config, &set.master))
     }
 }
 

@@ -64,6 +64,7 @@ mod present;
 mod quarantine;
 mod reader;
 mod records;
+mod replicas;
 mod rescue;
 mod results;
 mod retract;

@@ -28,10 +28,19 @@ const SWITCH: &str = "+switch-master";
 struct Word {
     epoch: i64,
     host: Host,
+    replicas: u64,
 }
 
-/// Whom the sentinels name. A majority is enough: among any majority is one that took part in the last failover.
-pub(super) async fn ask(shared: &Shared, sentinels: &[Host], master: &str) -> Result<Host, Down> {
+/// The set, by the word of the sentinels.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Set {
+    pub(super) master: Host,
+    /// How many servers could be promoted: those that the sentinels do not take for dead.
+    pub(super) replicas: u64,
+}
+
+/// Whom the sentinels name as the master, and how many could follow it. A majority is enough: among any majority is one that took part in the last failover.
+pub(super) async fn ask(shared: &Shared, sentinels: &[Host], master: &str) -> Result<Set, Down> {
     let mut asking: FuturesUnordered<_> = sentinels
         .iter()
         .map(|sentinel| async move {
@@ -54,17 +63,22 @@ pub(super) async fn ask(shared: &Shared, sentinels: &[Host], master: &str) -> Re
     judge(master, words)
 }
 
-/// The word with the highest epoch.
-fn judge(master: &str, words: Vec<Result<Word, String>>) -> Result<Host, Down> {
-    let (mut best, mut troubles) = (None::<Word>, Vec::new());
+/// The master of the word with the highest epoch; as many replicas as any of them sees.
+fn judge(master: &str, words: Vec<Result<Word, String>>) -> Result<Set, Down> {
+    let (mut best, mut troubles, mut replicas) = (None::<Word>, Vec::new(), 0);
     for word in words {
+        replicas = replicas.max(word.as_ref().map_or(0, |word| word.replicas));
         match word {
             Ok(word) if best.as_ref().is_none_or(|best| word.epoch > best.epoch) => best = Some(word),
             Ok(_) => {}
             Err(why) => troubles.push(why),
         }
     }
-    best.map(|word| word.host).ok_or_else(|| {
+    let set = |word: Word| Set {
+        master: word.host,
+        replicas,
+    };
+    best.map(set).ok_or_else(|| {
         Down(format!(
             "no sentinel names the master '{master}': {}",
             troubles.join("; ")
@@ -89,6 +103,7 @@ async fn ask_one(shared: &Shared, sentinel: &Host, master: &str) -> Result<Word,
         .arg("GET-MASTER-ADDR-BY-NAME")
         .arg(master);
     questions.cmd("SENTINEL").arg("MASTER").arg(master);
+    questions.cmd("SENTINEL").arg("REPLICAS").arg(master);
     questions.ignore_errors();
     let answers: Vec<RedisResult<Value>> = questions.query_async(&mut connection).await.map_err(down)?;
     let mut answers = answers.into_iter();
@@ -108,7 +123,28 @@ async fn ask_one(shared: &Shared, sentinel: &Host, master: &str) -> Result<Word,
         .as_ref()
         .and_then(|about| pack::number(pack::field(about, "config-epoch")?))
         .unwrap_or(0);
-    Ok(Word { epoch, host })
+    let replicas = answers.next().and_then(Result::ok);
+    Ok(Word {
+        epoch,
+        host,
+        replicas: replicas.as_ref().map_or(0, could_follow),
+    })
+}
+
+/// How many of the replicas that a sentinel lists are not down.
+fn could_follow(replicas: &Value) -> u64 {
+    let Value::Array(replicas) = replicas else {
+        return 0;
+    };
+    let up = |replica: &&Value| {
+        let flags = pack::field(replica, "flags").and_then(pack::text);
+        flags.is_some_and(|flags| {
+            !flags
+                .split(',')
+                .any(|flag| ["s_down", "o_down", "disconnected"].contains(&flag))
+        })
+    };
+    replicas.iter().filter(up).count().try_into().unwrap_or(u64::MAX)
 }
 
 /// Follows the sentinels until it is dropped.
@@ -129,7 +165,7 @@ pub(super) async fn watch(shared: &Shared, sentinels: &[Host], master: &str, see
 
 async fn follow(shared: &Shared, sentinels: &[Host], master: &str) {
     match ask(shared, sentinels, master).await {
-        Ok(host) => shared.told_of(&host),
+        Ok(set) => shared.told_of(&set.master),
         Err(Down(why)) => tracing::debug!(why, "the sentinels do not answer"),
     }
 }
@@ -190,14 +226,33 @@ mod tests {
 
     #[test]
     fn the_sentinel_that_saw_the_last_failover_is_believed() {
-        let word = |epoch, name| {
+        let word = |epoch, name, replicas| {
             Ok(Word {
                 epoch,
                 host: host(name),
+                replicas,
             })
         };
-        let words = vec![word(3, "old"), Err("dead".into()), word(4, "new"), word(3, "old")];
-        assert_eq!(judge("m", words).unwrap(), host("new"));
+        let words = vec![
+            word(3, "old", 2),
+            Err("dead".into()),
+            word(4, "new", 1),
+            word(3, "old", 0),
+        ];
+        let set = Set {
+            master: host("new"),
+            replicas: 2,
+        };
+        assert_eq!(judge("m", words).unwrap(), set);
+    }
+
+    #[test]
+    fn a_replica_that_is_down_is_not_waited_for() {
+        let bulk = |text: &str| Value::BulkString(text.into());
+        let replica = |flags| Value::Array(vec![bulk("name"), bulk("r"), bulk("flags"), bulk(flags)]);
+        let all = ["slave", "slave,s_down", "slave,disconnected", "slave"].map(replica);
+        assert_eq!(could_follow(&Value::Array(all.into())), 2);
+        assert_eq!(could_follow(&Value::Nil), 0);
     }
 
     #[test]

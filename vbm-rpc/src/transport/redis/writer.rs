@@ -22,6 +22,7 @@ use super::{
     plan::{Depths, Group, Plan, Retraction, TARGETS_MAX_REMEMBERED},
     presence::{self, Claim},
     records::Recorded,
+    replicas::{REPLICA_TIMEOUT, Replicas, kept},
     retract::{self, Verdict},
     unfit,
 };
@@ -39,10 +40,6 @@ const BATCH_MAX_OPS: usize = 4_096;
 const PARK_EVERY: Duration = Duration::from_millis(100);
 /// After a reconnect members register again; until this has passed, absence is not believed.
 const SETTLE: Duration = BACKOFF_MAX.saturating_mul(3);
-/// How long a replica may take to have what it must have.
-const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
-/// The replicas that must have a frame of the replicated lane.
-const REPLICAS: u64 = 1;
 
 /// Which promise a writer keeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -256,10 +253,12 @@ impl Writer {
         let (answers, replicas) = match self.lane {
             Lane::Fast => (commands.run(&mut batch).await?, None),
             Lane::Replicated => {
+                let needed = core.connector.replicas().await?;
                 let (answers, have) = commands
-                    .run_replicated(&mut batch, REPLICAS, REPLICA_TIMEOUT)
+                    .run_replicated(&mut batch, needed, REPLICA_TIMEOUT)
                     .await?;
-                (answers, Some(have))
+                let have = u64::try_from(have).unwrap_or(0);
+                (answers, Some(Replicas { have, needed }))
             }
         };
         if plan.probe {
@@ -314,7 +313,7 @@ impl Writer {
         core: &Core,
         group: Group,
         answers: &mut impl Iterator<Item = Answer>,
-        replicas: Option<i64>,
+        replicas: Option<Replicas>,
     ) {
         let node = matches!(group.target, Target::Control(_) | Target::Node(_));
         let believed = node && !group.looks;
@@ -426,7 +425,7 @@ impl Writer {
         &mut self,
         retraction: Retraction,
         (gone, there): (Option<Answer>, Option<Answer>),
-        replicas: Option<i64>,
+        replicas: Option<Replicas>,
     ) {
         let verdict = retract::judge(gone, there, retraction.broke);
         for mut op in retraction.ops {
@@ -446,17 +445,6 @@ impl Writer {
                 }
             }
         }
-    }
-}
-
-/// A frame is in the master's stream: whether that is enough.
-fn kept(replicas: Option<i64>) -> Result<(), SendError> {
-    match replicas {
-        Some(have) if u64::try_from(have).unwrap_or(0) < REPLICAS => Err(SendError::Uncertain(format!(
-            "no replica had it within {} ms; the master has it, and would forget it with a failover",
-            REPLICA_TIMEOUT.as_millis()
-        ))),
-        _ => Ok(()),
     }
 }
 
