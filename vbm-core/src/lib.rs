@@ -67,8 +67,8 @@ pub use id::{
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
 pub use metadata::MetadataMode;
-pub use name::Name;
 pub use mode::{InterfaceName, NetworkMode};
+pub use name::Name;
 pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};

@@ -142,7 +142,9 @@ pub(crate) fn check(spec: &NetworkSpec) -> Result<(), Error> {
         (NetworkMode::Nat | NetworkMode::Isolated, Some(uplink)) => {
             return refuse(
                 "uplink: it cannot be used",
-                format!("a network of mode {mode} does not go by {uplink}: only routed and bridged ones are told where"),
+                format!(
+                    "a network of mode {mode} does not go by {uplink}: only routed and bridged ones are told where"
+                ),
                 "leave it out",
             );
         }
@@ -213,7 +215,14 @@ mod tests {
 
     #[test]
     fn names_of_interfaces_are_those_that_a_rule_may_hold() {
-        for good in ["eth0", "br-lan", "bond0.100", "enp3s0f0np0", "a", "123456789012345"] {
+        for good in [
+            "eth0",
+            "br-lan",
+            "bond0.100",
+            "enp3s0f0np0",
+            "a",
+            "123456789012345",
+        ] {
             assert_eq!(good.parse::<InterfaceName>().unwrap().as_str(), good);
         }
         for bad in [
@@ -293,7 +302,10 @@ mod tests {
             let mut spec = spec(mode, None).unwrap();
             assert!(spec.serve_dhcp && spec.serve_dns);
             spec.serve_dhcp = false;
-            assert!(spec.check().unwrap_err().what().starts_with("serve_dhcp"), "{mode}");
+            assert!(
+                spec.check().unwrap_err().what().starts_with("serve_dhcp"),
+                "{mode}"
+            );
         }
     }
 

@@ -166,6 +166,7 @@ async fn remove_owner(owner: &str) -> Torn {
                 network,
                 host_namespace,
                 transit: None,
+                routed: None,
                 namespace: Some(name),
             };
             torn.absorb(teardown::network(&record).await);

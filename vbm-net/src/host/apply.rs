@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> host rules -> transit -> floating IPs
-//!          -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
+//!          -> routes on the host -> leg to the LAN -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
 //!          -> DHCP, DNS, metadata
 //! ```
 //!
@@ -12,12 +12,15 @@
 //! transit goes first.
 
 use super::{
-    HostShared, floating, flows as standing, hooks, limits,
+    HostShared, floating, flows as standing, hooks,
+    leg::{self, Uplink},
+    limits,
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
     overlay::{Span, Underlay},
     record::{self, Record},
+    routed,
     rules::{self, Standing},
     sysctl,
 };
@@ -25,11 +28,14 @@ use crate::{
     DesiredNetwork, NetError, Validated,
     model::GATEWAY_LINK_LOCAL,
     names,
-    plan::{Transit, floating as floating_plan, flows, host as host_plan, inside, transit as transit_plan},
+    plan::{
+        Transit, floating as floating_plan, flows, host as host_plan, inside, routed as routed_plan,
+        transit as transit_plan,
+    },
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
-use vbm_core::{PortId, network::METADATA_ADDRESS};
+use vbm_core::{NetworkMode, PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
@@ -47,11 +53,21 @@ pub(crate) struct Applied {
     pub(crate) taps: Vec<String>,
 }
 
+/// The links of the host that a network goes by.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Over {
+    /// Where other hosts are, where the network has an overlay.
+    pub(crate) underlay: Option<Underlay>,
+    /// The LAN of a bridged network.
+    pub(crate) uplink: Option<Uplink>,
+}
+
 /// One run over one network.
 pub(crate) struct Run<'a> {
     shared: &'a HostShared,
     net: &'a Validated<DesiredNetwork>,
     underlay: Option<&'a Underlay>,
+    uplink: Option<&'a Uplink>,
     ns: NetNs,
     alias: String,
     changed: Vec<String>,
@@ -64,15 +80,16 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// `first`: this process has not looked at this network yet, so it cannot know which flows a crash left.
-    /// `underlay` is of [`overlay::underlay`], where the network has an overlay.
+    /// `over`: what the network goes by on this host, found for it.
     pub(crate) fn new(
         shared: &'a HostShared,
         net: &'a Validated<DesiredNetwork>,
-        underlay: Option<&'a Underlay>,
+        over: &'a Over,
         first: bool,
     ) -> Self {
         Self {
-            underlay,
+            underlay: over.underlay.as_ref(),
+            uplink: over.uplink.as_ref(),
             shared,
             net,
             ns: NetNs::named(&shared.namespace(net.id)),
@@ -92,7 +109,7 @@ impl<'a> Run<'a> {
 
     /// `standing`: guard and rules as they were read back last.
     pub(crate) async fn apply(mut self, standing: &mut Option<Standing>) -> Result<Applied, NetError> {
-        let mut record = self.record()?;
+        let mut record = self.record().await?;
         self.shared.step("record");
         if self.ns.create().await? {
             // Generations begin anew there.
@@ -119,6 +136,10 @@ impl<'a> Run<'a> {
         self.way_out(&links, transit).await?;
         self.floating(transit).await?;
         self.shared.step("floating");
+        self.routes(&mut record, transit).await?;
+        self.shared.step("routes");
+        self.leg(&links, &bridge).await?;
+        self.shared.step("leg");
         let taps = self.taps(&links, &bridge).await?;
         self.shared.step("limits");
         self.overlay(&links, &bridge).await?;
@@ -139,7 +160,7 @@ impl<'a> Run<'a> {
     }
 
     /// Claims the name for this network before anything bears it.
-    fn record(&mut self) -> Result<Record, NetError> {
+    async fn record(&mut self) -> Result<Record, NetError> {
         let id = self.net.id;
         let namespace = self.shared.namespace(id);
         let host_namespace = self.shared.host.path().to_owned();
@@ -150,7 +171,16 @@ impl<'a> Run<'a> {
             found = Record::all()?.0.into_iter().find(same);
         }
         match found {
-            Some(found) if found.network == id && found.owner == self.shared.owner => Ok(found),
+            Some(mut found) if found.network == id && found.owner == self.shared.owner => {
+                let claims = found.routed.as_ref().is_some_and(|r| r.cidr == self.net.spec.cidr);
+                if self.net.spec.mode == NetworkMode::Routed && !claims {
+                    // What it had before is not led here by that claim any more.
+                    let gone = routed::remove(&self.shared.host, &found).await?;
+                    self.changed.extend(gone);
+                    routed::claim(self.shared, self.net, &mut found).await?;
+                }
+                Ok(found)
+            }
             Some(found) => Err(NetError::Conflict {
                 what: format!("network {id} cannot be made on this host"),
                 why: format!("its name is used by network {} of instance '{}'", found.network, found.owner),
@@ -158,8 +188,19 @@ impl<'a> Run<'a> {
             }),
             None => {
                 let owner = self.shared.owner.clone();
-                let record = Record { owner, network: id, host_namespace, transit: None, namespace: Some(namespace) };
-                record.store()?;
+                let mut record = Record {
+                    owner,
+                    network: id,
+                    host_namespace,
+                    transit: None,
+                    routed: None,
+                    namespace: Some(namespace),
+                };
+                if self.net.spec.mode == NetworkMode::Routed {
+                    routed::claim(self.shared, self.net, &mut record).await?;
+                } else {
+                    record.store()?;
+                }
                 self.changed.push("record".into());
                 Ok(record)
             }
@@ -179,6 +220,17 @@ impl<'a> Run<'a> {
         }
         self.tag(links, &bridge).await?;
         self.mtu(links, &bridge).await?;
+        if self.net.spec.mode == NetworkMode::Bridged {
+            // The gateway is the LAN's router.
+            if links.only_addresses(&bridge, &[]).await? {
+                self.changed.push(format!("address of {}", bridge.name));
+            }
+            if !bridge.up {
+                links.set_up(&bridge).await?;
+                self.changed.push(format!("{} up", bridge.name));
+            }
+            return Ok(bridge);
+        }
         let address = Ipv4Net::new(self.net.spec.gateway, self.net.spec.cidr.prefix_len())
             .map_err(|e| NetError::kernel("the gateway's address", std::io::Error::other(e)))?;
         // Beside the gateway's, that of the metadata service: VMs find it by the way out, or on the link.
@@ -375,9 +427,12 @@ impl<'a> Run<'a> {
         );
         self.tag(&host, &outer).await?;
         self.tag(links, &inner).await?;
-        let changed = sysctl::apply(&self.shared.host, sysctl::host(&outer.name)).await?;
+        let translates = self.net.spec.mode == NetworkMode::Nat;
+        let changed = sysctl::apply(&self.shared.host, sysctl::host(&outer.name, translates)).await?;
         if changed.iter().any(|c| c.contains("ip_forward")) {
-            tracing::info!("IP forwarding was switched on in the host's namespace: NAT networks need it");
+            tracing::info!(
+                "IP forwarding was switched on in the host's namespace: networks with a way out need it"
+            );
         }
         self.changed.extend(changed);
         for (links, link, address) in [(&host, &outer, transit.host()), (links, &inner, transit.inner())] {
@@ -385,14 +440,17 @@ impl<'a> Run<'a> {
                 .map_err(|e| NetError::kernel("the transit's address", std::io::Error::other(e)))?;
             self.address(links, link, address, None).await?;
         }
-        if links.default_route(transit.host()).await? {
+        // Where nothing is translated, the gateway is seen outside by its own address, not by one that leads nowhere.
+        let source = (!translates).then_some(self.net.spec.gateway);
+        if links.default_route(transit.host(), source).await? {
             self.changed.push("default route".into());
         }
         Ok(())
     }
 
     async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
-        let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
+        let underlay = self.underlay.map(Underlay::name);
+        let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t, underlay));
         let changed = hooks::host_rules(self.shared, self.net.id, want.as_ref()).await?;
         self.rules_changed |= !changed.is_empty();
         self.healed |= !changed.is_empty();
@@ -415,6 +473,41 @@ impl<'a> Run<'a> {
         };
         let wanted = floating_plan::all(self.net).into_keys().collect();
         let changed = place.apply(&wanted).await?;
+        self.changed.extend(changed);
+        Ok(())
+    }
+
+    /// The routes on the host that lead to it, where its mode is routed; behind the rules that say who may come by them.
+    async fn routes(&mut self, record: &mut Record, transit: Option<Transit>) -> Result<(), NetError> {
+        let Some(claimed) = &record.routed else {
+            return Ok(());
+        };
+        let place = routed::Place {
+            host: &self.shared.host,
+            link: names::transit(self.net.id),
+            cidr: claimed.cidr,
+        };
+        let want = routed_plan::ways(self.net, transit.map(Transit::inner));
+        let changed = place.apply(&want).await?;
+        self.changed.extend(changed);
+        if self.net.spec.mode != NetworkMode::Routed {
+            record.routed = None;
+            record.store()?;
+        }
+        Ok(())
+    }
+
+    /// The leg to the LAN, behind guard and rules.
+    async fn leg(&mut self, links: &Links, bridge: &Link) -> Result<(), NetError> {
+        let place = leg::Place {
+            ns: &self.ns,
+            links,
+            host: &self.shared.host,
+            alias: &self.alias,
+            bridge: bridge.index,
+            outer: names::leg(self.net.id),
+        };
+        let changed = place.apply(self.uplink).await?;
         self.changed.extend(changed);
         Ok(())
     }

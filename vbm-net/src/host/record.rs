@@ -36,9 +36,20 @@ pub(crate) struct Record {
     pub(crate) host_namespace: PathBuf,
     #[serde(default)]
     pub(crate) transit: Option<Ipv4Net>,
+    /// The addresses that are routed to it on the host, where its mode is routed. Claimed before a route leads there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) routed: Option<Routed>,
     /// The name of the namespace; without it, the plain one.
     #[serde(default)]
     pub(crate) namespace: Option<String>,
+}
+
+/// Addresses that are one network's alone on its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Routed {
+    pub(crate) cidr: Ipv4Net,
+    /// What people call the network.
+    pub(crate) name: String,
 }
 
 impl Record {
@@ -204,7 +215,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Waits for the lock under which transit pairs are chosen, machine-wide.
+/// Waits for the lock under which transit pairs and routed addresses are chosen, machine-wide.
 pub(crate) async fn transit_lock() -> Result<File, NetError> {
     let path = Path::new(RUN_DIR).join("transit.lock");
     let wait = async {

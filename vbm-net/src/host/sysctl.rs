@@ -68,11 +68,14 @@ pub(crate) fn groups() -> Vec<Setting> {
     ]
 }
 
-/// The host's own: it forwards, and answers from its loopback may come by this link.
-pub(crate) fn host(link: &str) -> Vec<Setting> {
+/// The host's own: it forwards, and where it translates, answers from its loopback may come by this link.
+pub(crate) fn host(link: &str, translates: bool) -> Vec<Setting> {
     vec![
         must("ipv4/ip_forward", "1"),
-        must(format!("ipv4/conf/{link}/route_localnet"), "1"),
+        must(
+            format!("ipv4/conf/{link}/route_localnet"),
+            if translates { "1" } else { "0" },
+        ),
         may(format!("ipv6/conf/{link}/disable_ipv6"), "1"),
     ]
 }

@@ -231,7 +231,7 @@ mod tests {
                 "-s 10.77.0.0/24 -o up0 -j SNAT --to-source 169.254.64.3"
             ]
         );
-        let on_host = host::render("lab-1", &net, transit);
+        let on_host = host::render("lab-1", &net, transit, None);
         let forward = on_host[&HostChain::Forward].join("\n");
         let accept = forward.find("-d 192.0.2.50/32 -o vbu0000beef").unwrap();
         assert!(accept < forward.find("-j DROP").unwrap(), "{forward}");

@@ -152,7 +152,8 @@ impl<'a> Walk<'a> {
         if self.is_neighbours() {
             return self.pass(Decider::Guard, "guard", "neighbours may ask and answer".into());
         }
-        if senders.is_empty() && !self.is_inside(from) {
+        let translated = self.net.spec.mode == NetworkMode::Nat;
+        if translated && senders.is_empty() && !self.is_inside(from) {
             self.by_forward(&receivers)?;
         }
         self.enters(&receivers)
@@ -180,13 +181,17 @@ impl<'a> Walk<'a> {
             IpAddr::V6(_) => true,
         }
     }
+    fn is_bridged(&self) -> bool {
+        self.net.spec.mode == NetworkMode::Bridged
+    }
     fn is_remote(&self, address: IpAddr) -> bool {
         let mut remotes = self.net.overlay.iter().flat_map(|o| &o.remotes);
         remotes.any(|r| IpAddr::V4(r.address) == address)
     }
     fn is_gateway(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(a) => a == self.net.spec.gateway,
+            // Of a bridged network it is a machine of the LAN.
+            IpAddr::V4(a) => a == self.net.spec.gateway && !self.is_bridged(),
             IpAddr::V6(a) => {
                 let six = self.net.spec.ipv6.as_ref();
                 six.is_some_and(|six| a == six.gateway || a == crate::model::GATEWAY_LINK_LOCAL)
@@ -239,6 +244,13 @@ impl<'a> Walk<'a> {
                 Decider::FarHost,
                 "another host",
                 format!("{from} is a port there; what may leave it is judged there"),
+            );
+        }
+        if self.is_bridged() {
+            return self.pass(
+                Decider::Network,
+                "LAN",
+                format!("{from} is no port's: it comes by the LAN"),
             );
         }
         if self.is_inside(from) {
@@ -367,6 +379,20 @@ impl<'a> Walk<'a> {
                 )
             };
         }
+        if self.is_bridged() {
+            return match senders.is_empty() {
+                true => self.stop(
+                    Decider::Network,
+                    "LAN",
+                    format!("{to} is no port's: it is not for this network"),
+                ),
+                false => self.pass(
+                    Decider::Network,
+                    "LAN",
+                    format!("{to} is no port's: out by the LAN"),
+                ),
+            };
+        }
         if self.is_inside(to) {
             return self.stop(Decider::Network, "network", format!("no port has {to}"));
         }
@@ -378,6 +404,7 @@ impl<'a> Walk<'a> {
         }
         let by = match senders.iter().find_map(|p| p.policy.floating) {
             Some(address) => format!("out by its floating IP {address}"),
+            None if self.net.spec.mode == NetworkMode::Routed => format!("out as {}", self.packet.from),
             None => "out by the host's address".into(),
         };
         self.pass(Decider::Network, "world", by)
