@@ -268,16 +268,16 @@ impl State {
         }
         let others = self.networks.values().map(|one| &one.wanted);
         let others = others.filter(|o| o.id != wanted.id && o.spec.mode == NetworkMode::Routed);
+        let named = |o: &DesiredNetwork| {
+            let name = format!("network '{}' ({})", o.name, o.id);
+            routed::cidrs(o).map(move |cidr| (cidr, name.clone()))
+        };
         let others = Others {
-            networks: others
-                .map(|o| (o.spec.cidr, format!("network '{}' ({})", o.name, o.id)))
-                .collect(),
+            networks: others.flat_map(|o| named(o)).collect(),
             ..Others::default()
         };
-        match routed::clash(wanted.spec.cidr, &others) {
-            Some(clash) => Err(clash.told(wanted.spec.cidr)),
-            None => Ok(()),
-        }
+        let clash = |cidr| routed::clash(cidr, &others).map(|clash| clash.told(cidr));
+        routed::cidrs(wanted).find_map(clash).map_or(Ok(()), Err)
     }
 
     fn network(&mut self, id: NetworkId) -> Result<&mut SimOne, NetError> {

@@ -10,7 +10,7 @@ use common::{
     site::{Site, Span, at},
 };
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
-use vbm_core::{Error, ErrorKind, NetworkMode, network::parse_cidr};
+use vbm_core::{Error, ErrorKind, Ipv6Spec, NetworkMode, network::parse_cidr};
 use vbm_net::{DesiredNetwork, NetworkBackend, doctor};
 
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 10);
@@ -275,4 +275,118 @@ async fn a_route_to_any_of_its_hosts_leads_to_each_vm_and_follows_one_that_moves
         let left = lab.host.ip("route show proto 86");
         assert!(!left.contains("10.9.0."), "{left}");
     }
+}
+
+/// IPv6 between host and world, and a world that knows the way.
+fn world6(lab: &Lab, cidr: &str) {
+    for (ns, last) in [(&lab.host, 1), (&lab.outside, 2)] {
+        ns.ip(&format!("addr add 2001:db8:1::{last}/64 dev eth0 nodad"));
+    }
+    lab.outside.ip(&format!("-6 route add {cidr} via 2001:db8:1::1"));
+}
+
+fn six(wanted: &mut DesiredNetwork, cidr: &str, addresses: &[&str]) {
+    wanted.spec.ipv6 = Some(Ipv6Spec::new(cidr.parse().unwrap()).unwrap());
+    for (port, address) in wanted.ports.iter_mut().zip(addresses) {
+        port.address6 = Some(address.parse().unwrap());
+    }
+}
+
+fn pings6(ns: &common::Ns, to: &str) -> bool {
+    let ping = format!("busybox ping -6 -c 1 -W 2 {to}");
+    ns.try_sh(&ping).status.success()
+}
+
+/// A guest with its IPv6 address, whose kernel heard who the router is.
+async fn guest6(lab: &Lab, wanted: &DesiredNetwork, port: usize) -> common::Guest {
+    let guest = lab.guest(wanted, port).await;
+    let address = wanted.ports[port].address6.unwrap();
+    guest.ns.ip(&format!("addr add {address}/64 dev eth0 nodad"));
+    common::eventually("a router is heard", || {
+        let route = guest.ns.ip("-6 route show default");
+        route.contains("via fe80::1") && route.contains("proto ra")
+    })
+    .await;
+    guest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_is_routed_beside_ipv4_under_the_same_rules() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    let (mut wanted, mut other) = (network(NetworkMode::Routed, 2), second());
+    let six_at_first = lab.host.sh("ip6tables-save");
+    let six_at_first = six_at_first.contains("VBM");
+    six(
+        &mut wanted,
+        "2001:db8:9::/64",
+        &["2001:db8:9::a", "2001:db8:9::b"],
+    );
+    six(&mut other, "2001:db8:9::/64", &[]);
+    open_port(&mut wanted, 0, &["icmpv6/type=128", "tcp/80"]);
+    lab.ensure(&wanted).await;
+    assert_eq!(lab.net.plan(wanted.clone()).await.unwrap(), Vec::<String>::new());
+    assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
+    world6(&lab, "2001:db8:9::/64");
+    let told = refused(lab.net.ensure(other.clone()).await.unwrap_err());
+    assert!(told.why().contains("2001:db8:9::/64"), "{told}");
+    six(&mut other, "2001:db8:19::/64", &["2001:db8:19::a"]);
+    open_port(&mut other, 0, &["any"]);
+    lab.ensure(&other).await;
+    lab.outside.ip("-6 route add 2001:db8:19::/64 via 2001:db8:1::1");
+    let guest = guest6(&lab, &wanted, 0).await;
+    let shut = guest6(&lab, &wanted, 1).await;
+    let stranger = guest6(&lab, &other, 0).await;
+    for ns in [&guest.ns, &shut.ns, &stranger.ns] {
+        assert!(pings6(ns, "2001:db8:1::2"), "out");
+    }
+    assert!(pings6(&lab.outside, "2001:db8:9::a"), "in, as its group allows");
+    assert!(!pings6(&lab.outside, "2001:db8:9::b"), "in, where none does");
+    assert!(
+        !pings6(&guest.ns, "2001:db8:1::1"),
+        "the host itself answers nobody"
+    );
+    assert!(pings6(&lab.outside, "2001:db8:19::a"));
+    assert!(!pings6(&guest.ns, "2001:db8:19::a"), "another network");
+    assert!(!pings6(&stranger.ns, "2001:db8:9::a"), "and back");
+    // Somebody flushes what there is of it.
+    lab.host.sh("ip6tables -F");
+    lab.host.ip("-6 route del 2001:db8:9::/64");
+    ip(&format!("-n {} -6 route flush default", lab.inside(wanted.id)));
+    assert!(!lab.net.plan(wanted.clone()).await.unwrap().is_empty());
+    lab.ensure(&wanted).await;
+    assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new());
+    assert!(pings6(&lab.outside, "2001:db8:9::a") && pings6(&guest.ns, "2001:db8:1::2"));
+    // Without IPv6 it goes, and nothing is left of it on the host.
+    wanted.spec.ipv6 = None;
+    wanted.ports.iter_mut().for_each(|p| p.address6 = None);
+    open_port(&mut wanted, 0, &[]);
+    lab.ensure(&wanted).await;
+    assert!(!pings6(&lab.outside, "2001:db8:9::a"));
+    assert!(pings6(&lab.outside, "2001:db8:19::a"), "the other is as it was");
+    for id in [wanted.id, other.id] {
+        lab.net.remove(id).await.unwrap();
+    }
+    assert!(!six_at_first && !lab.host.sh("ip6tables-save").contains("VBM"));
+    assert_eq!(lab.host.ip("-6 route show proto 86"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_would_forget_its_own_router_is_left_as_it_is() {
+    needs_namespaces!();
+    let lab = Lab::new().await;
+    lab.host.ip("-6 route add default via fe80::99 dev eth0 proto ra");
+    let mut wanted = network(NetworkMode::Routed, 1);
+    six(&mut wanted, "2001:db8:9::/64", &["2001:db8:9::a"]);
+    let told = refused(lab.net.ensure(wanted.clone()).await.unwrap_err());
+    assert!(told.fix().contains("net.ipv6.conf.eth0.accept_ra=2"), "{told}");
+    assert!(lab.net.inventory().await.unwrap().is_empty());
+    let forwards = || lab.host.sh("busybox cat /proc/sys/net/ipv6/conf/all/forwarding");
+    assert_eq!(forwards().trim(), "0");
+    let accept = lab
+        .host
+        .run(|| std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "2"));
+    accept.unwrap();
+    lab.ensure(&wanted).await;
+    assert_eq!(forwards().trim(), "1");
 }

@@ -19,7 +19,7 @@ use super::{
     netns::NetNs,
     nic::Place,
     overlay::{Span, Underlay},
-    record::{self, Record},
+    record::{self, Record, Routed},
     routed,
     rules::{self, Standing},
     sysctl,
@@ -29,7 +29,10 @@ use crate::{
     model::GATEWAY_LINK_LOCAL,
     names,
     plan::{
-        Transit, floating as floating_plan, flows, host as host_plan, inside, routed as routed_plan,
+        Transit,
+        filter::Family,
+        floating as floating_plan, flows, host as host_plan, inside,
+        routed::{self as routed_plan, on_host6 as host_plan6},
         transit as transit_plan,
     },
 };
@@ -76,6 +79,8 @@ pub(crate) struct Run<'a> {
     /// Whether rules stood otherwise than they were left.
     healed: bool,
     before: Option<&'a Validated<DesiredNetwork>>,
+    /// Whether rules of IPv6 may stand on the host.
+    had_ipv6: bool,
 }
 
 impl<'a> Run<'a> {
@@ -98,6 +103,7 @@ impl<'a> Run<'a> {
             rules_changed: first,
             healed: false,
             before: None,
+            had_ipv6: false,
         }
     }
 
@@ -110,6 +116,7 @@ impl<'a> Run<'a> {
     /// `standing`: guard and rules as they were read back last.
     pub(crate) async fn apply(mut self, standing: &mut Option<Standing>) -> Result<Applied, NetError> {
         let mut record = self.record().await?;
+        self.had_ipv6 = record.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
         self.shared.step("record");
         if self.ns.create().await? {
             // Generations begin anew there.
@@ -172,8 +179,14 @@ impl<'a> Run<'a> {
         }
         match found {
             Some(mut found) if found.network == id && found.owner == self.shared.owner => {
-                let claims = found.routed.as_ref().is_some_and(|r| r.cidr == self.net.spec.cidr);
-                if self.net.spec.mode == NetworkMode::Routed && !claims {
+                let wanted = Routed::of(self.net);
+                if wanted.is_some() && found.routed != wanted {
+                    // Rules of IPv6 are found by what the record says.
+                    let had = found.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
+                    if had && !routed_plan::carries_ipv6(self.net) {
+                        let gone = hooks::host_rules(Family::V6, self.shared, id, None).await?;
+                        self.changed.extend(gone);
+                    }
                     // What it had before is not led here by that claim any more.
                     let gone = routed::remove(&self.shared.host, &found).await?;
                     self.changed.extend(gone);
@@ -428,7 +441,10 @@ impl<'a> Run<'a> {
         self.tag(&host, &outer).await?;
         self.tag(links, &inner).await?;
         let translates = self.net.spec.mode == NetworkMode::Nat;
-        let changed = sysctl::apply(&self.shared.host, sysctl::host(&outer.name, translates)).await?;
+        let six = routed_plan::carries_ipv6(self.net);
+        let mut changed = sysctl::apply(&self.ns, sysctl::uplink(&inner.name, six)).await?;
+        let settings = sysctl::host(&outer.name, translates, six);
+        changed.extend(sysctl::apply(&self.shared.host, settings).await?);
         if changed.iter().any(|c| c.contains("ip_forward")) {
             tracing::info!(
                 "IP forwarding was switched on in the host's namespace: networks with a way out need it"
@@ -445,13 +461,48 @@ impl<'a> Run<'a> {
         if links.default_route(transit.host(), source).await? {
             self.changed.push("default route".into());
         }
+        if six {
+            self.uplink6((&host, &outer), (links, &inner)).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for IPv6: each end has one address, of its link.
+    async fn uplink6(&mut self, outer: (&Links, &Link), inner: (&Links, &Link)) -> Result<(), NetError> {
+        let ends = [
+            (outer, routed_plan::HOST_LINK_LOCAL),
+            (inner, routed_plan::INNER_LINK_LOCAL),
+        ];
+        for ((links, link), address) in ends {
+            let address = Ipv6Net::new(address, LINK_LOCAL_PREFIX_BITS)
+                .map_err(|e| NetError::kernel("the transit's IPv6 address", std::io::Error::other(e)))?;
+            if links.only_addresses6(link, &[address]).await? {
+                self.changed.push(format!("IPv6 address of {}", link.name));
+            }
+            if links.connected_route6(link, address).await? {
+                self.changed.push(format!("IPv6 route of {}", link.name));
+            }
+        }
+        let (links, link) = inner;
+        if let Some(six) = &self.net.spec.ipv6
+            && links
+                .default_route6(link, routed_plan::HOST_LINK_LOCAL, six.gateway)
+                .await?
+        {
+            self.changed.push("default route of IPv6".into());
+        }
         Ok(())
     }
 
     async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let underlay = self.underlay.map(Underlay::name);
         let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t, underlay));
-        let changed = hooks::host_rules(self.shared, self.net.id, want.as_ref()).await?;
+        let mut changed = hooks::host_rules(Family::V4, self.shared, self.net.id, want.as_ref()).await?;
+        let want6 = host_plan6(&self.shared.owner, self.net).filter(|_| transit.is_some());
+        if want6.is_some() || self.had_ipv6 {
+            let more = hooks::host_rules(Family::V6, self.shared, self.net.id, want6.as_ref()).await?;
+            changed.extend(more.into_iter().map(|c| format!("{c} (IPv6)")));
+        }
         self.rules_changed |= !changed.is_empty();
         self.healed |= !changed.is_empty();
         self.changed.extend(changed);
@@ -485,7 +536,7 @@ impl<'a> Run<'a> {
         let place = routed::Place {
             host: &self.shared.host,
             link: names::transit(self.net.id),
-            cidr: claimed.cidr,
+            cidrs: claimed.cidrs().collect(),
         };
         let want = routed_plan::ways(self.net, transit.map(Transit::inner));
         let changed = place.apply(&want).await?;

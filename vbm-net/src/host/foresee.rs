@@ -11,7 +11,7 @@ use super::{
     link::{Link, Links},
     netns::NetNs,
     overlay::Underlay,
-    record::Record,
+    record::{Record, Routed},
     routed,
     rules::{self, Wanted},
     sysctl,
@@ -145,6 +145,17 @@ impl Look<'_> {
             let missing = host_plan::missing_hooks(owner, &observed);
             lines.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
         }
+        if let Some(six) = routed_plan::on_host6(owner, self.net) {
+            let observed = exec::ip6tables_read(host).await?;
+            let diff = host_plan::diff(owner, self.net.id, Some(&six), &observed);
+            lines.extend(diff.changes.into_iter().map(|c| format!("{c} (IPv6)")));
+            let missing = host_plan::missing_hooks(owner, &observed);
+            lines.extend(
+                missing
+                    .iter()
+                    .map(|c| format!("host hook in {} (IPv6)", c.hook())),
+            );
+        }
         if let Some(transit) = transit {
             let place = floating::Place {
                 host,
@@ -164,15 +175,14 @@ impl Look<'_> {
         transit: Option<Transit>,
         lines: &mut Vec<String>,
     ) -> Result<(), NetError> {
-        let claimed = record.and_then(|r| r.routed.as_ref()).map(|r| r.cidr);
+        let claimed = record.and_then(|r| r.routed.clone());
+        let claimed = claimed.or_else(|| Routed::of(self.net));
         let want = routed_plan::ways(self.net, transit.map(Transit::inner));
-        if claimed.is_none() && want.is_empty() {
-            return Ok(());
-        }
+        let Some(claimed) = claimed else { return Ok(()) };
         let place = routed::Place {
             host: &self.shared.host,
             link: names::transit(self.net.id),
-            cidr: claimed.unwrap_or(self.net.spec.cidr),
+            cidrs: claimed.cidrs().collect(),
         };
         lines.extend(place.foresee(&want).await?);
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::{
     HostShared,
-    link::{Link, Links},
+    link::{Link, Links, SeenRoute, failed},
     netns::NetNs,
     sysctl,
 };
@@ -11,15 +11,12 @@ use crate::{
     plan::leg::{self, Join, Seen},
 };
 use futures::TryStreamExt;
-use ipnet::{IpNet, Ipv6Net};
-use rtnetlink::{
-    RouteMessageBuilder,
-    packet_route::{
-        address::{AddressAttribute, AddressMessage},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
-    },
+use ipnet::IpNet;
+use rtnetlink::packet_route::{
+    address::{AddressAttribute, AddressMessage},
+    route::RouteType,
 };
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use vbm_core::{InterfaceName, NetworkMode, NetworkSpec, limits::NETWORK_MIN_MTU_BYTES};
 
 /// The interface that a bridged network is on, and how it is joined.
@@ -246,12 +243,24 @@ impl Links {
     }
 
     async fn addresses_of(&self, index: u32) -> Result<Vec<IpNet>, NetError> {
-        let asked = self.handle().address().get().set_link_index_filter(index);
-        let all: Vec<AddressMessage> = asked
+        let all = self.all_addresses().await?;
+        Ok(all
+            .into_iter()
+            .filter(|(i, _)| *i == index)
+            .map(|(_, net)| net)
+            .collect())
+    }
+
+    /// The addresses of this namespace with their links' indices, but for link-local ones of IPv6.
+    pub(crate) async fn all_addresses(&self) -> Result<Vec<(u32, IpNet)>, NetError> {
+        let all: Vec<AddressMessage> = self
+            .handle()
+            .address()
+            .get()
             .execute()
             .try_collect()
             .await
-            .map_err(super::link::failed("listing addresses"))?;
+            .map_err(failed("listing addresses"))?;
         let read = |m: &AddressMessage| {
             let own = m.attributes.iter().find_map(|a| match a {
                 AddressAttribute::Local(a) => Some(*a),
@@ -261,40 +270,19 @@ impl Links {
                 AddressAttribute::Address(a) => Some(*a),
                 _ => None,
             });
-            IpNet::new(own.or(plain)?, m.header.prefix_len).ok()
+            let net = IpNet::new(own.or(plain)?, m.header.prefix_len).ok()?;
+            (!is_link_local6(net.addr())).then_some((m.header.index, net))
         };
-        let all = all.iter().filter(|m| m.header.index == index).filter_map(read);
-        Ok(all.filter(|net| !is_link_local6(net.addr())).collect())
+        Ok(all.iter().filter_map(read).collect())
     }
 
     async fn routes_by(&self, index: u32) -> Result<Vec<IpNet>, NetError> {
-        let four = self.all_routes().await?.into_iter();
-        let mut all: Vec<IpNet> = four
-            .filter(|r| r.by == Some(index) && r.kind == RouteType::Unicast)
-            .map(|r| r.to.into())
-            .collect();
-        let ask = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let six: Vec<RouteMessage> = self
-            .handle()
-            .route()
-            .get(ask)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(super::link::failed("listing IPv6 routes"))?;
-        let read = |m: &RouteMessage| {
-            let by =
-                m.attributes.contains(&RouteAttribute::Oif(index)) && m.header.kind == RouteType::Unicast;
-            let to = m.attributes.iter().find_map(|a| match a {
-                RouteAttribute::Destination(RouteAddress::Inet6(to)) => Some(*to),
-                _ => None,
-            });
-            let to = to.unwrap_or(Ipv6Addr::UNSPECIFIED);
-            let net = Ipv6Net::new(to, m.header.destination_prefix_length).ok()?;
-            (by && !is_link_local6(to.into())).then_some(IpNet::V6(net))
+        let mut all = self.all_routes().await?;
+        all.extend(self.all_routes6().await?);
+        let own = |r: &SeenRoute| {
+            r.by == Some(index) && r.kind == RouteType::Unicast && !is_link_local6(r.to.addr())
         };
-        all.extend(six.iter().filter_map(read));
-        Ok(all)
+        Ok(all.into_iter().filter(own).map(|r| r.to).collect())
     }
 }
 

@@ -3,7 +3,7 @@
 use super::netns::NetNs;
 use crate::{NetError, limits::counters::Traffic};
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
     Error as NlError, Handle, LinkBridge, LinkBridgePort, LinkIfb, LinkMacVlan, LinkMessageBuilder,
     LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
@@ -13,7 +13,7 @@ use rtnetlink::{
             BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData,
             InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
         },
-        route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
 use std::{
@@ -59,11 +59,11 @@ pub(crate) struct Link {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SeenRoute {
     /// Where to; the default route is a /0.
-    pub(crate) to: Ipv4Net,
-    pub(crate) via: Option<Ipv4Addr>,
+    pub(crate) to: IpNet,
+    pub(crate) via: Option<IpAddr>,
     /// The index of the link it leads by.
     pub(crate) by: Option<u32>,
-    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) source: Option<IpAddr>,
     /// Who made it, as `rtm_protocol` says.
     pub(crate) protocol: u8,
     pub(crate) kind: RouteType,
@@ -392,14 +392,19 @@ impl Links {
 
     /// Destinations of IPv4 routes, the default route among them as /0, with its gateway.
     pub(crate) async fn routes(&self) -> Result<Vec<(Ipv4Net, Option<Ipv4Addr>)>, NetError> {
+        let read = |route: SeenRoute| match (route.to, route.via) {
+            (IpNet::V4(to), Some(IpAddr::V4(via))) => Some((to, Some(via))),
+            (IpNet::V4(to), _) => Some((to, None)),
+            (IpNet::V6(_), _) => None,
+        };
         let all = self.all_routes().await?;
-        Ok(all.into_iter().map(|r| (r.to, r.via)).collect())
+        Ok(all.into_iter().filter_map(read).collect())
     }
 
     /// IPv4 routes of all tables.
     pub(crate) async fn all_routes(&self) -> Result<Vec<SeenRoute>, NetError> {
         let ask = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let all: Vec<_> = self
+        let all: Vec<RouteMessage> = self
             .handle
             .route()
             .get(ask)
@@ -407,27 +412,8 @@ impl Links {
             .try_collect()
             .await
             .map_err(failed("listing routes"))?;
-        let read = |message: rtnetlink::packet_route::route::RouteMessage| {
-            let (mut to, mut via, mut by, mut source) = (Ipv4Addr::UNSPECIFIED, None, None, None);
-            for attribute in &message.attributes {
-                match attribute {
-                    RouteAttribute::Destination(RouteAddress::Inet(a)) => to = *a,
-                    RouteAttribute::Gateway(RouteAddress::Inet(a)) => via = Some(*a),
-                    RouteAttribute::Oif(index) => by = Some(*index),
-                    RouteAttribute::PrefSource(RouteAddress::Inet(a)) => source = Some(*a),
-                    _ => {}
-                }
-            }
-            Some(SeenRoute {
-                to: Ipv4Net::new(to, message.header.destination_prefix_length).ok()?,
-                via,
-                by,
-                source,
-                protocol: message.header.protocol.into(),
-                kind: message.header.kind,
-            })
-        };
-        Ok(all.into_iter().filter_map(read).collect())
+        let read = |m: &RouteMessage| read_route(m, Ipv4Addr::UNSPECIFIED.into());
+        Ok(all.iter().filter_map(read).collect())
     }
 
     /// Makes the default route go here, with this address in what the namespace itself says of it. Returns whether it did not before.
@@ -437,7 +423,8 @@ impl Links {
         source: Option<Ipv4Addr>,
     ) -> Result<bool, NetError> {
         let stands = |route: &SeenRoute| {
-            route.to.prefix_len() == 0 && route.via == Some(gateway) && route.source == source
+            let asked = (Some(IpAddr::V4(gateway)), source.map(IpAddr::V4));
+            route.to.prefix_len() == 0 && (route.via, route.source) == asked
         };
         if self.all_routes().await?.iter().any(stands) {
             return Ok(false);
@@ -451,6 +438,33 @@ impl Links {
         add.map_err(failed("setting the default route"))?;
         Ok(true)
     }
+}
+
+/// `nowhere`: the unspecified address of its family, which a default route does not write.
+pub(crate) fn read_route(message: &RouteMessage, nowhere: IpAddr) -> Option<SeenRoute> {
+    let plain = |address: &RouteAddress| match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    };
+    let (mut to, mut via, mut by, mut source) = (nowhere, None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(a) => to = plain(a)?,
+            RouteAttribute::Gateway(a) => via = plain(a),
+            RouteAttribute::Oif(index) => by = Some(*index),
+            RouteAttribute::PrefSource(a) => source = plain(a),
+            _ => {}
+        }
+    }
+    Some(SeenRoute {
+        to: IpNet::new(to, message.header.destination_prefix_length).ok()?,
+        via,
+        by,
+        source,
+        protocol: message.header.protocol.into(),
+        kind: message.header.kind,
+    })
 }
 
 fn address(message: &AddressMessage) -> Option<Ipv4Net> {

@@ -8,8 +8,8 @@
 //!   <state dir>/transit-<net>.json  the pair a network had, so that it has it again after a reboot
 //! ```
 
-use crate::{NetError, names, plan::Transit};
-use ipnet::Ipv4Net;
+use crate::{DesiredNetwork, NetError, names, plan::Transit};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, TryLockError},
@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use vbm_core::NetworkId;
+use vbm_core::{NetworkId, NetworkMode};
 
 /// Where records are: on a file system that a reboot empties, as it does the kernel.
 pub(crate) const RUN_DIR: &str = "/run/vbm/net";
@@ -48,8 +48,27 @@ pub(crate) struct Record {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Routed {
     pub(crate) cidr: Ipv4Net,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cidr6: Option<Ipv6Net>,
     /// What people call the network.
     pub(crate) name: String,
+}
+
+impl Routed {
+    /// What a network claims; `None` unless it is routed.
+    pub(crate) fn of(net: &DesiredNetwork) -> Option<Self> {
+        (net.spec.mode == NetworkMode::Routed).then(|| Self {
+            cidr: net.spec.cidr,
+            cidr6: net.spec.ipv6.as_ref().map(|six| six.cidr),
+            name: net.name.to_string(),
+        })
+    }
+
+    /// All of them.
+    pub(crate) fn cidrs(&self) -> impl Iterator<Item = IpNet> {
+        let six = self.cidr6.map(IpNet::V6);
+        std::iter::once(IpNet::V4(self.cidr)).chain(six)
+    }
 }
 
 impl Record {

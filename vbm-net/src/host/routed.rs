@@ -5,6 +5,7 @@ use super::{
     link::{Links, SeenRoute, failed},
     netns::NetNs,
     record::{self, Record, Routed},
+    sysctl,
 };
 use crate::{
     DesiredNetwork, NetError, names,
@@ -13,14 +14,14 @@ use crate::{
         routed::{self, Others, Step, Way},
     },
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rtnetlink::{
     Error as NlError, RouteMessageBuilder,
     packet_route::route::{RouteMessage, RouteProtocol, RouteType},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 use vbm_core::NetworkMode;
 
@@ -42,6 +43,9 @@ pub(crate) async fn check(shared: &HostShared, net: &DesiredNetwork) -> Result<(
     {
         return Err(crate::plan::leg::Refusal::Absent.told(uplink));
     }
+    if routed::carries_ipv6(net) {
+        may_forward6(&shared.host, &links, &name_of).await?;
+    }
     let mut others = Others::default();
     let (records, _) = Record::all()?;
     for record in records {
@@ -53,11 +57,14 @@ pub(crate) async fn check(shared: &HostShared, net: &DesiredNetwork) -> Result<(
                 "network '{}' ({}) of instance '{}'",
                 routed.name, record.network, record.owner
             );
-            others.networks.push((routed.cidr, name));
+            let all = routed.cidrs().map(|cidr| (cidr, name.clone()));
+            others.networks.extend(all);
         }
     }
     let named = |index: u32| name_of.get(&index).filter(|name| **name != ours).cloned();
-    for (index, address, _) in links.addresses().await? {
+    let wanted = Routed::of(net);
+    let cidrs: Vec<IpNet> = wanted.iter().flat_map(Routed::cidrs).collect();
+    for (index, address) in links.all_addresses().await? {
         others
             .interfaces
             .extend(named(index).map(|name| (address.trunc(), name)));
@@ -67,18 +74,41 @@ pub(crate) async fn check(shared: &HostShared, net: &DesiredNetwork) -> Result<(
             route.kind,
             RouteType::Local | RouteType::Broadcast | RouteType::Multicast
         );
-        !local && !is_ours(route, net.spec.cidr, &name_of, &ours)
+        !local && !is_ours(route, &cidrs, &name_of, &ours)
     };
-    for route in links.all_routes().await?.into_iter().filter(foreign) {
+    let mut routes = links.all_routes().await?;
+    routes.extend(links.all_routes6().await?);
+    for route in routes.into_iter().filter(foreign) {
         let name = match route.by {
             Some(index) => named(index),
             None => Some("nowhere".into()),
         };
         others.routes.extend(name.map(|name| (route.to, name)));
     }
-    match routed::clash(net.spec.cidr, &others) {
-        Some(clash) => Err(clash.told(net.spec.cidr)),
+    for cidr in cidrs {
+        if let Some(clash) = routed::clash(cidr, &others) {
+            return Err(clash.told(cidr));
+        }
+    }
+    Ok(())
+}
+
+/// A host that begins to forward IPv6 forgets the routers that it heard of, unless told otherwise: its own connection would end.
+async fn may_forward6(host: &NetNs, links: &Links, names: &BTreeMap<u32, String>) -> Result<(), NetError> {
+    let from_routers = |r: &SeenRoute| r.protocol == u8::from(RouteProtocol::Ra);
+    let told = links.all_routes6().await?.into_iter().filter(from_routers);
+    let told: BTreeSet<String> = told.filter_map(|r| names.get(&r.by?).cloned()).collect();
+    match sysctl::forgets_routers(host, told).await? {
         None => Ok(()),
+        Some(name) => Err(NetError::Conflict {
+            what: "IPv6 cannot be routed on this host".into(),
+            why: format!(
+                "it knows its own router by what it heard on {name}, and would forget it when it forwards IPv6 itself"
+            ),
+            fix: format!(
+                "let it go on listening with `sysctl -w net.ipv6.conf.{name}.accept_ra=2`, or give it a fixed route"
+            ),
+        }),
     }
 }
 
@@ -90,18 +120,15 @@ pub(crate) async fn claim(
 ) -> Result<(), NetError> {
     let _lock = record::transit_lock().await?;
     check(shared, net).await?;
-    record.routed = Some(Routed {
-        cidr: net.spec.cidr,
-        name: net.name.to_string(),
-    });
+    record.routed = Routed::of(net);
     record.store()
 }
 
 /// One with our mark, within the addresses, to our own link or to no link of a network: to another host.
-fn is_ours(route: &SeenRoute, cidr: Ipv4Net, names: &BTreeMap<u32, String>, link: &str) -> bool {
+fn is_ours(route: &SeenRoute, cidrs: &[IpNet], names: &BTreeMap<u32, String>, link: &str) -> bool {
     let by = route.by.and_then(|index| names.get(&index));
     let elsewhere = by.is_some_and(|n| n != link && n.starts_with(names::TRANSIT_PREFIX));
-    route.protocol == PROTOCOL && cidr.contains(&route.to) && !elsewhere
+    route.protocol == PROTOCOL && cidrs.iter().any(|c| c.contains(&route.to)) && !elsewhere
 }
 
 /// The network whose routes are made so, on its host.
@@ -110,7 +137,7 @@ pub(crate) struct Place<'a> {
     /// The name of its transit's host end.
     pub(crate) link: String,
     /// All routes within these addresses that bear our mark are its.
-    pub(crate) cidr: Ipv4Net,
+    pub(crate) cidrs: Vec<IpNet>,
 }
 
 impl Place<'_> {
@@ -146,39 +173,43 @@ impl Place<'_> {
             .into_iter()
             .map(|l| (l.index, l.name))
             .collect();
-        let all = links.all_routes().await?.into_iter();
-        let ours = all.filter(|r| is_ours(r, self.cidr, &names, &self.link));
+        let mut all = links.all_routes().await?;
+        if self.cidrs.iter().any(|c| matches!(c, IpNet::V6(_))) {
+            all.extend(links.all_routes6().await?);
+        }
+        let ours = all
+            .into_iter()
+            .filter(|r| is_ours(r, &self.cidrs, &names, &self.link));
         let have = ours.map(|r| Way {
             to: r.to,
-            via: r.via.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            // One that leads to a link and to nobody there is none of those wanted.
+            via: r.via.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
         });
         Ok(routed::plan(want, &have.collect()))
     }
 
     async fn take(&self, links: &Links, step: Step) -> Result<(), NetError> {
         let (Step::Lead(way) | Step::Unlead(way)) = step;
-        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(way.to.network(), way.to.prefix_len())
-            .protocol(RouteProtocol::Other(PROTOCOL));
-        if !way.via.is_unspecified() {
-            route = route.gateway(way.via);
-        }
-        if way.to == self.cidr && matches!(step, Step::Lead(_)) {
-            let Some(link) = links.get(&self.link).await? else {
+        let mut link = None;
+        if self.cidrs.contains(&way.to) && matches!(step, Step::Lead(_)) {
+            link = links.get(&self.link).await?.map(|l| l.index);
+            if link.is_none() {
                 return Err(NetError::NotVerified {
                     what: "the transit of a routed network".into(),
                     detail: "its link is gone".into(),
                 });
-            };
-            route = route.output_interface(link.index);
+            }
         }
-        let route: RouteMessage = route.build();
+        let route = message(way, link);
         match step {
             Step::Lead(_) => {
                 let done = links.handle().route().add(route).replace().execute().await;
                 done.map_err(|error| match errno(&error) {
                     Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH) => NetError::NoUnderlay {
-                        address: way.via,
+                        address: match way.via {
+                            IpAddr::V4(host) => host,
+                            IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+                        },
                         why: format!(
                             "{} is on the host {}, and no link of this host leads to it directly: hosts of a routed network pass on what is for each other",
                             way.to, way.via
@@ -191,6 +222,40 @@ impl Place<'_> {
                 Err(error) if errno(&error) != Some(nix::libc::ESRCH) => Err(failed(step.to_string())(error)),
                 _ => Ok(()),
             },
+        }
+    }
+}
+
+fn message(way: Way, link: Option<u32>) -> RouteMessage {
+    match (way.to, way.via) {
+        (IpNet::V6(to), IpAddr::V6(via)) => {
+            let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to.network(), to.prefix_len())
+                .protocol(RouteProtocol::Other(PROTOCOL))
+                .gateway(via);
+            if let Some(index) = link {
+                route = route.output_interface(index);
+            }
+            route.build()
+        }
+        // One of IPv6 that leads to nobody: only to be removed.
+        (IpNet::V6(to), IpAddr::V4(_)) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(to.network(), to.prefix_len())
+            .protocol(RouteProtocol::Other(PROTOCOL))
+            .build(),
+        (IpNet::V4(to), via) => {
+            let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to.network(), to.prefix_len())
+                .protocol(RouteProtocol::Other(PROTOCOL));
+            if let IpAddr::V4(via) = via
+                && !via.is_unspecified()
+            {
+                route = route.gateway(via);
+            }
+            if let Some(index) = link {
+                route = route.output_interface(index);
+            }
+            route.build()
         }
     }
 }
@@ -210,7 +275,7 @@ pub(crate) async fn remove(host: &NetNs, record: &Record) -> Result<Vec<String>,
     let place = Place {
         host,
         link: names::transit(record.network),
-        cidr: routed.cidr,
+        cidrs: routed.cidrs().collect(),
     };
     place.apply(&BTreeSet::new()).await
 }

@@ -1,8 +1,11 @@
 //! Removes a network by its record, from any half-made state. Goes past failures and returns them all; the record goes
 //! last, and only when nothing failed, so that what is left can be found again.
 
-use super::{exec, floating, link::Links, netns::NetNs, record::Record, routed};
-use crate::{NetError, names, plan::host as host_plan};
+use super::{exec, floating, hooks, link::Links, netns::NetNs, record::Record, routed};
+use crate::{
+    NetError, names,
+    plan::{filter::Family, host as host_plan},
+};
 
 /// What a teardown came to.
 #[derive(Default)]
@@ -88,14 +91,16 @@ async fn on_host(record: &Record, host: &NetNs) -> Torn {
             }
         }
     }
-    if let Some(observed) = torn.note(exec::iptables_read(host).await) {
-        let diff = host_plan::diff(&record.owner, record.network, None, &observed);
-        if !diff.script.is_empty()
-            && torn
-                .note(exec::iptables_write(host, &diff.script).await)
-                .is_some()
-        {
-            torn.removed.extend(diff.changes);
+    let six = record.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
+    for family in hooks::FAMILIES {
+        if family == Family::V6 && !six {
+            continue;
+        }
+        if let Some(observed) = torn.note(family.read(host).await) {
+            let diff = host_plan::diff(&record.owner, record.network, None, &observed);
+            if !diff.script.is_empty() && torn.note(family.write(host, &diff.script).await).is_some() {
+                torn.removed.extend(diff.changes);
+            }
         }
     }
     if let Some(transit) = record.transit() {

@@ -24,7 +24,7 @@ use super::{
     filter::{self, Family},
     floating,
     policy::Policies,
-    spelling,
+    routed, spelling,
     tables::{Table, Tables, chain},
 };
 use crate::{
@@ -117,12 +117,13 @@ fn from_the_gateway() -> Vec<String> {
     ]
 }
 
-/// The tables of IPv6 of a namespace; none where no port may speak it, since the guard lets none of it pass then.
+/// The tables of IPv6 of a namespace; none where no port may speak it and it has no way out, since the guard lets none of it pass then.
 pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
-    if !net.ports.iter().any(DesiredPort::has_ipv6) {
+    let leaves = routed::carries_ipv6(net);
+    if !leaves && !net.ports.iter().any(DesiredPort::has_ipv6) {
         return Tables::new();
     }
-    let br = names::BRIDGE;
+    let (br, up) = (names::BRIDGE, names::UPLINK);
     let icmp = |kind: u8, way: &str, verdict: &str| {
         let way = if way.is_empty() {
             String::new()
@@ -139,12 +140,22 @@ pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
     forward.push("-p udp -m udp --sport 547 -j DROP".into());
     forward.extend(NEIGHBOURS.iter().map(|kind| icmp(*kind, "", "ACCEPT")));
     forward.extend([INVALID.into(), ANSWERS.into(), from.clone()]);
+    if leaves {
+        forward.push(format!(
+            "-i {br} -o {up} -p udp -m udp --dport {VXLAN_PORT} -j DROP"
+        ));
+        forward.push(format!("-i {br} -o {up} -j ACCEPT"));
+    }
     forward.extend(to_the_lan(net));
     forward.extend(into_ports());
     let mut input: Vec<String> = NEIGHBOURS
         .iter()
         .map(|kind| icmp(*kind, "-i", "ACCEPT"))
         .collect();
+    // The host's end of the transit asks for ours, and answers.
+    let by_host =
+        NEIGHBOURS.map(|kind| format!("-i {up} -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j ACCEPT"));
+    input.extend(by_host.into_iter().filter(|_| leaves));
     input.extend([ANSWERS.into(), from]);
     if let Some(six) = &net.spec.ipv6 {
         let ping = |to: std::net::Ipv6Addr| {

@@ -13,36 +13,74 @@
 //! Other networks of this instance reach it as little as they reach each other. The drop that says so stands before what is accepted,
 //! because a packet for a port of another host leaves by no link of ours.
 //!
+//! IPv6 goes the same way, by link-local addresses of the transit; a port of another host is led to by no route of it, since hosts know each
+//! other by IPv4.
+//!
 //! Routes bear the protocol number 86, as those of floating IPs do: what bears another is never touched.
 
-use super::{host::HostRules, transit::overlaps};
+use super::{host::HostRules, spelling};
 use crate::{DesiredNetwork, NetError, Validated, names, names::HostChain};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 use vbm_core::NetworkMode;
 
 /// What a drop has that stands before all that is accepted.
 const OF_NO_ANSWER: &str = "-m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP";
 
+/// The host's end of a transit that carries IPv6.
+pub const HOST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The namespace's end.
+pub const INNER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
+/// Whether the IPv6 of a network has a way out of its namespace. That of `nat` has none: the host would have to forward IPv6 for it, and
+/// forget its own routers by that.
+pub fn carries_ipv6(net: &DesiredNetwork) -> bool {
+    net.spec.mode == NetworkMode::Routed && net.spec.ipv6.is_some()
+}
+
+/// The rules of IPv6 on the host; `None` where none of it leaves.
+pub fn on_host6(owner: &str, net: &Validated<DesiredNetwork>) -> Option<HostRules> {
+    let six = net.spec.ipv6.as_ref().filter(|_| carries_ipv6(net))?;
+    let link = names::transit(net.id);
+    let tag = format!("-m comment --comment {}", names::rule_comment(owner, net.id));
+    // Neighbours: the two ends of the transit ask each other.
+    let neighbours = |kind| format!("-i {link} -p ipv6-icmp {tag} -m icmp6 --icmpv6-type {kind} -j ACCEPT");
+    let mut input: Vec<String> = [135, 136].map(neighbours).into();
+    input.push(format!(
+        "-i {link} {tag} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    ));
+    input.push(format!("-i {link} {tag} -j DROP"));
+    let cidr = spelling::net(six.cidr.into());
+    let forward = forward(net, &cidr, &link, &tag, None);
+    Some(BTreeMap::from([
+        (HostChain::Input, input),
+        (HostChain::Forward, forward),
+    ]))
+}
+
 /// The rules of a routed network on the host. `underlay`: where other hosts are, if it spans hosts.
 pub(super) fn on_host(owner: &str, net: &Validated<DesiredNetwork>, underlay: Option<&str>) -> HostRules {
     let link = names::transit(net.id);
     let tag = format!("-m comment --comment {}", names::rule_comment(owner, net.id));
-    let any = format!("{}+", names::TRANSIT_PREFIX);
-    let cidr = net.spec.cidr;
     let input = vec![
         format!("-i {link} {tag} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
         format!("-i {link} {tag} -j DROP"),
     ];
+    let underlay = underlay.filter(|_| net.overlay.is_some());
+    let forward = forward(net, &net.spec.cidr.to_string(), &link, &tag, underlay);
+    BTreeMap::from([(HostChain::Input, input), (HostChain::Forward, forward)])
+}
+
+fn forward(net: &DesiredNetwork, cidr: &str, link: &str, tag: &str, underlay: Option<&str>) -> Vec<String> {
+    let any = format!("{}+", names::TRANSIT_PREFIX);
     let mut forward = vec![
         format!("-d {cidr} -i {any} {tag} {OF_NO_ANSWER}"),
         format!("-o {link} {tag} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
     ];
-    let underlay = underlay.filter(|_| net.overlay.is_some());
     match &net.spec.uplink {
         None => {
             forward.push(format!("-d {cidr} ! -i {any} -o {link} {tag} -j ACCEPT"));
@@ -62,7 +100,7 @@ pub(super) fn on_host(owner: &str, net: &Validated<DesiredNetwork>, underlay: Op
     }
     forward.push(format!("-o {link} {tag} -j DROP"));
     forward.push(format!("-i {link} ! -o {any} {tag} -j DROP"));
-    BTreeMap::from([(HostChain::Input, input), (HostChain::Forward, forward)])
+    forward
 }
 
 /// Whether a rule stands before those of all networks that accept.
@@ -74,9 +112,9 @@ pub(super) fn goes_first(rule: &str) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Way {
     /// Where to.
-    pub to: Ipv4Net,
+    pub to: IpNet,
     /// By whom: the namespace's end of the transit, or another host.
-    pub via: Ipv4Addr,
+    pub via: IpAddr,
 }
 
 /// The routes to a network on this host: to itself by `inner`, to each port of another host by that host. None unless it is routed.
@@ -87,14 +125,24 @@ pub fn ways(net: &DesiredNetwork, inner: Option<Ipv4Addr>) -> BTreeSet<Way> {
     // A port that is on its way here is still there.
     let remotes = net.overlay.iter().flat_map(|o| &o.remotes);
     let there = remotes.map(|r| Way {
-        to: r.address.into(),
-        via: r.host,
+        to: IpAddr::V4(r.address).into(),
+        via: r.host.into(),
     });
     let all = Way {
-        to: net.spec.cidr,
-        via: inner,
+        to: net.spec.cidr.into(),
+        via: inner.into(),
     };
-    there.chain([all]).collect()
+    let six = net.spec.ipv6.as_ref().map(|six| Way {
+        to: six.cidr.into(),
+        via: INNER_LINK_LOCAL.into(),
+    });
+    there.chain([all]).chain(six).collect()
+}
+
+/// The addresses of a network, of both families.
+pub fn cidrs(net: &DesiredNetwork) -> impl Iterator<Item = IpNet> + use<> {
+    let six = net.spec.ipv6.as_ref().map(|six| IpNet::V6(six.cidr));
+    std::iter::once(IpNet::V4(net.spec.cidr)).chain(six)
 }
 
 /// One change.
@@ -128,27 +176,27 @@ pub fn plan(want: &BTreeSet<Way>, have: &BTreeSet<Way>) -> Vec<Step> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
     /// Routed networks, with how they are called.
-    pub networks: Vec<(Ipv4Net, String)>,
+    pub networks: Vec<(IpNet, String)>,
     /// Addresses of the host's interfaces, with their subnets.
-    pub interfaces: Vec<(Ipv4Net, String)>,
+    pub interfaces: Vec<(IpNet, String)>,
     /// Routes, with the interface they lead to.
-    pub routes: Vec<(Ipv4Net, String)>,
+    pub routes: Vec<(IpNet, String)>,
 }
 
 /// Why a network cannot have its addresses on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clash {
     /// Another routed network has some of them.
-    Network(Ipv4Net, String),
+    Network(IpNet, String),
     /// They are of a subnet that an interface of the host is in.
-    Interface(Ipv4Net, String),
+    Interface(IpNet, String),
     /// The host routes some of them elsewhere.
-    Route(Ipv4Net, String),
+    Route(IpNet, String),
 }
 
 impl Clash {
     /// As it is told of a network with these addresses.
-    pub fn told(&self, cidr: Ipv4Net) -> NetError {
+    pub fn told(&self, cidr: IpNet) -> NetError {
         let (why, fix) = match self {
             Self::Network(net, name) => (
                 format!("{net} is routed to {name}, and nothing tells the two apart"),
@@ -171,9 +219,14 @@ impl Clash {
     }
 }
 
+/// Whether two networks share an address.
+fn overlaps(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
 /// Whether somebody else has some of these addresses; the first found. A route that merely covers them is none: the narrower one leads.
-pub fn clash(cidr: Ipv4Net, others: &Others) -> Option<Clash> {
-    let found = |all: &[(Ipv4Net, String)]| all.iter().find(|(net, _)| overlaps(*net, cidr)).cloned();
+pub fn clash(cidr: IpNet, others: &Others) -> Option<Clash> {
+    let found = |all: &[(IpNet, String)]| all.iter().find(|(net, _)| overlaps(net, &cidr)).cloned();
     if let Some((net, name)) = found(&others.networks) {
         return Some(Clash::Network(net, name));
     }
@@ -190,7 +243,7 @@ mod tests {
     use crate::plan::{Transit, fixture::lab, fixture::spanning, host};
     use proptest::prelude::*;
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
@@ -202,7 +255,7 @@ mod tests {
     }
 
     fn forward(net: &Validated<DesiredNetwork>) -> String {
-        let transit = Transit::new(super::tests::net("169.254.64.2/31")).unwrap();
+        let transit = Transit::new("169.254.64.2/31".parse().unwrap()).unwrap();
         let rules = host::render("lab-1", net, transit, Some("und0"));
         assert!(
             !rules.contains_key(&HostChain::Postrouting),
@@ -244,7 +297,7 @@ mod tests {
     #[test]
     fn the_drop_between_networks_is_put_before_what_others_accept() {
         let net = routed(None, false);
-        let transit = Transit::new(super::tests::net("169.254.64.2/31")).unwrap();
+        let transit = Transit::new("169.254.64.2/31".parse().unwrap()).unwrap();
         let rules = host::render("lab-1", &net, transit, None);
         let script = host::diff("lab-1", net.id, Some(&rules), &Default::default()).script;
         let first: Vec<_> = script.lines().filter(|l| l.starts_with("-I ")).collect();
@@ -259,11 +312,11 @@ mod tests {
         assert_eq!(all.len(), 3);
         assert!(all.contains(&Way {
             to: net("10.77.0.0/24"),
-            via: here
+            via: here.into()
         }));
         assert!(all.contains(&Way {
             to: net("10.77.0.100/32"),
-            via: Ipv4Addr::new(198, 18, 0, 2)
+            via: Ipv4Addr::new(198, 18, 0, 2).into()
         }));
         assert!(ways(&lab(NetworkMode::Nat), Some(here)).is_empty());
     }
@@ -302,10 +355,43 @@ mod tests {
         );
     }
 
+    #[test]
+    fn ipv6_passes_as_ipv4_does_and_the_ends_of_the_transit_find_each_other() {
+        let mut net = lab(NetworkMode::Routed).into_inner();
+        net.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00:77::/64".parse().unwrap()).unwrap());
+        let six = Validated::<DesiredNetwork>::new(net.clone()).unwrap();
+        let rules = on_host6("lab-1", &six).unwrap();
+        let text = |chain| {
+            rules[&chain]
+                .join("\n")
+                .replace(" -m comment --comment vbm:lab-1:0000beef", "")
+        };
+        assert_eq!(
+            text(HostChain::Input),
+            "-i vbu0000beef -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j ACCEPT\n\
+             -i vbu0000beef -p ipv6-icmp -m icmp6 --icmpv6-type 136 -j ACCEPT\n\
+             -i vbu0000beef -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+             -i vbu0000beef -j DROP"
+        );
+        let passes = text(HostChain::Forward);
+        assert!(
+            passes.contains("-d fd00:77::/64 ! -i vbu+ -o vbu0000beef -j ACCEPT"),
+            "{passes}"
+        );
+        let all = ways(&six, Some([169, 254, 64, 3].into()));
+        assert!(all.contains(&Way {
+            to: "fd00:77::/64".parse().unwrap(),
+            via: INNER_LINK_LOCAL.into()
+        }));
+        net.spec.mode = NetworkMode::Nat;
+        let nat = Validated::<DesiredNetwork>::new(net).unwrap();
+        assert!(on_host6("lab-1", &nat).is_none(), "of NAT none leaves");
+    }
+
     fn some() -> impl Strategy<Value = BTreeSet<Way>> {
         let way = (0u8..4, 0u8..3).prop_map(|(to, via)| Way {
-            to: Ipv4Addr::new(10, 77, 0, to).into(),
-            via: Ipv4Addr::new(198, 18, 0, via),
+            to: IpAddr::from([10, 77, 0, to]).into(),
+            via: [198, 18, 0, via].into(),
         });
         // One route to each place, as the kernel has it.
         prop::collection::vec(way, 0..6).prop_map(|all| {

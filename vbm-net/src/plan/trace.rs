@@ -178,6 +178,10 @@ impl<'a> Walk<'a> {
     fn is_inside(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(a) => self.net.spec.cidr.contains(&a),
+            IpAddr::V6(a) if super::routed::carries_ipv6(self.net) => {
+                let mut six = self.net.spec.ipv6.iter();
+                a.is_unicast_link_local() || six.any(|six| six.cidr.contains(&a))
+            }
             IpAddr::V6(_) => true,
         }
     }
