@@ -74,6 +74,7 @@ impl<'a> Fixture<'a> {
         let remotes = (0..remotes).map(|i| RemotePort {
             mac: Mac::local(0x78_00_00 + u32::from(i)),
             address: Ipv4Addr::new(10, 77, 0, 100 + i % 100),
+            address6: None,
             host: Ipv4Addr::new(198, 18, 0, 2 + i % 2),
         });
         DesiredOverlay {

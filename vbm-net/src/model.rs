@@ -78,6 +78,8 @@ pub struct RemotePort {
     pub mac: Mac,
     /// The one IPv4 address it may use.
     pub address: Ipv4Addr,
+    /// Its address of the network's IPv6, if it has one.
+    pub address6: Option<Ipv6Addr>,
     /// The address of its host among the hosts.
     pub host: Ipv4Addr,
 }
@@ -225,6 +227,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     }
     if let Some(overlay) = &desired.overlay {
         check_overlay(desired, overlay, macs, addresses)?;
+        six::check_remotes(desired, overlay)?;
     }
     check_groups(desired)?;
     floating::check(desired)?;

@@ -56,6 +56,7 @@ fn wanted(id: NetworkId) -> DesiredNetwork {
         remotes: vec![RemotePort {
             mac: vbm_core::Mac::local(0x09_01_00),
             address: [10, 9, 0, 99].into(),
+            address6: Some("fd00::99".parse().unwrap()),
             host: common::OUTSIDE,
         }],
     });

@@ -79,7 +79,7 @@ pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: 
             .overlay
             .iter()
             .flat_map(|o| &o.remotes)
-            .map(|r| r.address.into())
+            .flat_map(|r| std::iter::once(r.address.into()).chain(r.address6.map(IpAddr::V6)))
             .collect(),
     };
     flows

@@ -6,10 +6,10 @@
 //!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IP for its address; DHCP answers to its MAC
 //! ```
 //!
-//!   vx0 --> prerouting          --> in-vx0: MAC and IPv4 source of a known remote port, together; never the gateway's, never
-//!                                           DHCP or ARP, never to everybody
-//!   vx0 <-- postrouting         --> to-vx0: IPv4 for MAC and address of a known remote port, together; never from the
-//!                                           gateway, never DHCP or ARP
+//!   vx0 --> prerouting          --> in-vx0: MAC and source of a known remote port, together; never the gateway's, never
+//!                                           DHCP, ARP, neighbours' or routers' messages, never to everybody
+//!   vx0 <-- postrouting         --> to-vx0: for MAC and address of a known remote port, together; never from the
+//!                                           gateway, never DHCP, ARP, neighbours' or routers' messages
 //!
 //! What a remote port may be is an element of a set, so a thousand of them cost a packet what one does.
 //!
@@ -41,6 +41,8 @@ pub(super) const TO_MAP: &str = "to";
 const MAPS: [&str; 2] = [IN_MAP, TO_MAP];
 /// MAC and address of each port on another host.
 const REMOTES: &str = "remotes";
+/// The same of IPv6, where the network has it.
+const REMOTES6: &str = "remotes6";
 
 /// The guard of one namespace: chains by name, and the two maps from tap to chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,10 +87,10 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
     }
     if let Some(overlay) = &net.overlay {
         let vxlan = names::VXLAN;
-        let gateway = net.gateway_mac();
+        let (gateway, six) = (net.gateway_mac(), net.spec.ipv6.is_some());
         for (map, way, lines) in [
-            (IN_MAP, "in", from_hosts(gateway)),
-            (TO_MAP, "to", to_hosts(gateway)),
+            (IN_MAP, "in", from_hosts(gateway, six)),
+            (TO_MAP, "to", to_hosts(gateway, six)),
         ] {
             let chain = format!("{way}-{vxlan}");
             let element = format!("\"{vxlan}\" : jump {chain}");
@@ -100,28 +102,51 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
             .iter()
             .map(|r| format!("{} . {}", r.mac, r.address));
         guard.sets.insert(REMOTES.into(), elements.collect());
+        if six {
+            let of = |r: &crate::RemotePort| {
+                let address = spelling::address(r.address6?.into());
+                Some(format!("{} . {address}", r.mac))
+            };
+            let elements = overlay.remotes.iter().filter_map(of);
+            guard.sets.insert(REMOTES6.into(), elements.collect());
+        }
     }
     guard_leg::add(&mut guard, net);
     guard
 }
 
 /// From other hosts. The gateway is on each host: nothing for it comes from another.
-fn from_hosts(gateway: Mac) -> Vec<String> {
-    let mut lines = vec!["ether type != 0x0800 drop".into()];
+fn from_hosts(gateway: Mac, six: bool) -> Vec<String> {
+    let mut lines = vec![of_hosts(six)];
     // To everybody: broadcast, multicast (linux/if_packet.h).
     lines.extend(["meta pkttype 1 drop".into(), "meta pkttype 2 drop".into()]);
     lines.push(format!("ether daddr {gateway} drop"));
-    lines.extend(no_dhcp());
-    lines.push(format!("ether saddr . ip saddr @{REMOTES} accept"));
-    lines.push("drop".into());
+    lines.extend(known(six, "saddr"));
     lines
 }
 
-fn to_hosts(gateway: Mac) -> Vec<String> {
-    let mut lines = vec!["ether type != 0x0800 drop".into()];
+fn to_hosts(gateway: Mac, six: bool) -> Vec<String> {
+    let mut lines = vec![of_hosts(six)];
     lines.push(format!("ether saddr {gateway} drop"));
-    lines.extend(no_dhcp());
-    lines.push(format!("ether daddr . ip daddr @{REMOTES} accept"));
+    lines.extend(known(six, "daddr"));
+    lines
+}
+
+fn of_hosts(six: bool) -> String {
+    let types = if six { "{ 0x0800, 0x86dd }" } else { "0x0800" };
+    format!("ether type != {types} drop")
+}
+
+/// MAC and address together, at one end.
+fn known(six: bool, end: &str) -> Vec<String> {
+    let mut lines = no_dhcp().to_vec();
+    if six {
+        lines.extend(guard6::stays_on_its_host());
+    }
+    lines.push(format!("ether {end} . ip {end} @{REMOTES} accept"));
+    if six {
+        lines.push(format!("ether {end} . ip6 {end} @{REMOTES6} accept"));
+    }
     lines.push("drop".into());
     lines
 }
@@ -350,7 +375,8 @@ fn whole(want: &Guard) -> String {
         put(format_args!("}}\n"));
     }
     for (name, elements) in &want.sets {
-        put(format_args!("set {name} {{\ntype ether_addr . ipv4_addr\n"));
+        let family = if name == REMOTES6 { "ipv6" } else { "ipv4" };
+        put(format_args!("set {name} {{\ntype ether_addr . {family}_addr\n"));
         if !elements.is_empty() {
             let all: Vec<_> = elements.iter().map(String::as_str).collect();
             put(format_args!("elements = {{ {} }}\n", all.join(", ")));

@@ -70,12 +70,7 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
         ));
         forward.push(format!("-i {br} -o {up} -j ACCEPT"));
     }
-    if net.overlay.is_some() {
-        forward.push(format!(
-            "-m physdev --physdev-out {} --physdev-is-bridged -j ACCEPT",
-            names::VXLAN
-        ));
-    }
+    forward.extend(to_other_hosts(net));
     if is_bridged(net) && !net.spec.serve_dhcp {
         // No answer to what a VM asked, as connection tracking sees it: it asked everybody, and from no address.
         forward.push(format!(
@@ -91,6 +86,13 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     let mut tables = Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))]);
     connections::add(&mut tables, net, Family::V4);
     tables
+}
+
+/// The groups of the far host decide.
+fn to_other_hosts(net: &DesiredNetwork) -> Option<String> {
+    let vxlan = names::VXLAN;
+    let spans = net.overlay.is_some();
+    spans.then(|| format!("-m physdev --physdev-out {vxlan} --physdev-is-bridged -j ACCEPT"))
 }
 
 /// Only VMs send by the leg: what came in by it does not go out there.
@@ -146,6 +148,7 @@ pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
         ));
         forward.push(format!("-i {br} -o {up} -j ACCEPT"));
     }
+    forward.extend(to_other_hosts(net));
     forward.extend(to_the_lan(net));
     forward.extend(into_ports());
     let mut input: Vec<String> = NEIGHBOURS

@@ -190,7 +190,7 @@ impl<'a> Walk<'a> {
     }
     fn is_remote(&self, address: IpAddr) -> bool {
         let mut remotes = self.net.overlay.iter().flat_map(|o| &o.remotes);
-        remotes.any(|r| IpAddr::V4(r.address) == address)
+        remotes.any(|r| address == r.address || r.address6.is_some_and(|a| address == a))
     }
     fn is_gateway(&self, address: IpAddr) -> bool {
         match address {
