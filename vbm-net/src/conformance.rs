@@ -132,6 +132,7 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
     six::ipv6_comes_changes_and_goes_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     six::ipv6_that_makes_no_sense_is_refused_before_anything_is_made(backend, &fixture).await;
+    six::ports_of_other_hosts_have_ipv6_where_the_network_has_it(backend, &fixture).await;
     limits::limits_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     limits::a_limit_that_makes_no_sense_is_refused(backend, &fixture).await;
     limits::a_floating_ip_leads_to_one_port_of_one_network(backend, &fixture).await;

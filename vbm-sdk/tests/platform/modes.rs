@@ -3,7 +3,7 @@
 use crate::house::{House, PATIENCE, name, through};
 use std::time::Duration;
 use vbm_core::{ErrorKind, NetworkMode};
-use vbm_sdk::api::{CreateForward, CreateNetwork, LaunchRequest, NicRequest};
+use vbm_sdk::api::{CreateForward, CreateNetwork, LaunchRequest, NicRequest, SetPort};
 
 fn routed(called: &str, cidr: &str) -> CreateNetwork {
     CreateNetwork {
@@ -38,6 +38,19 @@ async fn addresses_are_of_one_routed_network_of_a_cluster_and_free_when_it_is_go
     through(&client, client.networks().create(nat).await)
         .await
         .unwrap();
+    // Nor do they float elsewhere.
+    let vm = LaunchRequest::new("tiny")
+        .name(name("web"))
+        .nic(NicRequest::on("lan"));
+    through(&client, client.vms().launch(vm).await).await.unwrap();
+    let floating = SetPort {
+        network: None,
+        limits: None,
+        floating_ip: Some("10.7.0.9".into()),
+    };
+    let error = client.vms().set_port("web", &floating).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert!(error.to_string().contains("network red"), "{error}");
     through(&client, client.networks().delete("red").await)
         .await
         .unwrap();
