@@ -14,6 +14,7 @@ mod common;
 use common::{
     Guest, Kid, Lab, Ns, footprint, ip, network, open_port,
     packet::{BROADCAST, arp, dhcp, ethernet, marked, to_server, udp},
+    reaches,
 };
 use std::{
     io::{Read, Write},
@@ -141,12 +142,12 @@ async fn a_vm_is_on_the_lan_of_a_bridge_and_the_host_keeps_its_address_there() {
         Some("on the LAN"),
         "the host, by its own address there"
     );
-    assert!(other.ns.pings(HOST), "the host is a machine of the LAN");
-    assert!(lab.host.pings(ROUTER), "the host's own connection");
+    assert!(reaches(&other.ns, HOST), "the host is a machine of the LAN");
+    assert!(reaches(&lab.host, ROUTER), "the host's own connection");
     drop((server, other));
     lab.net.remove(wanted.id).await.unwrap();
     assert_eq!(footprint(&lab.host, &[wanted.id]), before);
-    assert!(lab.host.pings(ROUTER));
+    assert!(reaches(&lab.host, ROUTER));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,8 +172,8 @@ async fn a_vm_is_on_the_lan_of_an_interface_and_two_hosts_are_on_one_lan_without
     for guest in &guests {
         common::eventually("the LAN's router", || guest.ns.pings(ROUTER)).await;
     }
-    assert!(guests[0].ns.pings(base.ports[1].address), "from host to host");
-    assert!(guests[1].ns.pings(base.ports[0].address), "and back");
+    assert!(reaches(&guests[0].ns, base.ports[1].address), "from host to host");
+    assert!(reaches(&guests[1].ns, base.ports[0].address), "and back");
     // A second network cannot take the same interface, but the same bridge.
     for (lab, uplink, ok) in [(&labs[1], "eth1", false), (&labs[0], "br-lan", true)] {
         let more = bridged(uplink, 1);
@@ -183,7 +184,7 @@ async fn a_vm_is_on_the_lan_of_an_interface_and_two_hosts_are_on_one_lan_without
         }
         lab.net.remove(more.id).await.unwrap();
     }
-    assert!(guests[1].ns.pings(ROUTER), "the first is as it was");
+    assert!(reaches(&guests[1].ns, ROUTER), "the first is as it was");
     drop(guests);
     labs[1].net.remove(on[1].id).await.unwrap();
     let link = labs[1].host.ip("-d link show eth1");
@@ -208,7 +209,7 @@ async fn the_lans_own_server_gives_addresses_and_no_vm_can_be_one_or_be_the_rout
         "{told}"
     );
     assert!(
-        lan.router.pings(LEASED),
+        reaches(&lan.router, LEASED),
         "with an address that VBM does not know, groups hold"
     );
     // Renewed, too: asked of one server and answered by it.
@@ -288,7 +289,7 @@ async fn dhcp_of_ours_is_for_its_vms_alone_and_the_lans_is_not_heard() {
         "ours answers, with the LAN's router: {told}"
     );
     common::eventually("the LAN", || guest.ns.pings(ROUTER)).await;
-    assert!(lan.router.pings(address));
+    assert!(reaches(&lan.router, address));
     // A renewal goes to the server by its address, which is the router's: it is answered here all the same.
     let raw = lab.raw(&wanted, 1).await;
     let (mac, ip4) = (wanted.ports[1].mac, wanted.ports[1].address);
@@ -315,7 +316,7 @@ async fn dhcp_of_ours_is_for_its_vms_alone_and_the_lans_is_not_heard() {
         Ipv4Addr::UNSPECIFIED,
         &dhcp(somebody, 1, Ipv4Addr::UNSPECIFIED, &[]),
     ));
-    assert!(lan.router.pings(address), "all that was sent has passed");
+    assert!(reaches(&lan.router, address), "all that was sent has passed");
     let gateway = wanted.gateway_mac().octets();
     let heard = tap.frames();
     assert!(!heard.is_empty());
@@ -358,7 +359,7 @@ async fn an_interface_that_the_host_uses_is_refused_and_stays_as_it_is() {
     assert_eq!(lab.host.ip("-o link show"), links);
     assert_eq!(footprint(&lab.host, &[]), before);
     assert!(
-        lab.host.pings(common::OUTSIDE) && lab.host.pings(ROUTER),
+        reaches(&lab.host, common::OUTSIDE) && reaches(&lab.host, ROUTER),
         "nothing was cut"
     );
 }
@@ -391,9 +392,9 @@ async fn a_leg_that_somebody_takes_away_is_made_again_and_a_dead_daemons_is_remo
         }
         // A restart of the daemon disturbs nothing.
         lab.reopen().await;
-        assert!(guest.ns.pings(ROUTER), "while nobody looks");
+        assert!(reaches(&guest.ns, ROUTER), "while nobody looks");
         lab.ensure(&wanted).await;
-        assert!(guest.ns.pings(ROUTER));
+        assert!(reaches(&guest.ns, ROUTER));
         lab.net.shutdown().await;
         doctor::remove_owners(&[lab.owner.clone()].into()).await.unwrap();
         assert_eq!(footprint(&lab.host, &[wanted.id]), before, "{uplink}");

@@ -550,6 +550,11 @@ impl<'a> Run<'a> {
 
     /// The leg to the LAN, behind guard and rules.
     async fn leg(&mut self, links: &Links, bridge: &Link) -> Result<(), NetError> {
+        // What a crash left was found when this process looked first.
+        let none = |net: &DesiredNetwork| net.spec.mode != NetworkMode::Bridged;
+        if none(self.net) && self.before.is_some_and(|before| none(before)) {
+            return Ok(());
+        }
         let place = leg::Place {
             ns: &self.ns,
             links,
