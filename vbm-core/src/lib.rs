@@ -34,6 +34,7 @@ pub mod image;
 pub mod limits;
 pub mod mac;
 pub mod metadata;
+pub mod mode;
 pub mod name;
 pub mod network;
 pub mod node;
@@ -66,8 +67,9 @@ pub use id::{
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
 pub use metadata::MetadataMode;
+pub use mode::{InterfaceName, NetworkMode};
 pub use name::Name;
-pub use network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
+pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};

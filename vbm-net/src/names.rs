@@ -10,6 +10,8 @@
 //! | transit, host end | `vbu<net>` | host |
 //! | transit, inner end | `up0` | namespace |
 //! | bridge | `br0` | namespace |
+//! | leg to the LAN of a bridged network | `lan0` | namespace |
+//! | the same, host end where it leads to a bridge | `vbl<net>` | host |
 //! | vxlan | `vx0` | namespace |
 //! | NIC | `tap<port>` | namespace |
 //! | NIC, the end of one that is an interface | `vbp<port>` | host |
@@ -29,6 +31,8 @@ pub const BRIDGE: &str = "br0";
 pub const UPLINK: &str = "up0";
 /// The link that leads to other hosts, in the namespace.
 pub const VXLAN: &str = "vx0";
+/// The leg of a bridged network, in the namespace.
+pub const LEG: &str = "lan0";
 /// The table of the guard, family bridge.
 pub const GUARD_TABLE: &str = "vbm";
 /// The chain that chooses the policy of the port a packet goes to, by its tap.
@@ -45,6 +49,8 @@ pub const SET6_PREFIX: &str = "vbm6-";
 pub const SET_ASIDE: &str = "-t";
 /// What host ends of transits begin with; `vbu+` in iptables.
 pub const TRANSIT_PREFIX: &str = "vbu";
+/// What host ends of legs to bridges begin with.
+pub const LEG_PREFIX: &str = "vbl";
 /// What namespaces begin with.
 pub const NAMESPACE_PREFIX: &str = "vbm-";
 /// What the host's ends of NICs that are interfaces begin with.
@@ -74,6 +80,10 @@ pub fn namespace_beside(owner: &str, network: NetworkId) -> String {
 /// The host end of a network's transit.
 pub fn transit(network: NetworkId) -> String {
     format!("{TRANSIT_PREFIX}{}", network.short())
+}
+/// The host end of a network's leg to a bridge of the host.
+pub fn leg(network: NetworkId) -> String {
+    format!("{LEG_PREFIX}{}", network.short())
 }
 /// The tap of a port.
 pub fn tap(port: PortId) -> String {
@@ -225,7 +235,7 @@ mod tests {
         #[test]
         fn every_name_fits_its_limit(id: u128, owner in "[a-z0-9][a-z0-9_.-]{0,63}") {
             let (net, port) = (NetworkId::from_uuid(Uuid::from_u128(id)), PortId::from_uuid(Uuid::from_u128(id)));
-            for name in [transit(net), tap(port), interface(port), limit(port), VXLAN.into(), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
+            for name in [transit(net), leg(net), LEG.into(), tap(port), interface(port), limit(port), VXLAN.into(), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
                 prop_assert!(name.len() <= IFNAME_MAX_BYTES, "{}", name);
             }
             for name in HostChain::ALL.map(|c| c.name(&owner)) {

@@ -206,6 +206,9 @@ pub struct WantedRemote {
     pub mac: Mac,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// Its node's address among the nodes.
     pub host: Ipv4Addr,
 }

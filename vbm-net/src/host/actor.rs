@@ -2,13 +2,14 @@
 
 use super::{
     HostShared,
-    apply::Run,
-    counting, foresee, limits,
+    apply::{Over, Run},
+    counting, foresee, leg, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
-    overlay::{self, Underlay},
+    overlay,
     record::{self, Record},
+    routed,
     rules::{self, Standing},
     services::Services,
     sysctl, teardown,
@@ -130,7 +131,7 @@ impl Actor {
         // Only what was held is a ground to stand on.
         let before = self.wanted.take();
         self.ready = false;
-        let (wanted, underlay) = match self.fit(wanted).await {
+        let (wanted, over) = match self.fit(wanted).await {
             Ok(fits) => fits,
             Err(error) => {
                 self.wanted = before;
@@ -139,7 +140,7 @@ impl Actor {
         };
         // From here on NICs open by what is wanted now, and only if the kernel holds it.
         let wanted = self.wanted.insert(wanted);
-        let applied = Run::new(&self.shared, wanted, underlay.as_ref(), first)
+        let applied = Run::new(&self.shared, wanted, &over, first)
             .after(before.as_ref().filter(|_| !first))
             .apply(&mut self.standing)
             .await?;
@@ -164,23 +165,41 @@ impl Actor {
         Ok(seen)
     }
 
-    /// What is wanted, with the MTU that fits between the hosts: all that follows, and what VMs are told, goes by it.
+    /// What is wanted, with the MTU that fits between the hosts or on the LAN: all that follows, and what VMs are told, goes by it. Refuses
+    /// what this host cannot have, before anything of it is made.
     async fn fit(
         &self,
         wanted: Validated<DesiredNetwork>,
-    ) -> Result<(Validated<DesiredNetwork>, Option<Underlay>), NetError> {
-        let Some(local) = wanted.overlay.as_ref().map(|o| o.local) else {
-            return Ok((wanted, None));
+    ) -> Result<(Validated<DesiredNetwork>, Over), NetError> {
+        routed::check(&self.shared, &wanted).await?;
+        let mut over = Over {
+            uplink: leg::uplink(&self.shared, &self.ns, &wanted).await?,
+            underlay: None,
         };
-        let underlay = overlay::underlay(&self.shared.host, local).await?;
-        let mtu = underlay.fits(&wanted.spec, local)?;
-        Ok((wanted.with_mtu(mtu), Some(underlay)))
+        let mut mtu = wanted.spec.mtu;
+        if let Some(uplink) = &over.uplink {
+            mtu = uplink.fits(&wanted.spec)?;
+        }
+        if let Some(local) = wanted.overlay.as_ref().map(|o| o.local) {
+            let underlay = overlay::underlay(&self.shared.host, local).await?;
+            mtu = underlay.fits(&wanted.spec, local)?;
+            over.underlay = Some(underlay);
+        }
+        Ok((wanted.with_mtu(mtu), over))
     }
 
     /// Makes the DHCP server run on the bridge that stands now.
     async fn serve(&mut self, bridge: u32, changed: &mut Vec<String>) -> Result<(), NetError> {
         self.keep_leases();
         let Some(wanted) = &self.wanted else { return Ok(()) };
+        if !wanted.spec.serve_dhcp {
+            if let Some(server) = self.server.take() {
+                server.stop().await;
+                changed.push("no more DHCP server".into());
+            }
+            self.leases.clear();
+            return Ok(());
+        }
         self.leases.retain(|port, lease| {
             wanted
                 .ports
@@ -322,7 +341,9 @@ impl Actor {
         let Some(record) = self.our_record()? else {
             return Ok(None);
         };
-        self.transit = record.transit();
+        let by_host = |w: &Validated<DesiredNetwork>| w.spec.mode.goes_by_host();
+        let goes = self.wanted.as_ref().is_none_or(by_host);
+        self.transit = record.transit().filter(|_| goes);
         let mut taps = Vec::new();
         if self.ns.exists() {
             let links = Links::open(&self.ns).await?.list().await?;
@@ -372,11 +393,11 @@ impl Actor {
     }
 
     async fn foresee(&self, wanted: Validated<DesiredNetwork>) -> Result<Vec<String>, NetError> {
-        let (wanted, underlay) = self.fit(wanted).await?;
+        let (wanted, over) = self.fit(wanted).await?;
         let look = foresee::Look {
             shared: &self.shared,
             net: &wanted,
-            underlay: underlay.as_ref(),
+            over: &over,
         };
         let mut lines = look.lines().await?;
         lines.extend(self.foresee_services(&wanted));

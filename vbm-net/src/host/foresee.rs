@@ -3,28 +3,34 @@
 //! Where a network is not here yet, its transit is not chosen: the pool's first stands in for it, since no line tells it.
 
 use super::{
-    HostShared, exec,
+    HostShared,
+    apply::Over,
+    exec,
     fdb::Between,
-    floating,
+    floating, leg,
     link::{Link, Links},
     netns::NetNs,
     overlay::Underlay,
-    record::Record,
+    record::{Record, Routed},
+    routed,
     rules::{self, Wanted},
     sysctl,
 };
 use crate::{
     DesiredNetwork, NetError, Validated, limits, names,
-    plan::{Transit, floating as floating_plan, host as host_plan, inside, overlay, transit as transit_plan},
+    plan::{
+        Transit, floating as floating_plan, host as host_plan, inside, overlay, routed as routed_plan,
+        transit as transit_plan,
+    },
 };
 use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::network::VXLAN_PORT;
+use vbm_core::{NetworkMode, network::VXLAN_PORT};
 
 /// A look at one network.
 pub(super) struct Look<'a> {
     pub(super) shared: &'a HostShared,
     pub(super) net: &'a Validated<DesiredNetwork>,
-    pub(super) underlay: Option<&'a Underlay>,
+    pub(super) over: &'a Over,
 }
 
 impl Look<'_> {
@@ -54,6 +60,8 @@ impl Look<'_> {
         let transit = self.transit(record.as_ref());
         lines.extend(rules::foresee(links.as_ref().map(|_| &ns), Wanted::new(self.net, transit)).await?);
         self.uplink(&all, transit, &mut lines).await?;
+        self.routes(record.as_ref(), transit, &mut lines).await?;
+        self.leg(&ns, links.as_ref(), &all, &mut lines).await?;
         self.taps(&all, &mut lines);
         if let Some(links) = &links {
             self.limits(links, &all, &mut lines).await?;
@@ -94,6 +102,11 @@ impl Look<'_> {
         );
         lines.extend((!bridge.up).then(|| format!("{} up", bridge.name)));
         let has = links.addresses().await?;
+        if self.net.spec.mode == NetworkMode::Bridged {
+            let some = has.iter().any(|(index, ..)| *index == bridge.index);
+            lines.extend(some.then(|| format!("address of {}", bridge.name)));
+            return Ok(());
+        }
         let gateway = |(index, net, _): &(u32, ipnet::Ipv4Net, _)| {
             *index == bridge.index
                 && net.addr() == self.net.spec.gateway
@@ -125,11 +138,23 @@ impl Look<'_> {
             _ => {}
         }
         let observed = exec::iptables_read(host).await?;
-        let want = transit.map(|t| host_plan::render(owner, self.net, t));
+        let underlay = self.over.underlay.as_ref().map(Underlay::name);
+        let want = transit.map(|t| host_plan::render(owner, self.net, t, underlay));
         lines.extend(host_plan::diff(owner, self.net.id, want.as_ref(), &observed).changes);
         if want.is_some() {
             let missing = host_plan::missing_hooks(owner, &observed);
             lines.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
+        }
+        if let Some(six) = routed_plan::on_host6(owner, self.net) {
+            let observed = exec::ip6tables_read(host).await?;
+            let diff = host_plan::diff(owner, self.net.id, Some(&six), &observed);
+            lines.extend(diff.changes.into_iter().map(|c| format!("{c} (IPv6)")));
+            let missing = host_plan::missing_hooks(owner, &observed);
+            lines.extend(
+                missing
+                    .iter()
+                    .map(|c| format!("host hook in {} (IPv6)", c.hook())),
+            );
         }
         if let Some(transit) = transit {
             let place = floating::Place {
@@ -140,6 +165,51 @@ impl Look<'_> {
             let wanted: BTreeSet<_> = floating_plan::all(self.net).into_keys().collect();
             lines.extend(place.foresee(&wanted).await?);
         }
+        Ok(())
+    }
+
+    /// The routes on the host.
+    async fn routes(
+        &self,
+        record: Option<&Record>,
+        transit: Option<Transit>,
+        lines: &mut Vec<String>,
+    ) -> Result<(), NetError> {
+        let claimed = record.and_then(|r| r.routed.clone());
+        let claimed = claimed.or_else(|| Routed::of(self.net));
+        let want = routed_plan::ways(self.net, transit.map(Transit::inner));
+        let Some(claimed) = claimed else { return Ok(()) };
+        let place = routed::Place {
+            host: &self.shared.host,
+            link: names::transit(self.net.id),
+            cidrs: claimed.cidrs().collect(),
+        };
+        lines.extend(place.foresee(&want).await?);
+        Ok(())
+    }
+
+    /// The leg to the LAN.
+    async fn leg(
+        &self,
+        ns: &NetNs,
+        links: Option<&Links>,
+        all: &BTreeMap<String, Link>,
+        lines: &mut Vec<String>,
+    ) -> Result<(), NetError> {
+        let uplink = self.over.uplink.as_ref();
+        let Some(links) = links else {
+            lines.extend(uplink.map(|u| format!("leg to {}, {}", u.link.name, u.join)));
+            return Ok(());
+        };
+        let place = leg::Place {
+            ns,
+            links,
+            host: &self.shared.host,
+            alias: &names::alias(&self.shared.owner, self.net.id),
+            bridge: all.get(names::BRIDGE).map_or(0, |l| l.index),
+            outer: names::leg(self.net.id),
+        };
+        lines.extend(place.foresee(uplink).await?);
         Ok(())
     }
 
@@ -173,7 +243,7 @@ impl Look<'_> {
         lines: &mut Vec<String>,
     ) -> Result<(), NetError> {
         let standing = all.get(names::VXLAN);
-        let wanted = self.net.overlay.as_ref().zip(self.underlay);
+        let wanted = self.net.overlay.as_ref().zip(self.over.underlay.as_ref());
         match (wanted, standing) {
             (None, Some(_)) => lines.push("no more vxlan".into()),
             (Some((overlay, underlay)), standing) => {

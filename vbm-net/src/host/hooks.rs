@@ -1,34 +1,60 @@
 //! The rules of one network on the host itself, and the jumps that lead to them.
 
 use super::{HostShared, exec, netns::NetNs};
-use crate::{NetError, names::HostChain, plan::host as host_plan};
+use crate::{
+    NetError,
+    names::HostChain,
+    plan::{filter::Family, host as host_plan, tables::Tables},
+};
 use vbm_core::NetworkId;
+
+/// Both.
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Family {
+    /// All tables of a namespace, as they stand.
+    pub(crate) async fn read(self, ns: &NetNs) -> Result<Tables, NetError> {
+        match self {
+            Self::V4 => exec::iptables_read(ns).await,
+            Self::V6 => exec::ip6tables_read(ns).await,
+        }
+    }
+
+    /// Applies a script as one transaction a table.
+    pub(crate) async fn write(self, ns: &NetNs, script: &str) -> Result<(), NetError> {
+        match self {
+            Self::V4 => exec::iptables_write(ns, script).await,
+            Self::V6 => exec::ip6tables_write(ns, script).await,
+        }
+    }
+}
 
 /// Makes the host's rules of one network those wanted, and the hooks stand. One at a time for an owner: its chains are shared by its
 /// networks.
 pub(crate) async fn host_rules(
+    family: Family,
     shared: &HostShared,
     network: NetworkId,
     want: Option<&host_plan::HostRules>,
 ) -> Result<Vec<String>, NetError> {
     let _one_at_a_time = shared.host_rules.lock().await;
     let (host, owner) = (&shared.host, &shared.owner);
-    let observed = exec::iptables_read(host).await?;
+    let observed = family.read(host).await?;
     let diff = host_plan::diff(owner, network, want, &observed);
     let mut changed = diff.changes;
     if !diff.script.is_empty() {
-        exec::iptables_write(host, &diff.script).await?;
+        family.write(host, &diff.script).await?;
     }
     if want.is_some() {
         shared.step("host chains");
         let missing = host_plan::missing_hooks(owner, &observed);
         if !missing.is_empty() {
             changed.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
-            insert_hooks(host, owner, missing).await?;
+            insert_hooks(family, host, owner, missing).await?;
         }
     }
     if !changed.is_empty() {
-        let now = exec::iptables_read(host).await?;
+        let now = family.read(host).await?;
         let left = host_plan::diff(owner, network, want, &now);
         let hooks = want.is_some() && !host_plan::missing_hooks(owner, &now).is_empty();
         if !left.script.is_empty() || hooks {
@@ -49,7 +75,12 @@ pub(crate) async fn host_rules(
 
 /// The jumps from built-in chains, each first in its chain: another's final DROP must not come before them. The `iptables` crate
 /// runs one program a call; this is at most ten, once for a host.
-async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Result<(), NetError> {
+async fn insert_hooks(
+    family: Family,
+    host: &NetNs,
+    owner: &str,
+    chains: Vec<HostChain>,
+) -> Result<(), NetError> {
     let rules: Vec<_> = chains
         .into_iter()
         .map(|c| (c, host_plan::hook_rule(owner, c)))
@@ -60,7 +91,7 @@ async fn insert_hooks(host: &NetNs, owner: &str, chains: Vec<HostChain>) -> Resu
         said,
     };
     let work = move || -> Result<(), String> {
-        let iptables = iptables::new(false).map_err(|e| e.to_string())?;
+        let iptables = iptables::new(family == Family::V6).map_err(|e| e.to_string())?;
         for (chain, rule) in rules {
             // One that stands twice, or lower down, goes first.
             while iptables

@@ -1,6 +1,6 @@
 //! IPv6 addresses and routes of one link, over netlink.
 
-use super::link::{Link, Links, failed};
+use super::link::{Link, Links, SeenRoute, failed, read_route};
 use crate::NetError;
 use futures::TryStreamExt;
 use ipnet::Ipv6Net;
@@ -14,6 +14,46 @@ use rtnetlink::{
 use std::net::{IpAddr, Ipv6Addr};
 
 impl Links {
+    /// IPv6 routes of all tables.
+    pub(crate) async fn all_routes6(&self) -> Result<Vec<SeenRoute>, NetError> {
+        let ask = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let all: Vec<RouteMessage> = self
+            .handle()
+            .route()
+            .get(ask)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("listing IPv6 routes"))?;
+        let read = |m: &RouteMessage| read_route(m, Ipv6Addr::UNSPECIFIED.into());
+        Ok(all.iter().filter_map(read).collect())
+    }
+
+    /// Makes the default route of IPv6 go by a link, with this address in what the namespace itself says. Returns whether it did not.
+    pub(crate) async fn default_route6(
+        &self,
+        link: &Link,
+        gateway: Ipv6Addr,
+        source: Ipv6Addr,
+    ) -> Result<bool, NetError> {
+        let stands = |route: &SeenRoute| {
+            route.to.prefix_len() == 0
+                && (route.via, route.by, route.source)
+                    == (Some(gateway.into()), Some(link.index), Some(source.into()))
+        };
+        if self.all_routes6().await?.iter().any(stands) {
+            return Ok(false);
+        }
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .gateway(gateway)
+            .output_interface(link.index)
+            .pref_source(source)
+            .build();
+        let add = self.handle().route().add(route).replace().execute().await;
+        add.map_err(failed("setting the default route of IPv6"))?;
+        Ok(true)
+    }
+
     /// Makes the link have just these IPv6 addresses. Returns whether anything had to change.
     pub(crate) async fn only_addresses6(&self, link: &Link, wanted: &[Ipv6Net]) -> Result<bool, NetError> {
         let asked = self.handle().address().get();

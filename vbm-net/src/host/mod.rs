@@ -17,7 +17,8 @@ mod floating;
 mod flows;
 mod foresee;
 mod generation;
-mod hooks;
+pub(crate) mod hooks;
+mod leg;
 mod limits;
 pub(crate) mod link;
 mod link6;
@@ -27,6 +28,7 @@ mod offload;
 mod overlay;
 mod probe;
 pub(crate) mod record;
+mod routed;
 mod rules;
 mod services;
 mod sysctl;
@@ -292,12 +294,16 @@ impl HostNetwork {
             return Ok(Vec::new());
         }
         let _one_at_a_time = self.shared.host_rules.lock().await;
-        let observed = exec::iptables_read(&self.shared.host).await?;
-        let diff = crate::plan::host::remove_all(&self.shared.owner, &observed);
-        if !diff.script.is_empty() {
-            exec::iptables_write(&self.shared.host, &diff.script).await?;
+        let mut changes = Vec::new();
+        for family in hooks::FAMILIES {
+            let observed = family.read(&self.shared.host).await?;
+            let diff = crate::plan::host::remove_all(&self.shared.owner, &observed);
+            if !diff.script.is_empty() {
+                family.write(&self.shared.host, &diff.script).await?;
+            }
+            changes.extend(diff.changes);
         }
-        Ok(diff.changes)
+        Ok(changes)
     }
 }
 

@@ -35,6 +35,7 @@ const PORT: PortFlags = PortFlags {
 #[derive(Clone, Debug)]
 pub(crate) struct Underlay {
     index: u32,
+    name: String,
     mtu: u32,
 }
 
@@ -54,6 +55,7 @@ pub(crate) async fn underlay(host: &NetNs, local: Ipv4Addr) -> Result<Underlay, 
         ))),
         Some(link) => Ok(Underlay {
             index: link.index,
+            name: link.name,
             mtu: link.mtu,
         }),
         None => Err(none("its interface vanished".into())),
@@ -61,6 +63,11 @@ pub(crate) async fn underlay(host: &NetNs, local: Ipv4Addr) -> Result<Underlay, 
 }
 
 impl Underlay {
+    /// Its link.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The index of its link.
     pub(crate) const fn index(&self) -> u32 {
         self.index

@@ -3,7 +3,7 @@
 use super::{DesiredNetwork, bad};
 use ipnet::Ipv4Net;
 use std::{collections::BTreeMap, net::Ipv4Addr};
-use vbm_core::{Error, NetworkMode, NetworkSpec};
+use vbm_core::{Error, NetworkSpec};
 
 /// Above it are multicast (RFC 5771), what is kept for nothing, and broadcast.
 const FIRST_MULTICAST: u8 = 224;
@@ -23,9 +23,9 @@ pub fn check_floating_ip(spec: &NetworkSpec, address: Ipv4Addr) -> Result<(), Er
         ))
     };
     let outside = "choose an address of the world outside the host";
-    if spec.mode != NetworkMode::Nat {
+    if let Some(reason) = spec.mode.without_nat() {
         return refuse(
-            format!("its mode is {}, which has no way in", spec.mode),
+            format!("its mode is {}, {reason}", spec.mode),
             "use a network of mode nat",
         );
     }

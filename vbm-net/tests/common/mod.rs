@@ -156,6 +156,14 @@ pub(crate) fn ip_tc(ns: &str, args: &str) -> String {
     sh("tc", &all)
 }
 
+/// How often somebody who is there is asked, on a machine that has other things to do.
+pub(crate) const TRIES_MAX: usize = 20;
+
+/// Whether somebody answers a ping, sooner or later.
+pub(crate) fn reaches(ns: &Ns, to: Ipv4Addr) -> bool {
+    (0..TRIES_MAX).any(|_| ns.pings(to))
+}
+
 /// A namespace that is deleted when dropped.
 pub(crate) struct Ns(pub(crate) String);
 impl Ns {

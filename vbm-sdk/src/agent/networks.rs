@@ -133,6 +133,7 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
     let remote = |r: crate::methods::WantedRemote| RemotePort {
         mac: r.mac,
         address: r.address,
+        address6: r.address6,
         host: r.host,
     };
     let overlay = |o: crate::methods::WantedOverlay| DesiredOverlay {

@@ -56,9 +56,9 @@ use std::{
 };
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, Ipv4Range, Mac,
-    MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule,
-    Snapshot, Vm,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, InterfaceName,
+    Ipv4Range, Mac, MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol,
+    Reservation, Rule, Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -299,7 +299,10 @@ pub struct CreateNetwork {
     /// How it meets the world.
     #[serde(default)]
     pub mode: NetworkMode,
-    /// The gateway's address; the first usable one when absent.
+    /// The interface of each host that it goes by: a bridged network must name one (a bridge, or one without addresses), a routed one may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<InterfaceName>,
+    /// The gateway's address; the first usable one when absent. Of a bridged network the LAN's router.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub gateway: Option<Ipv4Addr>,
@@ -349,9 +352,12 @@ pub struct CreateNetwork {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub dns_upstreams: Vec<IpAddr>,
-    /// The metadata service of its VMs.
+    /// The metadata service of its VMs; who shows a token is answered when absent, and nobody on a bridged network.
     #[serde(default)]
-    pub metadata: MetadataMode,
+    pub metadata: Option<MetadataMode>,
+    /// Whether VMs of a bridged network are told their addresses by VBM instead of the LAN's own server; not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serve_dhcp: Option<bool>,
 }
 
 /// A network as lists show it.

@@ -28,6 +28,7 @@ mod keeper;
 mod launch;
 mod leadership;
 mod looks;
+mod modes;
 mod moving;
 mod networks;
 mod once;

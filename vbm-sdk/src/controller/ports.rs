@@ -76,6 +76,7 @@ impl Controller {
         let Some(address) = wanted else { return Ok(edit) };
         let network = self.records().must::<Network>(port.spec.network).await?;
         vbm_net::model::check_floating_ip(&network.value.spec, address)?;
+        self.refuse_routed(address).await?;
         let others = self.records().all::<Port>().await?;
         let has =
             |o: &&Held<Port>| o.value.spec.floating_ip == Some(address) && o.value.meta.id != port.meta.id;

@@ -8,6 +8,7 @@ mod faults;
 mod house;
 mod life;
 mod limits;
+mod modes;
 mod moves;
 mod nodes;
 mod redis;

@@ -22,6 +22,7 @@ export type PowerAction = Schemas["PowerAction"];
 export type DriverKind = Schemas["DriverKind"];
 export type LaunchRequest = Schemas["LaunchRequest"];
 export type NicRequest = Schemas["NicRequest"];
+export type NetworkMode = Schemas["NetworkMode"];
 export type CreateNetwork = Schemas["CreateNetwork"];
 export type CreateForward = Schemas["CreateForward"];
 export type CreateImage = Schemas["CreateImage"];

@@ -75,6 +75,15 @@ describe("networks", () => {
       "vbm network create lab 10.1.0.0/24 --mode isolated --gateway 10.1.0.9 --pool 10.1.0.100-10.1.0.200 " +
         "--dns 9.9.9.9 --dns 1.1.1.1 --domain lab.example --mtu 1400 --lease 600s",
     );
+    expect(
+      cli.networkCreate({
+        name: "office",
+        cidr: "192.168.1.0/24",
+        mode: "bridged",
+        uplink: "br-lan",
+        serve_dhcp: true,
+      }),
+    ).toBe("vbm network create office 192.168.1.0/24 --mode bridged --uplink br-lan --serve-dhcp");
   });
 
   it("are forwarded to in the form of the command", () => {

@@ -90,6 +90,8 @@ export const networkDelete = (name: string) => line("vbm", "network", "delete", 
 export function networkCreate(form: CreateNetwork): string {
   const words = ["vbm", "network", "create", form.name || "NAME", form.cidr || "CIDR"];
   if (form.mode && form.mode !== "nat") words.push("--mode", form.mode);
+  if (form.uplink) words.push("--uplink", form.uplink);
+  if (form.serve_dhcp) words.push("--serve-dhcp");
   if (form.gateway) words.push("--gateway", form.gateway);
   if (form.pool_first && form.pool_last) words.push("--pool", `${form.pool_first}-${form.pool_last}`);
   for (const server of form.dns ?? []) words.push("--dns", server);
