@@ -3,7 +3,7 @@
 use super::{
     HostShared,
     apply::Run,
-    counting, foresee, limits,
+    counting, foresee, hooks, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -26,7 +26,7 @@ use crate::{
     metadata::Instance,
     model::gateway_mac,
     names,
-    plan::Transit,
+    plan::{Transit, host as host_plan},
     sim::{nic_in_use, not_here},
 };
 use std::{sync::Arc, time::Duration};
@@ -295,6 +295,7 @@ impl Actor {
             PortSeen {
                 id: p.id,
                 open: taps.contains(&tap),
+                described: self.services.describes(p.id),
                 tap,
                 guarded: self.ready,
                 lease: self.leases.get(&p.id).copied().filter(|l| l.address == p.address),
@@ -425,7 +426,7 @@ impl Actor {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
         let found = wanted.ports.iter().find(|p| p.id == port);
         let found = found.ok_or_else(|| not_here("port", port))?;
-        // What is outside of the namespace, above all the host's rules, is not read back here: that `ensure` did it stands for it.
+        // What was left undone may be what is not read back here: links, routes, settings of the host.
         if !self.ready {
             return Err(NetError::NotVerified {
                 what: format!("network {}", self.id),
@@ -489,6 +490,10 @@ impl Actor {
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
         let want = rules::Wanted::new(wanted, self.transit);
         rules::check(&self.ns, want, self.standing.as_ref()).await?;
+        if let Some(transit) = self.transit {
+            let want = host_plan::render(&self.shared.owner, wanted, transit);
+            hooks::verify(&self.shared, self.id, &want).await?;
+        }
         match sysctl::check(&self.ns, sysctl::groups()).await? {
             None => Ok(()),
             Some(detail) => Err(NetError::NotVerified {

@@ -120,5 +120,21 @@ async fn after_a_restart_a_running_vm_is_told_who_it_is_until_its_networks_know(
         }
     };
     tokio::time::timeout(PATIENCE, knows).await.unwrap();
+
+    // Somebody removes the network behind the agent's back: it is made again, and its VM is told again, though nobody starts anything.
+    house.networks.remove(port.spec.network).await.unwrap();
+    assert_eq!(told(&house.networks), None);
+    let request = vbm_sdk::api::SetGroups {
+        groups: Vec::new(),
+        network: None,
+        pairs: None,
+    };
+    client.vms().set_groups("web", request).await.unwrap();
+    let knows = async {
+        while told(&house.networks).as_ref() != Some(&id) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, knows).await.unwrap();
     server.shutdown().await;
 }
