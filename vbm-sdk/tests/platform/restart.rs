@@ -2,7 +2,7 @@
 
 use crate::house::{House, PATIENCE, launch, through, until};
 use vbm_core::{EventKind, PowerState};
-use vbm_net::SimNetwork;
+use vbm_net::{NetworkBackend, SimNetwork};
 use vbm_sdk::{api::PowerAction, source::SystemClock};
 
 #[tokio::test]
@@ -129,6 +129,7 @@ async fn after_a_restart_a_running_vm_is_told_who_it_is_until_its_networks_know(
         network: None,
         pairs: None,
     };
+    let client = server.client().unwrap();
     client.vms().set_groups("web", request).await.unwrap();
     let knows = async {
         while told(&house.networks).as_ref() != Some(&id) {
