@@ -22,7 +22,7 @@ impl Controller {
             spec_of(request).map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let id = NetworkId::from_uuid(self.inner.ids.next());
         check_reserved(id, &spec)?;
-        let addresses = Addresses::new(id, &spec)
+        let addresses = Addresses::new(id, &spec, Default::default())
             .map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let vni = self.pick_vni().await?;
         spec.vni = Some(vni);

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod addresses;
+mod allowed;
 mod cluster;
 mod faults;
 mod house;
