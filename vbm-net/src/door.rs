@@ -163,7 +163,11 @@ mod tests {
         assert!(others.iter().all(|p| !p.gone.is_cancelled()));
         assert_eq!(lock(&door.inside).places.len(), 256, "never more than there are");
         drop(greedy);
-        assert_eq!(lock(&door.inside).places.len(), 100, "who lost a place gives none back");
+        assert_eq!(
+            lock(&door.inside).places.len(),
+            100,
+            "who lost a place gives none back"
+        );
     }
 
     #[tokio::test]

@@ -72,7 +72,11 @@ impl Server {
             &self.config,
             &self.state,
             request,
-            Arrival { source, from: request.ciaddr, to },
+            Arrival {
+                source,
+                from: request.ciaddr,
+                to,
+            },
             self.now,
         );
         if let Some(outcome) = &decision.outcome {
@@ -329,16 +333,39 @@ fn nobody_on_the_wire_speaks_for_a_client_behind_a_router() {
         to: SERVER,
     };
     let port = server.config.ports.iter().next().map(|(mac, _)| *mac).unwrap();
-    for kind in [Kind::Discover, Kind::Request, Kind::Decline, Kind::Release, Kind::Inform] {
+    for kind in [
+        Kind::Discover,
+        Kind::Request,
+        Kind::Decline,
+        Kind::Release,
+        Kind::Inform,
+    ] {
         let mut request = ask(kind, 1);
         (request.ciaddr, request.requested) = (mine, None);
-        let said = |request: &Request, arrival| {
-            respond(&server.config, &server.state, request, arrival, T0).why
-        };
+        let said =
+            |request: &Request, arrival| respond(&server.config, &server.state, request, arrival, T0).why;
         let forged = [
-            ("from another address", Arrival { from: [10, 1, 0, 9].into(), ..router }),
-            ("to all", Arrival { to: Ipv4Addr::BROADCAST, ..router }),
-            ("from a port of ours", Arrival { source: port, ..router }),
+            (
+                "from another address",
+                Arrival {
+                    from: [10, 1, 0, 9].into(),
+                    ..router
+                },
+            ),
+            (
+                "to all",
+                Arrival {
+                    to: Ipv4Addr::BROADCAST,
+                    ..router
+                },
+            ),
+            (
+                "from a port of ours",
+                Arrival {
+                    source: port,
+                    ..router
+                },
+            ),
         ];
         for (how, arrival) in forged {
             assert_eq!(said(&request, arrival), Reason::ForeignMac, "{kind:?} {how}");
@@ -346,8 +373,17 @@ fn nobody_on_the_wire_speaks_for_a_client_behind_a_router() {
         let unicast = matches!(kind, Kind::Request | Kind::Release | Kind::Inform);
         assert_eq!(said(&request, router) != Reason::ForeignMac, unicast, "{kind:?}");
         // One on the wire who says that it lives behind the router is of the link: there it has nothing.
-        let on_wire = said(&request, Arrival { source: request.mac, ..router });
-        assert!(![Reason::Renewed, Reason::Rebound, Reason::Released].contains(&on_wire), "{on_wire:?}");
+        let on_wire = said(
+            &request,
+            Arrival {
+                source: request.mac,
+                ..router
+            },
+        );
+        assert!(
+            ![Reason::Renewed, Reason::Rebound, Reason::Released].contains(&on_wire),
+            "{on_wire:?}"
+        );
     }
 }
 

@@ -504,16 +504,17 @@ async fn a_few_guests_whose_questions_are_never_answered_leave_room_for_anothers
             while !full() && std::time::SystemTime::now() < until {
                 std::thread::park_timeout(Duration::from_millis(50));
             }
-            let answers = ["a", "b", "c", "d"].map(|name| {
-                modest
-                    .dig(&format!("+time=5 +tries=1 +short {name}.example A"))
-            });
+            let answers = ["a", "b", "c", "d"]
+                .map(|name| modest.dig(&format!("+time=5 +tries=1 +short {name}.example A")));
             stop.store(true, Ordering::Relaxed);
             answers
         })
     });
     let world = Ipv4Addr::from(WORLD).to_string();
-    assert_eq!(answers.map(|a| a.trim().to_owned()), [(); 4].map(|()| world.clone()));
+    assert_eq!(
+        answers.map(|a| a.trim().to_owned()),
+        [(); 4].map(|()| world.clone())
+    );
     let counts = seen(&lab).await;
     assert!(counts.forwarded >= 256 && counts.limited > 0, "{counts:?}");
 }

@@ -197,7 +197,12 @@ mod tests {
         }
         assert!(away.is_empty() && pending.asked.len() == FORWARDS_MAX_PENDING);
         for n in 0..100 {
-            assert!(join(&mut pending, 10_000 + n, u8::try_from(n).unwrap() + 100, &mut away));
+            assert!(join(
+                &mut pending,
+                10_000 + n,
+                u8::try_from(n).unwrap() + 100,
+                &mut away
+            ));
         }
         assert_eq!(away.len(), 100);
         assert!(away.iter().all(|key| *key < 4 * most), "the greedy made room");
@@ -225,9 +230,16 @@ mod tests {
             let who = n.saturating_sub(16) / 48;
             assert!(join(&mut pending, n, u8::try_from(who).unwrap(), &mut away));
         }
-        assert!(join(&mut pending, 0, 50, &mut away), "the oldest of the greediest");
+        assert!(
+            join(&mut pending, 0, 50, &mut away),
+            "the oldest of the greediest"
+        );
         assert!(join(&mut pending, 1_000, 60, &mut away));
-        assert_eq!(away, [0, 1], "its first place was kept for the other, so a second went");
+        assert_eq!(
+            away,
+            [0, 1],
+            "its first place was kept for the other, so a second went"
+        );
         assert_eq!(pending.finish(&0, 0), [0], "who came second is still answered");
     }
 

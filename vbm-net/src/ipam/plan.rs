@@ -393,9 +393,10 @@ mod tests {
     fn what_is_withheld_may_stand_across_the_ends_of_the_subnet_or_take_all_of_it() {
         let plan = Plan::new(plain(Ipv4Addr::new(10, 0, 0, 0), 24)).unwrap();
         let range = |a: [u8; 4], b: [u8; 4]| (Ipv4Addr::from(a), Ipv4Addr::from(b));
-        let across = plan
-            .clone()
-            .withholding(&[range([9, 0, 0, 0], [10, 0, 0, 9]), range([10, 0, 0, 250], [11, 0, 0, 0])]);
+        let across = plan.clone().withholding(&[
+            range([9, 0, 0, 0], [10, 0, 0, 9]),
+            range([10, 0, 0, 250], [11, 0, 0, 0]),
+        ]);
         assert_eq!((across.capacity(), across.stretches()), (240, &[(10, 249)][..]));
         let outside = plan.clone().withholding(&[range([10, 0, 1, 0], [10, 0, 1, 9])]);
         assert_eq!(outside.capacity(), plan.capacity());

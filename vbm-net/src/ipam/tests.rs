@@ -45,12 +45,18 @@ fn what_other_ports_may_use_beside_their_own_is_given_to_nobody_and_what_a_port_
     assert_eq!(given, [[10, 0, 0, 2], [10, 0, 0, 6]].map(Ipv4Addr::from));
     // Later nobody shares them.
     let mut ipam = Ipam::restore(plan(), &ipam.state()).unwrap();
-    assert_eq!(ipam.pin(own, None, START).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(
+        ipam.pin(own, None, START).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
     let given: Vec<Ipv4Addr> = std::iter::from_fn(|| ipam.allocate(None, START).ok()).collect();
     assert_eq!(given, [[10, 0, 0, 4], [10, 0, 0, 5]].map(Ipv4Addr::from));
     let full = Ipam::new(plan().withholding(&[(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)]));
     assert_eq!(full.utilisation(START).free, 0);
-    assert_eq!(full.clone().allocate(None, START).unwrap_err().kind(), ErrorKind::Exhausted);
+    assert_eq!(
+        full.clone().allocate(None, START).unwrap_err().kind(),
+        ErrorKind::Exhausted
+    );
 }
 
 #[test]

@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 use vbm_core::{Error, NetworkId, NetworkStatus, PortId, Result};
 use vbm_net::{
     DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, NetworkSeen, PortPolicy,
-    RemotePort,
-    metadata::Instance,
+    RemotePort, metadata::Instance,
 };
 
 impl Agent {
@@ -48,18 +47,15 @@ impl Agent {
 
     /// Tells a network that was made anew what the guests on it may read. What fails is done by the next `ensure`.
     async fn describe_again(&self, seen: &NetworkSeen) {
-        let untold: BTreeSet<PortId> = seen
-            .ports
-            .iter()
-            .filter(|p| !p.described)
-            .map(|p| p.id)
-            .collect();
+        let untold: BTreeSet<PortId> = seen.ports.iter().filter(|p| !p.described).map(|p| p.id).collect();
         if untold.is_empty() {
             return;
         }
         let on_it = |want: &WantedVm| want.nics.iter().any(|n| untold.contains(&n.port));
         for want in self.wanted_vms().into_iter().filter(on_it) {
-            let Ok(instance) = self.instance(&want) else { continue };
+            let Ok(instance) = self.instance(&want) else {
+                continue;
+            };
             for nic in want.nics.iter().filter(|n| untold.contains(&n.port)) {
                 let told = self
                     .inner

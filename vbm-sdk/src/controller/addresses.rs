@@ -231,7 +231,10 @@ impl Controller {
     /// What ports of a network may use beside their own addresses.
     async fn allowed(&self, network: NetworkId) -> Result<Allowed> {
         let ports = self.records().all::<Port>().await?;
-        let here = ports.iter().map(|p| &p.value.spec).filter(|s| s.network == network);
+        let here = ports
+            .iter()
+            .map(|p| &p.value.spec)
+            .filter(|s| s.network == network);
         let pairs = here.flat_map(|spec| spec.pairs.iter().map(|pair| (pair.address, spec.vm)));
         Ok(Allowed(pairs.collect()))
     }
@@ -284,7 +287,12 @@ impl Controller {
         let now = self.now();
         let wanted6 = addresses.wanted6(wanted, mac)?;
         let reserved = addresses.v4.plan().reserved_for(mac);
-        let reserved6 = || addresses.v6.as_ref().and_then(|ipam| ipam.plan().reserved_for(mac));
+        let reserved6 = || {
+            addresses
+                .v6
+                .as_ref()
+                .and_then(|ipam| ipam.plan().reserved_for(mac))
+        };
         for asked in [
             wanted.address.or(reserved).map(IpAddr::V4),
             wanted6.or_else(reserved6).map(IpAddr::V6),

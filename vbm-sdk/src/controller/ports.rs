@@ -80,11 +80,7 @@ impl Controller {
         let has =
             |o: &&Held<Port>| o.value.spec.floating_ip == Some(address) && o.value.meta.id != port.meta.id;
         if let Some(other) = others.iter().find(has) {
-            let vm = self.records().get::<Vm>(other.value.spec.vm).await?;
-            let whose = vm.map_or_else(
-                || format!("port {}", other.value.meta.name),
-                |vm| vm.value.meta.name.to_string(),
-            );
+            let whose = self.name_of_vm(&other.value).await?;
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
                 format!("the floating IP {address} is taken"),
@@ -99,7 +95,7 @@ impl Controller {
 }
 
 /// The key that requests for the same address cross at.
-fn floating_key(address: Ipv4Addr) -> String {
+pub(super) fn floating_key(address: Ipv4Addr) -> String {
     format!("floating/{address}")
 }
 

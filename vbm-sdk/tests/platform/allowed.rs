@@ -50,17 +50,27 @@ async fn an_address_that_a_vm_may_use_beside_its_own_is_no_others_until_it_may_n
     let refused = launched(&client, "b", nic(Some("10.7.0.5"))).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert!(refused.why().contains("a may use it"), "{refused}");
-    assert_eq!(launched(&client, "b", nic(None)).await.unwrap(), "10.7.0.6", "not by chance");
+    assert_eq!(
+        launched(&client, "b", nic(None)).await.unwrap(),
+        "10.7.0.6",
+        "not by chance"
+    );
     let full = launched(&client, "c", nic(None)).await.unwrap_err();
     assert_eq!(full.kind(), ErrorKind::Exhausted);
     allow(&client, "a", &["10.7.0.3/32"]).await;
-    assert_eq!(launched(&client, "c", nic(Some("10.7.0.5"))).await.unwrap(), "10.7.0.5");
+    assert_eq!(
+        launched(&client, "c", nic(Some("10.7.0.5"))).await.unwrap(),
+        "10.7.0.5"
+    );
     assert_eq!(launched(&client, "d", nic(None)).await.unwrap(), "10.7.0.4");
     // Who goes takes what it was allowed along.
     through(&client, client.vms().delete("a").force(true).await)
         .await
         .unwrap();
-    let both = [launched(&client, "e", nic(None)).await, launched(&client, "f", nic(None)).await];
+    let both = [
+        launched(&client, "e", nic(None)).await,
+        launched(&client, "f", nic(None)).await,
+    ];
     let mut both = both.map(Result::unwrap);
     both.sort();
     assert_eq!(both, ["10.7.0.2", "10.7.0.3"]);

@@ -6,6 +6,7 @@ mod addresses;
 mod allowed;
 mod cluster;
 mod faults;
+mod floating;
 mod house;
 mod life;
 mod limits;
