@@ -3,7 +3,7 @@
 use crate::house::{House, name, through};
 use vbm_core::{AddressPair, ErrorKind};
 use vbm_sdk::{
-    api::{CreateNetwork, LaunchRequest, NicRequest, SetGroups},
+    api::{CreateNetwork, LaunchRequest, NicRequest, SetPort},
     client::Client,
 };
 
@@ -26,12 +26,11 @@ async fn allow(client: &Client, vm: &str, addresses: &[&str]) {
         address: a.parse().unwrap(),
         mac: None,
     };
-    let request = SetGroups {
-        groups: Vec::new(),
-        network: Some("few".into()),
+    let request = SetPort {
         pairs: Some(addresses.iter().map(pair).collect()),
+        ..SetPort::default()
     };
-    client.vms().set_groups(vm, request).await.unwrap();
+    client.vms().set_port(vm, &request).await.unwrap();
 }
 
 #[tokio::test]

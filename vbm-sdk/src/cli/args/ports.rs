@@ -28,6 +28,27 @@ pub(in crate::cli) struct PortLimit {
     pub(in crate::cli) connections: Option<String>,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For a virtual router, a shared service address, or containers with addresses of their own. What a VM may use is given to no
+other. An address is an IPv4 or IPv6 address or a subnet, with =MAC where it goes with another MAC than the port's.
+
+Examples:
+  vbm port allow web1 10.0.0.200                    as does web2: whoever answers has it
+  vbm port allow router1 172.16.0.0/16 --network lan
+  vbm port allow web1 10.0.0.201=00:00:5e:00:01:01
+  vbm port deny web1 10.0.0.200")]
+pub(in crate::cli) struct PortAddresses {
+    /// The VM
+    pub(in crate::cli) vm: String,
+    /// Addresses or subnets, each with =MAC where it has its own
+    #[arg(required = true, value_name = "ADDRESS")]
+    pub(in crate::cli) addresses: Vec<String>,
+    /// Its NIC on this network; needed where it has several
+    #[arg(long, value_name = "NETWORK")]
+    pub(in crate::cli) network: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum FloatingIp {
     /// Keep an address of the world, whether or not a VM has it

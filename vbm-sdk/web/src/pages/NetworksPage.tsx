@@ -162,7 +162,7 @@ function NetworkForm({ close }: { close: () => void }) {
         value={mode}
         onChange={setMode}
         options={[
-          { value: "nat", text: "nat: its machines reach the world; the world reaches them by forwards only" },
+          { value: "nat", text: "nat: its machines reach the world; the world reaches them by forwards and floating IPs only" },
           { value: "isolated", text: "isolated: its machines reach each other only" },
         ]}
       />
