@@ -13,7 +13,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`id`], [`name`], [`mac`], [`range`], [`path`], [`epoch`], [`time`] | the values that name and order things |
-//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`bandwidth`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
+//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`bandwidth`], [`group`], [`forward`], [`floating`], [`snapshot`], [`node`] | specs and statuses |
 //! | [`power`] | the power state machine, as a table |
 //! | [`operation`], [`event`] | what is being done, what happened |
 //! | [`error`] | one error form with outcome and retry advice |
@@ -26,6 +26,7 @@ pub mod digest;
 pub mod epoch;
 pub mod error;
 pub mod event;
+pub mod floating;
 pub mod forward;
 pub mod group;
 pub mod guest;
@@ -58,11 +59,13 @@ pub use digest::Digest;
 pub use epoch::{Epoch, Generation};
 pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
 pub use event::{Event, EventKind};
+pub use floating::{FloatingIp, FloatingIpSpec, FloatingPool};
 pub use forward::{Forward, ForwardSpec};
 pub use group::{Direction, Group, GroupSpec, IcmpKind, Peer, PortRange, Protocol, Rule};
 pub use guest::{GuestData, UserData};
 pub use id::{
-    EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId, VolumeId,
+    EventId, FloatingIpId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId,
+    VolumeId,
 };
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;

@@ -52,7 +52,8 @@ pub trait NetworkBackend: Send + Sync {
     async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError>;
 
     /// What the metadata service tells the VM behind a port from now on; `None`: only what the port itself tells. It is held for as long as
-    /// this process runs and the port is wanted: say it again after a start. Until then the VM is told to ask again.
+    /// this process runs and the port is wanted: say it again after a start and after the network was removed, which is where
+    /// [`crate::PortSeen::described`] is false. Until then the VM is told to ask again.
     ///
     /// # Errors
     /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::Invalid`] for what is too large.

@@ -128,6 +128,7 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     groups::groups_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     groups::a_group_that_makes_no_sense_is_refused_whole(backend, &fixture).await;
     services::what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(backend, &fixture).await;
+    services::a_network_that_is_made_again_asks_for_what_its_vms_are_told(backend, &fixture).await;
     services::what_is_too_large_or_of_no_port_is_not_told(backend, &fixture).await;
     services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
     six::ipv6_comes_changes_and_goes_and_a_second_ensure_changes_nothing(backend, &fixture).await;

@@ -114,6 +114,7 @@ pub mod names;
 pub mod plan;
 pub mod ra;
 mod rate;
+mod share;
 mod sim;
 
 pub use backend::NetworkBackend;

@@ -9,7 +9,7 @@ mod modes;
 mod security;
 mod seen;
 mod six;
-pub use floating::check_floating_ip;
+pub use floating::{check_floating_address, check_floating_ip};
 pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, check_pairs, link_local};
 pub use seen::{LeaseSeen, LeaseSeen6, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
 pub use six::GATEWAY_LINK_LOCAL;

@@ -330,6 +330,7 @@ impl SimOne {
             tap: names::tap(p.id),
             guarded: true,
             open: self.open.contains_key(&p.id),
+            described: self.told.contains_key(&p.id),
             lease: self.leases.get(&p.id).copied(),
             lease6: p
                 .address6

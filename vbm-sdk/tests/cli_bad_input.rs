@@ -279,7 +279,7 @@ fn limits_and_floating_ips_that_make_no_sense_are_refused() {
             (&["port", "limit", "web1", "--connections", "many"], 2, "'many'"),
             (&["port", "limit", "nope", "--in", "1mbit"], 3, "'nope'"),
             (&["port", "limit", "lonely", "--in", "1mbit"], 3, "'lonely'"),
-            (&["floating-ip", "attach", "here", "web2"], 2, "'here'"),
+            (&["floating-ip", "attach", "here", "web2"], 3, "'here'"),
             (&["floating-ip", "attach", "fd00::1", "web2"], 2, "'fd00::1'"),
             (&["floating-ip", "attach", "10.0.0.77", "web2"], 2, "10.0.0.77"),
             (&["floating-ip", "attach", "127.0.0.1", "web2"], 2, "127.0.0.1"),

@@ -3,7 +3,7 @@
 use super::{
     HostShared,
     apply::{Over, Run},
-    counting, foresee, leg, limits,
+    counting, foresee, hooks, leg, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -27,7 +27,7 @@ use crate::{
     metadata::Instance,
     model::gateway_mac,
     names,
-    plan::Transit,
+    plan::{Transit, filter::Family, host as host_plan, routed::on_host6},
     sim::{nic_in_use, not_here},
 };
 use std::{sync::Arc, time::Duration};
@@ -63,6 +63,8 @@ pub(crate) struct Actor {
     ns: NetNs,
     wanted: Option<Validated<DesiredNetwork>>,
     transit: Option<Transit>,
+    /// The link that leads to other hosts.
+    underlay: Option<String>,
     /// Guard and rules as they were read back last.
     standing: Option<Standing>,
     /// Whether the last `ensure` went well.
@@ -83,6 +85,7 @@ impl Actor {
             id,
             wanted: None,
             transit: None,
+            underlay: None,
             standing: None,
             ready: false,
             server: None,
@@ -145,6 +148,7 @@ impl Actor {
             .apply(&mut self.standing)
             .await?;
         self.transit = applied.transit;
+        self.underlay = over.underlay.as_ref().map(|u| u.name().to_owned());
         let mut changed = applied.changed;
         self.serve(applied.bridge, &mut changed).await?;
         self.serve6(applied.bridge, &mut changed).await?;
@@ -314,6 +318,7 @@ impl Actor {
             PortSeen {
                 id: p.id,
                 open: taps.contains(&tap),
+                described: self.services.describes(p.id),
                 tap,
                 guarded: self.ready,
                 lease: self.leases.get(&p.id).copied().filter(|l| l.address == p.address),
@@ -446,7 +451,7 @@ impl Actor {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
         let found = wanted.ports.iter().find(|p| p.id == port);
         let found = found.ok_or_else(|| not_here("port", port))?;
-        // What is outside of the namespace, above all the host's rules, is not read back here: that `ensure` did it stands for it.
+        // What was left undone may be what is not read back here: links, routes, settings of the host.
         if !self.ready {
             return Err(NetError::NotVerified {
                 what: format!("network {}", self.id),
@@ -510,6 +515,14 @@ impl Actor {
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
         let want = rules::Wanted::new(wanted, self.transit);
         rules::check(&self.ns, want, self.standing.as_ref()).await?;
+        if let Some(transit) = self.transit {
+            let owner = &self.shared.owner;
+            let want = host_plan::render(owner, wanted, transit, self.underlay.as_deref());
+            hooks::verify(Family::V4, &self.shared, self.id, &want).await?;
+            if let Some(want) = on_host6(owner, wanted) {
+                hooks::verify(Family::V6, &self.shared, self.id, &want).await?;
+            }
+        }
         match sysctl::check(&self.ns, sysctl::groups()).await? {
             None => Ok(()),
             Some(detail) => Err(NetError::NotVerified {

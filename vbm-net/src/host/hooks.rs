@@ -1,11 +1,12 @@
 //! The rules of one network on the host itself, and the jumps that lead to them.
 
-use super::{HostShared, exec, netns::NetNs};
+use super::{HostShared, exec, generation, netns::NetNs};
 use crate::{
     NetError,
     names::HostChain,
     plan::{filter::Family, host as host_plan, tables::Tables},
 };
+use std::sync::{Arc, PoisonError};
 use vbm_core::NetworkId;
 
 /// Both.
@@ -55,22 +56,54 @@ pub(crate) async fn host_rules(
     }
     if !changed.is_empty() {
         let now = family.read(host).await?;
-        let left = host_plan::diff(owner, network, want, &now);
-        let hooks = want.is_some() && !host_plan::missing_hooks(owner, &now).is_empty();
-        if !left.script.is_empty() || hooks {
-            let detail = left
-                .script
-                .lines()
-                .nth(1)
-                .unwrap_or("a hook is missing or stands twice")
-                .to_owned();
-            return Err(NetError::NotVerified {
-                what: "a rule on the host".into(),
-                detail,
-            });
-        }
+        holds(owner, network, want, &now)?;
     }
     Ok(changed)
+}
+
+/// The host's rules of IPv4 and of IPv6, as they were read at a generation of its namespace.
+pub(crate) type HostSeen = [Option<(u32, Arc<Tables>)>; FAMILIES.len()];
+
+/// Fails unless the host holds these rules of a network, and the jumps to them, now. What was read since the kernel's rules
+/// changed last is not read again, whichever network asks.
+pub(crate) async fn verify(
+    family: Family,
+    shared: &HostShared,
+    network: NetworkId,
+    want: &host_plan::HostRules,
+) -> Result<(), NetError> {
+    let _not_in_the_middle_of_a_change = shared.host_rules.lock().await;
+    let now = generation::of(&shared.host).await?;
+    let held = || shared.host_seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = held()[family as usize].clone().filter(|(at, _)| Some(*at) == now);
+    let tables = match known {
+        Some((_, tables)) => tables,
+        None => {
+            let tables = Arc::new(family.read(&shared.host).await?);
+            let after = generation::of(&shared.host).await?;
+            held()[family as usize] = after.filter(|_| after == now).map(|at| (at, Arc::clone(&tables)));
+            tables
+        }
+    };
+    holds(&shared.owner, network, Some(want), &tables)
+}
+
+fn holds(
+    owner: &str,
+    network: NetworkId,
+    want: Option<&host_plan::HostRules>,
+    observed: &Tables,
+) -> Result<(), NetError> {
+    let left = host_plan::diff(owner, network, want, observed);
+    let hooks = want.is_some() && !host_plan::missing_hooks(owner, observed).is_empty();
+    if left.script.is_empty() && !hooks {
+        return Ok(());
+    }
+    let detail = left.script.lines().nth(1);
+    Err(NetError::NotVerified {
+        what: "a rule on the host".into(),
+        detail: detail.unwrap_or("a hook is missing or stands twice").to_owned(),
+    })
 }
 
 /// The jumps from built-in chains, each first in its chain: another's final DROP must not come before them. The `iptables` crate

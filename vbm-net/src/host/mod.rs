@@ -154,6 +154,8 @@ pub(crate) struct HostShared {
     tracker: TaskTracker,
     /// One change to the owner's host chains at a time.
     host_rules: tokio::sync::Mutex<()>,
+    /// What was read of them last.
+    host_seen: Mutex<hooks::HostSeen>,
     lock: Mutex<Option<OwnerLock>>,
 }
 
@@ -220,6 +222,7 @@ impl HostNetwork {
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
             host_rules: tokio::sync::Mutex::new(()),
+            host_seen: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         };
         Ok(Self {

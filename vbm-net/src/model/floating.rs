@@ -7,6 +7,7 @@ use vbm_core::{Error, NetworkSpec};
 
 /// Above it are multicast (RFC 5771), what is kept for nothing, and broadcast.
 const FIRST_MULTICAST: u8 = 224;
+const OUTSIDE: &str = "choose an address of the world outside the host";
 /// What is only known on one link (RFC 3927); transits are of it.
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 
@@ -22,7 +23,6 @@ pub fn check_floating_ip(spec: &NetworkSpec, address: Ipv4Addr) -> Result<(), Er
             fix,
         ))
     };
-    let outside = "choose an address of the world outside the host";
     if let Some(reason) = spec.mode.without_nat() {
         return refuse(
             format!("its mode is {}, {reason}", spec.mode),
@@ -30,11 +30,23 @@ pub fn check_floating_ip(spec: &NetworkSpec, address: Ipv4Addr) -> Result<(), Er
         );
     }
     if spec.cidr.contains(&address) {
-        return refuse(format!("it is inside {}, the network's own", spec.cidr), outside);
+        return refuse(format!("it is inside {}, the network's own", spec.cidr), OUTSIDE);
     }
+    check_floating_address(address)
+}
+
+/// Checks that an address can be a floating IP of any network.
+///
+/// # Errors
+/// It is nobody's or everybody's.
+pub fn check_floating_address(address: Ipv4Addr) -> Result<(), Error> {
     let nobody = address.octets()[0] == 0 || address.is_loopback() || LINK_LOCAL.contains(&address);
     if nobody || address.octets()[0] >= FIRST_MULTICAST {
-        return refuse("no packet can be sent to just one machine there".into(), outside);
+        return Err(bad(
+            format!("{address} cannot be a floating IP"),
+            "no packet can be sent to just one machine there",
+            OUTSIDE,
+        ));
     }
     Ok(())
 }

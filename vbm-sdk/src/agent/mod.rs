@@ -300,6 +300,12 @@ impl Agent {
             .clone()
     }
 
+    /// What is wanted of the VMs here, of those of which anybody said it since the start.
+    fn wanted_vms(&self) -> Vec<crate::methods::WantedVm> {
+        let keepers = self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        keepers.values().filter_map(VmKeeper::wants).collect()
+    }
+
     fn forget_keeper(&self, id: VmId) -> Option<VmKeeper> {
         self.inner
             .keepers

@@ -21,6 +21,9 @@
 //! | `/v1/groups`, `/v1/groups/{group}` | GET, POST, DELETE |
 //! | `/v1/groups/{group}/rules` | PUT [`SetRules`] |
 //! | `/v1/forwards`, `/v1/forwards/{forward}` | GET, POST, DELETE |
+//! | `/v1/floating-ips`, `/v1/floating-ips/{floating-ip}` | GET, POST, DELETE |
+//! | `/v1/floating-ips/{floating-ip}/target` | PUT [`AttachFloatingIp`], DELETE |
+//! | `/v1/floating-pool` | GET, PUT [`vbm_core::FloatingPool`] |
 //! | `/v1/blobs` | POST: a file's bytes; answers [`Blob`] |
 //! | `/v1/images`, `/v1/images/{image}` | GET, POST, DELETE |
 //! | `/v1/nodes`, `/v1/nodes/{node}` | GET |
@@ -36,11 +39,13 @@
 //! (RFC 9457) with the fields of [`vbm_core::Error`].
 
 mod addresses;
+mod floating;
 mod looks;
 mod ports;
 mod web;
 
 pub use addresses::{AddressUsage, CreateIpv6, NetworkUsage, UpdateIpv6, UpdateNetwork};
+pub use floating::{AttachFloatingIp, CreateFloatingIp, FloatingIpState, FloatingIpView};
 pub use looks::{Counted, NetworkCounts, NodeChanges, NodePaths, PortCounts, RuleCounts, TriedPath};
 pub use ports::{FLOATING_IP_NONE, SetPort};
 pub use web::{
@@ -524,10 +529,10 @@ pub struct ListQuery {
     /// At most so many, 1 to 1,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Of ports and forwards: only those of this network.
+    /// Of ports, forwards and floating IPs: only those of this network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// Of ports, forwards, volumes: only those of this VM.
+    /// Of ports, forwards, floating IPs and volumes: only those of this VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<String>,
 }

@@ -219,7 +219,7 @@ fn pools(view: &NetworkView) -> String {
     four.chain(six).collect::<Vec<_>>().join(", ")
 }
 
-fn joined<T: ToString>(items: &[T]) -> String {
+pub(super) fn joined<T: ToString>(items: &[T]) -> String {
     items
         .iter()
         .map(ToString::to_string)

@@ -21,6 +21,7 @@ mod addresses;
 mod admission;
 mod consoles;
 mod copies;
+mod floating_ips;
 mod forwards;
 mod groups;
 mod images;

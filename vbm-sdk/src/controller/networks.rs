@@ -30,7 +30,7 @@ impl Controller {
             spec_of(request).map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let id = NetworkId::from_uuid(self.inner.ids.next());
         check_reserved(id, &spec)?;
-        let addresses = Addresses::new(id, &spec)
+        let addresses = Addresses::new(id, &spec, Default::default())
             .map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         // A bridged network is on its LAN wherever it is.
         if spec.mode != NetworkMode::Bridged {

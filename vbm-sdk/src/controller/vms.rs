@@ -196,6 +196,13 @@ impl Controller {
                 "see its NICs with `vbm info`",
             ));
         }
+        if let (Some(_), Some(network)) = (&request.pairs, &only)
+            && let Some(network) = self.records().get::<Network>(network.id).await?
+            && let Some(addresses) = self.readable_addresses(&network.value).await?
+        {
+            // Whoever picks an address of theirs just now is crossed, and picks another.
+            edit = addresses.keep(edit)?;
+        }
         let operation = self.operation(
             operations::APPLY,
             ObjectRef::new(Kind::Vm, id, &vm.value.meta.name),

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod addresses;
+mod allowed;
 mod cluster;
 mod faults;
+mod floating;
 mod house;
 mod life;
 mod limits;

@@ -47,6 +47,7 @@ async fn addresses_are_of_one_routed_network_of_a_cluster_and_free_when_it_is_go
         network: None,
         limits: None,
         floating_ip: Some("10.7.0.9".into()),
+        pairs: None,
     };
     let error = client.vms().set_port("web", &floating).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");

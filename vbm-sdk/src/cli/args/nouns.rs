@@ -1,6 +1,6 @@
 //! `vbm NOUN VERB`.
 
-use super::ports::PortLimit;
+use super::ports::{PortAddresses, PortLimit};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -210,6 +210,10 @@ pub(in crate::cli) enum Port {
     List(Belonging),
     /// Limit what a VM's port may carry, running or not
     Limit(PortLimit),
+    /// Let a VM use addresses beside its own, running or not
+    Allow(PortAddresses),
+    /// Let a VM no more use addresses beside its own
+    Deny(PortAddresses),
 }
 
 #[derive(Debug, Subcommand)]

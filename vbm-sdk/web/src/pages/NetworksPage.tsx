@@ -169,7 +169,7 @@ function NetworkForm({ close }: { close: () => void }) {
         value={mode}
         onChange={(value) => setMode(MODES.find((known) => known === value) ?? "nat")}
         options={[
-          { value: "nat", text: "nat: its machines reach the world; the world reaches them by forwards only" },
+          { value: "nat", text: "nat: its machines reach the world; the world reaches them by forwards and floating IPs only" },
           { value: "isolated", text: "isolated: its machines reach each other only" },
           { value: "routed", text: "routed: its machines reach the world as they are; the world needs a route to the host" },
           { value: "bridged", text: "bridged: its machines are on the LAN of an interface of the host" },
