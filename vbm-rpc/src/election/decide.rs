@@ -13,10 +13,14 @@
 //! and ends a margin before the lease does: a leader has stopped before anybody may take over.
 
 use super::lease::LeaseAnswer;
-use crate::election::CampaignOptions;
+use crate::{election::CampaignOptions, limits::HEARTBEAT_EVERY};
 use std::time::Duration;
 use tokio::time::Instant;
 use vbm_core::Epoch;
+
+/// After Redis has forgotten everything, members are in presence again within this: two heartbeats, one of
+/// which may be late.
+pub(super) const WITNESSES_BACK: Duration = HEARTBEAT_EVERY.saturating_mul(2);
 
 /// How often an epoch is raised before a candidate lets go and begins anew.
 const RAISES_MAX: u32 = 5;
@@ -111,7 +115,8 @@ impl Machine {
                 if now < at {
                     return Step::Wait(at);
                 }
-                let settled = |since: Instant| now >= since + self.options.lease;
+                // By then who led has noticed, and who bears witness of its epoch is in presence again.
+                let settled = |since: Instant| now >= since + self.options.lease.max(WITNESSES_BACK);
                 Step::Take {
                     floor: self.highest,
                     blank: self.blank_since.is_some_and(settled),

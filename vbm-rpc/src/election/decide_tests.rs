@@ -166,6 +166,26 @@ async fn where_nothing_was_ever_kept_it_waits_for_one_lease_too() {
 }
 
 #[tokio::test]
+async fn where_nothing_was_ever_kept_a_short_lease_waits_for_who_remembers() {
+    let now = Instant::now();
+    let options = CampaignOptions::default().lease(Duration::from_secs(1));
+    let mut machine = Machine::new(options, Epoch(0), now);
+    machine.hear(
+        Heard::Lease {
+            asked: now,
+            answer: Some(LeaseAnswer::Blank),
+        },
+        now,
+    );
+    let almost = now + WITNESSES_BACK - Duration::from_millis(1);
+    assert!(matches!(machine.next(almost), Step::Take { blank: false, .. }));
+    assert!(matches!(
+        machine.next(now + WITNESSES_BACK),
+        Step::Take { blank: true, .. }
+    ));
+}
+
+#[tokio::test]
 async fn who_stands_down_lets_the_others_first_and_goes_above() {
     let now = Instant::now();
     let mut machine = leader(now);
