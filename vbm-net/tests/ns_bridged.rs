@@ -237,6 +237,11 @@ async fn the_lans_own_server_gives_addresses_and_no_vm_can_be_one_or_be_the_rout
             marked((me, [192, 0, 2, 9].into()), (mac, address), "far"),
         ),
         (
+            "the host's ARP",
+            ethernet(me, BROADCAST, 0x0806, &arp(2, (me, HOST), (mac, address))),
+        ),
+        ("the host's address", marked((me, HOST), (mac, address), "host")),
+        (
             "the router's ARP",
             ethernet(me, BROADCAST, 0x0806, &arp(2, (me, ROUTER), (mac, address))),
         ),

@@ -30,7 +30,7 @@ use crate::{
     plan::{Transit, filter::Family, host as host_plan, routed::on_host6},
     sim::{nic_in_use, not_here},
 };
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use vbm_core::{NetworkId, PortId};
 
@@ -65,6 +65,8 @@ pub(crate) struct Actor {
     transit: Option<Transit>,
     /// The link that leads to other hosts.
     underlay: Option<String>,
+    /// The host's own addresses on the LAN of a bridged network.
+    host: Vec<Ipv4Addr>,
     /// Guard and rules as they were read back last.
     standing: Option<Standing>,
     /// Whether the last `ensure` went well.
@@ -86,6 +88,7 @@ impl Actor {
             wanted: None,
             transit: None,
             underlay: None,
+            host: Vec::new(),
             standing: None,
             ready: false,
             server: None,
@@ -142,6 +145,7 @@ impl Actor {
             }
         };
         // From here on NICs open by what is wanted now, and only if the kernel holds it.
+        self.host = over.host().to_vec();
         let wanted = self.wanted.insert(wanted);
         let applied = Run::new(&self.shared, wanted, &over, first)
             .after(before.as_ref().filter(|_| !first))
@@ -513,7 +517,7 @@ impl Actor {
     /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened, unless the kernel says that nobody
     /// changed it since it was read back last.
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
-        let want = rules::Wanted::new(wanted, self.transit);
+        let want = rules::Wanted::new(wanted, self.transit, &self.host);
         rules::check(&self.ns, want, self.standing.as_ref()).await?;
         if let Some(transit) = self.transit {
             let owner = &self.shared.owner;

@@ -37,7 +37,7 @@ use crate::{
     },
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 use vbm_core::{NetworkMode, PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
@@ -63,6 +63,13 @@ pub(crate) struct Over {
     pub(crate) underlay: Option<Underlay>,
     /// The LAN of a bridged network.
     pub(crate) uplink: Option<Uplink>,
+}
+
+impl Over {
+    /// The host's own addresses on the LAN of a bridged network.
+    pub(crate) fn host(&self) -> &[Ipv4Addr] {
+        self.uplink.as_ref().map_or(&[], |uplink| &uplink.host)
+    }
 }
 
 /// One run over one network.
@@ -331,7 +338,8 @@ impl<'a> Run<'a> {
         standing: &mut Option<Standing>,
     ) -> Result<(), NetError> {
         let shared = self.shared;
-        let want = rules::Wanted::new(self.net, transit);
+        let host = self.uplink.map_or(&[][..], |uplink| &uplink.host);
+        let want = rules::Wanted::new(self.net, transit, host);
         let done = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
         self.rules_changed |= !done.changes.is_empty();
         self.healed |= done.healed;

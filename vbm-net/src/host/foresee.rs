@@ -58,7 +58,13 @@ impl Look<'_> {
         }
         self.bridge(links.as_ref(), &all, &mut lines).await?;
         let transit = self.transit(record.as_ref());
-        lines.extend(rules::foresee(links.as_ref().map(|_| &ns), Wanted::new(self.net, transit)).await?);
+        lines.extend(
+            rules::foresee(
+                links.as_ref().map(|_| &ns),
+                Wanted::new(self.net, transit, self.over.host()),
+            )
+            .await?,
+        );
         self.uplink(&all, transit, &mut lines).await?;
         self.routes(record.as_ref(), transit, &mut lines).await?;
         self.leg(&ns, links.as_ref(), &all, &mut lines).await?;

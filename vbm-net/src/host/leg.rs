@@ -16,7 +16,7 @@ use rtnetlink::packet_route::{
     address::{AddressAttribute, AddressMessage},
     route::RouteType,
 };
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use vbm_core::{InterfaceName, NetworkMode, NetworkSpec, limits::NETWORK_MIN_MTU_BYTES};
 
 /// The interface that a bridged network is on, and how it is joined.
@@ -24,6 +24,8 @@ use vbm_core::{InterfaceName, NetworkMode, NetworkSpec, limits::NETWORK_MIN_MTU_
 pub(crate) struct Uplink {
     pub(crate) link: Link,
     pub(crate) join: Join,
+    /// The host's own addresses there.
+    pub(crate) host: Vec<Ipv4Addr>,
 }
 
 /// Finds it; `None` for a network of another mode.
@@ -46,7 +48,16 @@ pub(crate) async fn uplink(
         };
     }
     let join = leg::choose(seen.as_ref(), stands).map_err(|refusal| refusal.told(name))?;
-    Ok(found.map(|link| Uplink { link, join }))
+    let own = |net: IpNet| match net.addr() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    let host = seen
+        .into_iter()
+        .flat_map(|s| s.addresses)
+        .filter_map(own)
+        .collect();
+    Ok(found.map(|link| Uplink { link, join, host }))
 }
 
 fn bridged(spec: &NetworkSpec) -> Option<&InterfaceName> {

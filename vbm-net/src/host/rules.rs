@@ -24,7 +24,10 @@ use crate::{
         tables::{self, Tables},
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 /// Elements by the name of their map or set.
 type Elements = BTreeMap<String, BTreeSet<String>>;
@@ -46,9 +49,10 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn new(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Self {
+    /// `host`: its own addresses on the LAN of a bridged network.
+    pub(crate) fn new(net: &Validated<DesiredNetwork>, transit: Option<Transit>, host: &[Ipv4Addr]) -> Self {
         Self {
-            guard: guard::render(net),
+            guard: guard::render_beside(net, host),
             sets: sets::render(&Policies::new(net)),
             v4: inside::render(net, transit),
             v6: inside::render6(net),

@@ -57,6 +57,11 @@ pub struct Guard {
 
 /// The guard that is wanted.
 pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
+    render_beside(net, &[])
+}
+
+/// The same where the host is a machine of the network's LAN itself, with these addresses.
+pub fn render_beside(net: &Validated<DesiredNetwork>, host: &[Ipv4Addr]) -> Guard {
     let mut guard = Guard::default();
     for (hook, key, map) in [
         ("prerouting", "iifname", IN_MAP),
@@ -74,7 +79,11 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
     for port in &net.ports {
         let tap = names::tap(port.id);
         for (map, chain, lines) in [
-            (IN_MAP, names::guard_in(port.id), from_port(net, port, &macs)),
+            (
+                IN_MAP,
+                names::guard_in(port.id),
+                from_port(net, port, &macs, host),
+            ),
             (TO_MAP, names::guard_to(port.id), to_port(net, port)),
         ] {
             guard
@@ -173,9 +182,14 @@ fn services(net: &DesiredNetwork) -> Vec<Ipv4Addr> {
     vec![METADATA_ADDRESS, net.spec.gateway]
 }
 
-fn from_port(net: &DesiredNetwork, port: &DesiredPort, macs: &BTreeSet<Mac>) -> Vec<String> {
+fn from_port(
+    net: &DesiredNetwork,
+    port: &DesiredPort,
+    macs: &BTreeSet<Mac>,
+    host: &[Ipv4Addr],
+) -> Vec<String> {
     if !port.policy.pairs.is_empty() || port.has_ipv6() || !net.spec.serve_dhcp {
-        return from_port_of_many(net, port, macs);
+        return from_port_of_many(net, port, macs, host);
     }
     let (mac, ip) = (port.mac, port.address);
     let mut lines = vec![
@@ -197,12 +211,17 @@ fn from_port(net: &DesiredNetwork, port: &DesiredPort, macs: &BTreeSet<Mac>) -> 
 
 /// The same where a port may use more than one address. Each is allowed with its MAC, unless that is another port's of `all_macs`;
 /// what none names is dropped. To the gateway's services it is its own address alone: by that they know whom they tell what.
-fn from_port_of_many(net: &DesiredNetwork, port: &DesiredPort, all_macs: &BTreeSet<Mac>) -> Vec<String> {
+fn from_port_of_many(
+    net: &DesiredNetwork,
+    port: &DesiredPort,
+    all_macs: &BTreeSet<Mac>,
+    host: &[Ipv4Addr],
+) -> Vec<String> {
     let mut identities = guard_leg::identities(net, port);
     identities.retain(|(mac, _)| *mac == port.mac || !all_macs.contains(mac));
     let macs: BTreeSet<Mac> = identities.iter().map(|(mac, _)| *mac).collect();
     let of_ipv4 = || identities.iter().filter(|(_, net)| matches!(net, IpNet::V4(_)));
-    let mut lines = guard_leg::not_the_router(net);
+    let mut lines = guard_leg::not_another(net, host);
     lines.extend(
         macs.iter().map(|m| {
             format!("ether saddr {m} arp operation 1 arp saddr ether {m} arp saddr ip 0.0.0.0 accept")

@@ -6,11 +6,13 @@
 //! ```
 //!
 //! Where VBM serves DHCP, what a VM says to any server is turned to the bridge: the LAN's servers never hear it, and it never hears them. Where
-//! the LAN serves, a VM may have any address of the LAN but its router's: which, only the LAN's server knows. Its MAC is its own in any case.
+//! the LAN serves, a VM may have any address of the LAN but its router's and the host's: which, only the LAN's server knows. Its MAC is its
+//! own in any case.
 
 use super::guard::{Guard, IN_MAP, TO_MAP, no_dhcp, spelled};
 use crate::{DesiredNetwork, DesiredPort, names};
 use ipnet::IpNet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 use vbm_core::{Mac, NetworkMode};
 
 /// Adds the leg's chains.
@@ -39,16 +41,14 @@ pub(super) fn turned_to_us(net: &DesiredNetwork) -> Option<String> {
     turned.then(|| format!("udp sport 68 udp dport 67 ether daddr set {}", net.gateway_mac()))
 }
 
-/// Nobody is the LAN's router but it.
-pub(super) fn not_the_router(net: &DesiredNetwork) -> Vec<String> {
+/// Nobody is the LAN's router or the host but they.
+pub(super) fn not_another(net: &DesiredNetwork, host: &[Ipv4Addr]) -> Vec<String> {
     if net.spec.serve_dhcp {
         return Vec::new();
     }
-    let router = net.spec.gateway;
-    vec![
-        format!("arp saddr ip {router} drop"),
-        format!("ip saddr {router} drop"),
-    ]
+    let kept: BTreeSet<Ipv4Addr> = host.iter().copied().chain([net.spec.gateway]).collect();
+    let drop = |a: &Ipv4Addr| [format!("arp saddr ip {a} drop"), format!("ip saddr {a} drop")];
+    kept.iter().flat_map(drop).collect()
 }
 
 /// What a port may pretend to be: itself; where its address is not known, any of its LAN.
