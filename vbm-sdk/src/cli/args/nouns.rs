@@ -308,7 +308,7 @@ pub(in crate::cli) struct GroupRules {
 pub(in crate::cli) struct GroupSomeRules {
     /// The group
     pub(in crate::cli) group: String,
-    /// What may come in
+    /// What may come in, or with egress: go out
     #[arg(required = true, value_name = "RULE")]
     pub(in crate::cli) rules: Vec<String>,
 }

@@ -30,8 +30,9 @@ pub(in crate::cli) struct PortLimit {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-For a virtual router, a shared service address, or containers with addresses of their own. What a VM may use is given to no
-other. An address is an IPv4 or IPv6 address or a subnet, with =MAC where it goes with another MAC than the port's.
+For a virtual router, a shared service address, or containers with addresses of their own. What a
+VM may use is given to no other. An address is one of IPv4 or IPv6 or a subnet, with =MAC where it
+goes with another MAC than the port's.
 
 Examples:
   vbm port allow web1 10.0.0.200                    as does web2: whoever answers has it
@@ -72,7 +73,8 @@ pub(in crate::cli) enum FloatingIp {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-What is kept stays when its VM is deleted, until `vbm floating-ip delete`. An address that a VM has already is kept for it.
+What is kept stays when its VM is deleted, until `vbm floating-ip delete`. An address that a VM has
+already is kept for it.
 
 Examples:
   vbm floating-ip create 192.0.2.50 --name shop
@@ -93,9 +95,9 @@ pub(in crate::cli) struct FloatingShow {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The address must be one that leads to the VM's host: of a subnet of the host's, where the host answers ARP for it, or routed to
-the host. One that is not kept is given back when it is detached or its VM is deleted. The VM's groups still decide what may
-come in.
+The address must lead to the VM's host: of a subnet that the host is on, where it answers ARP
+for it, or routed to the host. One that is not kept is given back when it is detached or its VM
+is deleted. The VM's groups still decide what may come in.
 
 Examples:
   vbm floating-ip attach shop web1

@@ -195,7 +195,7 @@ function GroupForm({ group, close }: { group?: Group; close: () => void }) {
       )}
       <div role="group" aria-label="Rules" className="vbm-rows">
         {drafts.map((draft, at) => (
-          <div className="vbm-row" key={at}>
+          <div className="vbm-row vbm-rule" key={at}>
             <ChoiceField
               label="Way"
               value={draft.direction}

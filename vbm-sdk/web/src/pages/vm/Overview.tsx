@@ -108,7 +108,19 @@ function Nics({ vm, nics }: { vm: Vm; nics: Port[] }) {
       title: "Network",
       cell: (nic) => <Link to={{ page: "network", name: nic.network_name }}>{nic.network_name}</Link>,
     },
-    { title: "Address", cell: (nic) => `${nic.spec.address}${nic.spec.pinned ? " (asked for)" : ""}` },
+    {
+      title: "Address",
+      cell: (nic) => (
+        <>
+          {`${nic.spec.address}${nic.spec.pinned ? " (asked for)" : ""}`}
+          {(nic.spec.pairs ?? []).map((pair) => (
+            <div key={pairText(pair)} className="vbm-faint">
+              may use {pairText(pair)}
+            </div>
+          ))}
+        </>
+      ),
+    },
     {
       title: "Floating IP",
       cell: (nic) => nic.spec.floating_ip ?? <span className="vbm-faint">none</span>,
