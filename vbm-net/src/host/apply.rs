@@ -29,13 +29,21 @@ use crate::{
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
-use vbm_core::{PortId, network::METADATA_ADDRESS};
+use vbm_core::{Ipv6Spec, PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
 
 /// The bits of the prefix of link-local addresses (RFC 4291 section 2.5.6).
 const LINK_LOCAL_PREFIX_BITS: u8 = 64;
+
+/// The gateway's own addresses of IPv6.
+pub(super) fn addresses6(six: &Ipv6Spec) -> [Ipv6Net; 2] {
+    [
+        Ipv6Net::new_assert(six.gateway, six.cidr.prefix_len()),
+        Ipv6Net::new_assert(GATEWAY_LINK_LOCAL, LINK_LOCAL_PREFIX_BITS),
+    ]
+}
 
 /// What one run came to.
 pub(crate) struct Applied {
@@ -197,11 +205,7 @@ impl<'a> Run<'a> {
         let changed = sysctl::apply(&self.ns, sysctl::bridge(&bridge.name, true)).await?;
         self.changed.extend(changed);
         self.shared.step("settings of IPv6");
-        let invalid = |e| NetError::kernel("the gateway's IPv6 address", std::io::Error::other(e));
-        let wanted = [
-            Ipv6Net::new(six.gateway, six.cidr.prefix_len()).map_err(invalid)?,
-            Ipv6Net::new(GATEWAY_LINK_LOCAL, LINK_LOCAL_PREFIX_BITS).map_err(invalid)?,
-        ];
+        let wanted = addresses6(six);
         if links.only_addresses6(bridge, &wanted).await? {
             self.changed.push(format!("IPv6 addresses of {}", bridge.name));
         }
@@ -435,7 +439,8 @@ impl<'a> Run<'a> {
                     standing.push(link.name.clone());
                 }
                 Some(_) => {
-                    self.mtu(links, link).await?;
+                    let changed = self.place(links, bridge).tap_again(link).await?;
+                    self.changed.extend(changed);
                     standing.push(link.name.clone());
                 }
                 None => {

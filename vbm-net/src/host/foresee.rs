@@ -3,12 +3,13 @@
 //! Where a network is not here yet, its transit is not chosen: the pool's first stands in for it, since no line tells it.
 
 use super::{
-    HostShared, exec,
+    HostShared, apply, exec,
     fdb::Between,
     floating,
     link::{Link, Links},
     netns::NetNs,
-    overlay::Underlay,
+    nic,
+    overlay::{PORT, Underlay},
     record::Record,
     rules::{self, Wanted},
     sysctl,
@@ -17,8 +18,12 @@ use crate::{
     DesiredNetwork, NetError, Validated, limits, names,
     plan::{Transit, floating as floating_plan, host as host_plan, inside, overlay, transit as transit_plan},
 };
+use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::network::VXLAN_PORT;
+use vbm_core::{
+    PortId,
+    network::{METADATA_ADDRESS, VXLAN_PORT},
+};
 
 /// A look at one network.
 pub(super) struct Look<'a> {
@@ -54,7 +59,7 @@ impl Look<'_> {
         let transit = self.transit(record.as_ref());
         lines.extend(rules::foresee(links.as_ref().map(|_| &ns), Wanted::new(self.net, transit)).await?);
         self.uplink(&all, transit, &mut lines).await?;
-        self.taps(&all, &mut lines);
+        self.taps(&all, &mut lines).await?;
         if let Some(links) = &links {
             self.limits(links, &all, &mut lines).await?;
         } else {
@@ -82,25 +87,59 @@ impl Look<'_> {
             lines.push(format!("bridge {}", names::BRIDGE));
             return Ok(());
         };
-        let wrong = [
-            ("MAC", bridge.mac != Some(self.net.gateway_mac())),
-            ("MTU", bridge.mtu != u32::from(self.net.spec.mtu)),
-        ];
-        lines.extend(
-            wrong
-                .iter()
-                .filter(|(_, is)| *is)
-                .map(|(what, _)| format!("{what} of {}", bridge.name)),
-        );
-        lines.extend((!bridge.up).then(|| format!("{} up", bridge.name)));
-        let has = links.addresses().await?;
-        let gateway = |(index, net, _): &(u32, ipnet::Ipv4Net, _)| {
-            *index == bridge.index
-                && net.addr() == self.net.spec.gateway
-                && net.prefix_len() == self.net.spec.cidr.prefix_len()
-        };
-        lines.extend((!has.iter().any(gateway)).then(|| format!("address of {}", bridge.name)));
+        let mac = bridge.mac != Some(self.net.gateway_mac());
+        lines.extend(mac.then(|| format!("MAC of {}", bridge.name)));
+        lines.extend(self.whole(bridge, true));
+        let (gateway, cidr) = (self.net.spec.gateway, self.net.spec.cidr);
+        let own = Ipv4Net::new_assert(gateway, cidr.prefix_len());
+        let metadata = self.net.spec.serves_metadata();
+        let mut wanted = vec![own];
+        wanted.extend(metadata.then(|| Ipv4Net::from(METADATA_ADDRESS)));
+        lines.extend(self.addressed(links, bridge, &wanted).await?);
+        let settings = sysctl::bridge(names::BRIDGE, self.net.spec.ipv6.is_some());
+        lines.extend(sysctl::check(&NetNs::named(&self.shared.namespace(self.net.id)), settings).await?);
+        if let Some(six) = &self.net.spec.ipv6 {
+            let wanted = apply::addresses6(six);
+            let same = links.has_only6(bridge, &wanted).await?;
+            lines.extend((!same).then(|| format!("IPv6 addresses of {}", bridge.name)));
+            for net in wanted {
+                let leads = links.has_route6(bridge, net).await?;
+                lines.extend((!leads).then(|| format!("IPv6 route of {}", bridge.name)));
+            }
+        }
         Ok(())
+    }
+
+    /// Tag, whether it is up, and for those that VMs send by the MTU.
+    fn whole(&self, link: &Link, mtu: bool) -> Vec<String> {
+        let tag = names::alias(&self.shared.owner, self.net.id);
+        let wrong = [
+            ("tag of ", "", link.alias.as_deref() != Some(&tag)),
+            ("MTU of ", "", mtu && link.mtu != u32::from(self.net.spec.mtu)),
+            ("", " up", !link.up),
+        ];
+        let wrong = wrong.iter().filter(|(.., is)| *is);
+        wrong
+            .map(|(before, after, _)| format!("{before}{}{after}", link.name))
+            .collect()
+    }
+
+    /// Addresses, and the route to the subnet of the first.
+    async fn addressed(
+        &self,
+        links: &Links,
+        link: &Link,
+        wanted: &[Ipv4Net],
+    ) -> Result<Vec<String>, NetError> {
+        let mut lines = Vec::new();
+        let same = links.has_only(link, wanted).await?;
+        lines.extend((!same).then(|| format!("address of {}", link.name)));
+        if let Some(first) = wanted.first()
+            && !links.has_route(*first).await?
+        {
+            lines.push(format!("route of {}", link.name));
+        }
+        Ok(lines)
     }
 
     /// The transit, the rules on the host, and what floats.
@@ -112,7 +151,8 @@ impl Look<'_> {
     ) -> Result<(), NetError> {
         let (host, owner) = (&self.shared.host, &self.shared.owner);
         let outer = names::transit(self.net.id);
-        let standing = Links::open(host).await?.get(&outer).await?;
+        let links = Links::open(host).await?;
+        let standing = links.get(&outer).await?;
         let paired = match (&standing, all.get(names::UPLINK)) {
             (Some(a), Some(b)) => a.peer == Some(b.index) && b.peer == Some(a.index),
             _ => false,
@@ -123,6 +163,18 @@ impl Look<'_> {
                 lines.push("no more transit".into());
             }
             _ => {}
+        }
+        if let (Some(transit), true, Some(a), Some(b)) = (transit, paired, &standing, all.get(names::UPLINK))
+        {
+            let inside = Links::open(&NetNs::named(&self.shared.namespace(self.net.id))).await?;
+            for (links, link, address) in [(&links, a, transit.host()), (&inside, b, transit.inner())] {
+                lines.extend(self.whole(link, false));
+                let address = Ipv4Net::new_assert(address, transit.net().prefix_len());
+                lines.extend(self.addressed(links, link, &[address]).await?);
+            }
+            lines.extend(sysctl::check(host, sysctl::host(&outer)).await?);
+            let leads = inside.has_way_out(transit.host()).await?;
+            lines.extend((!leads).then(|| "default route".to_owned()));
         }
         let observed = exec::iptables_read(host).await?;
         let want = transit.map(|t| host_plan::render(owner, self.net, t));
@@ -143,15 +195,39 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn taps(&self, all: &BTreeMap<String, Link>, lines: &mut Vec<String>) {
-        let wanted: BTreeSet<String> = self.net.ports.iter().map(|p| names::tap(p.id)).collect();
+    async fn taps(&self, all: &BTreeMap<String, Link>, lines: &mut Vec<String>) -> Result<(), NetError> {
+        let wanted: BTreeMap<String, PortId> =
+            self.net.ports.iter().map(|p| (names::tap(p.id), p.id)).collect();
         for link in all.values().filter(|l| l.name.starts_with(names::TAP_PREFIX)) {
-            if !wanted.contains(&link.name) {
+            let Some(port) = wanted.get(&link.name) else {
                 lines.push(format!("no more {}", link.name));
-            } else if link.mtu != u32::from(self.net.spec.mtu) {
-                lines.push(format!("MTU of {}", link.name));
+                continue;
+            };
+            lines.extend(self.whole(link, true));
+            let bridge = all.get(names::BRIDGE).map(|l| l.index);
+            if link.bridge.is_none() || link.bridge != bridge {
+                lines.push(format!("{} on the bridge", link.name));
+            } else if link.port != Some(nic::PORT) {
+                lines.push(format!("port of {}", link.name));
+            }
+            if link.peer.is_some() {
+                self.interface(link, *port, lines).await?;
             }
         }
+        Ok(())
+    }
+
+    /// The host's end of a NIC that is an interface.
+    async fn interface(&self, inner: &Link, port: PortId, lines: &mut Vec<String>) -> Result<(), NetError> {
+        let name = names::interface(port);
+        match Links::open(&self.shared.host).await?.get(&name).await? {
+            Some(outer) if outer.peer == Some(inner.index) && inner.peer == Some(outer.index) => {
+                lines.extend(self.whole(&outer, true));
+                lines.extend(sysctl::check(&self.shared.host, sysctl::interface(&name)).await?);
+            }
+            _ => lines.push(format!("interface {name}")),
+        }
+        Ok(())
     }
 
     async fn limits(
@@ -190,8 +266,17 @@ impl Look<'_> {
                             )
                     })
                 };
-                if !standing.is_some_and(same) {
-                    lines.push(format!("vxlan {} at {}", overlay.vni, overlay.local));
+                match standing.filter(|l| same(l)) {
+                    None => lines.push(format!("vxlan {} at {}", overlay.vni, overlay.local)),
+                    Some(link) => {
+                        lines.extend(self.whole(link, true));
+                        let joined =
+                            link.bridge.is_some() && link.bridge == all.get(names::BRIDGE).map(|l| l.index);
+                        lines.extend((!joined).then(|| format!("{} on the bridge", link.name)));
+                        lines.extend(
+                            (joined && link.port != Some(PORT)).then(|| format!("port of {}", link.name)),
+                        );
+                    }
                 }
             }
             (None, None) => {}

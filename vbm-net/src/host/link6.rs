@@ -2,7 +2,6 @@
 
 use super::link::{Link, Links, failed};
 use crate::NetError;
-use futures::TryStreamExt;
 use ipnet::Ipv6Net;
 use rtnetlink::{
     RouteMessageBuilder,
@@ -16,17 +15,11 @@ use std::net::{IpAddr, Ipv6Addr};
 impl Links {
     /// Makes the link have just these IPv6 addresses. Returns whether anything had to change.
     pub(crate) async fn only_addresses6(&self, link: &Link, wanted: &[Ipv6Net]) -> Result<bool, NetError> {
-        let asked = self.handle().address().get();
-        let all: Vec<AddressMessage> = asked
-            .set_link_index_filter(link.index)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("listing addresses"))?;
+        let all = self.addresses6(link).await?;
         let mut changed = false;
         let mut there = Vec::new();
         for message in all {
-            let Some(net) = address(&message).filter(|_| message.header.index == link.index) else {
+            let Some(net) = address(&message) else {
                 continue;
             };
             if wanted.contains(&net) {
@@ -51,16 +44,7 @@ impl Links {
     /// Makes the route to the subnet of one of its addresses stand, which a flush of routes removes while the address stays. The link must be
     /// up. Returns whether it was missing.
     pub(crate) async fn connected_route6(&self, link: &Link, address: Ipv6Net) -> Result<bool, NetError> {
-        let ask = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let all: Vec<RouteMessage> = self
-            .handle()
-            .route()
-            .get(ask)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("listing IPv6 routes"))?;
-        if all.iter().any(|route| leads(route, link.index, address)) {
+        if self.has_route6(link, address).await? {
             return Ok(false);
         }
         let route = RouteMessageBuilder::<Ipv6Addr>::new()
@@ -75,7 +59,7 @@ impl Links {
     }
 }
 
-fn address(message: &AddressMessage) -> Option<Ipv6Net> {
+pub(super) fn address(message: &AddressMessage) -> Option<Ipv6Net> {
     let six = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Address(IpAddr::V6(a)) => Some(*a),
         _ => None,
@@ -84,7 +68,7 @@ fn address(message: &AddressMessage) -> Option<Ipv6Net> {
 }
 
 /// Whether a route leads to a subnet by this link alone.
-fn leads(route: &RouteMessage, link: u32, subnet: Ipv6Net) -> bool {
+pub(super) fn leads(route: &RouteMessage, link: u32, subnet: Ipv6Net) -> bool {
     let to = RouteAttribute::Destination(RouteAddress::Inet6(subnet.network()));
     route.header.destination_prefix_length == subnet.prefix_len()
         && route.attributes.contains(&to)

@@ -29,6 +29,7 @@ mod probe;
 pub(crate) mod record;
 mod rules;
 mod services;
+mod stand;
 mod sysctl;
 mod tap;
 pub(crate) mod teardown;
