@@ -105,6 +105,8 @@ pub mod dns;
 pub mod doctor;
 mod door;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod host;
 pub mod ipam;
 pub mod limits;

@@ -377,6 +377,7 @@ impl Actor {
             shared: &self.shared,
             net: &wanted,
             underlay: underlay.as_ref(),
+            before: self.wanted.as_ref().filter(|_| self.ready),
         };
         let mut lines = look.lines().await?;
         lines.extend(self.foresee_services(&wanted));

@@ -30,6 +30,8 @@ pub(super) struct Look<'a> {
     pub(super) shared: &'a HostShared,
     pub(super) net: &'a Validated<DesiredNetwork>,
     pub(super) underlay: Option<&'a Underlay>,
+    /// What was wanted and held before, where this process has looked at the network already.
+    pub(super) before: Option<&'a Validated<DesiredNetwork>>,
 }
 
 impl Look<'_> {
@@ -190,7 +192,12 @@ impl Look<'_> {
                 transit,
             };
             let wanted: BTreeSet<_> = floating_plan::all(self.net).into_keys().collect();
-            lines.extend(place.foresee(&wanted).await?);
+            let never = self
+                .before
+                .is_some_and(|before| floating_plan::all(before).is_empty());
+            if !(wanted.is_empty() && never) {
+                lines.extend(place.foresee(&wanted).await?);
+            }
         }
         Ok(())
     }
