@@ -61,7 +61,7 @@ impl Soak {
         let lab = Lab::new().await;
         let nonce = u64::from_str_radix(&common::fresh("")[..8], 16).unwrap();
         Self {
-            world: World::new(seed, nonce, true),
+            world: World::new(seed, nonce),
             lab,
             seed,
             nonce,
@@ -307,7 +307,7 @@ async fn child_that_is_killed() {
     let [owner, host, dir, seed, nonce, at, kill] = words[..] else {
         panic!("{orders}")
     };
-    let mut world = World::new(seed.parse().unwrap(), nonce.parse().unwrap(), true);
+    let mut world = World::new(seed.parse().unwrap(), nonce.parse().unwrap());
     let mut op = world.step();
     for _ in 0..at.parse::<usize>().unwrap() {
         op = world.step();
@@ -346,7 +346,7 @@ async fn child_that_is_killed() {
 #[test]
 fn a_seed_makes_the_same_story_twice_and_the_stories_have_all_that_can_happen() {
     let story = |nonce| {
-        let mut world = World::new(3, nonce, true);
+        let mut world = World::new(3, nonce);
         (0..4_000).map(|_| world.step()).collect::<Vec<_>>()
     };
     let told = story(1);

@@ -101,8 +101,8 @@ pub(crate) struct World {
     pub(crate) networks: BTreeMap<NetworkId, One>,
     /// All that ever were.
     pub(crate) ids: Vec<NetworkId>,
-    /// Whether processes may be killed and things broken.
-    rough: bool,
+    /// Whether things are broken.
+    pub(crate) breaks: bool,
     /// Of hosts among themselves.
     pub(crate) local: Ipv4Addr,
     pub(crate) far: Ipv4Addr,
@@ -110,14 +110,14 @@ pub(crate) struct World {
 
 impl World {
     /// `nonce` is in all ids, so that two worlds of one seed stand on one machine.
-    pub(crate) fn new(seed: u64, nonce: u64, rough: bool) -> Self {
+    pub(crate) fn new(seed: u64, nonce: u64) -> Self {
         Self {
             nonce,
             dice: Dice(seed),
             made: 0,
             networks: BTreeMap::new(),
             ids: Vec::new(),
-            rough,
+            breaks: true,
             local: Ipv4Addr::new(192, 0, 2, 1),
             far: Ipv4Addr::new(192, 0, 2, 2),
         }
@@ -151,7 +151,7 @@ impl World {
                 let kill = self.kill();
                 Some(Op::Remove(id, kill))
             }
-            10..24 if self.rough => self.harm(id),
+            10..24 if self.breaks => self.harm(id),
             24..26 => Some(Op::Restart),
             26..36 => self.open(id),
             36..40 => self.close(id),
@@ -164,7 +164,7 @@ impl World {
     }
 
     fn kill(&mut self) -> Option<Kill> {
-        if !self.rough || !self.dice.one_in(10) {
+        if !self.dice.one_in(10) {
             return None;
         }
         Some(if self.dice.one_in(2) {
