@@ -130,4 +130,5 @@ pub use model::{
     NetEvent, NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated,
     check_pairs, gateway_mac,
 };
+pub use plan::carry::{FlowProtocol, PortFlow};
 pub use sim::SimNetwork;
