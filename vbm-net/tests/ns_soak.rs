@@ -32,7 +32,7 @@ use vbm_core::{NetworkId, PortId};
 use vbm_net::{HostNetwork, NetworkBackend, Nic, NicKind};
 
 /// Operations of each lane in CI.
-const OPS: usize = 60;
+const OPS: usize = 100;
 /// Hosts beside each other, each with a story of its own.
 const LANES: u64 = 2;
 /// How often all networks are looked at, and not only the one that was changed.

@@ -17,10 +17,11 @@ impl Agent {
 
     /// Takes in what came with a NIC, as far as its groups let it.
     pub(super) async fn nic_take_flows(&self, came: NicFlows) -> Result<()> {
-        let (nic, count) = (came.nic, came.flows.len());
+        let NicFlows { nic, flows } = came;
+        let count = flows.len();
         let networks = &self.inner.networks;
         let taken = networks
-            .take_flows(nic.network, nic.port, came.flows)
+            .take_flows(nic.network, nic.port, flows)
             .await
             .map_err(Error::from)?;
         tracing::info!(port = %nic.port, taken, count, "flows came with a NIC");

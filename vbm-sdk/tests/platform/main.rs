@@ -5,6 +5,8 @@
 mod addresses;
 mod cluster;
 mod faults;
+mod flows;
+mod groups;
 mod house;
 mod life;
 mod limits;

@@ -10,16 +10,16 @@ impl Mover {
     pub(super) async fn carry_flows(&self, moving: &VmMove, seen: &Seen) {
         let Ok(wanted) = self.wanted(seen) else { return };
         for nic in wanted.nics {
-            if let Err(error) = self.carry(moving, nic).await {
+            if let Err(error) = self.carry(moving, &nic).await {
                 tracing::warn!(vm = %self.id, port = %nic.port, error = %error.inline(), "the flows of a NIC stay behind");
             }
         }
     }
 
-    async fn carry(&self, moving: &VmMove, nic: WantedNic) -> Result<()> {
+    async fn carry(&self, moving: &VmMove, nic: &WantedNic) -> Result<()> {
         let told: NicFlows = self
             .controller
-            .ask_node::<crate::methods::NicFlowsOf>(&moving.from, &nic)
+            .ask_node::<crate::methods::NicFlowsOf>(&moving.from, nic)
             .await?;
         if told.flows.is_empty() {
             return Ok(());
