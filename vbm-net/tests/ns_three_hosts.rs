@@ -13,7 +13,11 @@ use nix::libc;
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 use vbm_core::NetworkMode;
@@ -221,6 +225,20 @@ async fn a_vm_moves_from_host_to_host_with_the_connections_that_it_began_and_tho
     for stream in &mut streams {
         speak(stream, 300_000).unwrap();
     }
+    // One that never rests.
+    let begun = echo(&mover.guest, span.address(0));
+    let mut restless = connect(&d, span.address(0));
+    begun.recv_timeout(DEADLINE).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&over);
+    let talk = std::thread::spawn(move || {
+        let mut rounds = 0;
+        while !stop.load(Ordering::Relaxed) {
+            speak(&mut restless, 20_000).unwrap();
+            rounds += 1;
+        }
+        rounds
+    });
     // Answers that no rule lets in: they come because they were asked for.
     let (own, there) = (span.address(0), span.address(2));
     let asks = mover.guest.ns.run(move || UdpSocket::bind((own, 7_001)).unwrap());
@@ -245,12 +263,17 @@ async fn a_vm_moves_from_host_to_host_with_the_connections_that_it_began_and_tho
             .await
             .unwrap();
         let tcp = listing.iter().filter(|f| f.protocol == FlowProtocol::Tcp).count();
-        assert_eq!(tcp, 3, "{listing:?}");
+        assert_eq!(tcp, 4, "{listing:?}");
         for at in 0..3 {
             let again = site.labs[at].ensure(&span.on(at)).await;
             assert_eq!(again.changed, Vec::<String>::new(), "host {at}");
         }
     }
+    over.store(true, Ordering::Relaxed);
+    assert!(
+        talk.join().unwrap() > 9,
+        "it spoke before, during and after each move"
+    );
     // Groups are asked on the new host as ever: who loses its rule loses its flow there.
     span.base.ports[0].rules.clear();
     site.ensure(&span).await;
