@@ -207,8 +207,8 @@ async fn on_one_host_no_frame_of_any_kind_is_heard_in_another_network() {
         }
     }
     for (number, (wanted, wires)) in all.iter().zip(&wires).enumerate() {
-        for port in 0..2 {
-            wires[port].send(&marked(
+        for (port, wire) in wires.iter().enumerate() {
+            wire.send(&marked(
                 end(wanted, port),
                 end(wanted, 1 - port),
                 &of(number, END),

@@ -119,7 +119,7 @@ impl Soak {
             }
             Op::Close(id, port) => {
                 // Half of the VMs end by themselves.
-                if self.held.remove(&(*id, *port)).is_none() || at % 2 == 0 {
+                if self.held.remove(&(*id, *port)).is_none() || at.is_multiple_of(2) {
                     self.lab.net.close_nic(*id, *port).await.unwrap();
                 }
                 self.ensure(*id).await;
@@ -219,7 +219,7 @@ impl Soak {
 
     /// Nothing is left to do, and what stands is what is wanted.
     async fn look(&mut self, at: usize, touched: Option<NetworkId>) {
-        let all = touched.is_none() || at % ALL_EVERY == 0;
+        let all = touched.is_none() || at.is_multiple_of(ALL_EVERY);
         let looked: Vec<NetworkId> = self
             .world
             .networks
