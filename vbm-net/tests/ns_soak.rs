@@ -173,7 +173,7 @@ impl Soak {
 
     /// A process of its own does the operation, and dies in it; then the daemon starts again.
     async fn kill(&mut self, at: usize, kill: Kill) {
-        use std::os::unix::process::ExitStatusExt;
+        use std::os::unix::process::{CommandExt, ExitStatusExt};
         self.lab.net.shutdown().await;
         let orders = [
             self.lab.owner.clone(),
@@ -187,7 +187,7 @@ impl Soak {
                 Kill::AfterMs(ms) => format!("ms {ms}"),
             },
         ];
-        let output = Command::new(std::env::current_exe().unwrap())
+        let child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "child_that_is_killed",
@@ -196,8 +196,13 @@ impl Soak {
             ])
             .env(CHILD, orders.join("|"))
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
             .unwrap();
+        let group = child.id();
+        let output = child.wait_with_output().unwrap();
         let status = output.status;
         if !status.success() && status.signal() != Some(9) {
             self.fail(&format!(
@@ -206,6 +211,11 @@ impl Soak {
             ));
         }
         self.killed += usize::from(status.signal() == Some(9));
+        // A program that it ran outlives it for a moment, and ends what it was told. A daemon that is started again takes longer.
+        common::eventually("the end of what the killed process ran", || {
+            !somebody_is_in(group)
+        })
+        .await;
         self.restart().await;
     }
 
@@ -259,6 +269,21 @@ impl Soak {
         assert_eq!(common::footprint(&self.lab.host, &self.world.ids), clean);
         assert!(reading::is_empty(&self.lab.host), "a link is left on the host");
     }
+}
+
+/// Whether a process of a group lives; one that nobody has waited for does not.
+fn somebody_is_in(group: u32) -> bool {
+    let group = group.to_string();
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let stats = entries.filter_map(|e| std::fs::read_to_string(e.ok()?.path().join("stat")).ok());
+    // The name is in brackets, and may hold blanks; then come state, parent and group.
+    stats
+        .filter_map(|text| text.rsplit_once(") ").map(|(_, rest)| rest.to_owned()))
+        .any(|rest| {
+            let mut words = rest.split(' ');
+            let state = words.next();
+            !matches!(state, Some("Z" | "X")) && words.nth(1) == Some(&group)
+        })
 }
 
 /// One lane; answers what was done.

@@ -44,7 +44,7 @@ async fn each_of_six_vms_on_three_hosts_reaches_each_other_and_packets_are_as_la
     }
     let silent: Vec<(usize, usize)> = (0..place.len())
         .flat_map(|from| (0..place.len()).map(move |to| (from, to)))
-        .filter(|(from, to)| from != to && !guests[*from].ns.pings(span.address(*to)))
+        .filter(|(from, to)| from != to && !(0..3).any(|_| guests[*from].ns.pings(span.address(*to))))
         .collect();
     assert_eq!(silent, [], "all pairs");
     let ping = |bytes: usize, to: usize| whole_ping(&guests[0], span.address(to), bytes);
