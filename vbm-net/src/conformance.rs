@@ -2,6 +2,7 @@
 //!
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
+pub mod flows;
 pub mod groups;
 pub mod limits;
 pub mod modes;
@@ -134,6 +135,7 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     six::ipv6_comes_changes_and_goes_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     six::ipv6_that_makes_no_sense_is_refused_before_anything_is_made(backend, &fixture).await;
     six::ports_of_other_hosts_have_ipv6_where_the_network_has_it(backend, &fixture).await;
+    flows::flows_that_came_are_taken_in_once_and_only_those_that_could_begin(backend, &fixture).await;
     limits::limits_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     limits::a_limit_that_makes_no_sense_is_refused(backend, &fixture).await;
     limits::a_floating_ip_leads_to_one_port_of_one_network(backend, &fixture).await;

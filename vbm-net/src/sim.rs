@@ -6,7 +6,7 @@
 
 use crate::{
     DesiredNetwork, LeaseSeen, LeaseSeen6, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen,
-    Nic, NicKind, PathSeen, PortSeen, Validated,
+    Nic, NicKind, PathSeen, PortFlow, PortSeen, Validated,
     backend::EVENTS_MAX_PENDING,
     check::Known,
     metadata::Instance,
@@ -64,6 +64,7 @@ struct SimOne {
     open: BTreeMap<PortId, SimNic>,
     leases: BTreeMap<PortId, LeaseSeen>,
     told: BTreeMap<PortId, Option<Instance>>,
+    flows: BTreeMap<PortId, Vec<PortFlow>>,
 }
 
 /// Our end of a NIC.
@@ -375,6 +376,7 @@ impl NetworkBackend for SimNetwork {
                 one.open.retain(|port, _| ports.contains(port));
                 one.leases.retain(|port, _| ports.contains(port));
                 one.told.retain(|port, _| ports.contains(port));
+                one.flows.retain(|port, _| ports.contains(port));
                 vec![CHANGED.to_owned()]
             }
             None => {
@@ -383,6 +385,7 @@ impl NetworkBackend for SimNetwork {
                     open: BTreeMap::new(),
                     leases: BTreeMap::new(),
                     told: BTreeMap::new(),
+                    flows: BTreeMap::new(),
                 };
                 state.networks.insert(id, one);
                 vec![MADE.to_owned()]
@@ -462,6 +465,34 @@ impl NetworkBackend for SimNetwork {
         one.port(port)?;
         one.told.insert(port, instance);
         Ok(())
+    }
+
+    async fn flows_of(&self, network: NetworkId, port: PortId) -> Result<Vec<PortFlow>, NetError> {
+        let mut state = self.lock();
+        state.up()?;
+        let one = state.network(network)?;
+        one.port(port)?;
+        Ok(one.flows.get(&port).cloned().unwrap_or_default())
+    }
+
+    async fn take_flows(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        flows: Vec<PortFlow>,
+    ) -> Result<usize, NetError> {
+        let mut state = self.lock();
+        state.up()?;
+        let one = state.network(network)?;
+        one.port(port)?;
+        let before = one.flows.get(&port).cloned().unwrap_or_default();
+        let Some(wanted) = one.wanted.ports.iter().find(|p| p.id == port) else {
+            return Err(not_here("port", port));
+        };
+        let new = crate::plan::carry::to_take(&one.wanted, None, wanted, &flows, &before);
+        let count = new.len();
+        one.flows.entry(port).or_default().extend(new);
+        Ok(count)
     }
 
     async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError> {

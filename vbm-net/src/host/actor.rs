@@ -3,7 +3,7 @@
 use super::{
     HostShared,
     apply::{Over, Run},
-    counting, foresee, hooks, leg, limits,
+    carry, counting, foresee, hooks, leg, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -15,7 +15,7 @@ use super::{
     sysctl, teardown,
 };
 use crate::{
-    DesiredNetwork, DesiredPort, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
+    DesiredNetwork, DesiredPort, NetError, NetworkSeen, Nic, NicKind, PortFlow, PortSeen, Validated,
     check::Known,
     dhcp::{
         Leases, ServerConfig,
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Look(Answer<Option<NetworkSeen>>),
     Count(Answer<NetworkCounters>),
     Tell(Answer<Option<Known>>),
+    FlowsOf(PortId, Answer<Vec<PortFlow>>),
+    TakeFlows(PortId, Vec<PortFlow>, Answer<usize>),
     Foresee(Box<Validated<DesiredNetwork>>, Answer<Vec<String>>),
 }
 
@@ -126,6 +128,10 @@ impl Actor {
                 drop(answer.send(self.describe(port, instance.map(|i| *i))));
             }
             Command::Look(answer) => drop(answer.send(self.look().await)),
+            Command::FlowsOf(port, answer) => drop(answer.send(self.flows_of(port).await)),
+            Command::TakeFlows(port, flows, answer) => {
+                drop(answer.send(self.take_flows(port, &flows).await));
+            }
             Command::Tell(answer) => drop(answer.send(Ok(self.tell()))),
             Command::Count(answer) => drop(answer.send(self.count().await)),
             Command::Foresee(wanted, answer) => drop(answer.send(self.foresee(*wanted).await)),
@@ -407,6 +413,7 @@ impl Actor {
             shared: &self.shared,
             net: &wanted,
             over: &over,
+            before: self.wanted.as_ref().filter(|_| self.ready),
         };
         let mut lines = look.lines().await?;
         lines.extend(self.foresee_services(&wanted));
@@ -449,6 +456,31 @@ impl Actor {
     async fn count(&self) -> Result<NetworkCounters, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
         counting::read(&self.ns, wanted).await
+    }
+
+    /// What is wanted here, with one of its ports.
+    fn with(&self, port: PortId) -> Result<(&Validated<DesiredNetwork>, &DesiredPort), NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        let found = wanted.ports.iter().find(|p| p.id == port);
+        Ok((wanted, found.ok_or_else(|| not_here("port", port))?))
+    }
+
+    async fn flows_of(&self, port: PortId) -> Result<Vec<PortFlow>, NetError> {
+        let (wanted, port) = self.with(port)?;
+        carry::read(&self.ns, wanted, port).await
+    }
+
+    async fn take_flows(&self, port: PortId, flows: &[PortFlow]) -> Result<usize, NetError> {
+        let (wanted, port) = self.with(port)?;
+        if !self.ready {
+            return Err(NetError::NotVerified {
+                what: format!("network {}", self.id),
+                detail:
+                    "the last attempt to make it what is wanted failed on the way, so no flows are taken in"
+                        .into(),
+            });
+        }
+        carry::write(&self.ns, wanted, self.transit, port, flows).await
     }
 
     async fn open_nic(&mut self, port: PortId, kind: NicKind) -> Result<Nic, NetError> {

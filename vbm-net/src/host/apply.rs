@@ -38,13 +38,26 @@ use crate::{
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::{collections::BTreeMap, net::Ipv4Addr};
-use vbm_core::{NetworkMode, PortId, network::METADATA_ADDRESS};
+use vbm_core::{Ipv6Spec, NetworkMode, PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
 
 /// The bits of the prefix of link-local addresses (RFC 4291 section 2.5.6).
-const LINK_LOCAL_PREFIX_BITS: u8 = 64;
+pub(super) const LINK_LOCAL_PREFIX_BITS: u8 = 64;
+
+/// The gateway's own addresses of IPv6.
+pub(super) fn addresses6(six: &Ipv6Spec) -> [Ipv6Net; 2] {
+    [
+        Ipv6Net::new_assert(six.gateway, six.cidr.prefix_len()),
+        Ipv6Net::new_assert(GATEWAY_LINK_LOCAL, LINK_LOCAL_PREFIX_BITS),
+    ]
+}
+
+/// The address by which the gateway is seen outside; `None` where its packets are translated. Its transit's leads nowhere there.
+pub(super) fn source_outside(net: &DesiredNetwork) -> Option<Ipv4Addr> {
+    (net.spec.mode != NetworkMode::Nat).then_some(net.spec.gateway)
+}
 
 /// What one run came to.
 pub(crate) struct Applied {
@@ -269,11 +282,7 @@ impl<'a> Run<'a> {
         let changed = sysctl::apply(&self.ns, sysctl::bridge(&bridge.name, true)).await?;
         self.changed.extend(changed);
         self.shared.step("settings of IPv6");
-        let invalid = |e| NetError::kernel("the gateway's IPv6 address", std::io::Error::other(e));
-        let wanted = [
-            Ipv6Net::new(six.gateway, six.cidr.prefix_len()).map_err(invalid)?,
-            Ipv6Net::new(GATEWAY_LINK_LOCAL, LINK_LOCAL_PREFIX_BITS).map_err(invalid)?,
-        ];
+        let wanted = addresses6(six);
         if links.only_addresses6(bridge, &wanted).await? {
             self.changed.push(format!("IPv6 addresses of {}", bridge.name));
         }
@@ -464,9 +473,10 @@ impl<'a> Run<'a> {
                 .map_err(|e| NetError::kernel("the transit's address", std::io::Error::other(e)))?;
             self.address(links, link, address, None).await?;
         }
-        // Where nothing is translated, the gateway is seen outside by its own address, not by one that leads nowhere.
-        let source = (!translates).then_some(self.net.spec.gateway);
-        if links.default_route(transit.host(), source).await? {
+        if links
+            .default_route(transit.host(), source_outside(self.net))
+            .await?
+        {
             self.changed.push("default route".into());
         }
         if six {
@@ -592,7 +602,8 @@ impl<'a> Run<'a> {
                     standing.push(link.name.clone());
                 }
                 Some(_) => {
-                    self.mtu(links, link).await?;
+                    let changed = self.place(links, bridge).tap_again(link).await?;
+                    self.changed.extend(changed);
                     standing.push(link.name.clone());
                 }
                 None => {

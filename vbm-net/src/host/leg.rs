@@ -134,9 +134,12 @@ impl Place<'_> {
         let mut ends = vec![(inner, self.bridge)];
         if uplink.join == Join::Pair {
             ends.extend(host.get(&self.outer).await?.map(|l| (l, uplink.link.index)));
+            lines.extend(sysctl::check(self.host, sysctl::interface(&self.outer)).await?);
         }
         for (end, bridge) in ends {
+            let untagged = end.alias.as_deref() != Some(self.alias);
             let off = [
+                (untagged, format!("tag of {}", end.name)),
                 (end.mtu != uplink.link.mtu, format!("MTU of {}", end.name)),
                 (end.bridge != Some(bridge), format!("{} on its bridge", end.name)),
                 (!end.up, format!("{} up", end.name)),

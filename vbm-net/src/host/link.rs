@@ -98,6 +98,10 @@ pub(crate) struct PortFlags {
     pub(crate) floods_broadcast: bool,
     /// ARP for what is behind it is answered by the bridge.
     pub(crate) suppresses_neighbours: bool,
+    /// It does not reach other ports that are so.
+    pub(crate) isolated: bool,
+    /// What comes by it may go back by it.
+    pub(crate) hairpin: bool,
 }
 
 /// A netlink connection into one namespace. Its task ends when this is dropped.
@@ -318,6 +322,8 @@ impl Links {
             .flood(flags.floods_unicast)
             .mcast_flood(flags.floods_multicast)
             .bcast_flood(flags.floods_broadcast)
+            .isolated(flags.isolated)
+            .hairpin(flags.hairpin)
             .append_info_data(InfoBridgePort::NeighSupress(flags.suppresses_neighbours))
             .build();
         let set = self.handle.link().set_port(message).execute().await;
@@ -370,12 +376,7 @@ impl Links {
     /// Makes the route to the link's own subnet stand, which a flush of routes removes while the address stays. The link must be
     /// up. Returns whether it was missing.
     pub(crate) async fn connected_route(&self, link: &Link, address: Ipv4Net) -> Result<bool, NetError> {
-        if self
-            .routes()
-            .await?
-            .iter()
-            .any(|(net, via)| *net == address.trunc() && via.is_none())
-        {
+        if self.has_route(address).await? {
             return Ok(false);
         }
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -422,11 +423,7 @@ impl Links {
         gateway: Ipv4Addr,
         source: Option<Ipv4Addr>,
     ) -> Result<bool, NetError> {
-        let stands = |route: &SeenRoute| {
-            let asked = (Some(IpAddr::V4(gateway)), source.map(IpAddr::V4));
-            route.to.prefix_len() == 0 && (route.via, route.source) == asked
-        };
-        if self.all_routes().await?.iter().any(stands) {
+        if self.has_way_out(gateway, source).await? {
             return Ok(false);
         }
         let mut route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway);
@@ -545,6 +542,8 @@ fn read_info(link: &mut Link, info: &LinkInfo) {
                     InfoBridgePort::MulticastFlood(is) => flags.floods_multicast = *is,
                     InfoBridgePort::BroadcastFlood(is) => flags.floods_broadcast = *is,
                     InfoBridgePort::NeighSupress(is) => flags.suppresses_neighbours = *is,
+                    InfoBridgePort::Isolated(is) => flags.isolated = *is,
+                    InfoBridgePort::HairpinMode(is) => flags.hairpin = *is,
                     _ => {}
                 }
             }

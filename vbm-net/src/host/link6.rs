@@ -8,7 +8,7 @@ use rtnetlink::{
     RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
+        route::{RouteMessage, RouteProtocol, RouteScope},
     },
 };
 use std::net::{IpAddr, Ipv6Addr};
@@ -36,12 +36,7 @@ impl Links {
         gateway: Ipv6Addr,
         source: Ipv6Addr,
     ) -> Result<bool, NetError> {
-        let stands = |route: &SeenRoute| {
-            route.to.prefix_len() == 0
-                && (route.via, route.by, route.source)
-                    == (Some(gateway.into()), Some(link.index), Some(source.into()))
-        };
-        if self.all_routes6().await?.iter().any(stands) {
+        if self.has_way_out6(link, gateway, source).await? {
             return Ok(false);
         }
         let route = RouteMessageBuilder::<Ipv6Addr>::new()
@@ -56,17 +51,11 @@ impl Links {
 
     /// Makes the link have just these IPv6 addresses. Returns whether anything had to change.
     pub(crate) async fn only_addresses6(&self, link: &Link, wanted: &[Ipv6Net]) -> Result<bool, NetError> {
-        let asked = self.handle().address().get();
-        let all: Vec<AddressMessage> = asked
-            .set_link_index_filter(link.index)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("listing addresses"))?;
+        let all = self.addresses6(link).await?;
         let mut changed = false;
         let mut there = Vec::new();
         for message in all {
-            let Some(net) = address(&message).filter(|_| message.header.index == link.index) else {
+            let Some(net) = address(&message) else {
                 continue;
             };
             if wanted.contains(&net) {
@@ -91,16 +80,7 @@ impl Links {
     /// Makes the route to the subnet of one of its addresses stand, which a flush of routes removes while the address stays. The link must be
     /// up. Returns whether it was missing.
     pub(crate) async fn connected_route6(&self, link: &Link, address: Ipv6Net) -> Result<bool, NetError> {
-        let ask = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let all: Vec<RouteMessage> = self
-            .handle()
-            .route()
-            .get(ask)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("listing IPv6 routes"))?;
-        if all.iter().any(|route| leads(route, link.index, address)) {
+        if self.has_route6(link, address).await? {
             return Ok(false);
         }
         let route = RouteMessageBuilder::<Ipv6Addr>::new()
@@ -115,22 +95,10 @@ impl Links {
     }
 }
 
-fn address(message: &AddressMessage) -> Option<Ipv6Net> {
+pub(super) fn address(message: &AddressMessage) -> Option<Ipv6Net> {
     let six = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Address(IpAddr::V6(a)) => Some(*a),
         _ => None,
     })?;
     Ipv6Net::new(six, message.header.prefix_len).ok()
-}
-
-/// Whether a route leads to a subnet by this link alone.
-fn leads(route: &RouteMessage, link: u32, subnet: Ipv6Net) -> bool {
-    let to = RouteAttribute::Destination(RouteAddress::Inet6(subnet.network()));
-    route.header.destination_prefix_length == subnet.prefix_len()
-        && route.attributes.contains(&to)
-        && route.attributes.contains(&RouteAttribute::Oif(link))
-        && !route
-            .attributes
-            .iter()
-            .any(|a| matches!(a, RouteAttribute::Gateway(_)))
 }

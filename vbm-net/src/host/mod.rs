@@ -9,6 +9,7 @@
 
 mod actor;
 mod apply;
+mod carry;
 mod check;
 mod counting;
 pub(crate) mod exec;
@@ -31,12 +32,13 @@ pub(crate) mod record;
 mod routed;
 mod rules;
 mod services;
+mod stand;
 mod sysctl;
 mod tap;
 pub(crate) mod teardown;
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
+    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind, PortFlow,
     Validated, backend::EVENTS_MAX_PENDING, check::PathSeen, metadata::Instance, names,
 };
 use actor::{Actor, Command};
@@ -371,6 +373,20 @@ impl NetworkBackend for HostNetwork {
         }
         let instance = instance.map(Box::new);
         self.ask(network, |answer| Command::Describe(port, instance, answer))
+            .await
+    }
+
+    async fn flows_of(&self, network: NetworkId, port: PortId) -> Result<Vec<PortFlow>, NetError> {
+        self.ask(network, |answer| Command::FlowsOf(port, answer)).await
+    }
+
+    async fn take_flows(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        flows: Vec<PortFlow>,
+    ) -> Result<usize, NetError> {
+        self.ask(network, |answer| Command::TakeFlows(port, flows, answer))
             .await
     }
 

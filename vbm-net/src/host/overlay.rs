@@ -23,12 +23,14 @@ use vbm_core::{
 /// What VXLAN over IPv4 adds to a packet, in bytes: IPv4 20, UDP 8, VXLAN 8, the inner Ethernet header 14.
 pub(crate) const OVERHEAD_BYTES: u32 = 50;
 /// Nothing is learned and nothing unknown sent; the bridge answers ARP for those behind it.
-const PORT: PortFlags = PortFlags {
+pub(super) const PORT: PortFlags = PortFlags {
     learning: false,
     floods_unicast: false,
     floods_multicast: false,
     floods_broadcast: false,
     suppresses_neighbours: true,
+    isolated: false,
+    hairpin: false,
 };
 
 /// The host's link that bears its address among the hosts.

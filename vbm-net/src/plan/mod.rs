@@ -13,6 +13,7 @@
 //! is a comparison of text: no hash to trust, no rule that merely looks applied. Each script is one transaction of
 //! the kernel: either the whole new set stands or the whole old one.
 
+pub mod carry;
 pub(crate) mod connections;
 pub(crate) mod filter;
 pub mod floating;

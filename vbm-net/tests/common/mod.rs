@@ -466,28 +466,46 @@ pub(crate) struct Guest {
     pub(crate) ns: Ns,
     stop: Arc<AtomicBool>,
     pump: Option<JoinHandle<()>>,
+    /// Its own end of its link.
+    tap: Option<Arc<OwnedFd>>,
     pub(crate) dir: tempfile::TempDir,
     kids: Vec<Kid>,
 }
 
 impl Guest {
     pub(crate) fn new(nic: Nic, mac: Mac) -> Self {
-        let Nic::Tap { fd, .. } = nic else {
-            panic!("no tap")
-        };
         let ns = Ns::new("vbmt-g-");
         let tap = ns.run(|| packet::open_tap("eth0"));
         ns.ip(&format!("link set eth0 address {mac}"));
         ns.ip("link set eth0 up");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let pump = std::thread::spawn(move || pump(&fd, &tap, &stopped));
-        Self {
+        let mut guest = Self {
             ns,
-            stop,
-            pump: Some(pump),
+            stop: Arc::default(),
+            pump: None,
+            tap: Some(Arc::new(tap)),
             dir: tempfile::tempdir().unwrap(),
             kids: Vec::new(),
+        };
+        guest.plug(nic);
+        guest
+    }
+
+    /// The guest's link leads to this NIC from now on.
+    pub(crate) fn plug(&mut self, nic: Nic) {
+        let Nic::Tap { fd, .. } = nic else {
+            panic!("no tap")
+        };
+        let tap = Arc::clone(self.tap.as_ref().unwrap());
+        self.stop = Arc::default();
+        let stopped = Arc::clone(&self.stop);
+        self.pump = Some(std::thread::spawn(move || pump(&fd, &tap, &stopped)));
+    }
+
+    /// As a VM that is stopped to be moved: its NIC is gone, and all else is as it was.
+    pub(crate) fn unplug(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(pump) = self.pump.take() {
+            let _ended = pump.join();
         }
     }
 
@@ -503,6 +521,7 @@ impl Guest {
             ns,
             stop: Arc::default(),
             pump: None,
+            tap: None,
             dir: tempfile::tempdir().unwrap(),
             kids: Vec::new(),
         }
@@ -560,10 +579,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.kids.clear();
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(pump) = self.pump.take() {
-            let _ended = pump.join();
-        }
+        self.unplug();
     }
 }
 

@@ -182,6 +182,12 @@ impl Addresses {
         }
     }
 
+    /// How many ports have an address. Each has one of IPv4.
+    pub(super) fn ports(&self, now: Timestamp) -> usize {
+        let of = self.v4.utilisation(now);
+        usize::try_from(of.taken + of.outside).unwrap_or(usize::MAX)
+    }
+
     fn usage(&self, now: Timestamp) -> NetworkUsage {
         NetworkUsage {
             ipv4: self.v4.utilisation(now).into(),

@@ -39,6 +39,7 @@ pub(crate) mod plan;
 mod ports;
 mod reads;
 mod reports;
+mod room;
 pub(crate) mod schedule;
 mod snapshots;
 mod traces;

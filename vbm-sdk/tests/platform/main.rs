@@ -7,6 +7,8 @@ mod allowed;
 mod cluster;
 mod faults;
 mod floating;
+mod flows;
+mod groups;
 mod house;
 mod life;
 mod limits;
