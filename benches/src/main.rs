@@ -18,7 +18,7 @@
 mod areas;
 #[cfg_attr(
     not(feature = "platform"),
-    allow(dead_code, reason = "the area rpc alone needs less of it")
+    allow(dead_code, reason = "the area rpc or net alone needs less of it")
 )]
 mod harness;
 
@@ -57,7 +57,7 @@ enum Area {
     Rpc,
     #[cfg(feature = "platform")]
     Hyper,
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "net")]
     Net,
     All,
 }
@@ -72,7 +72,7 @@ impl Area {
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "net")]
     if let Some(served) = areas::dhcp::serve_if_asked() {
         return match served {
             Ok(()) => ExitCode::SUCCESS,
@@ -167,7 +167,7 @@ async fn benches(area: Area, ground: &Ground, rows: &mut Rows) {
         rows.enter("hyper");
         areas::hyper::run(ground, rows).await;
     }
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "net")]
     if area.has(Area::Net) {
         rows.enter("net");
         areas::net::run(ground, rows).await;

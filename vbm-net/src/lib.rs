@@ -128,4 +128,5 @@ pub use model::{
     NetEvent, NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated,
     check_pairs, gateway_mac,
 };
+pub use plan::dispatch::Dispatch;
 pub use sim::SimNetwork;

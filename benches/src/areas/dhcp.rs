@@ -9,6 +9,7 @@
 //! What is counted is the processor time of that process while as many further exchanges run, user and system.
 
 use crate::harness::{
+    clock::SystemClock,
     child::{Talker, command, run as run_program},
     duel::solo,
     fault::{During, Fault, Outcome},
@@ -26,7 +27,6 @@ use vbm_net::dhcp::{
     book::{ClientKey, LeaseRecord},
     store::{AppendLog, LeaseStore},
 };
-use vbm_sdk::source::SystemClock;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 const RELAY: Ipv4Addr = Ipv4Addr::new(10, 64, 255, 1);

@@ -1,6 +1,7 @@
 //! Networks on a host: inside the namespace that the harness has made for itself, which is "the host" here.
 
 use crate::harness::{
+    clock::SystemClock,
     child::{command, run as run_program},
     duel::{duel, solo},
     fault::{During, Fault, Outcome},
@@ -14,7 +15,6 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 use vbm_core::{Mac, NetworkId, NetworkMode, NetworkSpec, PortId, network::parse_cidr};
 use vbm_net::{DesiredNetwork, DesiredPort, HostConfig, HostNetwork, NetworkBackend, doctor};
-use vbm_sdk::source::SystemClock;
 
 /// The longest that one `ip` call may take.
 const IP_WITHIN: Duration = Duration::from_secs(10);

@@ -1,6 +1,8 @@
 //! What all benches share: rows, statistics, children, the machine, the report.
 
 pub(crate) mod child;
+#[cfg(feature = "net")]
+pub(crate) mod clock;
 pub(crate) mod duel;
 pub(crate) mod fault;
 pub(crate) mod goal;

@@ -3,7 +3,9 @@
 use super::{
     HostShared,
     apply::Run,
-    counting, foresee, limits,
+    counting, foresee,
+    hooks::HostStanding,
+    limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -29,7 +31,12 @@ use crate::{
     plan::Transit,
     sim::{nic_in_use, not_here},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 use vbm_core::{NetworkId, PortId};
 
@@ -64,6 +71,8 @@ pub(crate) struct Actor {
     transit: Option<Transit>,
     /// Guard and rules as they were read back last.
     standing: Option<Standing>,
+    /// Its rules on the host, the same.
+    at_host: Option<HostStanding>,
     /// Whether the last `ensure` went well.
     ready: bool,
     server: Option<Server>,
@@ -83,6 +92,7 @@ impl Actor {
             wanted: None,
             transit: None,
             standing: None,
+            at_host: None,
             ready: false,
             server: None,
             services: Services::default(),
@@ -141,7 +151,7 @@ impl Actor {
         let wanted = self.wanted.insert(wanted);
         let applied = Run::new(&self.shared, wanted, underlay.as_ref(), first)
             .after(before.as_ref().filter(|_| !first))
-            .apply(&mut self.standing)
+            .apply(&mut self.standing, &mut self.at_host)
             .await?;
         self.transit = applied.transit;
         let mut changed = applied.changed;
@@ -181,12 +191,9 @@ impl Actor {
     async fn serve(&mut self, bridge: u32, changed: &mut Vec<String>) -> Result<(), NetError> {
         self.keep_leases();
         let Some(wanted) = &self.wanted else { return Ok(()) };
-        self.leases.retain(|port, lease| {
-            wanted
-                .ports
-                .iter()
-                .any(|p| p.id == *port && p.address == lease.address)
-        });
+        let addresses: HashMap<PortId, Ipv4Addr> = wanted.ports.iter().map(|p| (p.id, p.address)).collect();
+        self.leases
+            .retain(|port, lease| addresses.get(port) == Some(&lease.address));
         let config = ServerConfig::from(wanted);
         let place = Bound {
             namespace: self.ns.identity(),
@@ -239,10 +246,10 @@ impl Actor {
             self.leases6.clear();
             return Ok(());
         };
-        self.leases6.retain(|port, lease| {
-            let holds = |p: &DesiredPort| p.id == *port && p.address6 == Some(lease.address);
-            wanted.ports.iter().any(holds)
-        });
+        let holds = |p: &DesiredPort| Some((p.id, p.address6?));
+        let addresses: HashMap<PortId, Ipv6Addr> = wanted.ports.iter().filter_map(holds).collect();
+        self.leases6
+            .retain(|port, lease| addresses.get(port) == Some(&lease.address));
         let place = Bound {
             namespace: self.ns.identity(),
             interface: bridge,
@@ -290,6 +297,7 @@ impl Actor {
 
     fn seen(&mut self, taps: &[String]) -> NetworkSeen {
         self.keep_leases();
+        let taps: HashSet<&String> = taps.iter().collect();
         let ports = self.wanted.iter().flat_map(|w| &w.ports).map(|p| {
             let tap = names::tap(p.id);
             PortSeen {
@@ -352,6 +360,7 @@ impl Actor {
         self.services.stop().await;
         self.wanted = None;
         self.standing = None;
+        self.at_host = None;
         self.leases.clear();
         self.leases6.clear();
         self.ready = false;
@@ -418,7 +427,7 @@ impl Actor {
 
     async fn count(&self) -> Result<NetworkCounters, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
-        counting::read(&self.ns, wanted).await
+        counting::read(&self.ns, wanted, self.shared.dispatch).await
     }
 
     async fn open_nic(&mut self, port: PortId, kind: NicKind) -> Result<Nic, NetError> {
@@ -487,7 +496,7 @@ impl Actor {
     /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened, unless the kernel says that nobody
     /// changed it since it was read back last.
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
-        let want = rules::Wanted::new(wanted, self.transit);
+        let want = rules::Wanted::new(wanted, self.transit, self.shared.dispatch);
         rules::check(&self.ns, want, self.standing.as_ref()).await?;
         match sysctl::check(&self.ns, sysctl::groups()).await? {
             None => Ok(()),

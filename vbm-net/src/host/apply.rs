@@ -12,7 +12,9 @@
 //! transit goes first.
 
 use super::{
-    HostShared, floating, flows as standing, hooks, limits,
+    HostShared, floating, flows as standing,
+    hooks::{self, HostStanding},
+    limits,
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
@@ -90,13 +92,17 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// `standing`: guard and rules as they were read back last.
-    pub(crate) async fn apply(mut self, standing: &mut Option<Standing>) -> Result<Applied, NetError> {
+    /// `standing`: guard and rules as they were read back last; `at_host`: those outside of the namespace.
+    pub(crate) async fn apply(
+        mut self,
+        standing: &mut Option<Standing>,
+        at_host: &mut Option<HostStanding>,
+    ) -> Result<Applied, NetError> {
         let mut record = self.record()?;
         self.shared.step("record");
         if self.ns.create().await? {
             // Generations begin anew there.
-            *standing = None;
+            *standing = Some(Standing::new());
             self.changed
                 .push(format!("namespace {}", self.shared.namespace(self.net.id)));
         }
@@ -116,7 +122,7 @@ impl<'a> Run<'a> {
         }
         let changed = sysctl::apply(&self.ns, settings).await?;
         self.changed.extend(changed);
-        self.way_out(&links, transit).await?;
+        self.way_out(&links, transit, at_host).await?;
         self.floating(transit).await?;
         self.shared.step("floating");
         let taps = self.taps(&links, &bridge).await?;
@@ -266,7 +272,7 @@ impl<'a> Run<'a> {
         standing: &mut Option<Standing>,
     ) -> Result<(), NetError> {
         let shared = self.shared;
-        let want = rules::Wanted::new(self.net, transit);
+        let want = rules::Wanted::new(self.net, transit, shared.dispatch);
         let done = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
         self.rules_changed |= !done.changes.is_empty();
         self.healed |= done.healed;
@@ -329,16 +335,21 @@ impl<'a> Run<'a> {
     }
 
     /// The link never stands without the host's rules, which find it by its name: they come before it and go after it.
-    async fn way_out(&mut self, links: &Links, transit: Option<Transit>) -> Result<(), NetError> {
+    async fn way_out(
+        &mut self,
+        links: &Links,
+        transit: Option<Transit>,
+        at_host: &mut Option<HostStanding>,
+    ) -> Result<(), NetError> {
         if transit.is_some() {
-            self.host_rules(transit).await?;
+            self.host_rules(transit, at_host).await?;
             self.shared.step("host rules");
             self.uplink(links, transit).await?;
             self.shared.step("uplink");
         } else {
             self.uplink(links, transit).await?;
             self.shared.step("uplink");
-            self.host_rules(transit).await?;
+            self.host_rules(transit, at_host).await?;
             self.shared.step("host rules");
         }
         Ok(())
@@ -391,9 +402,13 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
+    async fn host_rules(
+        &mut self,
+        transit: Option<Transit>,
+        at_host: &mut Option<HostStanding>,
+    ) -> Result<(), NetError> {
         let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
-        let changed = hooks::host_rules(self.shared, self.net.id, want.as_ref()).await?;
+        let changed = hooks::host_rules(self.shared, self.net.id, want.as_ref(), at_host).await?;
         self.rules_changed |= !changed.is_empty();
         self.healed |= !changed.is_empty();
         self.changed.extend(changed);

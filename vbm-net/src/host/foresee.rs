@@ -52,7 +52,8 @@ impl Look<'_> {
         }
         self.bridge(links.as_ref(), &all, &mut lines).await?;
         let transit = self.transit(record.as_ref());
-        lines.extend(rules::foresee(links.as_ref().map(|_| &ns), Wanted::new(self.net, transit)).await?);
+        let want = Wanted::new(self.net, transit, self.shared.dispatch);
+        lines.extend(rules::foresee(links.as_ref().map(|_| &ns), want).await?);
         self.uplink(&all, transit, &mut lines).await?;
         self.taps(&all, &mut lines);
         if let Some(links) = &links {

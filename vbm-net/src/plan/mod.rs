@@ -14,6 +14,7 @@
 //! the kernel: either the whole new set stands or the whole old one.
 
 pub(crate) mod connections;
+pub(crate) mod dispatch;
 pub(crate) mod filter;
 pub mod floating;
 pub mod flows;
@@ -22,6 +23,7 @@ mod guard6;
 pub(crate) mod guard_back;
 pub mod host;
 pub mod inside;
+pub(crate) mod nft_table;
 pub mod overlay;
 pub mod policy;
 pub mod sets;
@@ -30,6 +32,7 @@ pub mod tables;
 pub mod trace;
 pub mod transit;
 mod tree;
+pub(crate) mod verdict;
 
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
