@@ -1,6 +1,6 @@
 //! What of the guard is read back after a change: only what was written, so that it costs as much as the change.
 
-use super::guard::Guard;
+use super::{guard::Guard, nft_table};
 use crate::names;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,17 +32,10 @@ pub(crate) fn asking(some: &Guard) -> Vec<String> {
     let t = names::GUARD_TABLE;
     let chain = |c: &String| format!("list chain bridge {t} {c}");
     let mut scripts: Vec<String> = some.chains.keys().map(chain).collect();
-    for (name, elements) in some.maps.iter().chain(&some.sets) {
-        let keys: Vec<&str> = elements
-            .iter()
-            .map(|e| e.split(" : ").next().unwrap_or(e))
-            .collect();
-        if !keys.is_empty() {
-            scripts.push(format!(
-                "get element bridge {t} {name} {{ {} }}",
-                keys.join(", ")
-            ));
-        }
+    let table = format!("bridge {t}");
+    for (kind, all) in [("map", &some.maps), ("set", &some.sets)] {
+        let changed = all.iter().filter(|(_, elements)| !elements.is_empty());
+        scripts.extend(changed.map(|(name, e)| nft_table::elements_asked(kind, &table, name, e)));
     }
     scripts
 }

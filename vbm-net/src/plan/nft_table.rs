@@ -186,14 +186,24 @@ fn owned<V: Clone>((name, value): (&String, &V)) -> (String, V) {
     (name.clone(), value.clone())
 }
 
+/// The most elements that are asked for by name: of a thousand nft 1.0.6 says nothing and fails.
+const GET_ELEMENTS_MAX: usize = 64;
+
+/// A line that prints elements of a map or a set, or where they are many all of it.
+pub(super) fn elements_asked(kind: &str, table: &str, name: &str, elements: &BTreeSet<String>) -> String {
+    if elements.len() > GET_ELEMENTS_MAX {
+        return format!("list {kind} {table} {name}");
+    }
+    let keys: Vec<&str> = elements.iter().map(|e| key(e)).collect();
+    format!("get element {table} {name} {{ {} }}", keys.join(", "))
+}
+
 /// Lines that print these, each a command of its own.
 pub(crate) fn asking(shape: &Shape, some: &NftTable) -> Vec<String> {
     let t = format!("{} {}", shape.family, shape.name);
     let mut lines: Vec<String> = some.chains.keys().map(|c| format!("list chain {t} {c}")).collect();
-    for (name, elements) in some.maps.iter().filter(|(_, e)| !e.is_empty()) {
-        let keys: Vec<&str> = elements.iter().map(|e| key(e)).collect();
-        lines.push(format!("get element {t} {name} {{ {} }}", keys.join(", ")));
-    }
+    let changed = some.maps.iter().filter(|(_, e)| !e.is_empty());
+    lines.extend(changed.map(|(name, elements)| elements_asked("map", &t, name, elements)));
     lines.extend(some.sets.keys().map(|s| format!("list set {t} {s}")));
     lines
 }
