@@ -42,7 +42,8 @@ struct Args {
     /// Smaller loads and three rounds: for a first look.
     #[arg(long)]
     quick: bool,
-    /// Only rows of the bus whose name contains one of these texts.
+    /// Only rows of the bus whose name contains one of these texts; of networks, these parts: create, port, packet, TCP, agent, address,
+    /// DHCP.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Also write rows, machine and command to this file.

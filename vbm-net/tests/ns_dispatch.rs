@@ -38,7 +38,10 @@ fn standing(lab: &Lab, wanted: &DesiredNetwork) -> (bool, bool) {
         String::from_utf8_lossy(&out.stdout).into_owned()
     };
     let tables = said("nft list tables");
-    let (marks, rules) = (tables.contains("bridge vbm-slots"), tables.contains("inet vbm-filter"));
+    let (marks, rules) = (
+        tables.contains("bridge vbm-slots"),
+        tables.contains("inet vbm-filter"),
+    );
     assert_eq!(marks, rules, "they come and go together: {tables}");
     (said("iptables -S").contains("VBM-"), rules)
 }
@@ -62,7 +65,11 @@ async fn a_network_that_stands_is_taken_over_by_the_other_dispatch_and_given_bac
     {
         lab.reopen_dispatched(dispatch).await;
         assert!(!lab.ensure(&wanted).await.changed.is_empty());
-        assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new(), "{dispatch}");
+        assert_eq!(
+            lab.ensure(&wanted).await.changed,
+            Vec::<String>::new(),
+            "{dispatch}"
+        );
         assert_eq!(standing(&lab, &wanted), stands, "{dispatch}");
         judged(&wires, &wanted, 3_000 + n as u16);
     }
@@ -111,7 +118,10 @@ async fn a_port_that_comes_and_goes_writes_only_what_is_its_own() {
         let changed = lab.ensure(net).await.changed;
         // Two chains of the guard, one of the marks, entries of five maps; and what is served.
         assert!(!changed.is_empty() && changed.len() <= 10, "{changed:?}");
-        assert!(!changed.iter().any(|c| c.contains("rules of vbm-filter")), "{changed:?}");
+        assert!(
+            !changed.iter().any(|c| c.contains("rules of vbm-filter")),
+            "{changed:?}"
+        );
         assert_eq!(lab.ensure(net).await.changed, Vec::<String>::new());
     }
 }

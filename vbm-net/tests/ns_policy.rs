@@ -371,7 +371,9 @@ async fn agree(dispatch: Dispatch, seed: u64) -> (usize, usize) {
                 loop {
                     match wires[to].next_mark().as_str() {
                         "honest" => break,
-                        "nothing" => panic!("{dispatch}, seed {seed}, round {round}: an honest packet was lost"),
+                        "nothing" => {
+                            panic!("{dispatch}, seed {seed}, round {round}: an honest packet was lost")
+                        }
                         name => drop(arrived.insert(name.to_owned())),
                     }
                 }

@@ -54,7 +54,9 @@ impl Drop for Space {
 
 /// `ip` with these words.
 pub(crate) async fn ip(line: &str) -> Outcome<()> {
-    run(command("ip").args(line.split(' ')), IP_WITHIN).await.map(drop)
+    run(command("ip").args(line.split(' ')), IP_WITHIN)
+        .await
+        .map(drop)
 }
 
 /// Runs a program in a namespace to its end; what it printed. The caller's thread waits.
@@ -91,6 +93,10 @@ fn once(program: &str, args: &[&str], input: &str) -> Outcome<String> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
         let said = String::from_utf8_lossy(&output.stderr);
-        Err(Fault::new(format!("{program} {}: {}", args.join(" "), said.trim())))
+        Err(Fault::new(format!(
+            "{program} {}: {}",
+            args.join(" "),
+            said.trim()
+        )))
     }
 }

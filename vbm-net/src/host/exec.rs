@@ -284,7 +284,14 @@ pub(crate) async fn nft_ask_singly(ns: &NetNs, questions: &[String]) -> Result<S
     let mut all = String::new();
     for question in questions {
         let line = format!("{question}\n");
-        all += &must(ns, Program::Nft, &args, &line, "reading the guard and the rules back").await?;
+        all += &must(
+            ns,
+            Program::Nft,
+            &args,
+            &line,
+            "reading the guard and the rules back",
+        )
+        .await?;
     }
     Ok(all)
 }
@@ -317,12 +324,7 @@ pub(crate) async fn nft_counted(ns: &NetNs) -> Result<String, NetError> {
 }
 
 /// A table as nft prints it; `None` where there is none.
-async fn table_text(
-    ns: &NetNs,
-    family: &str,
-    name: &str,
-    form: &[&str],
-) -> Result<Option<String>, NetError> {
+async fn table_text(ns: &NetNs, family: &str, name: &str, form: &[&str]) -> Result<Option<String>, NetError> {
     let args: Vec<&str> = form
         .iter()
         .copied()

@@ -43,11 +43,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn new(
-        net: &Validated<DesiredNetwork>,
-        transit: Option<Transit>,
-        dispatch: Dispatch,
-    ) -> Self {
+    pub(crate) fn new(net: &Validated<DesiredNetwork>, transit: Option<Transit>, dispatch: Dispatch) -> Self {
         let Rules { sets, v4, v6, nft } = dispatch.backend().render(net, transit);
         Self {
             guard: guard::render(net),

@@ -90,7 +90,10 @@ impl Steps {
     pub(super) fn transactions(&self) -> u32 {
         let tables = [&self.v4, &self.v6].into_iter().flat_map(|s| s.lines());
         let commits = tables.filter(|line| *line == "COMMIT").count();
-        let nft = [&self.guard, &self.gone].into_iter().filter(|s| !s.is_empty()).count();
+        let nft = [&self.guard, &self.gone]
+            .into_iter()
+            .filter(|s| !s.is_empty())
+            .count();
         u32::try_from(commits + nft).unwrap_or(u32::MAX)
     }
 

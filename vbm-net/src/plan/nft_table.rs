@@ -64,7 +64,10 @@ pub(crate) fn diff(shape: &Shape, want: &NftTable, have: &NftTable) -> (String, 
 
 /// Base chains with their hooks: one whose hook is another cannot be changed in place.
 fn hooks(table: &NftTable) -> Vec<(&String, &String)> {
-    let first = table.chains.iter().filter_map(|(name, lines)| Some((name, lines.first()?)));
+    let first = table
+        .chains
+        .iter()
+        .filter_map(|(name, lines)| Some((name, lines.first()?)));
     first.filter(|(_, line)| is_hook(line)).collect()
 }
 
@@ -106,13 +109,22 @@ fn key(element: &str) -> &str {
 /// Only what differs. Elements go before the chains that they lead to, and come after; chains are made before any is filled.
 fn changes(shape: &Shape, want: &NftTable, have: &NftTable) -> (String, Vec<String>) {
     let t = format!("{} {}", shape.family, shape.name);
-    let [mut first, mut sets, mut made, mut rules, mut last, mut flushed, mut gone] =
-        [const { String::new() }; 7];
+    let [
+        mut first,
+        mut sets,
+        mut made,
+        mut rules,
+        mut last,
+        mut flushed,
+        mut gone,
+    ] = [const { String::new() }; 7];
     let mut told = BTreeSet::new();
     for (map, w) in &want.maps {
         let h = &have.maps[map];
-        let (out, new): (BTreeSet<_>, BTreeSet<_>) =
-            (h.difference(w).cloned().collect(), w.difference(h).cloned().collect());
+        let (out, new): (BTreeSet<_>, BTreeSet<_>) = (
+            h.difference(w).cloned().collect(),
+            w.difference(h).cloned().collect(),
+        );
         if !out.is_empty() {
             let keys: Vec<&str> = out.iter().map(|e| key(e)).collect();
             first += &format!("delete element {t} {map} {{ {} }}\n", keys.join(", "));
@@ -171,7 +183,12 @@ pub(crate) fn changed(want: &NftTable, have: &NftTable) -> NftTable {
     };
     let differs = |name: &String| want.chains.get(name) != have.chains.get(name);
     NftTable {
-        chains: want.chains.iter().filter(|(n, _)| differs(n)).map(owned).collect(),
+        chains: want
+            .chains
+            .iter()
+            .filter(|(n, _)| differs(n))
+            .map(owned)
+            .collect(),
         maps: want.maps.iter().map(news).collect(),
         sets: want
             .sets
@@ -201,7 +218,11 @@ pub(super) fn elements_asked(kind: &str, table: &str, name: &str, elements: &BTr
 /// Lines that print these, each a command of its own.
 pub(crate) fn asking(shape: &Shape, some: &NftTable) -> Vec<String> {
     let t = format!("{} {}", shape.family, shape.name);
-    let mut lines: Vec<String> = some.chains.keys().map(|c| format!("list chain {t} {c}")).collect();
+    let mut lines: Vec<String> = some
+        .chains
+        .keys()
+        .map(|c| format!("list chain {t} {c}"))
+        .collect();
     let changed = some.maps.iter().filter(|(_, e)| !e.is_empty());
     lines.extend(changed.map(|(name, elements)| elements_asked("map", &t, name, elements)));
     lines.extend(some.sets.keys().map(|s| format!("list set {t} {s}")));
@@ -249,12 +270,19 @@ mod tests {
 
     const BASE: (&str, &[&str]) = (
         "f",
-        &["type filter hook forward priority 0; policy drop;", "meta mark vmap @m"],
+        &[
+            "type filter hook forward priority 0; policy drop;",
+            "meta mark vmap @m",
+        ],
     );
 
     #[test]
     fn what_is_written_whole_is_what_is_wanted_and_nothing_is_a_table_that_goes() {
-        let want = table(&[BASE, ("a", &["accept"])], &["0x1 : goto a"], Some(&["10.0.0.1"]));
+        let want = table(
+            &[BASE, ("a", &["accept"])],
+            &["0x1 : goto a"],
+            Some(&["10.0.0.1"]),
+        );
         let (script, _) = diff(&SHAPE, &want, &NftTable::default());
         assert_eq!(parse(&script), want);
         assert_eq!(diff(&SHAPE, &want, &want), (String::new(), Vec::new()));
@@ -266,7 +294,11 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_written_in_an_order_in_which_nothing_leads_nowhere() {
-        let have = table(&[BASE, ("a", &["accept"])], &["0x1 : goto a"], Some(&["10.0.0.1"]));
+        let have = table(
+            &[BASE, ("a", &["accept"])],
+            &["0x1 : goto a"],
+            Some(&["10.0.0.1"]),
+        );
         let want = table(&[BASE, ("b", &["drop"])], &["0x1 : goto b"], Some(&["10.0.0.2"]));
         let (script, _) = diff(&SHAPE, &want, &have);
         assert_eq!(
@@ -278,7 +310,11 @@ mod tests {
         let some = changed(&want, &have);
         assert_eq!(
             asking(&SHAPE, &some),
-            ["list chain inet t b", "get element inet t m { 0x1 }", "list set inet t s"]
+            [
+                "list chain inet t b",
+                "get element inet t m { 0x1 }",
+                "list set inet t s"
+            ]
         );
         assert!(holds(&want, &some) && !holds(&have, &some));
     }

@@ -26,8 +26,10 @@ use super::{
     policy::{Policies, Source, whose},
 };
 use crate::{
-    DesiredNetwork, DesiredPort, Validated, model::GATEWAY_LINK_LOCAL, names,
+    DesiredNetwork, DesiredPort, Validated,
     limits::counters::{Counted, Traffic},
+    model::GATEWAY_LINK_LOCAL,
+    names,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +39,13 @@ use vbm_core::{Direction, GroupId, PortId, Protocol, Rule, network::VXLAN_PORT};
 pub(crate) const SLOTS: Shape = Shape {
     family: "bridge",
     name: names::SLOTS_TABLE,
-    map_type: |map| if map == IN { "ifname : mark" } else { "ifname : verdict" },
+    map_type: |map| {
+        if map == IN {
+            "ifname : mark"
+        } else {
+            "ifname : verdict"
+        }
+    },
     set_type: |_| "ifname",
 };
 
@@ -97,9 +105,8 @@ fn slots(net: &DesiredNetwork) -> BTreeMap<PortId, u16> {
 /// Which tap a packet came by, and which it goes out by.
 pub(crate) fn slots_table(net: &Validated<DesiredNetwork>) -> NftTable {
     let mut table = NftTable::default();
-    let hook = |hook: &str, priority: i32| {
-        format!("type filter hook {hook} priority {priority}; policy accept;")
-    };
+    let hook =
+        |hook: &str, priority: i32| format!("type filter hook {hook} priority {priority}; policy accept;");
     let mark = format!("meta mark set iifname map @{IN}");
     table
         .chains
@@ -201,9 +208,7 @@ fn forward(way_out: bool) -> Vec<String> {
         lines.push(format!(
             "meta nfproto 2 iifname \"{br}\" oifname \"{up}\" udp dport {VXLAN_PORT} drop"
         ));
-        lines.push(format!(
-            "meta nfproto 2 iifname \"{br}\" oifname \"{up}\" accept"
-        ));
+        lines.push(format!("meta nfproto 2 iifname \"{br}\" oifname \"{up}\" accept"));
     }
     // A routed packet has no tap it goes out by, and passes this one by.
     lines.push(format!("meta mark & 0xffff0000 vmap @{TO}"));
@@ -342,12 +347,17 @@ fn rule(policies: &Policies<'_>, source: &Source<'_>, rule: &Rule) -> Vec<String
         }
         // All of a family, which nothing else says: messages do.
         if words.is_empty() && by_protocol.is_none() {
-            words.extend(family.map(|f| {
-                format!("meta nfproto {}", if f == Family::V4 { 2 } else { 10 })
-            }));
+            words.extend(family.map(|f| format!("meta nfproto {}", if f == Family::V4 { 2 } else { 10 })));
         }
         words.extend(protocol(rule));
-        words.push(if egress { "counter return" } else { "counter accept" }.to_owned());
+        words.push(
+            if egress {
+                "counter return"
+            } else {
+                "counter accept"
+            }
+            .to_owned(),
+        );
         words.join(" ")
     };
     families.into_iter().map(line).collect()
@@ -369,7 +379,11 @@ fn protocol(rule: &Rule) -> Option<String> {
 }
 
 fn messages(rule: &Rule) -> String {
-    let name = if rule.protocol == Protocol::Icmp { "icmp" } else { "icmpv6" };
+    let name = if rule.protocol == Protocol::Icmp {
+        "icmp"
+    } else {
+        "icmpv6"
+    };
     match rule.icmp {
         // Any of them: said so that the family is part of it.
         None if name == "icmp" => "ip protocol 1".into(),
@@ -401,10 +415,7 @@ fn aggregated6(members: &BTreeSet<IpNet>) -> BTreeSet<String> {
 }
 
 /// What each rule let begin, from `nft -nn list table` of the rules.
-pub(crate) fn by_rule(
-    net: &DesiredNetwork,
-    counted: &Counted,
-) -> BTreeMap<(Option<GroupId>, Rule), Traffic> {
+pub(crate) fn by_rule(net: &DesiredNetwork, counted: &Counted) -> BTreeMap<(Option<GroupId>, Rule), Traffic> {
     let policies = Policies::new(net);
     let none = BTreeMap::new();
     let mut sums: BTreeMap<(Option<GroupId>, Rule), Traffic> = BTreeMap::new();
@@ -486,11 +497,17 @@ mod tests {
             ("tcp/1@0.0.0.0/0", &["meta nfproto 2 tcp dport 1 counter accept"]),
             ("udp/1-9@::/0", &["meta nfproto 10 udp dport 1-9 counter accept"]),
             ("any@10.1.2.3/8", &["ip saddr 10.0.0.0/8 counter accept"]),
-            ("egress:udp/53@10.1.2.3/32", &["ip daddr 10.1.2.3 udp dport 53 counter return"]),
+            (
+                "egress:udp/53@10.1.2.3/32",
+                &["ip daddr 10.1.2.3 udp dport 53 counter return"],
+            ),
             ("icmp", &["ip protocol 1 counter accept"]),
             ("icmp/type=3,code=4", &["icmp type 3 icmp code 4 counter accept"]),
             ("icmpv6", &["icmpv6 type 0-255 counter accept"]),
-            ("icmpv6/type=128@fd00::/64", &["ip6 saddr fd00::/64 icmpv6 type 128 counter accept"]),
+            (
+                "icmpv6/type=128@fd00::/64",
+                &["ip6 saddr fd00::/64 icmpv6 type 128 counter accept"],
+            ),
             (
                 "tcp/22@self",
                 &[
@@ -514,9 +531,11 @@ mod tests {
         assert!(slots(&both).iter().zip(slots(&one)).all(|(a, b)| *a.1 == b.1));
         let (script, _) =
             super::super::nft_table::diff(&FILTER, &filter_table(&both, None), &filter_table(&one, None));
-        assert!(!script.contains("0x000a") && script.lines().count() < 8, "{script}");
-        let (script, _) =
-            super::super::nft_table::diff(&SLOTS, &slots_table(&both), &slots_table(&one));
+        assert!(
+            !script.contains("0x000a") && script.lines().count() < 8,
+            "{script}"
+        );
+        let (script, _) = super::super::nft_table::diff(&SLOTS, &slots_table(&both), &slots_table(&one));
         assert_eq!(script.lines().count(), 4, "{script}");
     }
 
@@ -540,11 +559,21 @@ mod tests {
 
     #[test]
     fn members_that_lie_in_others_are_not_told_twice() {
-        let members = ["10.0.0.0/8", "10.9.0.1/32", "192.0.2.2/31", "192.0.2.4/32", "fd00::/64", "fd00::1/128"]
-            .map(|n| n.parse::<IpNet>().unwrap());
+        let members = [
+            "10.0.0.0/8",
+            "10.9.0.1/32",
+            "192.0.2.2/31",
+            "192.0.2.4/32",
+            "fd00::/64",
+            "fd00::1/128",
+        ]
+        .map(|n| n.parse::<IpNet>().unwrap());
         let members = BTreeSet::from(members);
         let four = aggregated4(&members);
-        assert_eq!(four.iter().map(String::as_str).collect::<Vec<_>>(), ["10.0.0.0/8", "192.0.2.2/31", "192.0.2.4"]);
+        assert_eq!(
+            four.iter().map(String::as_str).collect::<Vec<_>>(),
+            ["10.0.0.0/8", "192.0.2.2/31", "192.0.2.4"]
+        );
         assert_eq!(aggregated6(&members).len(), 1);
     }
 

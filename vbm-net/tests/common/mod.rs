@@ -283,7 +283,8 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) async fn new() -> Self {
-        let way = std::env::var(DISPATCH).map_or_else(|_| vbm_net::Dispatch::default(), |d| d.parse().unwrap());
+        let way =
+            std::env::var(DISPATCH).map_or_else(|_| vbm_net::Dispatch::default(), |d| d.parse().unwrap());
         Self::dispatched(way).await
     }
 

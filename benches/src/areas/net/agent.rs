@@ -126,7 +126,7 @@ async fn restart(ground: &Ground, networks: usize, name: &str) -> Outcome<Row> {
         samples.push(begin.elapsed().as_secs_f64());
     }
     let goal = format!("<= {}", 10.0 * networks as f64 / NETWORKS as f64);
-    Ok(Row::new(name, "s", samples)
-        .goal(&goal)
-        .noted(format!("the goal is 10 s for {NETWORKS}, here in proportion; making them took {made:.1} s")))
+    Ok(Row::new(name, "s", samples).goal(&goal).noted(format!(
+        "the goal is 10 s for {NETWORKS}, here in proportion; making them took {made:.1} s"
+    )))
 }

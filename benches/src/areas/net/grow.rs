@@ -156,8 +156,14 @@ async fn at(ground: &Ground, ports: usize, names: &[String; 9]) -> Outcome<Vec<R
         Peer::make("rule", ports).await?,
         Peer::make("neutron", ports).await?,
     ];
-    let [mut add, mut add_nft, mut gone, mut same, mut by_rule, mut by_neutron] =
-        [const { Times(Vec::new()) }; 6];
+    let [
+        mut add,
+        mut add_nft,
+        mut gone,
+        mut same,
+        mut by_rule,
+        mut by_neutron,
+    ] = [const { Times(Vec::new()) }; 6];
     for round in 0..ground.rounds() {
         let (added, removed) = ours.change().await?;
         add.0.push(added);
@@ -265,9 +271,14 @@ fn lines_of(vm: usize) -> Vec<String> {
     let (chain, tap) = (format!("vm{vm:05}"), format!("tap{vm:05}"));
     let address = std::net::Ipv4Addr::from(0x0a09_0100 + u32::try_from(vm).unwrap_or(0));
     let mut lines = vec![format!(":{chain} - [0:0]")];
-    lines.push(format!("-A {chain} -m state --state RELATED,ESTABLISHED -j RETURN"));
+    lines.push(format!(
+        "-A {chain} -m state --state RELATED,ESTABLISHED -j RETURN"
+    ));
     for port in 0..PEER_RULES - 2 {
-        lines.push(format!("-A {chain} -p tcp -m tcp --dport {} -j RETURN", 8_000 + port));
+        lines.push(format!(
+            "-A {chain} -p tcp -m tcp --dport {} -j RETURN",
+            8_000 + port
+        ));
     }
     lines.push(format!("-A {chain} -j DROP"));
     lines.push(format!(

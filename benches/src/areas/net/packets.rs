@@ -44,7 +44,8 @@ pub(super) async fn run(ground: &Ground, rows: &mut Rows) {
     for ports in sizes {
         let name = |what: &str| format!("first packet of a flow among {ports} ports, {what}");
         let linear = name("beside a rule a tap");
-        rows.measure(&linear, "us", beside_linear(ground, *ports, &linear)).await;
+        rows.measure(&linear, "us", beside_linear(ground, *ports, &linear))
+            .await;
         for dispatch in Dispatch::ALL {
             let few = name(&format!("beside {FEW} (dispatch {dispatch})"));
             rows.measure(&few, "us", beside_few(ground, *ports, dispatch, &few))
@@ -70,7 +71,11 @@ impl Way {
         let wanted = network(ports)?;
         lab.ensure(&wanted).await.during("making it")?;
         let open = async |at: usize| -> Outcome<OwnedFd> {
-            match lab.net.open_nic(wanted.id, wanted.ports[at].id, NicKind::Tap).await? {
+            match lab
+                .net
+                .open_nic(wanted.id, wanted.ports[at].id, NicKind::Tap)
+                .await?
+            {
                 Nic::Tap { fd, .. } => Ok(fd),
                 _ => Err(Fault::new("it is no tap")),
             }
@@ -87,7 +92,10 @@ impl Way {
 
     /// Microseconds a packet.
     fn sample(&self) -> Outcome<f64> {
-        let (from, to) = (&self.wanted.ports[0], &self.wanted.ports[self.wanted.ports.len() / 2]);
+        let (from, to) = (
+            &self.wanted.ports[0],
+            &self.wanted.ports[self.wanted.ports.len() / 2],
+        );
         let space = space_of(&self.wanted);
         // Each begins a flow: none of the round before may be left.
         inside(&space, "conntrack", &["-F"], "")?;
@@ -129,14 +137,24 @@ impl Way {
         let saved = inside(&space, "iptables-save", &["-t", "filter"], "")?;
         let policy = saved
             .lines()
-            .find_map(|line| line.strip_prefix(':')?.split(' ').next().filter(|c| c.starts_with("VBM-P-")))
+            .find_map(|line| {
+                line.strip_prefix(':')?
+                    .split(' ')
+                    .next()
+                    .filter(|c| c.starts_with("VBM-P-"))
+            })
             .ok_or_else(|| Fault::new("no chain of a policy"))?;
         let root = names::DISPATCH_CHAIN;
         let rules: String = self
             .wanted
             .ports
             .iter()
-            .map(|p| format!("-A {root} -m physdev --physdev-out {} -g {policy}\n", names::tap(p.id)))
+            .map(|p| {
+                format!(
+                    "-A {root} -m physdev --physdev-out {} -g {policy}\n",
+                    names::tap(p.id)
+                )
+            })
             .collect();
         let script = format!("*filter\n:{root} - [0:0]\n{rules}COMMIT\n");
         inside(&space, "iptables-restore", &["-n"], &script).map(drop)
@@ -154,7 +172,12 @@ async fn beside_linear(ground: &Ground, ports: usize, name: &str) -> Outcome<Row
     let ours = Way::make(ground, ports, Dispatch::Iptables).await?;
     let linear = Way::make(ground, ports, Dispatch::Iptables).await?;
     linear.make_linear().during("a rule a tap")?;
-    let samples = duel(ground.rounds(), async |_| ours.sample(), async |_| linear.sample()).await?;
+    let samples = duel(
+        ground.rounds(),
+        async |_| ours.sample(),
+        async |_| linear.sample(),
+    )
+    .await?;
     Ok(Row::new(name, "us", samples.ours).against("one jump a tap", samples.peer))
 }
 

@@ -57,7 +57,11 @@ async fn between(ground: &Ground, offload: bool) -> Outcome<Row> {
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for _ in 0..ground.rounds() {
         a.push(rate(&ours.guests, "10.9.1.1", seconds).await.during("ours")?);
-        b.push(rate(&bare.1, "10.9.1.1", seconds).await.during("the bare bridge")?);
+        b.push(
+            rate(&bare.1, "10.9.1.1", seconds)
+                .await
+                .during("the bare bridge")?,
+        );
     }
     Ok(Row::new(name(offload), "Gbit/s", a)
         .against("a bare bridge", b)
@@ -81,7 +85,11 @@ impl Ours {
             ip(&format!("link set {name} netns {}", guest.0)).await?;
             address(guest, &name, port.mac, &port.address.to_string()).await?;
             if offload {
-                guest.run("ethtool", &["-K", &name, "tx", "on", "tso", "on", "gso", "on"], "")?;
+                guest.run(
+                    "ethtool",
+                    &["-K", &name, "tx", "on", "tso", "on", "gso", "on"],
+                    "",
+                )?;
                 let inner = vbm_net::names::tap(port.id);
                 crate::harness::space::inside(
                     &super::lab::space_of(&wanted),
@@ -116,7 +124,13 @@ async fn bare(offload: bool) -> Outcome<(Space, [Space; 2])> {
             ))
             .await?;
         middle.ip(&format!("link set {inner} master br0 up")).await?;
-        address(guest, outer, Mac::local(u32::try_from(n)? + 1), &format!("10.9.1.{n}")).await?;
+        address(
+            guest,
+            outer,
+            Mac::local(u32::try_from(n)? + 1),
+            &format!("10.9.1.{n}"),
+        )
+        .await?;
         if !offload {
             guest.run("ethtool", &["-K", outer, "tx", "off"], "")?;
             middle.run("ethtool", &["-K", &inner, "tx", "off"], "")?;
@@ -128,7 +142,17 @@ async fn bare(offload: bool) -> Outcome<(Space, [Space; 2])> {
 /// One flow from the first guest to the second.
 async fn rate(guests: &[Space; 2], to: &str, seconds: usize) -> Outcome<f64> {
     let mut server: Command = crate::harness::child::command("ip");
-    server.args(["netns", "exec", &guests[1].0, "iperf3", "-s", "-1", "-p", PORT, "--forceflush"]);
+    server.args([
+        "netns",
+        "exec",
+        &guests[1].0,
+        "iperf3",
+        "-s",
+        "-1",
+        "-p",
+        PORT,
+        "--forceflush",
+    ]);
     let mut server = Talker::start(&mut server)?;
     server.hear("Server listening", SERVER_WITHIN).await?;
     let seconds = seconds.to_string();
