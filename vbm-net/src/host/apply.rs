@@ -273,7 +273,7 @@ impl<'a> Run<'a> {
     ) -> Result<(), NetError> {
         let shared = self.shared;
         let want = rules::Wanted::new(self.net, transit, shared.dispatch);
-        let done = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
+        let done = rules::apply(&self.ns, want, standing, &shared.forms, &|step| shared.step(step)).await?;
         self.rules_changed |= !done.changes.is_empty();
         self.healed |= done.healed;
         self.changed.extend(done.changes);
@@ -499,14 +499,18 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether a flow may have come by a forward: one that was wanted before, or is now. What stood before this process looked is not known.
+    fn may_forward(&self) -> bool {
+        !self.net.forwards.is_empty() || self.before.is_none_or(|before| !before.forwards.is_empty())
+    }
+
     /// Cuts what may not go on, and reads back that it is gone.
     async fn cut_flows(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let mut cut = 0;
         for _ in 0..FLOWS_CUT_ROUNDS_MAX {
-            // Whether or not it is spoken now: what was begun may have been before.
-            let inside = flows::to_cut(self.net, transit, &standing::inside(&self.ns, true).await?);
+            let inside = flows::to_cut(self.net, transit, &standing::inside(&self.ns).await?);
             let mut outside = Vec::new();
-            if let Some(transit) = transit {
+            if let Some(transit) = transit.filter(|_| self.may_forward()) {
                 let standing = standing::answered_by(&self.shared.host, transit).await?;
                 outside = flows::stale_at_host(self.net, transit, &standing);
             }

@@ -9,6 +9,7 @@
 
 mod actor;
 mod apply;
+mod blob;
 mod check;
 mod counting;
 pub(crate) mod exec;
@@ -163,6 +164,8 @@ pub(crate) struct HostShared {
     events: broadcast::Sender<NetEvent>,
     stop: CancellationToken,
     tracker: TaskTracker,
+    /// Chains that nft has printed before.
+    forms: Mutex<blob::Forms>,
     /// One change to the owner's host chains at a time.
     host_rules: tokio::sync::Mutex<()>,
     lock: Mutex<Option<OwnerLock>>,
@@ -231,6 +234,7 @@ impl HostNetwork {
             events,
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
+            forms: Mutex::default(),
             host_rules: tokio::sync::Mutex::new(()),
             lock: Mutex::new(Some(lock)),
         };

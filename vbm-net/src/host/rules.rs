@@ -13,6 +13,7 @@
 //! Order: guard, sets that come, rules, sets that go. A failure leaves the old rules or the new ones, and forgets what was known.
 
 use super::{
+    blob::Forms,
     exec, generation,
     netns::NetNs,
     steps::{Back, Steps},
@@ -28,6 +29,8 @@ use crate::{
         tables::Tables,
     },
 };
+
+use std::sync::Mutex;
 
 /// How often it is begun anew because another wrote at the same time.
 const ROUNDS_MAX: usize = 3;
@@ -96,6 +99,7 @@ pub(crate) async fn apply(
     ns: &NetNs,
     mut want: Wanted,
     standing: &mut Option<Standing>,
+    forms: &Mutex<Forms>,
     step: &(dyn Fn(&'static str) + Sync),
 ) -> Result<Done, NetError> {
     let mut done = Done::default();
@@ -107,7 +111,7 @@ pub(crate) async fn apply(
         };
         let sure = known.as_ref().is_some_and(|known| known.held != want);
         let found = match known {
-            Some(known) => quick(ns, &mut want, known, step).await?,
+            Some(known) => quick(ns, &mut want, known, forms, step).await?,
             None => thorough(ns, &mut want, step).await?,
         };
         done.healed |= !sure && !found.0.is_empty();
@@ -130,6 +134,7 @@ async fn quick(
     ns: &NetNs,
     want: &mut Wanted,
     mut known: Standing,
+    forms: &Mutex<Forms>,
     step: &(dyn Fn(&'static str) + Sync),
 ) -> Result<(Vec<String>, Option<u32>), NetError> {
     want.settle(&known.held);
@@ -140,7 +145,7 @@ async fn quick(
     let back = Back::of(want, &known.held, &steps);
     if back.is_little() {
         let told = steps.write(ns, Some(&back), step).await?;
-        back.compare(ns, &told, want).await?;
+        back.compare(ns, &told, want, forms).await?;
     } else {
         steps.write(ns, None, step).await?;
         verify(ns, want).await?;

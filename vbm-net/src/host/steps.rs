@@ -7,13 +7,21 @@
 //!   ip6tables   the same
 //!   ipset       sets that go
 //!   nft -f      tables of nft that go
+//!
+//!   netlink     the guard of a port: its bytes, where nft has printed such before     (see blob)
+//!   nft -i      else, and the rules of nft: as it prints them
 //! ```
 //!
 //! Whatever is to judge packets comes before what judged them goes: in between both do, so it is at most too closed.
 
-use super::{exec, netns::NetNs, rules::Wanted};
+use super::{
+    blob::{self, Forms},
+    exec,
+    netns::NetNs,
+    rules::Wanted,
+};
 use crate::{
-    NetError,
+    NetError, names,
     plan::{
         dispatch::Nft,
         guard::{self, Guard},
@@ -24,7 +32,10 @@ use crate::{
         verdict,
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
 
 /// Elements by the name of their map or set.
 type Elements = BTreeMap<String, BTreeSet<String>>;
@@ -195,14 +206,72 @@ impl Back {
     }
 
     /// Reads it back and compares.
-    pub(super) async fn compare(&self, ns: &NetNs, told: &Told, want: &Wanted) -> Result<(), NetError> {
-        self.nft(ns).await?;
+    pub(super) async fn compare(
+        &self,
+        ns: &NetNs,
+        told: &Told,
+        want: &Wanted,
+        forms: &Mutex<Forms>,
+    ) -> Result<(), NetError> {
+        if !self.known_forms(ns, forms).await? {
+            self.nft(ns).await?;
+            self.learn(ns, forms).await?;
+        }
         differs("a security rule", tables::holds(&told.v4, &self.v4))?;
         differs("a security rule of IPv6", tables::holds(&told.v6, &self.v6))?;
         if self.sets {
             differs("the members of a group", exec::ipset_read(ns).await? == want.sets)?;
         }
         Ok(())
+    }
+
+    /// Whether all of it is of the guard, and stands in forms that nft has printed before.
+    async fn known_forms(&self, ns: &NetNs, forms: &Mutex<Forms>) -> Result<bool, NetError> {
+        let others = self.nft.slots.questions() + self.nft.filter.questions();
+        if others > 0 || self.guard.sets.values().any(|e| !e.is_empty()) {
+            return Ok(false);
+        }
+        let jumps = self.guard.maps.iter().flat_map(|(map, elements)| {
+            elements.iter().map(|element| {
+                let (link, chain) = element.split_once(" : jump ")?;
+                Some((map.clone(), link.trim_matches('"').to_owned(), chain.to_owned()))
+            })
+        });
+        let Some(jumps) = jumps.collect::<Option<Vec<_>>>() else {
+            return Ok(false);
+        };
+        let Some(bytes) = self.guard_bytes(ns).await? else {
+            return Ok(false);
+        };
+        let known = {
+            let forms = forms.lock().unwrap_or_else(PoisonError::into_inner);
+            self.guard
+                .chains
+                .iter()
+                .all(|(name, lines)| bytes.get(name).is_some_and(|b| forms.know(lines, b)))
+        };
+        Ok(known && blob::lead(ns, names::GUARD_TABLE, jumps).await?)
+    }
+
+    /// Keeps the forms of what nft has just printed.
+    async fn learn(&self, ns: &NetNs, forms: &Mutex<Forms>) -> Result<(), NetError> {
+        if let Some(bytes) = self.guard_bytes(ns).await? {
+            let mut forms = forms.lock().unwrap_or_else(PoisonError::into_inner);
+            for (name, bytes) in bytes {
+                forms.learn(&self.guard.chains[&name], &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` where the kernel does not tell. Base chains have a hook, which is not among their rules.
+    async fn guard_bytes(&self, ns: &NetNs) -> Result<Option<BTreeMap<String, Vec<u8>>>, NetError> {
+        let plain = |lines: &Vec<String>| lines.first().is_some_and(|l| !nft_table::is_hook(l));
+        if !self.guard.chains.values().all(plain) {
+            return Ok(None);
+        }
+        let names = self.guard.chains.keys().cloned().collect();
+        blob::chains(ns, names::GUARD_TABLE, names).await
     }
 
     /// Guard and rules of nft, by one program that is asked one thing after the other. Where it is built without that, by one each.
@@ -217,7 +286,7 @@ impl Back {
     }
 
     fn nft_holds(&self, said: &str) -> bool {
-        let have = guard::parse(&of_table(said, "bridge", crate::names::GUARD_TABLE));
+        let have = guard::parse(&of_table(said, "bridge", names::GUARD_TABLE));
         let chains = self
             .guard
             .chains

@@ -71,7 +71,8 @@ fn hooks(table: &NftTable) -> Vec<(&String, &String)> {
     first.filter(|(_, line)| is_hook(line)).collect()
 }
 
-fn is_hook(line: &str) -> bool {
+/// Whether a line is what makes a chain a base chain.
+pub(crate) fn is_hook(line: &str) -> bool {
     line.starts_with("type filter hook ")
 }
 
