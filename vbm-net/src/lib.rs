@@ -133,4 +133,5 @@ pub use model::{
     check_pairs, gateway_mac,
 };
 pub use plan::carry::{FlowProtocol, PortFlow};
+pub use plan::dispatch::Dispatch;
 pub use sim::SimNetwork;

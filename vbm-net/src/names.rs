@@ -21,6 +21,7 @@
 //! | connections of a port are counted | `VBM-C-<port>`, by `VBM-CF` and `VBM-CT` | namespace, mangle |
 //! | members of a group | `vbm4-<group>`, `vbm6-<group>` | namespace, ipset |
 //! | guard of a port, from and to it | `in-<port>`, `to-<port>` | namespace, nft bridge |
+//! | where nft dispatches: marks; rules | `vbm-slots`, `vbm-filter` | namespace, nft bridge and inet |
 //! | host chains | `VBM-<owner hash>-FWD` and so on | host |
 
 use vbm_core::{GroupId, NetworkId, PortId};
@@ -35,6 +36,10 @@ pub const VXLAN: &str = "vx0";
 pub const LEG: &str = "lan0";
 /// The table of the guard, family bridge.
 pub const GUARD_TABLE: &str = "vbm";
+/// The table that marks packets by their taps, family bridge, where nft dispatches.
+pub const SLOTS_TABLE: &str = "vbm-slots";
+/// The table of rules, family inet, where nft dispatches.
+pub const FILTER_TABLE: &str = "vbm-filter";
 /// The chain that chooses the policy of the port a packet goes to, by its tap.
 pub const DISPATCH_CHAIN: &str = "VBM-TO";
 /// The chain that chooses the policy of the port a packet comes from.
@@ -108,6 +113,10 @@ pub fn ingress_chain(policy: u64) -> String {
 /// The chain of a policy: what may leave its ports.
 pub fn egress_chain(policy: u64) -> String {
     format!("VBM-E-{policy:016x}")
+}
+/// The chain that asks the policies of several ports that share an address.
+pub fn shared_chain(policies: u64) -> String {
+    format!("VBM-A-{policies:016x}")
 }
 /// The set of a group's members.
 pub fn group_set(group: GroupId, v6: bool) -> String {

@@ -3,7 +3,9 @@
 use super::{
     HostShared,
     apply::{Over, Run},
-    carry, counting, foresee, hooks, leg, limits,
+    carry, counting, foresee,
+    hooks::{self, AtHost},
+    leg, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
@@ -30,7 +32,12 @@ use crate::{
     plan::{Transit, filter::Family, host as host_plan, routed::on_host6},
     sim::{nic_in_use, not_here},
 };
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 use vbm_core::{NetworkId, PortId};
 
@@ -71,6 +78,8 @@ pub(crate) struct Actor {
     host: Vec<Ipv4Addr>,
     /// Guard and rules as they were read back last.
     standing: Option<Standing>,
+    /// Its rules on the host, the same.
+    at_host: AtHost,
     /// Whether the last `ensure` went well.
     ready: bool,
     server: Option<Server>,
@@ -92,6 +101,7 @@ impl Actor {
             underlay: None,
             host: Vec::new(),
             standing: None,
+            at_host: AtHost::default(),
             ready: false,
             server: None,
             services: Services::default(),
@@ -155,7 +165,7 @@ impl Actor {
         let wanted = self.wanted.insert(wanted);
         let applied = Run::new(&self.shared, wanted, &over, first)
             .after(before.as_ref().filter(|_| !first))
-            .apply(&mut self.standing)
+            .apply(&mut self.standing, &mut self.at_host)
             .await?;
         self.transit = applied.transit;
         self.underlay = over.underlay.as_ref().map(|u| u.name().to_owned());
@@ -214,12 +224,9 @@ impl Actor {
             self.leases.clear();
             return Ok(());
         }
-        self.leases.retain(|port, lease| {
-            wanted
-                .ports
-                .iter()
-                .any(|p| p.id == *port && p.address == lease.address)
-        });
+        let addresses: HashMap<PortId, Ipv4Addr> = wanted.ports.iter().map(|p| (p.id, p.address)).collect();
+        self.leases
+            .retain(|port, lease| addresses.get(port) == Some(&lease.address));
         let config = ServerConfig::from(wanted);
         let place = Bound {
             namespace: self.ns.identity(),
@@ -272,10 +279,10 @@ impl Actor {
             self.leases6.clear();
             return Ok(());
         };
-        self.leases6.retain(|port, lease| {
-            let holds = |p: &DesiredPort| p.id == *port && p.address6 == Some(lease.address);
-            wanted.ports.iter().any(holds)
-        });
+        let holds = |p: &DesiredPort| Some((p.id, p.address6?));
+        let addresses: HashMap<PortId, Ipv6Addr> = wanted.ports.iter().filter_map(holds).collect();
+        self.leases6
+            .retain(|port, lease| addresses.get(port) == Some(&lease.address));
         let place = Bound {
             namespace: self.ns.identity(),
             interface: bridge,
@@ -323,6 +330,7 @@ impl Actor {
 
     fn seen(&mut self, taps: &[String]) -> NetworkSeen {
         self.keep_leases();
+        let taps: HashSet<&String> = taps.iter().collect();
         let ports = self.wanted.iter().flat_map(|w| &w.ports).map(|p| {
             let tap = names::tap(p.id);
             PortSeen {
@@ -388,6 +396,7 @@ impl Actor {
         self.services.stop().await;
         self.wanted = None;
         self.standing = None;
+        self.at_host = AtHost::default();
         self.leases.clear();
         self.leases6.clear();
         self.ready = false;
@@ -455,7 +464,7 @@ impl Actor {
 
     async fn count(&self) -> Result<NetworkCounters, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
-        counting::read(&self.ns, wanted).await
+        counting::read(&self.ns, wanted, self.shared.dispatch).await
     }
 
     /// What is wanted here, with one of its ports.
@@ -549,14 +558,14 @@ impl Actor {
     /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened, unless the kernel says that nobody
     /// changed it since it was read back last.
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
-        let want = rules::Wanted::new(wanted, self.transit, &self.host);
+        let want = rules::Wanted::new(wanted, self.transit, &self.host, self.shared.dispatch);
         rules::check(&self.ns, want, self.standing.as_ref()).await?;
         if let Some(transit) = self.transit {
             let owner = &self.shared.owner;
             let want = host_plan::render(owner, wanted, transit, self.underlay.as_deref());
-            hooks::verify(Family::V4, &self.shared, self.id, &want).await?;
+            hooks::verify(Family::V4, &self.shared, self.id, &want, &self.at_host).await?;
             if let Some(want) = on_host6(owner, wanted) {
-                hooks::verify(Family::V6, &self.shared, self.id, &want).await?;
+                hooks::verify(Family::V6, &self.shared, self.id, &want, &self.at_host).await?;
             }
         }
         match sysctl::check(&self.ns, sysctl::groups()).await? {

@@ -12,7 +12,8 @@
 //! transit goes first.
 
 use super::{
-    HostShared, floating, flows as standing, hooks,
+    HostShared, floating, flows as standing,
+    hooks::{self, AtHost},
     leg::{self, Uplink},
     limits,
     link::{Link, Links},
@@ -133,14 +134,18 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// `standing`: guard and rules as they were read back last.
-    pub(crate) async fn apply(mut self, standing: &mut Option<Standing>) -> Result<Applied, NetError> {
-        let mut record = self.record().await?;
+    /// `standing`: guard and rules as they were read back last; `at_host`: those outside of the namespace.
+    pub(crate) async fn apply(
+        mut self,
+        standing: &mut Option<Standing>,
+        at_host: &mut AtHost,
+    ) -> Result<Applied, NetError> {
+        let mut record = self.record(at_host).await?;
         self.had_ipv6 = record.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
         self.shared.step("record");
         if self.ns.create().await? {
             // Generations begin anew there.
-            *standing = None;
+            *standing = Some(Standing::new());
             self.changed
                 .push(format!("namespace {}", self.shared.namespace(self.net.id)));
         }
@@ -160,7 +165,7 @@ impl<'a> Run<'a> {
         }
         let changed = sysctl::apply(&self.ns, settings).await?;
         self.changed.extend(changed);
-        self.way_out(&links, transit).await?;
+        self.way_out(&links, transit, at_host).await?;
         self.floating(transit).await?;
         self.shared.step("floating");
         self.routes(&mut record, transit).await?;
@@ -187,7 +192,7 @@ impl<'a> Run<'a> {
     }
 
     /// Claims the name for this network before anything bears it.
-    async fn record(&mut self) -> Result<Record, NetError> {
+    async fn record(&mut self, at_host: &mut AtHost) -> Result<Record, NetError> {
         let id = self.net.id;
         let namespace = self.shared.namespace(id);
         let host_namespace = self.shared.host.path().to_owned();
@@ -204,7 +209,7 @@ impl<'a> Run<'a> {
                     // Rules of IPv6 are found by what the record says.
                     let had = found.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
                     if had && !routed_plan::carries_ipv6(self.net) {
-                        let gone = hooks::host_rules(Family::V6, self.shared, id, None).await?;
+                        let gone = hooks::host_rules(Family::V6, self.shared, id, None, at_host).await?;
                         self.changed.extend(gone);
                     }
                     // What it had before is not led here by that claim any more.
@@ -348,8 +353,8 @@ impl<'a> Run<'a> {
     ) -> Result<(), NetError> {
         let shared = self.shared;
         let host = self.uplink.map_or(&[][..], |uplink| &uplink.host);
-        let want = rules::Wanted::new(self.net, transit, host);
-        let done = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
+        let want = rules::Wanted::new(self.net, transit, host, shared.dispatch);
+        let done = rules::apply(&self.ns, want, standing, &shared.forms, &|step| shared.step(step)).await?;
         self.rules_changed |= !done.changes.is_empty();
         self.healed |= done.healed;
         self.changed.extend(done.changes);
@@ -411,16 +416,21 @@ impl<'a> Run<'a> {
     }
 
     /// The link never stands without the host's rules, which find it by its name: they come before it and go after it.
-    async fn way_out(&mut self, links: &Links, transit: Option<Transit>) -> Result<(), NetError> {
+    async fn way_out(
+        &mut self,
+        links: &Links,
+        transit: Option<Transit>,
+        at_host: &mut AtHost,
+    ) -> Result<(), NetError> {
         if transit.is_some() {
-            self.host_rules(transit).await?;
+            self.host_rules(transit, at_host).await?;
             self.shared.step("host rules");
             self.uplink(links, transit).await?;
             self.shared.step("uplink");
         } else {
             self.uplink(links, transit).await?;
             self.shared.step("uplink");
-            self.host_rules(transit).await?;
+            self.host_rules(transit, at_host).await?;
             self.shared.step("host rules");
         }
         Ok(())
@@ -512,13 +522,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
+    async fn host_rules(&mut self, transit: Option<Transit>, at_host: &mut AtHost) -> Result<(), NetError> {
+        let (shared, id) = (self.shared, self.net.id);
         let underlay = self.underlay.map(Underlay::name);
-        let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t, underlay));
-        let mut changed = hooks::host_rules(Family::V4, self.shared, self.net.id, want.as_ref()).await?;
-        let want6 = host_plan6(&self.shared.owner, self.net).filter(|_| transit.is_some());
+        let want = transit.map(|t| host_plan::render(&shared.owner, self.net, t, underlay));
+        let mut changed = hooks::host_rules(Family::V4, shared, id, want.as_ref(), at_host).await?;
+        let want6 = host_plan6(&shared.owner, self.net).filter(|_| transit.is_some());
         if want6.is_some() || self.had_ipv6 {
-            let more = hooks::host_rules(Family::V6, self.shared, self.net.id, want6.as_ref()).await?;
+            let more = hooks::host_rules(Family::V6, shared, id, want6.as_ref(), at_host).await?;
             changed.extend(more.into_iter().map(|c| format!("{c} (IPv6)")));
         }
         self.rules_changed |= !changed.is_empty();
@@ -652,14 +663,18 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether a flow may have come by a forward: one that was wanted before, or is now. What stood before this process looked is not known.
+    fn may_forward(&self) -> bool {
+        !self.net.forwards.is_empty() || self.before.is_none_or(|before| !before.forwards.is_empty())
+    }
+
     /// Cuts what may not go on, and reads back that it is gone.
     async fn cut_flows(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let mut cut = 0;
         for _ in 0..FLOWS_CUT_ROUNDS_MAX {
-            // Whether or not it is spoken now: what was begun may have been before.
-            let inside = flows::to_cut(self.net, transit, &standing::inside(&self.ns, true).await?);
+            let inside = flows::to_cut(self.net, transit, &standing::inside(&self.ns).await?);
             let mut outside = Vec::new();
-            if let Some(transit) = transit {
+            if let Some(transit) = transit.filter(|_| self.may_forward()) {
                 let standing = standing::answered_by(&self.shared.host, transit).await?;
                 outside = flows::stale_at_host(self.net, transit, &standing);
             }

@@ -65,13 +65,8 @@ impl Look<'_> {
         }
         self.bridge(links.as_ref(), &all, &mut lines).await?;
         let transit = self.transit(record.as_ref());
-        lines.extend(
-            rules::foresee(
-                links.as_ref().map(|_| &ns),
-                Wanted::new(self.net, transit, self.over.host()),
-            )
-            .await?,
-        );
+        let want = Wanted::new(self.net, transit, self.over.host(), self.shared.dispatch);
+        lines.extend(rules::foresee(links.as_ref().map(|_| &ns), want).await?);
         self.uplink(record.as_ref(), &all, transit, &mut lines).await?;
         self.routes(record.as_ref(), transit, &mut lines).await?;
         self.leg(&ns, links.as_ref(), &all, &mut lines).await?;

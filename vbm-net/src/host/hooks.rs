@@ -23,40 +23,81 @@ impl Family {
 
     /// Applies a script as one transaction a table.
     pub(crate) async fn write(self, ns: &NetNs, script: &str) -> Result<(), NetError> {
-        match self {
-            Self::V4 => exec::iptables_write(ns, script).await,
-            Self::V6 => exec::ip6tables_write(ns, script).await,
-        }
+        let restore = match self {
+            Self::V4 => exec::Program::IptablesRestore,
+            Self::V6 => exec::Program::Ip6tablesRestore,
+        };
+        exec::rules_write(ns, restore, script).await
     }
 }
 
+/// The rules of one network as they were read back last, and the generation that the host's rules had then. Whoever writes any of them,
+/// another network of ours too, moves it.
+#[derive(Debug)]
+pub(crate) struct HostStanding {
+    generation: u32,
+    held: Option<host_plan::HostRules>,
+}
+
+/// Those of both families.
+pub(crate) type AtHost = [Option<HostStanding>; FAMILIES.len()];
+
 /// Makes the host's rules of one network those wanted, and the hooks stand. One at a time for an owner: its chains are shared by its
-/// networks.
+/// networks. Where nobody wrote since they were read back last, and the same are wanted, there is nothing to read.
 pub(crate) async fn host_rules(
     family: Family,
     shared: &HostShared,
     network: NetworkId,
     want: Option<&host_plan::HostRules>,
+    at_host: &mut AtHost,
 ) -> Result<Vec<String>, NetError> {
     let _one_at_a_time = shared.host_rules.lock().await;
-    let (host, owner) = (&shared.host, &shared.owner);
+    let host = &shared.host;
+    let standing = &mut at_host[family as usize];
+    let before = generation::of(host).await?;
+    let same = |known: &HostStanding| Some(known.generation) == before && known.held.as_ref() == want;
+    // Taken: a failure on the way leaves nothing that is believed.
+    if let Some(known) = standing.take().filter(same) {
+        *standing = Some(known);
+        return Ok(Vec::new());
+    }
     let observed = family.read(host).await?;
-    let diff = host_plan::diff(owner, network, want, &observed);
+    let changed = change(family, shared, network, want, &observed).await?;
+    let mut since = before;
+    if !changed.is_empty() {
+        since = generation::of(host).await?;
+        holds(&shared.owner, network, want, &family.read(host).await?)?;
+    }
+    // Only what nobody wrote while it was read.
+    let now = generation::of(host).await?.filter(|now| Some(*now) == since);
+    *standing = now.map(|generation| HostStanding {
+        generation,
+        held: want.cloned(),
+    });
+    Ok(changed)
+}
+
+/// Writes what differs from what was read.
+async fn change(
+    family: Family,
+    shared: &HostShared,
+    network: NetworkId,
+    want: Option<&host_plan::HostRules>,
+    observed: &Tables,
+) -> Result<Vec<String>, NetError> {
+    let (host, owner) = (&shared.host, &shared.owner);
+    let diff = host_plan::diff(owner, network, want, observed);
     let mut changed = diff.changes;
     if !diff.script.is_empty() {
         family.write(host, &diff.script).await?;
     }
     if want.is_some() {
         shared.step("host chains");
-        let missing = host_plan::missing_hooks(owner, &observed);
+        let missing = host_plan::missing_hooks(owner, observed);
         if !missing.is_empty() {
             changed.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
             insert_hooks(family, host, owner, missing).await?;
         }
-    }
-    if !changed.is_empty() {
-        let now = family.read(host).await?;
-        holds(owner, network, want, &now)?;
     }
     Ok(changed)
 }
@@ -71,9 +112,14 @@ pub(crate) async fn verify(
     shared: &HostShared,
     network: NetworkId,
     want: &host_plan::HostRules,
+    at_host: &AtHost,
 ) -> Result<(), NetError> {
     let _not_in_the_middle_of_a_change = shared.host_rules.lock().await;
     let now = generation::of(&shared.host).await?;
+    let same = |known: &HostStanding| Some(known.generation) == now && known.held.as_ref() == Some(want);
+    if at_host[family as usize].as_ref().is_some_and(same) {
+        return Ok(());
+    }
     let held = || shared.host_seen.lock().unwrap_or_else(PoisonError::into_inner);
     let known = held()[family as usize].clone().filter(|(at, _)| Some(*at) == now);
     let tables = match known {

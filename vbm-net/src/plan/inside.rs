@@ -60,7 +60,10 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     let from = format!("-i {br} -j {}", names::FROM_CHAIN);
     let mut input = vec![ANSWERS.into(), from.clone()];
     input.extend((!is_bridged(net)).then_some(ping));
-    input.extend(services(net));
+    // From the bridge and nowhere else.
+    input.extend(services(net).into_iter().map(|(to, protocol, port)| {
+        format!("-d {to}/32 -i {br} -p {protocol} -m {protocol} --dport {port} -j ACCEPT")
+    }));
     chain(&mut filter, "INPUT", Some("DROP"), input);
     let mut forward = vec![INVALID.into(), ANSWERS.into(), from];
     if transit.is_some() {
@@ -122,7 +125,7 @@ fn from_the_gateway() -> Vec<String> {
 /// The tables of IPv6 of a namespace; none where no port may speak it and it has no way out, since the guard lets none of it pass then.
 pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
     let leaves = routed::carries_ipv6(net);
-    if !leaves && !net.ports.iter().any(DesiredPort::has_ipv6) {
+    if !speaks_ipv6(net) {
         return Tables::new();
     }
     let (br, up) = (names::BRIDGE, names::UPLINK);
@@ -193,24 +196,19 @@ pub fn nothing6() -> Tables {
     Tables::from([("filter".into(), filter)])
 }
 
-/// What VMs may reach of the gateway's services, from the bridge and nowhere else.
-fn services(net: &DesiredNetwork) -> Vec<String> {
-    let br = names::BRIDGE;
-    let open = |to: Ipv4Addr, protocol: &str, port: u16| {
-        format!("-d {to}/32 -i {br} -p {protocol} -m {protocol} --dport {port} -j ACCEPT")
-    };
-    let mut rules = Vec::new();
+/// What VMs may reach of the gateway's services: address, protocol and port.
+pub(super) fn services(net: &DesiredNetwork) -> Vec<(Ipv4Addr, &'static str, u16)> {
+    let mut open = Vec::new();
     if net.spec.serve_dns {
-        let gateway = net.spec.gateway;
-        rules.extend(["udp", "tcp"].map(|protocol| open(gateway, protocol, dns::PORT)));
+        open.extend(["udp", "tcp"].map(|protocol| (net.spec.gateway, protocol, dns::PORT)));
     }
     if net.spec.serves_metadata() {
-        rules.push(open(METADATA_ADDRESS, "tcp", metadata::PORT));
+        open.push((METADATA_ADDRESS, "tcp", metadata::PORT));
     }
-    rules
+    open
 }
 
-fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tables::Table {
+pub(super) fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Table {
     let (mut pre, mut post) = (Vec::new(), Vec::new());
     if let Some(transit) = transit.filter(|_| net.spec.mode == NetworkMode::Nat) {
         let doors = doors(net);
@@ -302,7 +300,12 @@ pub(crate) fn has_uplink(net: &DesiredNetwork) -> bool {
     net.spec.mode.goes_by_host()
 }
 
-fn is_bridged(net: &DesiredNetwork) -> bool {
+/// Whether anybody may speak IPv6 in a network's namespace: a port, or the two ends of its transit.
+pub(super) fn speaks_ipv6(net: &DesiredNetwork) -> bool {
+    routed::carries_ipv6(net) || net.ports.iter().any(DesiredPort::has_ipv6)
+}
+
+pub(super) fn is_bridged(net: &DesiredNetwork) -> bool {
     net.spec.mode == NetworkMode::Bridged
 }
 

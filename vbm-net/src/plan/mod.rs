@@ -15,6 +15,7 @@
 
 pub mod carry;
 pub(crate) mod connections;
+pub(crate) mod dispatch;
 pub(crate) mod filter;
 pub mod floating;
 pub mod flows;
@@ -25,6 +26,7 @@ mod guard_leg;
 pub mod host;
 pub mod inside;
 pub mod leg;
+pub(crate) mod nft_table;
 pub mod overlay;
 pub mod policy;
 pub mod routed;
@@ -34,6 +36,7 @@ pub mod tables;
 pub mod trace;
 pub mod transit;
 mod tree;
+pub(crate) mod verdict;
 
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;

@@ -42,6 +42,8 @@ pub(crate) mod site;
 
 /// How long anything in these tests may take before it counts as never.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// Runs tests by another dispatch than the usual one: `nft`.
+const DISPATCH: &str = "VBM_TEST_DISPATCH";
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(20);
 pub(crate) const HOST_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -284,10 +286,18 @@ pub(crate) struct Lab {
     pub(crate) outside: Ns,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) net: HostNetwork,
+    pub(crate) dispatch: vbm_net::Dispatch,
 }
 
 impl Lab {
     pub(crate) async fn new() -> Self {
+        let way =
+            std::env::var(DISPATCH).map_or_else(|_| vbm_net::Dispatch::default(), |d| d.parse().unwrap());
+        Self::dispatched(way).await
+    }
+
+    /// One whose packets find their port's policy so.
+    pub(crate) async fn dispatched(dispatch: vbm_net::Dispatch) -> Self {
         let (host, outside) = (Ns::new("vbmt-h-"), Ns::new("vbmt-o-"));
         ip(&format!(
             "-n {} link add eth0 type veth peer name eth0 netns {}",
@@ -299,7 +309,7 @@ impl Lab {
         }
         let dir = tempfile::tempdir().unwrap();
         let owner = fresh("test-");
-        let net = HostNetwork::open(config(&owner, &host, dir.path()))
+        let net = HostNetwork::open(config(&owner, &host, dir.path()).with_dispatch(dispatch))
             .await
             .unwrap();
         Self {
@@ -308,6 +318,7 @@ impl Lab {
             outside,
             dir,
             net,
+            dispatch,
         }
     }
 
@@ -317,12 +328,18 @@ impl Lab {
     }
 
     pub(crate) fn config(&self) -> HostConfig {
-        config(&self.owner, &self.host, self.dir.path())
+        config(&self.owner, &self.host, self.dir.path()).with_dispatch(self.dispatch)
     }
 
     /// As if the daemon was started again.
     pub(crate) async fn reopen(&mut self) {
+        self.reopen_dispatched(self.dispatch).await;
+    }
+
+    /// The same, by this dispatch from now on.
+    pub(crate) async fn reopen_dispatched(&mut self, dispatch: vbm_net::Dispatch) {
         self.net.shutdown().await;
+        self.dispatch = dispatch;
         self.net = HostNetwork::open(self.config()).await.unwrap();
     }
 

@@ -1,7 +1,7 @@
 //! What somebody breaks on a host.
 
 use super::{Dice, One};
-use vbm_core::{NetworkMode, PortId};
+use vbm_core::PortId;
 use vbm_net::{NicKind, names};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ const INSIDE: [&str; 17] = [
 ];
 
 /// On the host, which has a network with a way out.
-const AT_HOST: [&str; 8] = [
+const AT_HOST: [&str; 10] = [
     "iptables -F",
     "iptables -t nat -F",
     "nft flush ruleset",
@@ -44,6 +44,8 @@ const AT_HOST: [&str; 8] = [
     "ip link set vbuNET down",
     "ip addr flush dev vbuNET",
     "ip route flush table main proto 86",
+    "ip6tables -F",
+    "ip -6 route flush table main proto 86",
 ];
 
 /// Where it spans hosts.
@@ -75,7 +77,7 @@ impl Harm {
         };
         match dice.below(10) {
             0..4 => Some(inside((*dice.pick(&INSIDE)).to_owned())),
-            4..6 if net.spec.mode == NetworkMode::Nat => {
+            4..6 if net.spec.mode.goes_by_host() => {
                 let command = dice.pick(&AT_HOST).replace("NET", &net.id.short());
                 Some(Self {
                     at_host: true,

@@ -176,10 +176,12 @@ impl World {
 
     fn add_network(&mut self) -> Op {
         let id = NetworkId::from_uuid(self.id());
-        let mode = if self.dice.one_in(4) {
-            NetworkMode::Isolated
-        } else {
-            NetworkMode::Nat
+        let routed = |one: &One| one.wanted.spec.mode == NetworkMode::Routed;
+        let mode = match self.dice.below(4) {
+            0 => NetworkMode::Isolated,
+            // Nothing is translated: one of these alone may have them.
+            1 if !self.networks.values().any(routed) => NetworkMode::Routed,
+            _ => NetworkMode::Nat,
         };
         // All networks have the same addresses.
         let mut spec = NetworkSpec::new(mode, parse_cidr("10.9.0.0/24").unwrap()).unwrap();

@@ -123,7 +123,7 @@ pub(crate) fn network(lab: &Lab, one: &One) -> Vec<String> {
 fn links(judge: &mut Judge, one: &One, read: &Read) {
     let net = &one.wanted;
     let mut wanted: BTreeSet<String> = ["lo", "br0"].map(str::to_owned).into();
-    wanted.extend((net.spec.mode == NetworkMode::Nat).then(|| "up0".to_owned()));
+    wanted.extend(net.spec.mode.goes_by_host().then(|| "up0".to_owned()));
     wanted.extend(net.overlay.is_some().then(|| "vx0".to_owned()));
     wanted.extend(one.open.keys().map(|p| names::tap(*p)));
     let links = read.links();
@@ -349,9 +349,9 @@ pub(crate) fn host(lab: &Lab, world: &World) -> Vec<String> {
         wrong: Vec::new(),
     };
     let all = || world.networks.values();
-    let nat = || all().filter(|one| one.wanted.spec.mode == NetworkMode::Nat);
+    let by_host = || all().filter(|one| one.wanted.spec.mode.goes_by_host());
     let mut links: BTreeSet<String> = ["lo", "eth0"].map(str::to_owned).into();
-    links.extend(nat().map(|one| names::transit(one.wanted.id)));
+    links.extend(by_host().map(|one| names::transit(one.wanted.id)));
     let interfaces = all()
         .flat_map(|one| &one.open)
         .filter(|(_, kind)| **kind == NicKind::Interface);
@@ -374,7 +374,14 @@ pub(crate) fn host(lab: &Lab, world: &World) -> Vec<String> {
             .collect()
     };
     judge.same("floating IPs that are answered for", &floating, &first("proxy"));
-    judge.same("floating IPs that lead somewhere", &floating, &first("routes"));
+    let routed = all().filter(|one| one.wanted.spec.mode == NetworkMode::Routed);
+    let led = routed.flat_map(|one| {
+        let far = one.wanted.overlay.iter().flat_map(|o| &o.remotes);
+        let far = far.map(|r| r.address.to_string());
+        far.chain([one.wanted.spec.cidr.to_string()])
+    });
+    let led: BTreeSet<String> = floating.iter().cloned().chain(led).collect();
+    judge.same("addresses that lead somewhere", &led, &first("routes"));
     let listened: BTreeSet<String> = all()
         .flat_map(|one| &one.wanted.forwards)
         .map(|f| match f.count {
@@ -389,7 +396,7 @@ pub(crate) fn host(lab: &Lab, world: &World) -> Vec<String> {
         .filter_map(|l| l.split("--dport ").nth(1)?.split(' ').next().map(str::to_owned))
         .collect();
     judge.same("forwards", &listened, &doors);
-    if nat().next().is_some() {
+    if by_host().next().is_some() {
         judge.same("forwarding", &vec!["1".to_owned()], &read.lines("set").to_vec());
     }
     judge.same(
