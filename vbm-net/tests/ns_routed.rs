@@ -300,7 +300,7 @@ fn reaches6(ns: &common::Ns, to: &str) -> bool {
 }
 
 fn pings6(ns: &common::Ns, to: &str) -> bool {
-    let ping = format!("busybox ping -6 -c 1 -W 2 {to}");
+    let ping = format!("busybox ping -6 -c 1 -W 1 {to}");
     ns.try_sh(&ping).status.success()
 }
 
