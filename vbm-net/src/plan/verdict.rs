@@ -268,17 +268,15 @@ fn ports(table: &mut NftTable, net: &DesiredNetwork, policies: &Policies<'_>) {
         let (into, out) = (names::ingress_chain(key), names::egress_chain(key));
         if !policies.egress_open(port) {
             table.put(FROM, format!("0x{slot:08x} : jump {out}"));
-            if !table.chains.contains_key(&out) {
+            table.chains.entry(out).or_insert_with(|| {
                 let mut lines = policy(policies, port, Direction::Egress);
                 lines.push("drop".into());
-                table.chains.insert(out, lines);
-            }
+                lines
+            });
         }
         table.put(TO, format!("0x{slot:04x}0000 : goto {into}"));
-        if !table.chains.contains_key(&into) {
-            let lines = policy(policies, port, Direction::Ingress);
-            table.chains.insert(into.clone(), lines);
-        }
+        let chain = table.chains.entry(into.clone());
+        chain.or_insert_with(|| policy(policies, port, Direction::Ingress));
         for (_, net) in port.identities() {
             at.entry(net).or_default().insert(into.clone());
         }
