@@ -9,7 +9,7 @@ use common::{
     Lab, network,
     packet::{Wire, ethernet, udp},
 };
-use vbm_core::NetworkMode;
+use vbm_core::{Ipv6Spec, NetworkMode, NetworkSpec};
 use vbm_net::{DesiredNetwork, Dispatch, NetError, NetworkBackend, NicKind};
 
 /// What the second port is open for.
@@ -123,5 +123,47 @@ async fn a_port_that_comes_and_goes_writes_only_what_is_its_own() {
             "{changed:?}"
         );
         assert_eq!(lab.ensure(net).await.changed, Vec::<String>::new());
+    }
+}
+
+/// The network in another mode; a bridged one is on the LAN of an interface.
+fn in_mode(wanted: &DesiredNetwork, mode: NetworkMode) -> DesiredNetwork {
+    let uplink = (mode == NetworkMode::Bridged).then(|| "eth1".parse().unwrap());
+    let mut spec = NetworkSpec::with_uplink(mode, wanted.spec.cidr, uplink).unwrap();
+    if mode == NetworkMode::Routed {
+        spec.ipv6 = Some(Ipv6Spec::new("fd00:9::/64".parse().unwrap()).unwrap());
+    }
+    DesiredNetwork {
+        spec,
+        ..wanted.clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_each_mode_either_dispatch_judges_alike_and_has_nothing_more_to_do() {
+    needs_namespaces!();
+    for dispatch in Dispatch::ALL {
+        let lab = Lab::dispatched(dispatch).await;
+        lab.host.ip("link add eth1 type veth peer name lan-end");
+        let wanted = wanted();
+        lab.ensure(&wanted).await;
+        let wires = [lab.raw(&wanted, 0).await, lab.raw(&wanted, 1).await];
+        let modes = [
+            NetworkMode::Routed,
+            NetworkMode::Bridged,
+            NetworkMode::Isolated,
+            NetworkMode::Nat,
+        ];
+        for (mode, source) in modes.into_iter().zip(5_000..) {
+            let told = format!("{mode} by {dispatch}");
+            let wanted = in_mode(&wanted, mode);
+            let foreseen = lab.net.plan(wanted.clone()).await.unwrap();
+            assert!(!foreseen.is_empty(), "{told}");
+            assert!(!lab.ensure(&wanted).await.changed.is_empty(), "{told}");
+            assert_eq!(lab.ensure(&wanted).await.changed, Vec::<String>::new(), "{told}");
+            let more = lab.net.plan(wanted.clone()).await.unwrap();
+            assert_eq!(more, Vec::<String>::new(), "{told}");
+            judged(&wires, &wanted, source);
+        }
     }
 }
