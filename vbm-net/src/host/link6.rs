@@ -7,7 +7,7 @@ use ipnet::Ipv6Net;
 use rtnetlink::{
     RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressMessage},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         route::{RouteMessage, RouteProtocol, RouteScope},
     },
 };
@@ -69,7 +69,9 @@ impl Links {
         for net in wanted.iter().filter(|net| !there.contains(net)) {
             changed = true;
             let address = self.handle().address();
-            let add = address.add(link.index, IpAddr::V6(net.addr()), net.prefix_len());
+            let mut add = address.add(link.index, IpAddr::V6(net.addr()), net.prefix_len());
+            // Else it is tentative until the kernel has got round to it, and no route may bear it as its source.
+            add.message_mut().header.flags = AddressHeaderFlags::Nodad;
             add.execute()
                 .await
                 .map_err(failed(format!("giving {net} to {}", link.name)))?;
