@@ -18,7 +18,7 @@
 mod areas;
 #[cfg_attr(
     not(feature = "platform"),
-    allow(dead_code, reason = "the area rpc alone needs less of it")
+    allow(dead_code, reason = "the area rpc or net alone needs less of it")
 )]
 mod harness;
 
@@ -42,7 +42,8 @@ struct Args {
     /// Smaller loads and three rounds: for a first look.
     #[arg(long)]
     quick: bool,
-    /// Only rows of the bus whose name contains one of these texts.
+    /// Only rows of the bus whose name contains one of these texts; of networks, these parts: create, port, packet, TCP, agent, address,
+    /// DHCP.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
     /// Also write rows, machine and command to this file.
@@ -57,7 +58,7 @@ enum Area {
     Rpc,
     #[cfg(feature = "platform")]
     Hyper,
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "net")]
     Net,
     All,
 }
@@ -72,7 +73,7 @@ impl Area {
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "net")]
     if let Some(served) = areas::dhcp::serve_if_asked() {
         return match served {
             Ok(()) => ExitCode::SUCCESS,
@@ -167,7 +168,7 @@ async fn benches(area: Area, ground: &Ground, rows: &mut Rows) {
         rows.enter("hyper");
         areas::hyper::run(ground, rows).await;
     }
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "net")]
     if area.has(Area::Net) {
         rows.enter("net");
         areas::net::run(ground, rows).await;

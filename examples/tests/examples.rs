@@ -188,3 +188,73 @@ fn rpc_streaming() {
     ];
     run_on_both(env!("CARGO_BIN_EXE_10-rpc-streaming"), &expected);
 }
+
+/// Runs an example that makes namespaces, and sees to it that none of its own is left.
+fn run_in_namespaces(program: &str, expected: &[&str]) {
+    if left_out(&["root", "namespaces"]) {
+        return;
+    }
+    let child = Command::new(program).stdout(std::process::Stdio::piped()).spawn();
+    let child = child.unwrap();
+    let pid = child.id();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{program} failed: {said}");
+    for text in expected {
+        assert!(said.contains(text), "{program} did not say '{text}':\n{said}");
+    }
+    let listed = Command::new("ip").args(["netns", "list"]).output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let its = |line: &&str| {
+        line.starts_with("vbmex-")
+            && line
+                .split(' ')
+                .next()
+                .is_some_and(|n| n.ends_with(&format!("-{pid}")))
+    };
+    assert_eq!(listed.lines().filter(its).collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[test]
+fn dhcp_server_alone() {
+    let expected = [
+        "leases that were kept: 0",
+        "leased a first time: 10.30.0.1",
+        "leases that were kept: 1",
+        "leased by a server that was started anew: 10.30.0.1",
+    ];
+    run_in_namespaces(env!("CARGO_BIN_EXE_11-dhcp-server-alone"), &expected);
+}
+
+#[test]
+fn nat() {
+    let expected = [
+        "the guest reaches the world",
+        "the world does not reach 10.31.0.2",
+        "192.0.2.50 leads to the guest",
+        "port 8080 of the host says: hello",
+        "changes on a second look: 0",
+    ];
+    run_in_namespaces(env!("CARGO_BIN_EXE_12-nat"), &expected);
+}
+
+#[test]
+fn security_groups() {
+    let expected = [
+        "no group: the web server does not, the other does not",
+        "ping from web: the web server reaches it, the other does not",
+        "both are web: the web server reaches it, the other reaches it",
+        "taken away: the web server does not, the other does not",
+    ];
+    run_in_namespaces(env!("CARGO_BIN_EXE_13-security-groups"), &expected);
+}
+
+#[test]
+fn overlay() {
+    let expected = [
+        "198.18.0.1: MTU 1450",
+        "198.18.0.2: MTU 1450",
+        "a guest of one host reaches 10.33.0.3 on the other",
+    ];
+    run_in_namespaces(env!("CARGO_BIN_EXE_14-overlay"), &expected);
+}

@@ -100,6 +100,10 @@ kinds! {
     ForwardCreated,
     /// A forward is gone.
     ForwardDeleted,
+    /// An address was kept as a floating IP.
+    FloatingIpCreated,
+    /// A floating IP is kept no more.
+    FloatingIpDeleted,
     /// An image was imported.
     ImageImported,
     /// An image is gone.

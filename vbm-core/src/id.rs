@@ -57,6 +57,8 @@ id! {
     GroupId = "group";
     /// The id of a port forward.
     ForwardId = "forward";
+    /// The id of a floating IP.
+    FloatingIpId = "floating-ip";
     /// The id of a snapshot.
     SnapshotId = "snapshot";
     /// The id of an operation.

@@ -13,7 +13,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`id`], [`name`], [`mac`], [`range`], [`path`], [`epoch`], [`time`] | the values that name and order things |
-//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`bandwidth`], [`group`], [`forward`], [`snapshot`], [`node`] | specs and statuses |
+//! | [`vm`], [`image`], [`volume`], [`network`], [`addressing`], [`port`], [`bandwidth`], [`group`], [`forward`], [`floating`], [`snapshot`], [`node`] | specs and statuses |
 //! | [`power`] | the power state machine, as a table |
 //! | [`operation`], [`event`] | what is being done, what happened |
 //! | [`error`] | one error form with outcome and retry advice |
@@ -26,6 +26,7 @@ pub mod digest;
 pub mod epoch;
 pub mod error;
 pub mod event;
+pub mod floating;
 pub mod forward;
 pub mod group;
 pub mod guest;
@@ -34,6 +35,7 @@ pub mod image;
 pub mod limits;
 pub mod mac;
 pub mod metadata;
+pub mod mode;
 pub mod name;
 pub mod network;
 pub mod node;
@@ -57,17 +59,20 @@ pub use digest::Digest;
 pub use epoch::{Epoch, Generation};
 pub use error::{Error, ErrorKind, Outcome, Result, RetryAdvice};
 pub use event::{Event, EventKind};
+pub use floating::{FloatingIp, FloatingIpSpec, FloatingPool};
 pub use forward::{Forward, ForwardSpec};
 pub use group::{Direction, Group, GroupSpec, IcmpKind, Peer, PortRange, Protocol, Rule};
 pub use guest::{GuestData, UserData};
 pub use id::{
-    EventId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId, VolumeId,
+    EventId, FloatingIpId, ForwardId, GroupId, ImageId, NetworkId, OperationId, PortId, SnapshotId, VmId,
+    VolumeId,
 };
 pub use image::{Boot, DiskFormat, Image, ImageSpec};
 pub use mac::Mac;
 pub use metadata::MetadataMode;
+pub use mode::{InterfaceName, NetworkMode};
 pub use name::Name;
-pub use network::{Network, NetworkMode, NetworkSpec, NetworkStatus};
+pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use node::{Capability, FacetKind, MissingFacet, Node, NodeSpec, NodeState, NodeStatus, Rival};
 pub use object::{Kind, Meta, ObjectRef};
 pub use operation::{Operation, OperationState, Step, StepState};

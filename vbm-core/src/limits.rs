@@ -26,6 +26,10 @@ pub const PORT_MIN_KBIT_PER_SECOND: u32 = 64;
 pub const PORT_MAX_KBIT_PER_SECOND: u32 = 32_000_000;
 /// The most connections that a port may be limited to: each new one is looked for among them.
 pub const PORT_MAX_CONNECTIONS: u32 = 65_536;
+/// The most ranges of the pool of floating IPs.
+pub const FLOATING_POOL_MAX_RANGES: usize = 16;
+/// The most addresses of the pool of floating IPs.
+pub const FLOATING_POOL_MAX_ADDRESSES: u64 = 65_536;
 /// The most ports of one forward.
 pub const FORWARD_MAX_PORTS: u16 = 512;
 /// The most rules of a security group.

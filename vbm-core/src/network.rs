@@ -1,16 +1,12 @@
 //! Networks.
 
 use crate::{
-    DhcpSpec, Error, Generation, Ipv4Range, Ipv6Spec, Mac, Meta, MetadataMode, NetworkId, Reservation,
-    addressing, error::invalid, limits,
+    DhcpSpec, Error, Generation, InterfaceName, Ipv4Range, Ipv6Spec, Mac, Meta, MetadataMode, NetworkId,
+    NetworkMode, Reservation, addressing, error::invalid, limits, mode,
 };
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-    str::FromStr,
-};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// A network: its record in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,43 +21,6 @@ pub struct Network {
     pub status: NetworkStatus,
 }
 
-/// How a network meets the world.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum NetworkMode {
-    /// Out through the host's address; in by forwards.
-    #[default]
-    Nat,
-    /// Not at all: its VMs reach each other and the gateway's services.
-    Isolated,
-}
-
-impl fmt::Display for NetworkMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Nat => "nat",
-            Self::Isolated => "isolated",
-        })
-    }
-}
-
-impl FromStr for NetworkMode {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "nat" => Ok(Self::Nat),
-            "isolated" => Ok(Self::Isolated),
-            _ => Err(invalid(
-                format!("'{text}' is not a network mode"),
-                "VBM has nat and isolated",
-                "choose one of them",
-            )),
-        }
-    }
-}
-
 /// What is wanted of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -69,10 +28,15 @@ impl FromStr for NetworkMode {
 pub struct NetworkSpec {
     /// How it meets the world.
     pub mode: NetworkMode,
-    /// Its addresses. May overlap with those of any other network.
+    /// Where it meets the world: of a bridged network the interface whose LAN its VMs are on; of a routed one the only interface that
+    /// it is reached by, or `None` for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<InterfaceName>,
+    /// Its addresses. May overlap with those of any other network, but of a routed one with no other routed one's. Of a bridged network
+    /// those of its LAN.
     #[cfg_attr(feature = "schema", schema(value_type = String, example = "10.0.0.0/24"))]
     pub cidr: Ipv4Net,
-    /// The gateway's address: ours, the same on every host.
+    /// The gateway's address: ours, the same on every host. Of a bridged network the LAN's router.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub gateway: Ipv4Addr,
     /// First address that is given to ports nobody pinned.
@@ -124,10 +88,19 @@ pub struct NetworkSpec {
     /// The metadata service of its VMs, at 169.254.169.254.
     #[serde(default)]
     pub metadata: MetadataMode,
+    /// Whether VMs are told their addresses by us; always, but on a bridged network, where else the LAN's own server does. Then what
+    /// addresses they have is not known here.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub serve_dhcp: bool,
 }
 
 const fn yes() -> bool {
     true
+}
+
+/// Its form is the one that serde asks for.
+const fn is_yes(it: &bool) -> bool {
+    *it
 }
 
 /// Its form is the one that serde asks for.
@@ -157,13 +130,27 @@ impl NetworkSpec {
     /// A network with the usual settings: the gateway is the first usable address, all others are the pool.
     ///
     /// # Errors
-    /// A CIDR with host bits set or of a size that cannot serve.
+    /// A CIDR with host bits set or of a size that cannot serve; a bridged network, which needs [`Self::with_uplink`].
     pub fn new(mode: NetworkMode, cidr: Ipv4Net) -> Result<Self, Error> {
+        Self::with_uplink(mode, cidr, None)
+    }
+
+    /// The same by an interface of the host. A bridged network leaves DHCP, DNS and metadata to its LAN.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; an uplink for a mode that has none, or none for a bridged network.
+    pub fn with_uplink(
+        mode: NetworkMode,
+        cidr: Ipv4Net,
+        uplink: Option<InterfaceName>,
+    ) -> Result<Self, Error> {
         check_cidr(cidr)?;
+        let serves = mode != NetworkMode::Bridged;
         let first = u32::from(cidr.network()) + 1;
         let last = u32::from(cidr.broadcast()) - 1;
         let spec = Self {
             mode,
+            uplink,
             cidr,
             gateway: first.into(),
             pool_first: (first + 1).into(),
@@ -179,9 +166,14 @@ impl NetworkSpec {
             quarantine_seconds: 0,
             ipv6: None,
             dhcp: DhcpSpec::default(),
-            serve_dns: true,
+            serve_dns: serves,
             dns_upstreams: Vec::new(),
-            metadata: MetadataMode::default(),
+            metadata: if serves {
+                MetadataMode::default()
+            } else {
+                MetadataMode::Off
+            },
+            serve_dhcp: serves,
         };
         spec.check()?;
         Ok(spec)
@@ -258,6 +250,7 @@ impl NetworkSpec {
     /// What contradicts itself or a limit of [`crate::limits`].
     pub fn check(&self) -> Result<(), Error> {
         check_cidr(self.cidr)?;
+        mode::check(self)?;
         self.check_upstreams()?;
         let usable =
             |a: Ipv4Addr| self.cidr.contains(&a) && a != self.cidr.network() && a != self.cidr.broadcast();

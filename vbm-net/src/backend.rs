@@ -1,7 +1,7 @@
 //! The trait behind which networks are made real, or simulated.
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkCounters, NetworkSeen, Nic, NicKind, PathSeen,
+    DesiredNetwork, NetError, NetEvent, NetworkCounters, NetworkSeen, Nic, NicKind, PathSeen, PortFlow,
     metadata::Instance,
 };
 use async_trait::async_trait;
@@ -52,7 +52,8 @@ pub trait NetworkBackend: Send + Sync {
     async fn close_nic(&self, network: NetworkId, port: PortId) -> Result<(), NetError>;
 
     /// What the metadata service tells the VM behind a port from now on; `None`: only what the port itself tells. It is held for as long as
-    /// this process runs and the port is wanted: say it again after a start. Until then the VM is told to ask again.
+    /// this process runs and the port is wanted: say it again after a start and after the network was removed, which is where
+    /// [`crate::PortSeen::described`] is false. Until then the VM is told to ask again.
     ///
     /// # Errors
     /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::Invalid`] for what is too large.
@@ -62,6 +63,25 @@ pub trait NetworkBackend: Send + Sync {
         port: PortId,
         instance: Option<Instance>,
     ) -> Result<(), NetError>;
+
+    /// The flows of a port with others of its network, which may go along when its VM moves to another host. Those by which the world
+    /// is reached, or reaches it, stay behind: they are known by this host's address. None where the kernel is asked by nobody.
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`] before `ensure` named the port; what could not be read.
+    async fn flows_of(&self, network: NetworkId, port: PortId) -> Result<Vec<PortFlow>, NetError>;
+
+    /// Takes in the flows of a port that came from another host: those that its rules here would let begin now, and that are not here
+    /// already. Answers how many. Ask before the VM runs here, or soon after: what it says meanwhile is dropped, and said again by TCP.
+    ///
+    /// # Errors
+    /// [`NetError::NotHere`] before `ensure` named the port; [`NetError::NotVerified`] after an `ensure` that failed; what the kernel refused.
+    async fn take_flows(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        flows: Vec<PortFlow>,
+    ) -> Result<usize, NetError>;
 
     /// What `ensure` would change now, one line each, in the words in which it reports it; empty when all is as wanted. Changes nothing.
     ///

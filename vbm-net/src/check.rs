@@ -5,6 +5,7 @@
 //!                                               --> doors of its forwards behind that   never
 //!                                               --> its forwards on the host            where the group lets them in
 //!                                               --> its floating IPs                    where the group lets them in
+//!                                               --> VMs of each other routed network    never
 //!                                               --> the host's own addresses            never
 //! ```
 //!
@@ -20,7 +21,7 @@ use crate::{
     },
 };
 use std::{fmt, net::Ipv4Addr};
-use vbm_core::{Direction, Error, ErrorKind, NetworkId, PortId, Protocol};
+use vbm_core::{Direction, Error, ErrorKind, NetworkId, NetworkMode, PortId, Protocol};
 
 /// The most networks between which paths are tried at once.
 pub const CHECK_MAX_NETWORKS: usize = 64;
@@ -140,6 +141,15 @@ fn between(from: &Known, to: &Known, host: &[Ipv4Addr], paths: &mut Vec<PathSeen
     let id = Some(to.net.id);
     path(from, id, transit.inner(), Way::Ping, false, paths);
     path(from, None, transit.host(), Way::Ping, false, paths);
+    if to.net.spec.mode == NetworkMode::Routed {
+        let addresses = to.net.ports.iter().map(|p| p.address);
+        let own = from.net.spec.cidr;
+        // One of its own range is its own machine, if anybody's.
+        for address in addresses.filter(|a| !own.contains(a)).take(CHECK_MAX_EACH) {
+            path(from, id, address, Way::Ping, false, paths);
+            path(from, id, address, Way::Tcp(HOST_PORT), false, paths);
+        }
+    }
     let doors = inside::doors(&to.net);
     // As the host sends it: by the address of the network that asks.
     let sender = from.transit.map_or(Ipv4Addr::UNSPECIFIED, Transit::inner);
@@ -212,7 +222,6 @@ mod tests {
     use super::*;
     use crate::plan::fixture::lab;
     use proptest::prelude::*;
-    use vbm_core::NetworkMode;
 
     fn known(id: &str, transit: Option<&str>) -> Known {
         let mode = if transit.is_some() {

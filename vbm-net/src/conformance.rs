@@ -2,8 +2,10 @@
 //!
 //! Each function is one sentence. [`all`] runs them, each with a fresh backend and fresh ids.
 
+pub mod flows;
 pub mod groups;
 pub mod limits;
+pub mod modes;
 pub mod services;
 pub mod six;
 
@@ -22,6 +24,8 @@ use vbm_core::{
 
 /// The address of this host among the hosts, in tests. Of the range for benchmarks (RFC 2544), which nobody routes.
 pub const UNDERLAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// The bridge of this host that bridged networks are on, in tests. A backend that is real must have one of that name.
+pub const UPLINK: &str = "vbmtest-lan";
 
 /// Makes networks for tests: valid, small, with ids from the caller's source.
 pub struct Fixture<'a> {
@@ -40,7 +44,8 @@ impl<'a> Fixture<'a> {
     /// With more than 250 ports.
     pub fn network(&self, mode: NetworkMode, ports: u8) -> DesiredNetwork {
         assert!(ports <= 250, "the fixture's network has no more addresses");
-        let spec = parse_cidr("10.77.0.0/24").and_then(|cidr| NetworkSpec::new(mode, cidr));
+        let uplink = (mode == NetworkMode::Bridged).then(|| expect(UPLINK.parse(), "an uplink"));
+        let spec = parse_cidr("10.77.0.0/24").and_then(|cidr| NetworkSpec::with_uplink(mode, cidr, uplink));
         let ports = (0..ports).map(|i| DesiredPort {
             id: PortId::from_uuid(self.ids.next()),
             mac: Mac::local(0x77_00_00 + u32::from(i)),
@@ -70,6 +75,7 @@ impl<'a> Fixture<'a> {
         let remotes = (0..remotes).map(|i| RemotePort {
             mac: Mac::local(0x78_00_00 + u32::from(i)),
             address: Ipv4Addr::new(10, 77, 0, 100 + i % 100),
+            address6: None,
             host: Ipv4Addr::new(198, 18, 0, 2 + i % 2),
         });
         DesiredOverlay {
@@ -123,16 +129,23 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     groups::groups_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     groups::a_group_that_makes_no_sense_is_refused_whole(backend, &fixture).await;
     services::what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(backend, &fixture).await;
+    services::a_network_that_is_made_again_asks_for_what_its_vms_are_told(backend, &fixture).await;
     services::what_is_too_large_or_of_no_port_is_not_told(backend, &fixture).await;
     services::services_are_switched_live_and_nonsense_is_refused(backend, &fixture).await;
     six::ipv6_comes_changes_and_goes_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     six::ipv6_that_makes_no_sense_is_refused_before_anything_is_made(backend, &fixture).await;
+    six::ports_of_other_hosts_have_ipv6_where_the_network_has_it(backend, &fixture).await;
+    flows::flows_that_came_are_taken_in_once_and_only_those_that_could_begin(backend, &fixture).await;
     limits::limits_change_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     limits::a_limit_that_makes_no_sense_is_refused(backend, &fixture).await;
     limits::a_floating_ip_leads_to_one_port_of_one_network(backend, &fixture).await;
     limits::counters_are_there_for_each_port_and_rule(backend, &fixture).await;
     limits::no_network_reaches_another_but_where_a_group_lets_it_in(backend, &fixture).await;
     limits::a_plan_says_what_would_be_done_and_does_nothing(backend, &fixture).await;
+    modes::what_a_mode_does_not_go_with_is_refused_before_anything_is_made(backend, &fixture).await;
+    modes::addresses_are_of_one_routed_network_of_a_host(backend, &fixture).await;
+    modes::a_mode_changes_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
+    modes::an_uplink_that_is_not_there_is_refused(backend, &fixture).await;
 }
 
 /// See its name.
@@ -140,11 +153,11 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
 /// # Panics
 /// When it is not so.
 pub async fn a_second_ensure_changes_nothing(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
-    for mode in [NetworkMode::Nat, NetworkMode::Isolated] {
+    for mode in NetworkMode::ALL {
         let wanted = fixture.network(mode, 3);
         let first = expect(backend.ensure(wanted.clone()).await, "first ensure");
         assert!(first.ready && !first.changed.is_empty(), "{first:?}");
-        assert_eq!(first.transit.is_some(), mode == NetworkMode::Nat);
+        assert_eq!(first.transit.is_some(), mode.goes_by_host());
         assert_eq!(first.gateway_mac, wanted.gateway_mac());
         let second = expect(backend.ensure(wanted.clone()).await, "second ensure");
         assert_eq!(

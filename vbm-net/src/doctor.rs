@@ -7,14 +7,14 @@
 use crate::{
     NetError,
     host::{
-        exec,
+        hooks,
         link::Links,
         netns::{self, NetNs},
         record::{OwnerLock, Record},
         teardown::{self, Torn},
     },
     names,
-    plan::host as host_plan,
+    plan::{filter::Family, host as host_plan},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -91,7 +91,13 @@ async fn tagged_on(host: &NetNs) -> Result<Vec<(String, Option<String>, String)>
     let mut found = Vec::new();
     let look = async {
         let links = Links::open(host).await?.list().await?;
-        Ok((links, exec::iptables_read(host).await?))
+        let mut rules = host_plan::tagged(&Family::V4.read(host).await?);
+        for tag in host_plan::tagged(&Family::V6.read(host).await?) {
+            if !rules.contains(&tag) {
+                rules.push(tag);
+            }
+        }
+        Ok((links, rules))
     };
     let Some((links, rules)) = unless_gone(host, look.await)? else {
         return Ok(found);
@@ -101,7 +107,7 @@ async fn tagged_on(host: &NetNs) -> Result<Vec<(String, Option<String>, String)>
             found.push((owner, Some(network.short()), format!("link {}", link.name)));
         }
     }
-    for (owner, network) in host_plan::tagged(&rules) {
+    for (owner, network) in rules {
         let what = match &network {
             Some(tail) => format!("host rules of {tail}"),
             None => format!("host chains of {owner}"),
@@ -166,6 +172,7 @@ async fn remove_owner(owner: &str) -> Torn {
                 network,
                 host_namespace,
                 transit: None,
+                routed: None,
                 namespace: Some(name),
             };
             torn.absorb(teardown::network(&record).await);
@@ -198,13 +205,12 @@ async fn remove_from_host(owner: &str, host: &NetNs) -> Torn {
             }
         }
     }
-    if let Some(observed) = torn.note(exec::iptables_read(host).await) {
+    for family in hooks::FAMILIES {
+        let Some(observed) = torn.note(family.read(host).await) else {
+            continue;
+        };
         let diff = host_plan::remove_all(owner, &observed);
-        if !diff.script.is_empty()
-            && torn
-                .note(exec::iptables_write(host, &diff.script).await)
-                .is_some()
-        {
+        if !diff.script.is_empty() && torn.note(family.write(host, &diff.script).await).is_some() {
             torn.removed.extend(diff.changes);
         }
     }

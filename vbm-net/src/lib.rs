@@ -45,7 +45,8 @@
 //! wire: [`DesiredOverlay`] names every port of the other hosts, and frames go to the right host or nowhere. ARP is answered
 //! where it is asked, DHCP where the VM is; the world is reached through the VM's own host. Groups are applied where the
 //! packet arrives. VXLAN neither encrypts nor proves who speaks: the network among the hosts must be trusted, and their
-//! firewalls must let UDP 4789 through. IPv6 stays on its host. Established TCP flows of a VM that moves end: no host knows flows that it did not see begin.
+//! firewalls must let UDP 4789 through. IPv6 stays on its host. A host lets go on
+//! only flows that it saw begin; those of a VM that moves are told to its new host ([`NetworkBackend::flows_of`], [`NetworkBackend::take_flows`]).
 //!
 //! # Alone
 //!
@@ -105,6 +106,8 @@ pub mod dns;
 pub mod doctor;
 mod door;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod host;
 pub mod ipam;
 pub mod limits;
@@ -114,6 +117,7 @@ pub mod names;
 pub mod plan;
 pub mod ra;
 mod rate;
+mod share;
 mod sim;
 
 pub use backend::NetworkBackend;
@@ -128,4 +132,6 @@ pub use model::{
     NetEvent, NetworkSeen, Nic, NicKind, PortPolicy, PortSeen, RemotePort, ServicesSeen, Validated,
     check_pairs, gateway_mac,
 };
+pub use plan::carry::{FlowProtocol, PortFlow};
+pub use plan::dispatch::Dispatch;
 pub use sim::SimNetwork;

@@ -5,10 +5,11 @@
 //! leave a VM open.
 
 mod floating;
+mod modes;
 mod security;
 mod seen;
 mod six;
-pub use floating::check_floating_ip;
+pub use floating::{check_floating_address, check_floating_ip};
 pub use security::{DesiredGroup, GROUP_MAX_MEMBERS, PortPolicy, check_pairs, link_local};
 pub use seen::{LeaseSeen, LeaseSeen6, NetEvent, NetworkSeen, Nic, NicKind, PortSeen, ServicesSeen};
 pub use six::GATEWAY_LINK_LOCAL;
@@ -21,7 +22,7 @@ use std::{
     ops::Deref,
 };
 use vbm_core::{
-    Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkMode, NetworkSpec, PortId, Protocol, Rule,
+    Error, ErrorKind, ForwardId, Mac, Name, NetworkId, NetworkSpec, PortId, Protocol, Rule,
     network::{VNI_FIRST, VNI_LAST},
 };
 
@@ -47,7 +48,7 @@ pub struct DesiredNetwork {
     pub spec: NetworkSpec,
     /// Its ports on this host.
     pub ports: Vec<DesiredPort>,
-    /// Its forwards on this host. Only with [`NetworkMode::Nat`].
+    /// Its forwards on this host. Only with [`vbm_core::NetworkMode::Nat`].
     pub forwards: Vec<DesiredForward>,
     /// How it reaches its ports on other hosts; `None`: it is on this host alone.
     pub overlay: Option<DesiredOverlay>,
@@ -77,6 +78,8 @@ pub struct RemotePort {
     pub mac: Mac,
     /// The one IPv4 address it may use.
     pub address: Ipv4Addr,
+    /// Its address of the network's IPv6, if it has one.
+    pub address6: Option<Ipv6Addr>,
     /// The address of its host among the hosts.
     pub host: Ipv4Addr,
 }
@@ -186,6 +189,7 @@ fn bad(what: impl Into<String>, why: impl Into<String>, fix: &str) -> Error {
 
 fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     desired.spec.check()?;
+    modes::check(desired)?;
     check_limits(desired)?;
     let mut macs = BTreeSet::from([desired.gateway_mac()]);
     let mut addresses = BTreeSet::new();
@@ -223,6 +227,7 @@ fn check(desired: &DesiredNetwork) -> Result<(), Error> {
     }
     if let Some(overlay) = &desired.overlay {
         check_overlay(desired, overlay, macs, addresses)?;
+        six::check_remotes(desired, overlay)?;
     }
     check_groups(desired)?;
     floating::check(desired)?;
@@ -367,10 +372,11 @@ fn check_port(port: &DesiredPort, spec: &NetworkSpec) -> Result<(), Error> {
 }
 
 fn check_forwards(desired: &DesiredNetwork) -> Result<(), Error> {
-    if desired.spec.mode != NetworkMode::Nat && !desired.forwards.is_empty() {
+    let without = desired.spec.mode.without_nat();
+    if let Some(reason) = without.filter(|_| !desired.forwards.is_empty()) {
         return Err(bad(
             format!("network '{}' cannot have forwards", desired.name),
-            format!("its mode is {}, which has no way in", desired.spec.mode),
+            format!("its mode is {}, {reason}", desired.spec.mode),
             "use a network of mode nat",
         ));
     }

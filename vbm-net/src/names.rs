@@ -10,6 +10,8 @@
 //! | transit, host end | `vbu<net>` | host |
 //! | transit, inner end | `up0` | namespace |
 //! | bridge | `br0` | namespace |
+//! | leg to the LAN of a bridged network | `lan0` | namespace |
+//! | the same, host end where it leads to a bridge | `vbl<net>` | host |
 //! | vxlan | `vx0` | namespace |
 //! | NIC | `tap<port>` | namespace |
 //! | NIC, the end of one that is an interface | `vbp<port>` | host |
@@ -19,6 +21,7 @@
 //! | connections of a port are counted | `VBM-C-<port>`, by `VBM-CF` and `VBM-CT` | namespace, mangle |
 //! | members of a group | `vbm4-<group>`, `vbm6-<group>` | namespace, ipset |
 //! | guard of a port, from and to it | `in-<port>`, `to-<port>` | namespace, nft bridge |
+//! | where nft dispatches: marks; rules | `vbm-slots`, `vbm-filter` | namespace, nft bridge and inet |
 //! | host chains | `VBM-<owner hash>-FWD` and so on | host |
 
 use vbm_core::{GroupId, NetworkId, PortId};
@@ -29,8 +32,14 @@ pub const BRIDGE: &str = "br0";
 pub const UPLINK: &str = "up0";
 /// The link that leads to other hosts, in the namespace.
 pub const VXLAN: &str = "vx0";
+/// The leg of a bridged network, in the namespace.
+pub const LEG: &str = "lan0";
 /// The table of the guard, family bridge.
 pub const GUARD_TABLE: &str = "vbm";
+/// The table that marks packets by their taps, family bridge, where nft dispatches.
+pub const SLOTS_TABLE: &str = "vbm-slots";
+/// The table of rules, family inet, where nft dispatches.
+pub const FILTER_TABLE: &str = "vbm-filter";
 /// The chain that chooses the policy of the port a packet goes to, by its tap.
 pub const DISPATCH_CHAIN: &str = "VBM-TO";
 /// The chain that chooses the policy of the port a packet comes from.
@@ -45,6 +54,8 @@ pub const SET6_PREFIX: &str = "vbm6-";
 pub const SET_ASIDE: &str = "-t";
 /// What host ends of transits begin with; `vbu+` in iptables.
 pub const TRANSIT_PREFIX: &str = "vbu";
+/// What host ends of legs to bridges begin with.
+pub const LEG_PREFIX: &str = "vbl";
 /// What namespaces begin with.
 pub const NAMESPACE_PREFIX: &str = "vbm-";
 /// What the host's ends of NICs that are interfaces begin with.
@@ -75,6 +86,10 @@ pub fn namespace_beside(owner: &str, network: NetworkId) -> String {
 pub fn transit(network: NetworkId) -> String {
     format!("{TRANSIT_PREFIX}{}", network.short())
 }
+/// The host end of a network's leg to a bridge of the host.
+pub fn leg(network: NetworkId) -> String {
+    format!("{LEG_PREFIX}{}", network.short())
+}
 /// The tap of a port.
 pub fn tap(port: PortId) -> String {
     format!("{TAP_PREFIX}{}", port.short())
@@ -98,6 +113,10 @@ pub fn ingress_chain(policy: u64) -> String {
 /// The chain of a policy: what may leave its ports.
 pub fn egress_chain(policy: u64) -> String {
     format!("VBM-E-{policy:016x}")
+}
+/// The chain that asks the policies of several ports that share an address.
+pub fn shared_chain(policies: u64) -> String {
+    format!("VBM-A-{policies:016x}")
 }
 /// The set of a group's members.
 pub fn group_set(group: GroupId, v6: bool) -> String {
@@ -225,7 +244,7 @@ mod tests {
         #[test]
         fn every_name_fits_its_limit(id: u128, owner in "[a-z0-9][a-z0-9_.-]{0,63}") {
             let (net, port) = (NetworkId::from_uuid(Uuid::from_u128(id)), PortId::from_uuid(Uuid::from_u128(id)));
-            for name in [transit(net), tap(port), interface(port), limit(port), VXLAN.into(), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
+            for name in [transit(net), leg(net), LEG.into(), tap(port), interface(port), limit(port), VXLAN.into(), UPLINK.into(), BRIDGE.into(), guard_in(port), guard_to(port)] {
                 prop_assert!(name.len() <= IFNAME_MAX_BYTES, "{}", name);
             }
             for name in HostChain::ALL.map(|c| c.name(&owner)) {

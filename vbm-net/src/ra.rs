@@ -205,6 +205,7 @@ fn solicits(frame: &[u8]) -> Option<bool> {
             && head.get(IPV6_AT + 6..IPV6_AT + 8)? == [ICMPV6, HOP_LIMIT]
             && plain
             && right
+            && !from.is_multicast()
             && options_are_whole(message.get(8..)?, !from.is_unspecified()),
     )
 }
@@ -219,6 +220,27 @@ fn options_are_whole(mut options: &[u8], has_address: bool) -> bool {
         }
     }
     options.is_empty()
+}
+
+/// Gives a frame the checksum that it should have.
+#[cfg(test)]
+pub(crate) fn mend(frame: &mut [u8]) {
+    let address = |at: usize| {
+        let bytes = frame.get(at..at + 16).and_then(|b| <[u8; 16]>::try_from(b).ok());
+        bytes.map(Ipv6Addr::from)
+    };
+    if let (Some(from), Some(to)) = (address(IPV6_AT + 8), address(IPV6_AT + 24))
+        && frame.len() >= ICMP_AT + 4
+    {
+        let length = usize::from(u16::from_be_bytes([frame[IPV6_AT + 4], frame[IPV6_AT + 5]]));
+        let end = frame.len().min(ICMP_AT + length);
+        let Some(message) = frame.get_mut(ICMP_AT..end).filter(|m| m.len() >= 4) else {
+            return;
+        };
+        message[2..4].fill(0);
+        let sum = checksum(from, to, message).to_be_bytes();
+        message[2..4].copy_from_slice(&sum);
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,22 @@
 //! The simulated twin: a host's networks in memory, with the same checks and the same answers.
 //!
-//! It keeps no packets. A NIC is one end of a socket pair whose other end the simulation holds. A guest's DHCP is
+//! The host has the interfaces that [`SimNetwork::INTERFACES`] names, all of them bridges. It keeps no packets. A NIC is one end of a socket pair whose other end the simulation holds. A guest's DHCP is
 //! [`SimNetwork::lease`], called by itself when a NIC is opened, unless told otherwise. Faults are
 //! given ahead: [`SimNetwork::fail_next`].
 
 use crate::{
     DesiredNetwork, LeaseSeen, LeaseSeen6, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen,
-    Nic, NicKind, PathSeen, PortSeen, Validated, backend::EVENTS_MAX_PENDING, check::Known,
-    metadata::Instance, model::gateway_mac, names, plan::Transit,
+    Nic, NicKind, PathSeen, PortFlow, PortSeen, Validated,
+    backend::EVENTS_MAX_PENDING,
+    check::Known,
+    metadata::Instance,
+    model::gateway_mac,
+    names,
+    plan::{
+        Transit,
+        leg::Refusal,
+        routed::{self, Others},
+    },
 };
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -43,6 +52,8 @@ struct Inner {
 struct State {
     networks: BTreeMap<NetworkId, SimOne>,
     faults: VecDeque<NetError>,
+    /// Interfaces beside the usual ones.
+    interfaces: BTreeSet<String>,
     /// How many further descriptions fail.
     deaf: usize,
     stopped: bool,
@@ -53,6 +64,7 @@ struct SimOne {
     open: BTreeMap<PortId, SimNic>,
     leases: BTreeMap<PortId, LeaseSeen>,
     told: BTreeMap<PortId, Option<Instance>>,
+    flows: BTreeMap<PortId, Vec<PortFlow>>,
 }
 
 /// Our end of a NIC.
@@ -79,6 +91,14 @@ impl SimNetwork {
     /// A host whose guests take a lease only by [`Self::lease`].
     pub fn without_leases(clock: Arc<dyn Clock>) -> Self {
         Self::build(clock, false)
+    }
+
+    /// The interfaces that each simulated host has.
+    pub const INTERFACES: [&str; 3] = ["eth0", "br-lan", crate::conformance::UPLINK];
+
+    /// The host has one more interface.
+    pub fn add_interface(&self, name: impl Into<String>) {
+        self.lock().interfaces.insert(name.into());
     }
 
     fn build(clock: Arc<dyn Clock>, auto_lease: bool) -> Self {
@@ -110,7 +130,12 @@ impl SimNetwork {
 
     /// A host that was restarted: taps and leases are gone, as are networks.
     pub fn power_cycle(&self) {
-        *self.lock() = State::default();
+        let mut state = self.lock();
+        let interfaces = std::mem::take(&mut state.interfaces);
+        *state = State {
+            interfaces,
+            ..State::default()
+        };
     }
 
     /// The guest behind a port takes or renews its address, and the IPv6 one if it has one.
@@ -231,6 +256,31 @@ impl State {
         }
     }
 
+    /// What the host's interfaces and its other networks do not allow.
+    fn refuse_place(&self, wanted: &DesiredNetwork) -> Result<(), NetError> {
+        if let Some(uplink) = &wanted.spec.uplink {
+            let name = uplink.as_str();
+            if !SimNetwork::INTERFACES.contains(&name) && !self.interfaces.contains(name) {
+                return Err(Refusal::Absent.told(uplink));
+            }
+        }
+        if wanted.spec.mode != NetworkMode::Routed {
+            return Ok(());
+        }
+        let others = self.networks.values().map(|one| &one.wanted);
+        let others = others.filter(|o| o.id != wanted.id && o.spec.mode == NetworkMode::Routed);
+        let named = |o: &DesiredNetwork| {
+            let name = format!("network '{}' ({})", o.name, o.id);
+            routed::cidrs(o).map(move |cidr| (cidr, name.clone()))
+        };
+        let others = Others {
+            networks: others.flat_map(|o| named(o)).collect(),
+            ..Others::default()
+        };
+        let clash = |cidr| routed::clash(cidr, &others).map(|clash| clash.told(cidr));
+        routed::cidrs(wanted).find_map(clash).map_or(Ok(()), Err)
+    }
+
     fn network(&mut self, id: NetworkId) -> Result<&mut SimOne, NetError> {
         self.networks.get_mut(&id).ok_or_else(|| not_here("network", id))
     }
@@ -270,7 +320,7 @@ impl SimOne {
         let net = Ipv4Net::new_assert(base, 31);
         Known {
             net: one.wanted.clone(),
-            transit: Transit::new(net).filter(|_| one.wanted.spec.mode == NetworkMode::Nat),
+            transit: Transit::new(net).filter(|_| one.wanted.spec.mode.goes_by_host()),
         }
     }
 
@@ -281,6 +331,7 @@ impl SimOne {
             tap: names::tap(p.id),
             guarded: true,
             open: self.open.contains_key(&p.id),
+            described: self.told.contains_key(&p.id),
             lease: self.leases.get(&p.id).copied(),
             lease6: p
                 .address6
@@ -291,8 +342,8 @@ impl SimOne {
                     until: lease.until,
                 }),
         });
-        let transit = (self.wanted.spec.mode == NetworkMode::Nat)
-            .then(|| Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 31));
+        let by_host = self.wanted.spec.mode.goes_by_host();
+        let transit = by_host.then(|| Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 31));
         NetworkSeen {
             id,
             namespace: names::namespace(id),
@@ -317,6 +368,7 @@ impl NetworkBackend for SimNetwork {
         let id = wanted.id;
         let ports: BTreeSet<PortId> = wanted.ports.iter().map(|p| p.id).collect();
         state.refuse_taken(&wanted)?;
+        state.refuse_place(&wanted)?;
         let changed = match state.networks.get_mut(&id) {
             Some(one) if one.wanted == wanted => Vec::new(),
             Some(one) => {
@@ -324,6 +376,7 @@ impl NetworkBackend for SimNetwork {
                 one.open.retain(|port, _| ports.contains(port));
                 one.leases.retain(|port, _| ports.contains(port));
                 one.told.retain(|port, _| ports.contains(port));
+                one.flows.retain(|port, _| ports.contains(port));
                 vec![CHANGED.to_owned()]
             }
             None => {
@@ -332,6 +385,7 @@ impl NetworkBackend for SimNetwork {
                     open: BTreeMap::new(),
                     leases: BTreeMap::new(),
                     told: BTreeMap::new(),
+                    flows: BTreeMap::new(),
                 };
                 state.networks.insert(id, one);
                 vec![MADE.to_owned()]
@@ -413,11 +467,40 @@ impl NetworkBackend for SimNetwork {
         Ok(())
     }
 
+    async fn flows_of(&self, network: NetworkId, port: PortId) -> Result<Vec<PortFlow>, NetError> {
+        let mut state = self.lock();
+        state.up()?;
+        let one = state.network(network)?;
+        one.port(port)?;
+        Ok(one.flows.get(&port).cloned().unwrap_or_default())
+    }
+
+    async fn take_flows(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        flows: Vec<PortFlow>,
+    ) -> Result<usize, NetError> {
+        let mut state = self.lock();
+        state.up()?;
+        let one = state.network(network)?;
+        one.port(port)?;
+        let before = one.flows.get(&port).cloned().unwrap_or_default();
+        let Some(wanted) = one.wanted.ports.iter().find(|p| p.id == port) else {
+            return Err(not_here("port", port));
+        };
+        let new = crate::plan::carry::to_take(&one.wanted, None, wanted, &flows, &before);
+        let count = new.len();
+        one.flows.entry(port).or_default().extend(new);
+        Ok(count)
+    }
+
     async fn plan(&self, desired: DesiredNetwork) -> Result<Vec<String>, NetError> {
         self.lock().up()?;
         let wanted = Validated::<DesiredNetwork>::new(desired)?;
         let state = self.lock();
         state.refuse_taken(&wanted)?;
+        state.refuse_place(&wanted)?;
         Ok(match state.networks.get(&wanted.id) {
             Some(one) if one.wanted == wanted => Vec::new(),
             Some(_) => vec![CHANGED.to_owned()],

@@ -52,6 +52,7 @@ fn answer(frame: &[u8]) -> Option<Vec<u8>> {
     let request = parse(datagram.payload).unwrap();
     let arrival = Arrival {
         source: datagram.source,
+        from: datagram.from,
         to: datagram.to,
     };
     let reply = respond(&config, &State::default(), &request, arrival, NOW).reply?;

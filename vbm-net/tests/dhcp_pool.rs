@@ -72,7 +72,11 @@ impl Server {
             &self.config,
             &self.state,
             request,
-            Arrival { source, to },
+            Arrival {
+                source,
+                from: request.ciaddr,
+                to,
+            },
             self.now,
         );
         if let Some(outcome) = &decision.outcome {
@@ -307,6 +311,7 @@ fn a_client_behind_a_router_renews_by_it() {
     renew.ciaddr = mine;
     let arrival = Arrival {
         source: RELAY_MAC,
+        from: mine,
         to: SERVER,
     };
     let got = respond(&server.config, &server.state, &renew, arrival, T0);
@@ -316,6 +321,70 @@ fn a_client_behind_a_router_renews_by_it() {
     server.config.relays = Relays::Nobody;
     let got = respond(&server.config, &server.state, &renew, arrival, T0);
     assert_eq!(got.why, Reason::ForeignMac);
+}
+
+#[test]
+fn nobody_on_the_wire_speaks_for_a_client_behind_a_router() {
+    let mut server = Server::new(config());
+    let mine = server.lease(relayed(Kind::Discover, 1, &[])).unwrap();
+    let router = Arrival {
+        source: RELAY_MAC,
+        from: mine,
+        to: SERVER,
+    };
+    let port = server.config.ports.iter().next().map(|(mac, _)| *mac).unwrap();
+    for kind in [
+        Kind::Discover,
+        Kind::Request,
+        Kind::Decline,
+        Kind::Release,
+        Kind::Inform,
+    ] {
+        let mut request = ask(kind, 1);
+        (request.ciaddr, request.requested) = (mine, None);
+        let said =
+            |request: &Request, arrival| respond(&server.config, &server.state, request, arrival, T0).why;
+        let forged = [
+            (
+                "from another address",
+                Arrival {
+                    from: [10, 1, 0, 9].into(),
+                    ..router
+                },
+            ),
+            (
+                "to all",
+                Arrival {
+                    to: Ipv4Addr::BROADCAST,
+                    ..router
+                },
+            ),
+            (
+                "from a port of ours",
+                Arrival {
+                    source: port,
+                    ..router
+                },
+            ),
+        ];
+        for (how, arrival) in forged {
+            assert_eq!(said(&request, arrival), Reason::ForeignMac, "{kind:?} {how}");
+        }
+        let unicast = matches!(kind, Kind::Request | Kind::Release | Kind::Inform);
+        assert_eq!(said(&request, router) != Reason::ForeignMac, unicast, "{kind:?}");
+        // One on the wire who says that it lives behind the router is of the link: there it has nothing.
+        let on_wire = said(
+            &request,
+            Arrival {
+                source: request.mac,
+                ..router
+            },
+        );
+        assert!(
+            ![Reason::Renewed, Reason::Rebound, Reason::Released].contains(&on_wire),
+            "{on_wire:?}"
+        );
+    }
 }
 
 #[test]

@@ -51,6 +51,7 @@ fn decide_with(request: &Request, source: Mac, leases: &Leases) -> Decision {
     };
     let arrival = Arrival {
         source,
+        from: request.ciaddr,
         to: Ipv4Addr::BROADCAST,
     };
     respond(&ServerConfig::from(&network()), &state, request, arrival, NOW)
@@ -252,6 +253,7 @@ fn a_release_and_a_decline_are_remembered_and_not_answered() {
     state.apply(&config, &got.outcome.unwrap());
     let arrival = Arrival {
         source: MAC,
+        from: Ipv4Addr::UNSPECIFIED,
         to: Ipv4Addr::BROADCAST,
     };
     let at = |now| respond(&config, &state, &ask(Kind::Discover), arrival, now).why;

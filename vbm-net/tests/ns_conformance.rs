@@ -14,6 +14,9 @@ async fn the_real_backend_keeps_the_contract_and_leaves_nothing() {
     let lab = Lab::new().await;
     lab.host
         .ip(&format!("addr add {}/24 dev eth0", conformance::UNDERLAY));
+    lab.host
+        .ip(&format!("link add {} type bridge", conformance::UPLINK));
+    lab.host.ip(&format!("link set {} up", conformance::UPLINK));
     let before = common::footprint(&lab.host, &[]);
     conformance::all(&lab.net, &FreshIds).await;
     assert_eq!(before, common::footprint(&lab.host, &[]));

@@ -23,7 +23,11 @@ use vbm_net::{
 const OWNER: &str = "VBM_TEST_OWNER";
 const HOST: &str = "VBM_TEST_HOST";
 const NETWORK: &str = "VBM_TEST_NETWORK";
+/// A number, or a name.
 const STEP: &str = "VBM_TEST_STEP";
+const MODE: &str = "VBM_TEST_MODE";
+/// The host's bridge that bridged networks are on here.
+const LAN: &str = "br-lan";
 
 /// The network that a child makes, the same in each of them.
 fn wanted(id: NetworkId) -> DesiredNetwork {
@@ -52,9 +56,30 @@ fn wanted(id: NetworkId) -> DesiredNetwork {
         remotes: vec![RemotePort {
             mac: vbm_core::Mac::local(0x09_01_00),
             address: [10, 9, 0, 99].into(),
+            address6: Some("fd00::99".parse().unwrap()),
             host: common::OUTSIDE,
         }],
     });
+    wanted
+}
+
+/// The same without what only NAT has; IPv6 is routed, and a LAN leaves it out.
+fn wanted_as(id: NetworkId, mode: NetworkMode) -> DesiredNetwork {
+    let mut wanted = wanted(id);
+    if mode == NetworkMode::Nat {
+        return wanted;
+    }
+    wanted.forwards.clear();
+    wanted.ports[0].policy.floating = None;
+    let ipv6 = wanted.spec.ipv6.take();
+    let lan = (mode == NetworkMode::Bridged).then(|| LAN.parse().unwrap());
+    wanted.spec = vbm_core::NetworkSpec::with_uplink(mode, wanted.spec.cidr, lan).unwrap();
+    if mode == NetworkMode::Bridged {
+        wanted.ports[0].address6 = None;
+        wanted.overlay = None;
+    } else {
+        wanted.spec.ipv6 = ipv6;
+    }
     wanted
 }
 
@@ -63,28 +88,37 @@ fn wanted(id: NetworkId) -> DesiredNetwork {
 async fn child_that_is_killed_at_a_step() {
     let Ok(owner) = std::env::var(OWNER) else { return };
     let env = |key: &str| std::env::var(key).unwrap();
-    let at: usize = env(STEP).parse().unwrap();
+    let name = env(STEP);
+    let at: Option<usize> = name.parse().ok();
+    let mode: NetworkMode = env(MODE).parse().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut config = HostConfig::new(owner, dir.path(), Arc::new(SystemClock)).in_namespace(env(HOST));
     let count = AtomicUsize::new(0);
-    config.on_step = Some(Arc::new(move |_step: &str| {
-        if count.fetch_add(1, Ordering::SeqCst) == at {
+    config.on_step = Some(Arc::new(move |step: &str| {
+        let nth = count.fetch_add(1, Ordering::SeqCst);
+        if at.map_or(step == name, |at| nth == at) {
             nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
         }
     }));
     let net = HostNetwork::open(config).await.unwrap();
-    net.ensure(wanted(env(NETWORK).parse().unwrap())).await.unwrap();
+    let wanted = wanted_as(env(NETWORK).parse().unwrap(), mode);
+    net.ensure(wanted).await.unwrap();
 }
 
 /// Runs the child; answers whether it was killed (and did not come to its end).
 fn dies_at(owner: &str, host: &Path, id: NetworkId, step: usize) -> bool {
+    dies(owner, host, (id, NetworkMode::Nat), &step.to_string())
+}
+
+fn dies(owner: &str, host: &Path, (id, mode): (NetworkId, NetworkMode), step: &str) -> bool {
     use std::os::unix::process::ExitStatusExt;
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_that_is_killed_at_a_step", "--test-threads=1"])
         .env(OWNER, owner)
         .env(HOST, host)
         .env(NETWORK, id.to_string())
-        .env(STEP, step.to_string())
+        .env(STEP, step)
+        .env(MODE, mode.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
@@ -344,4 +378,56 @@ async fn a_caller_who_leaves_in_the_middle_leaves_nothing_half_made() {
     }
     lab.net.remove(id).await.unwrap();
     assert_eq!(common::footprint(&lab.host, &[id]), clean);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_the_steps_of_other_modes_the_next_ensure_heals_and_the_doctor_leaves_nothing() {
+    needs_namespaces!();
+    let mut lab = Lab::new().await;
+    lab.host.ip(&format!("link add {LAN} type bridge"));
+    let owner = lab.owner.clone();
+    let six = |lab: &Lab| {
+        let rules = lab.host.sh("ip6tables-save");
+        let rules = rules.lines().filter(|l| l.contains("VBM"));
+        rules.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = common::footprint(&lab.host, &[]);
+    for (mode, steps) in [
+        (
+            NetworkMode::Routed,
+            ["record", "host chains", "host rules", "uplink", "routes", "vxlan"],
+        ),
+        (
+            NetworkMode::Bridged,
+            ["record", "bridge", "rules", "uplink", "leg", "limits"],
+        ),
+    ] {
+        for step in steps {
+            let id = NetworkId::from_uuid(FreshIds.next());
+            let net = wanted_as(id, mode);
+            lab.net.shutdown().await;
+            assert!(
+                dies(&owner, &lab.host.path(), (id, mode), step),
+                "{mode}: no step {step}"
+            );
+            lab.reopen().await;
+            if step != "routes" && step != "leg" {
+                let seen = lab.ensure(&net).await;
+                assert!(seen.ready, "{mode} at {step}");
+                assert_eq!(
+                    lab.ensure(&net).await.changed,
+                    Vec::<String>::new(),
+                    "{mode} at {step}"
+                );
+            }
+            lab.net.shutdown().await;
+            doctor::remove_owners(&BTreeSet::from([owner.clone()]))
+                .await
+                .unwrap();
+            assert_eq!(common::footprint(&lab.host, &[id]), before, "{mode} at {step}");
+            assert_eq!(six(&lab), Vec::<String>::new(), "{mode} at {step}");
+            assert_eq!(lab.host.ip("-6 route show proto 86"), "", "{mode} at {step}");
+        }
+    }
+    lab.reopen().await;
 }

@@ -62,6 +62,9 @@ async fn seen(lab: &Lab) -> DnsSeen {
     lab.net.inventory().await.unwrap()[0].services.dns.unwrap()
 }
 
+/// Names that begin so are never answered.
+const SILENT_ABOUT: &[u8] = b"hang";
+
 /// A DNS server outside that answers each A question with [`WORLD`], and counts them. Ends when dropped.
 struct Server {
     stop: Arc<AtomicBool>,
@@ -82,6 +85,9 @@ impl Server {
                     continue;
                 };
                 counted.fetch_add(1, Ordering::Relaxed);
+                if buffer[13..].starts_with(SILENT_ABOUT) {
+                    continue;
+                }
                 let answer = answer(&buffer[..length]);
                 // A forged answer first: another id.
                 let mut forged = answer.clone();
@@ -443,4 +449,72 @@ async fn garbage_is_counted_and_a_port_that_floods_silences_only_itself() {
     })
     .await;
     assert!(seen(&lab).await.limited > 0, "{:?}", seen(&lab).await);
+}
+
+/// A question about a name that nobody answers, another one each time.
+fn hanging(n: u16) -> Vec<u8> {
+    let mut bytes = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 9];
+    bytes.extend(SILENT_ABOUT);
+    bytes.extend(format!("{n:05}").bytes());
+    bytes.extend(b"\x07example\x00\x00\x01\x00\x01");
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_guests_whose_questions_are_never_answered_leave_room_for_anothers() {
+    needs_namespaces!();
+    needs_dig();
+    let lab = Lab::new().await;
+    let mut wanted = named(NetworkMode::Nat, 5);
+    wanted.spec.dns_upstreams = vec![OUTSIDE.into()];
+    lab.ensure(&wanted).await;
+    let _server = Server::new(&lab);
+    let mut guests = Vec::new();
+    for nth in 0..5 {
+        let guest = lab.guest(&wanted, nth).await;
+        guest.dhcp();
+        guests.push(guest);
+    }
+    let stop = AtomicBool::new(false);
+    let (modest, greedy) = guests.split_last().unwrap();
+    let answers = std::thread::scope(|scope| {
+        for (who, guest) in greedy.iter().enumerate() {
+            let socket = guest.ns.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            let stop = &stop;
+            scope.spawn(move || {
+                // Names of its own: whoever asks the same waits together.
+                let first = u16::try_from(who).unwrap() * 10_000;
+                for n in (first..first + 10_000).cycle() {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let _sent = socket.send_to(&hanging(n), (GATEWAY, 53));
+                    // So fast that all places are always taken, and slower than a port may ask.
+                    std::thread::park_timeout(Duration::from_millis(3));
+                }
+            });
+        }
+        let runtime = tokio::runtime::Handle::current();
+        let full = || {
+            let now = runtime.block_on(seen(&lab));
+            now.forwarded >= 256 && now.limited > 0
+        };
+        tokio::task::block_in_place(|| {
+            let until = std::time::SystemTime::now() + Duration::from_secs(60);
+            while !full() && std::time::SystemTime::now() < until {
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            let answers = ["a", "b", "c", "d"]
+                .map(|name| modest.dig(&format!("+time=5 +tries=1 +short {name}.example A")));
+            stop.store(true, Ordering::Relaxed);
+            answers
+        })
+    });
+    let world = Ipv4Addr::from(WORLD).to_string();
+    assert_eq!(
+        answers.map(|a| a.trim().to_owned()),
+        [(); 4].map(|()| world.clone())
+    );
+    let counts = seen(&lab).await;
+    assert!(counts.forwarded >= 256 && counts.limited > 0, "{counts:?}");
 }

@@ -108,6 +108,15 @@ async fn where_the_hosts_rules_cannot_be_made_no_link_is_made_and_no_nic_opens()
     drop(lab.net.open_nic(id, port, NicKind::Tap).await.unwrap());
     lab.net.close_nic(id, port).await.unwrap();
 
+    // Whoever takes them away between an `ensure` and a NIC: that the one went well does not stand for what is there now.
+    for gone in ["-t nat -F POSTROUTING", "-D FORWARD 1"] {
+        in_netns(&lab.host.0, &format!("iptables {gone}"));
+        refused(lab.net.open_nic(id, port, NicKind::Tap).await.map(drop));
+        lab.ensure(&wanted).await;
+        drop(lab.net.open_nic(id, port, NicKind::Tap).await.unwrap());
+        lab.net.close_nic(id, port).await.unwrap();
+    }
+
     // The same to one that stood: what is there stays, and nothing new is opened until it is whole again.
     spoil.store(true, Ordering::Relaxed);
     in_netns(&lab.host.0, "iptables -t nat -F POSTROUTING");

@@ -409,3 +409,52 @@ async fn what_spanned_hosts_leaves_nothing_and_its_identifier_is_free_again() {
     reused.vni = span.vni;
     site.labs[0].ensure(&reused.on(0)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ipv6_reaches_the_other_host_and_what_neighbours_and_routers_say_does_not() {
+    needs_namespaces!();
+    let site = Site::new(2).await;
+    let mut span = Span::new(NetworkMode::Nat, &[0, 1, 1])
+        .open(0, &["icmpv6/type=128"])
+        .open(1, &["icmpv6/type=128"]);
+    span.base.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00:9::/64".parse().unwrap()).unwrap());
+    for (port, last) in span.base.ports.iter_mut().zip(["a", "b", "c"]) {
+        port.address6 = Some(format!("fd00:9::{last}").parse().unwrap());
+    }
+    site.ensure(&span).await;
+    for seen in site.ensure(&span).await {
+        assert_eq!(seen.changed, Vec::<String>::new());
+    }
+    let tap = site.listen();
+    let mut guests = Vec::new();
+    for port in 0..3 {
+        let guest = site.guest(&span, port).await;
+        let address = span.base.ports[port].address6.unwrap();
+        guest.ns.ip(&format!("addr add {address}/64 dev eth0 nodad"));
+        guests.push(guest);
+    }
+    let pings = |from: usize, to: &str| {
+        let ping = format!("busybox ping -6 -c 1 -W 2 fd00:9::{to}");
+        guests[from].ns.try_sh(&ping).status.success()
+    };
+    assert!(pings(0, "b"), "from host to host");
+    assert!(pings(1, "a"), "and back");
+    assert!(!pings(0, "c"), "no group allows it there");
+    assert!(pings(0, "1") && pings(1, "1"), "each host's own gateway");
+    // The kernel asks again whether the other is there; nobody but the bridge hears it.
+    guests[0].ns.ip("-6 neigh flush dev eth0");
+    assert!(pings(0, "b"));
+    site.settled(&tap).await;
+    let wire = tap.wrapped(span.vni);
+    let six: Vec<_> = wire.iter().filter(|w| w.ethertype() == 0x86dd).collect();
+    assert!(!six.is_empty(), "it went by the tunnel");
+    let said = |w: &&&common::site::Wrapped| w.frame[20] == 58 && (133..=137).contains(&w.frame[54]);
+    assert_eq!(six.iter().filter(said).count(), 0, "neighbours stay at home");
+    // It goes when the port goes.
+    span.base.ports[1].address6 = None;
+    common::open_port(&mut span.base, 1, &[]);
+    site.ensure(&span).await;
+    guests[0].ns.ip("-6 neigh flush dev eth0");
+    let ping = "busybox ping -6 -c 1 -W 2 fd00:9::b";
+    assert!(!guests[0].ns.try_sh(ping).status.success());
+}

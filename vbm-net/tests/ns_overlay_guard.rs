@@ -12,7 +12,7 @@ use common::{
     packet::{BROADCAST, arp, dhcp, ethernet, mark, marked, to_server, udp},
     site::{Site, Span, VXLAN_PORT, at, wrap},
 };
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use vbm_core::{Mac, NetworkMode};
 
 const ARP: u16 = 0x0806;
@@ -227,4 +227,80 @@ async fn a_vm_cannot_speak_to_a_host_as_hosts_do() {
         .await
         .send(&marked(victim.end(0), victim.end(1), "honest"));
     assert_eq!(b.next_mark(), "honest");
+}
+
+/// A datagram of IPv6 with its checksum, to port 7777.
+fn udp6(from: Ipv6Addr, to: Ipv6Addr, mark: &str) -> Vec<u8> {
+    let payload = format!("mark:{mark}");
+    let length = (8 + payload.len()) as u16;
+    let mut udp = [7777u16, 7777, length, 0].map(u16::to_be_bytes).concat();
+    udp.extend(payload.as_bytes());
+    let protocol = pnet_packet::ip::IpNextHeaderProtocols::Udp;
+    let sum = pnet_packet::util::ipv6_checksum(&udp, 3, &[], &from, &to, protocol);
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    ip6(17, 64, (from, to), &udp)
+}
+
+fn ip6(next: u8, hops: u8, (from, to): (Ipv6Addr, Ipv6Addr), payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([next, hops]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(payload);
+    packet
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_ipv6_a_host_can_bring_in_what_its_own_ports_say_and_nothing_of_neighbours_and_routers() {
+    needs_namespaces!();
+    let site = Site::new(2).await;
+    let mut span = Span::new(NetworkMode::Nat, &[0, 1, 0, 1]).open(0, &["any"]);
+    span.base.spec.ipv6 = Some(vbm_core::Ipv6Spec::new("fd00:9::/64".parse().unwrap()).unwrap());
+    let six: Vec<Ipv6Addr> = ["a", "b", "c", "d"]
+        .map(|last| format!("fd00:9::{last}").parse().unwrap())
+        .into();
+    for (port, address) in span.base.ports.iter_mut().zip(&six) {
+        port.address6 = Some(*address);
+    }
+    site.ensure(&span).await;
+    let a = site.raw(&span, 0).await;
+    let mac = |port: usize| span.base.ports[port].mac;
+    let gateway = span.base.gateway_mac();
+    let forger = Forger::new(&site, span.vni);
+    let link_local: Ipv6Addr = "fe80::1".parse().unwrap();
+    for (what, from, to) in [
+        ("MAC of nobody", (Mac::local(0xbad), six[1]), (mac(0), six[0])),
+        (
+            "address of nobody",
+            (mac(1), "fd00:9::99".parse().unwrap()),
+            (mac(0), six[0]),
+        ),
+        ("another's address", (mac(1), six[3]), (mac(0), six[0])),
+        ("a port of this host", (mac(2), six[2]), (mac(0), six[0])),
+        (
+            "the gateway",
+            (gateway, "fd00:9::1".parse().unwrap()),
+            (mac(0), six[0]),
+        ),
+        ("the gateway of the link", (mac(1), link_local), (mac(0), six[0])),
+        ("to another's address", (mac(1), six[1]), (mac(0), six[2])),
+        ("to everybody", (mac(1), six[1]), (ROUTER_ADVERTISEMENTS, six[0])),
+    ] {
+        forger.send(&ethernet(from.0, to.0, IPV6, &udp6(from.1, to.1, what)));
+    }
+    for kind in [133, 134, 135, 136, 137] {
+        let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        message.extend(six[3].octets());
+        message.extend(b"mark:neighbours");
+        let protocol = pnet_packet::ip::IpNextHeaderProtocols::Icmpv6;
+        let sum = pnet_packet::util::ipv6_checksum(&message, 1, &[], &six[1], &six[0], protocol);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let packet = ip6(58, 255, (six[1], six[0]), &message);
+        forger.send(&ethernet(mac(1), mac(0), IPV6, &packet));
+    }
+    forger.send(&ethernet(mac(1), mac(0), IPV6, &udp6(six[1], six[0], "honest")));
+    // What its own kernel would say is not there: the guest is a bare wire.
+    let first = a.next(|f| mark(f).is_some()).expect("a frame");
+    assert_eq!(mark(&first).as_deref(), Some("honest"), "{first:02x?}");
 }

@@ -86,6 +86,10 @@ methods! {
     VmLook = "vm.look": LookAt => LookedAt;
     /// Gives up waiting for a VM that should have come.
     VmAbandon = "vm.abandon": GoneVm => ();
+    /// The flows of a NIC, which may go with it to another node.
+    NicFlowsOf = "nic.flows": WantedNic => NicFlows;
+    /// Takes in flows that came with a NIC from another node: those that its groups would let begin.
+    NicTakeFlows = "nic.take-flows": NicFlows => ();
     /// Presses the reset button.
     VmReset = "vm.reset": VmId => ();
     /// A picture of the screen, as PNG.
@@ -206,6 +210,9 @@ pub struct WantedRemote {
     pub mac: Mac,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// Its node's address among the nodes.
     pub host: Ipv4Addr,
 }
@@ -420,6 +427,15 @@ pub struct WantedNic {
     pub port: PortId,
     /// The MAC.
     pub mac: Mac,
+}
+
+/// What a NIC has begun and answered with others of its network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicFlows {
+    /// The NIC.
+    pub nic: WantedNic,
+    /// Its flows, [`vbm_net::plan::carry::PORT_MAX_CARRIED_FLOWS`] at most: all of them fit one message.
+    pub flows: Vec<vbm_net::PortFlow>,
 }
 
 /// A VM that a node shall give up, with all that it may hold of it.

@@ -19,8 +19,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{fmt::Display, sync::Arc, time::Duration};
 use vbm_core::{
-    Error, ErrorKind, Event, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result, Snapshot,
-    Timestamp, Vm, VmId, Volume, limits::PAGE_MAX_ITEMS,
+    Error, ErrorKind, Event, FloatingIp, Forward, Group, Image, Kind, Network, Node, Operation, Port, Result,
+    Snapshot, Timestamp, Vm, VmId, Volume, limits::PAGE_MAX_ITEMS,
 };
 
 /// How often a change that others keep crossing is tried before it is given up.
@@ -60,6 +60,7 @@ records! {
     Port = "port/";
     Group = "group/";
     Forward = "forward/";
+    FloatingIp = "floating-ip/";
     Image = "image/";
     Volume = "volume/";
 }

@@ -117,7 +117,7 @@ fn a_port_is_limited_floats_and_is_counted_while_its_vm_runs() {
     assert!(
         daemon
             .ok(&["floating-ip", "list"])
-            .contains("192.0.2.50   10.0.0.2  web1  lan")
+            .contains("192.0.2.50   attached, not kept  10.0.0.2  web1  lan")
     );
     let port = &daemon.json(&["port", "list"])[0]["spec"];
     assert_eq!(port["limits"]["connections"], 500);

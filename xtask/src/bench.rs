@@ -26,6 +26,7 @@ fn with_args<'a>(cargo: &'a mut Command, area: &str, quick: bool, json: Option<&
     // The bus alone is built in a third of the time; its peers' clients are built only where it is measured.
     cargo.args(match area {
         "rpc" => ["--no-default-features", "--features", "peers"].as_slice(),
+        "net" => &["--no-default-features", "--features", "net"],
         "all" => &["--features", "peers"],
         _ => &[],
     });

@@ -5,12 +5,13 @@
 //!     vbm-benches serve-dhcp | dnsmasq | kea-dhcp4                 perfdhcp, which speaks as a relay
 //! ```
 //!
-//! Each server is a process, started anew for each number of leases, keeps its leases on disk, and is asked for those many first.
-//! What is counted is the processor time of that process while as many further exchanges run, user and system.
+//! Each server is a process, started anew for each sample, keeps its leases on disk, and finds as many as the row says in its file when it
+//! starts. What is counted is the processor time of that process while further clients get theirs, user and system.
 
 use crate::harness::{
     child::{Talker, command, run as run_program},
-    duel::solo,
+    clock::SystemClock,
+    duel::{duel, solo},
     fault::{During, Fault, Outcome},
     ground::{Ground, which},
     row::Row,
@@ -26,7 +27,6 @@ use vbm_net::dhcp::{
     book::{ClientKey, LeaseRecord},
     store::{AppendLog, LeaseStore},
 };
-use vbm_sdk::source::SystemClock;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
 const RELAY: Ipv4Addr = Ipv4Addr::new(10, 64, 255, 1);
@@ -42,17 +42,20 @@ const LOAD_WITHIN: Duration = Duration::from_secs(400);
 /// How many leases there are before; quick: those of the second.
 const LEASES: [usize; 3] = [100, 1_000, 10_000];
 const LEASES_QUICK: [usize; 2] = [100, 1_000];
+/// The most leases, for ours alone: it should not grow.
+const LEASES_MOST: usize = 60_000;
 /// How many exchanges are counted, and how many a second.
 const EXCHANGES: usize = 1_000;
-const EXCHANGES_QUICK: usize = 300;
+const EXCHANGES_QUICK: usize = 500;
 const RATE: usize = 250;
 /// dnsmasq with 10,000 leases takes 16 ms for one.
 const RATE_SLOW: usize = 40;
+/// A storm: how many exchanges a second, and how many.
+const STORM_RATE: usize = 2_000;
+const STORM: usize = 6_000;
+const STORM_QUICK: usize = 4_000;
 /// The leases of a restart.
 const RESTART_LEASES: u32 = 65_535;
-/// How processor time is told in `/proc/PID/stat`.
-const TICKS_PER_SECOND: f64 = 100.0;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
     Ours,
@@ -86,6 +89,61 @@ pub(crate) async fn run(ground: &Ground, rows: &mut Rows) {
         let planned: Vec<(&str, &'static str)> = names.iter().map(|n| (n.as_str(), "us")).collect();
         rows.measure_all(&planned, beside(ground, *leases)).await;
     }
+    let growth = format!(
+        "CPU per DHCP lease among {LEASES_MOST}, beside ours among {}",
+        LEASES[0]
+    );
+    rows.measure(&growth, "us", growing(ground, &growth)).await;
+    let storm = format!("DHCP exchanges lost at {STORM_RATE} a second");
+    rows.measure(&storm, "%", storming(ground, &storm)).await;
+}
+
+/// Ours with few and with many leases, in turn.
+async fn growing(ground: &Ground, name: &str) -> Outcome<Row> {
+    ground.namespace()?;
+    let wire = Wire::make().await?;
+    let samples = duel(
+        ground.rounds(),
+        async |_| Ok(one(ground, &wire, Who::Ours, LEASES_MOST).await?.micros),
+        async |_| Ok(one(ground, &wire, Who::Ours, LEASES[0]).await?.micros),
+    )
+    .await?;
+    Ok(Row::new(name, "us", samples.ours)
+        .against(format!("ours among {}", LEASES[0]), samples.peer)
+        .goal("<= 1.2x"))
+}
+
+/// More than most servers can do.
+async fn storming(ground: &Ground, name: &str) -> Outcome<Row> {
+    ground.namespace()?;
+    let wire = Wire::make().await?;
+    let mut lost: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for _ in 0..3 {
+        for who in [Who::Ours, Who::Kea, Who::Dnsmasq]
+            .into_iter()
+            .filter(|w| w.is_there())
+        {
+            let dir = tempfile::Builder::new().prefix("vbm-bench-").tempdir()?;
+            let mut server = start(who, dir.path(), 0).await.during(who.program())?;
+            let all = ground.size(STORM, STORM_QUICK);
+            let done = wire.load(all, STORM_RATE, "mac=02:cc:00:00:00:00").await?;
+            server.child.kill().await?;
+            #[expect(clippy::cast_precision_loss, reason = "thousands")]
+            let part = 1.0 - done as f64 / all as f64;
+            lost.entry(who.program()).or_default().push(part.max(0.0) * 100.0);
+        }
+    }
+    let of = |who: Who| lost.get(who.program()).cloned();
+    let row = Row::new(name, "%", of(Who::Ours).unwrap_or_default());
+    let row = match of(Who::Kea) {
+        Some(theirs) => row.against(Who::Kea.program(), theirs),
+        None => row.without(Who::Kea.program(), "it is not installed"),
+    };
+    let dnsmasq = of(Who::Dnsmasq).and_then(|all| all.into_iter().reduce(f64::min));
+    Ok(row.goal("<= 0.1").noted(dnsmasq.map_or_else(
+        || "dnsmasq is not installed".to_owned(),
+        |lost| format!("dnsmasq lost {lost:.1} % at best"),
+    )))
 }
 
 fn name(leases: usize, peer: Who) -> String {
@@ -124,7 +182,7 @@ async fn beside(ground: &Ground, leases: usize) -> Outcome<Vec<Row>> {
         let row = goal.map_or_else(|| row.clone(), |goal| row.clone().goal(goal));
         let part = |who: Who| lost.get(who.program()).copied().unwrap_or_default() * 100.0;
         row.noted(format!(
-            "lost at most: ours {:.1} %, {} {:.1} %",
+            "lost at most: ours {:.1} %, {} {:.1} %; dora is not in the run: Debian has no package of it",
             part(Who::Ours),
             peer.program(),
             part(peer)
@@ -147,16 +205,8 @@ struct Cost {
 /// What `who` spends on an exchange when it has so many leases already.
 async fn one(ground: &Ground, wire: &Wire, who: Who, leases: usize) -> Outcome<Cost> {
     let dir = tempfile::Builder::new().prefix("vbm-bench-").tempdir()?;
-    let mut server = start(who, dir.path()).await?;
+    let mut server = start(who, dir.path(), leases).await?;
     let slow = who == Who::Dnsmasq && leases > 1_000;
-    // The leases that are there before: of other clients than those that are counted.
-    wire.load(
-        leases,
-        if slow { RATE_SLOW * 2 } else { RATE * 2 },
-        "mac=02:aa:00:00:00:00",
-    )
-    .await
-    .during("leases before")?;
     let exchanges = ground.size(EXCHANGES, EXCHANGES_QUICK);
     let exchanges = if slow { exchanges / 4 } else { exchanges };
     let before = processor_time(server.pid()?)?;
@@ -181,7 +231,9 @@ async fn one(ground: &Ground, wire: &Wire, who: Who, leases: usize) -> Outcome<C
     })
 }
 
-async fn start(who: Who, dir: &Path) -> Outcome<Talker> {
+/// Starts a server that finds so many leases in its file.
+async fn start(who: Who, dir: &Path, leases: usize) -> Outcome<Talker> {
+    fill(who, dir, leases).during("its leases")?;
     let mut command = match who {
         Who::Ours => {
             let mut command = command(std::env::current_exe()?);
@@ -241,20 +293,51 @@ fn kea(dir: &Path) -> String {
     )
 }
 
-/// Seconds of the processor that a process and its ended threads took.
+/// Writes the file of leases of a server: of other clients than those that are counted.
+fn fill(who: Who, dir: &Path, leases: usize) -> Outcome<()> {
+    let path = dir.join(if who == Who::Kea { "leases.csv" } else { "leases" });
+    let until = SystemClock.now().plus(LEASE);
+    if who == Who::Ours {
+        let all: Vec<LeaseRecord> = (0..u32::try_from(leases)?).map(|n| record(n, until)).collect();
+        return Ok(AppendLog::open(&path)?.commit(&all)?);
+    }
+    let seconds = until.micros() / 1_000_000;
+    let lines = (0..u32::try_from(leases)?).map(|n| {
+        let (address, mac) = (Ipv4Addr::from(u32::from(FIRST) + n), Mac::local(n));
+        if who == Who::Kea {
+            format!("{address},{mac},,{},{seconds},1,0,0,,0,\n", LEASE.as_secs())
+        } else {
+            format!("{seconds} {mac} {address} * *\n")
+        }
+    });
+    let header = "address,hwaddr,client_id,valid_lifetime,expire,subnet_id,fqdn_fwd,fqdn_rev,hostname,state,user_context\n";
+    let header = if who == Who::Kea { header } else { "" };
+    Ok(fs::write(path, header.to_owned() + &lines.collect::<String>())?)
+}
+
+fn record(number: u32, until: vbm_core::Timestamp) -> LeaseRecord {
+    LeaseRecord {
+        address: Ipv4Addr::from(u32::from(FIRST) + number),
+        client: Some(ClientKey::Mac(Mac::local(number))),
+        until,
+    }
+}
+
+/// Seconds of the processor that the threads of a process took.
 fn processor_time(pid: u32) -> Outcome<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in brackets may hold blanks.
-    let (_, rest) = text
-        .rsplit_once(')')
-        .ok_or_else(|| Fault::new("no such process"))?;
-    let ticks: Vec<f64> = rest
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    Ok(ticks.iter().sum::<f64>() / TICKS_PER_SECOND)
+    let mut nanos = 0.0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while we look.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
+        let first = text
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse::<f64>().ok());
+        nanos += first.ok_or_else(|| Fault::new("the kernel tells no times of threads"))?;
+    }
+    Ok(nanos / 1e9)
 }
 
 /// The veth, and the namespace of the clients.
@@ -279,6 +362,11 @@ impl Wire {
 
     /// Runs so many exchanges, each of another client; how many were completed.
     async fn load(&self, exchanges: usize, rate: usize, base: &str) -> Outcome<usize> {
+        Ok(self.answers(exchanges, rate, base).await?.1)
+    }
+
+    /// The same: how many were offered something, and how many got it. perfdhcp does not wait for the ACK of the very last one.
+    async fn answers(&self, exchanges: usize, rate: usize, base: &str) -> Outcome<(usize, usize)> {
         let mut perfdhcp = command("ip");
         perfdhcp.args(["netns", "exec", &self.0, "perfdhcp", "-4", "-l", "bd1"]);
         let count = exchanges.to_string();
@@ -292,17 +380,17 @@ impl Wire {
             .map_err(|_late| Fault::new("perfdhcp does not end"))?
             .during("perfdhcp")?;
         let text = String::from_utf8_lossy(&ended.stdout);
-        let received = text
+        let mut received = text
             .lines()
             .filter_map(|line| line.strip_prefix("received packets:"))
-            .nth(1)
-            .and_then(|number| number.trim().parse().ok());
-        received.ok_or_else(|| {
-            Fault::new(format!(
+            .filter_map(|number| number.trim().parse().ok());
+        match (received.next(), received.next()) {
+            (Some(offers), Some(acks)) => Ok((offers, acks)),
+            _ => Err(Fault::new(format!(
                 "perfdhcp said nothing of ACKs: {}",
                 String::from_utf8_lossy(&ended.stderr).trim()
-            ))
-        })
+            ))),
+        }
     }
 }
 
@@ -368,13 +456,7 @@ async fn restart(ground: &Ground) -> Outcome<Row> {
     let mut log = AppendLog::open(&path)?;
     let until = SystemClock.now().plus(LEASE);
     // More than the pool: those outside it are read too.
-    let all: Vec<LeaseRecord> = (0..RESTART_LEASES)
-        .map(|n| LeaseRecord {
-            address: Ipv4Addr::from(u32::from(FIRST) + n),
-            client: Some(ClientKey::Mac(Mac::local(n))),
-            until,
-        })
-        .collect();
+    let all: Vec<LeaseRecord> = (0..RESTART_LEASES).map(|n| record(n, until)).collect();
     log.commit(&all)?;
     drop(log);
     let samples = solo(ground.rounds(), async |_| {
@@ -384,10 +466,10 @@ async fn restart(ground: &Ground) -> Outcome<Row> {
         server.hear("serving", STEP_WITHIN).await?;
         let listening = begin.elapsed();
         // Of one who has a lease. perfdhcp takes a second to end, so the clock has stopped before.
-        let answer = wire.load(1, 1, &format!("mac={}", Mac::local(5))).await?;
+        let (offers, _) = wire.answers(1, 1, &format!("mac={}", Mac::local(5))).await?;
         server.child.kill().await?;
         let took = listening.as_secs_f64() * 1e3;
-        if answer == 1 {
+        if offers == 1 {
             Ok(took)
         } else {
             Err(Fault::new("the first client was not answered"))

@@ -2,13 +2,13 @@
 
 #[cfg(feature = "platform")]
 pub(crate) mod by_hand;
-#[cfg(feature = "platform")]
+#[cfg(feature = "net")]
 pub(crate) mod dhcp;
 #[cfg(feature = "platform")]
 pub(crate) mod hyper;
-#[cfg(feature = "platform")]
+#[cfg(feature = "net")]
 mod ipam;
-#[cfg(feature = "platform")]
+#[cfg(feature = "net")]
 pub(crate) mod net;
 #[cfg(feature = "platform")]
 pub(crate) mod platform;

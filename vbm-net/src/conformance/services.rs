@@ -39,6 +39,28 @@ pub async fn what_a_vm_is_told_may_be_said_again_and_changes_nothing_else(
 ///
 /// # Panics
 /// When it is not so.
+pub async fn a_network_that_is_made_again_asks_for_what_its_vms_are_told(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let wanted = fixture.network(NetworkMode::Nat, 2);
+    let described = async || {
+        let seen = expect(backend.ensure(wanted.clone()).await, "ensure");
+        seen.ports.iter().map(|p| p.described).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        assert_eq!(described().await, [false, false], "nobody said it yet");
+        let port = wanted.ports[0].id;
+        expect(backend.describe(wanted.id, port, None).await, "describe");
+        assert_eq!(described().await, [true, false]);
+        expect(backend.remove(wanted.id).await, "remove");
+    }
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
 pub async fn what_is_too_large_or_of_no_port_is_not_told(
     backend: &dyn NetworkBackend,
     fixture: &Fixture<'_>,

@@ -25,7 +25,7 @@ pub async fn ipv6_comes_changes_and_goes_and_a_second_ensure_changes_nothing(
     backend: &dyn NetworkBackend,
     fixture: &Fixture<'_>,
 ) {
-    for mode in [NetworkMode::Nat, NetworkMode::Isolated] {
+    for mode in [NetworkMode::Nat, NetworkMode::Isolated, NetworkMode::Routed] {
         let plain = fixture.network(mode, 2);
         let id = plain.id;
         let [mut told, mut made, mut mixed] = [(); 3].map(|()| plain.clone());
@@ -98,4 +98,60 @@ pub async fn ipv6_that_makes_no_sense_is_refused_before_anything_is_made(
         }
         assert!(!lists(backend, id).await, "{what} left something");
     }
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
+pub async fn ports_of_other_hosts_have_ipv6_where_the_network_has_it(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let far = Some(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 0x100));
+    let mut wanted = fixture.network(NetworkMode::Nat, 2);
+    let mut overlay = fixture.overlay(2);
+    overlay.remotes[0].address6 = far;
+    wanted.overlay = Some(overlay);
+    type Spoil = fn(&mut DesiredNetwork);
+    let spoils: [(&str, Spoil); 4] = [
+        ("without IPv6", |n| n.spec.ipv6 = None),
+        ("outside of it", |n| {
+            remote(n).address6 = Some(Ipv6Addr::new(0xfd00, 0x78, 0, 0, 0, 0, 0, 1));
+        }),
+        ("the gateway's", |n| {
+            let gateway = n.spec.ipv6.as_ref().map(|six| six.gateway);
+            remote(n).address6 = gateway;
+        }),
+        ("that of a port here", |n| {
+            let taken = n.ports[0].address6;
+            remote(n).address6 = taken;
+        }),
+    ];
+    for (what, spoil) in spoils {
+        let mut bad = wanted.clone();
+        six(&mut bad, false);
+        spoil(&mut bad);
+        if bad.spec.ipv6.is_none() {
+            bad.ports.iter_mut().for_each(|p| p.address6 = None);
+        }
+        match backend.ensure(bad).await {
+            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "{what}: {error}"),
+            Ok(seen) => panic!("a remote address {what} was accepted: {seen:?}"),
+        }
+        assert!(!lists(backend, wanted.id).await, "{what} left something");
+    }
+    six(&mut wanted, false);
+    for now in [far, None, far] {
+        remote(&mut wanted).address6 = now;
+        expect(backend.ensure(wanted.clone()).await, "ensure");
+        let again = expect(backend.ensure(wanted.clone()).await, "ensure again");
+        assert_eq!(again.changed, Vec::<String>::new(), "{now:?}");
+    }
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+fn remote(net: &mut DesiredNetwork) -> &mut crate::RemotePort {
+    let overlay = expect(net.overlay.as_mut().ok_or("none"), "an overlay");
+    &mut overlay.remotes[0]
 }

@@ -246,7 +246,7 @@ impl From<&Validated<DesiredNetwork>> for ServerConfig {
             (p.mac, reservation)
         });
         let mut link = Subnet::new(spec.cidr, Duration::from_secs(spec.lease_seconds.into()));
-        link.settings.router = (spec.mode == NetworkMode::Nat).then_some(spec.gateway);
+        link.settings.router = (spec.mode != NetworkMode::Isolated).then_some(spec.gateway);
         link.settings.dns = net.dns_told();
         link.settings.domain = spec.domain().map(str::to_owned);
         link.settings.names_are_served = spec.serve_dns;
@@ -256,7 +256,8 @@ impl From<&Validated<DesiredNetwork>> for ServerConfig {
             ports: ports.collect(),
             // Nobody else is heard on the wire of such a network: the guard sees to it.
             rapid_commit: spec.dhcp.rapid_commit,
-            authoritative: matches!(spec.mode, NetworkMode::Nat | NetworkMode::Isolated),
+            // The guard lets nobody else speak as a server.
+            authoritative: true,
             ..Self::new(spec.gateway, net.gateway_mac(), link)
         }
     }

@@ -24,6 +24,8 @@ const TTL_HOPS: u8 = 64;
 pub struct Datagram<'a> {
     /// The MAC it came from.
     pub source: Mac,
+    /// The IP address it came from.
+    pub from: Ipv4Addr,
     /// The IP address it was sent to.
     pub to: Ipv4Addr,
     /// The UDP payload.
@@ -61,6 +63,7 @@ pub fn parse(frame: &[u8]) -> Option<Datagram<'_>> {
     let payload = udp_bytes.get(UDP_BYTES..usize::from(udp.get_length()))?;
     Some(Datagram {
         source,
+        from: ip.get_source(),
         to: ip.get_destination(),
         payload,
     })

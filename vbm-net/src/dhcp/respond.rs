@@ -97,6 +97,8 @@ pub struct Decision {
 pub struct Arrival {
     /// The MAC that the frame came from.
     pub source: Mac,
+    /// The IP address that it came from; 0.0.0.0 of who has none yet.
+    pub from: Ipv4Addr,
     /// The IP address that it was sent to.
     pub to: Ipv4Addr,
 }
@@ -214,19 +216,26 @@ fn subnet<'a>(config: &'a ServerConfig, request: &Request, arrival: Arrival) -> 
             .unwrap_or(request.giaddr);
         return config.subnet_of(link).ok_or(Reason::NoSubnet);
     }
+    if request.mac == arrival.source {
+        return Ok(&config.link);
+    }
     let behind = config
         .behind
         .iter()
         .find(|s| config.relays.any() && s.net.contains(&request.ciaddr));
-    if let Some(subnet) = behind {
-        // It has an address behind a router, and speaks to us by it: the frame is the router's.
-        return Ok(subnet);
-    }
-    if request.mac == arrival.source {
-        Ok(&config.link)
-    } else {
-        Err(Reason::ForeignMac)
-    }
+    behind
+        .filter(|_| came_by_router(config, request, arrival))
+        .ok_or(Reason::ForeignMac)
+}
+
+/// Whether a frame is a router's, which brought what a client behind it sent with its own address (section 4.3.2, RENEWING; 4.4.6). What
+/// is broadcast no router brings: that comes by a relay. A frame of a port of ours is that port's, whatever it says.
+fn came_by_router(config: &ServerConfig, request: &Request, arrival: Arrival) -> bool {
+    let by_unicast = matches!(request.kind, Kind::Request | Kind::Release | Kind::Inform);
+    by_unicast
+        && arrival.to == config.address
+        && arrival.from == request.ciaddr
+        && config.ports.get(arrival.source).is_none()
 }
 
 impl Case<'_> {
@@ -334,6 +343,11 @@ impl Case<'_> {
         }
     }
 
+    /// Whether a client has an address of the network that it is on.
+    fn is_bound(&self, key: &ClientKey, address: Ipv4Addr) -> bool {
+        self.subnet.net.contains(&address) && self.state.book.is_bound(key, address, self.now)
+    }
+
     fn decline(&self) -> Decision {
         let Some(address) = self.request.requested.filter(|_| self.is_for_us()) else {
             return silent(Reason::NotHeld);
@@ -342,7 +356,7 @@ impl Case<'_> {
             Client::Port(port) if port.address == address => {
                 Outcome::Declined(port.port, address, self.now.plus(self.config.port_quarantine))
             }
-            Client::Pool(key) if self.state.book.is_bound(key, address, self.now) => {
+            Client::Pool(key) if self.is_bound(key, address) => {
                 Outcome::Client(Change::Decline(LeaseRecord {
                     address,
                     client: None,
@@ -365,7 +379,7 @@ impl Case<'_> {
             Client::Port(port) if port.address == address && self.state.leases.contains_key(&port.port) => {
                 Outcome::Released(port.port, address)
             }
-            Client::Pool(key) if self.state.book.is_bound(key, address, self.now) => {
+            Client::Pool(key) if self.is_bound(key, address) => {
                 Outcome::Client(Change::Release(LeaseRecord {
                     address,
                     client: Some(key.clone()),

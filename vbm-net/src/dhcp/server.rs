@@ -346,6 +346,7 @@ impl Shell {
         }
         let arrival = Arrival {
             source: datagram.source,
+            from: datagram.from,
             to: datagram.to,
         };
         let decision = respond(config, &self.state, &request, arrival, now);

@@ -4,6 +4,7 @@ use crate::{
     DesiredNetwork, Validated,
     dhcp::{PORT_QUARANTINE, Rate},
     model::GATEWAY_LINK_LOCAL,
+    plan::routed,
     ra::{Advertisement, DNS_LIFETIME, PREFIX_LIFETIME, Prefix},
 };
 use ipnet::Ipv6Net;
@@ -12,6 +13,8 @@ use vbm_core::{Mac, PortId};
 
 /// How long settings hold for who has no address from us (option 32): as RFC 8415 section 7.6 says (IRT_DEFAULT).
 pub const REFRESH: Duration = Duration::from_secs(86_400);
+/// How long the gateway is a default router without being heard again: three times the longest interval (RFC 4861 section 6.2.1).
+const ROUTER_LIFETIME: Duration = Duration::from_secs(1_800);
 /// The part of its lifetime for which an address is preferred, in hundredths. What is left is for connections to end in.
 pub const PREFERRED_PERCENT: u32 = 75;
 
@@ -111,8 +114,12 @@ impl ServerConfig {
         let router = Advertisement {
             mac,
             address: GATEWAY_LINK_LOCAL,
-            // There is no way out for IPv6, and a default route to nowhere would be tried first by every guest.
-            lifetime: Duration::ZERO,
+            // Without a way out, a default route to nowhere would be tried first by every guest.
+            lifetime: if routed::carries_ipv6(net) {
+                ROUTER_LIFETIME
+            } else {
+                Duration::ZERO
+            },
             managed: !six.stateless,
             other: true,
             mtu: spec.mtu,

@@ -23,6 +23,7 @@
 
 mod cache;
 pub(crate) mod message;
+mod pending;
 pub(crate) mod server;
 pub(crate) mod upstream;
 pub(crate) mod zone;

@@ -3,17 +3,16 @@
 
 use super::{
     CONNECTION_IDLE_MAX, CONNECTION_MAX_QUESTIONS, CONNECTIONS_MAX, DATAGRAM_MAX_BYTES, DnsSeen,
-    FORWARDS_MAX_PENDING, PORT_CONNECTIONS_MAX, PORT_FORWARDS_MAX_PENDING, PORT_QUESTIONS_BURST,
-    PORT_QUESTIONS_PER_SECOND, WAITERS_MAX,
+    PORT_CONNECTIONS_MAX, PORT_QUESTIONS_BURST, PORT_QUESTIONS_PER_SECOND,
     cache::{Cache, Key, Said},
     message::{self, Asked, Read},
+    pending::{Joined, Pending, Ticket},
     upstream::Upstream,
     zone::Zone,
 };
 use crate::{door::Door, rate::Buckets};
 use hickory_proto::op::{Message, ResponseCode};
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{
@@ -66,8 +65,7 @@ impl Server {
             state: Mutex::new(State {
                 buckets: Buckets::new(PORT_QUESTIONS_PER_SECOND, PORT_QUESTIONS_BURST),
                 cache: Cache::default(),
-                asking: HashMap::new(),
-                waiting: HashMap::new(),
+                pending: Pending::default(),
             }),
             counts: Counts::default(),
             upstream: context.upstream,
@@ -172,10 +170,7 @@ struct Waiter {
 struct State {
     buckets: Buckets,
     cache: Cache,
-    /// Who waits for what others are being asked.
-    asking: HashMap<Asking, Vec<Waiter>>,
-    /// How many of those each port has.
-    waiting: HashMap<Ipv4Addr, usize>,
+    pending: Pending<Asking, Waiter>,
 }
 
 struct Engine {
@@ -254,6 +249,7 @@ impl Engine {
                 tokio::select! {
                     // The peer sees its connection end.
                     () = engine.stop.cancelled() => {}
+                    () = pass.yielded() => count(&engine.counts.limited),
                     // How a peer ends it is its own business.
                     _ended = engine.converse(stream, from) => {}
                 }
@@ -332,27 +328,21 @@ impl Engine {
             return self.reply(&answer, &waiter.asked, waiter.way);
         }
         let key: Asking = (key, zone.upstreams.clone());
-        let asking = state.asking.len();
-        let mine = state.waiting.get(&waiter.from).copied().unwrap_or_default();
-        let same = state.asking.get(&key).map(Vec::len);
-        if mine >= PORT_FORWARDS_MAX_PENDING
-            || same.map_or(asking >= FORWARDS_MAX_PENDING, |n| n >= WAITERS_MAX)
-        {
-            drop(state);
-            count(&self.counts.limited);
-            return self.reply(
-                &message::answer(&waiter.asked, ResponseCode::ServFail),
-                &waiter.asked,
-                waiter.way,
-            );
-        }
-        *state.waiting.entry(waiter.from).or_default() += 1;
-        let asked = waiter.asked.clone();
-        state.asking.entry(key.clone()).or_default().push(waiter);
+        let (asked, from) = (waiter.asked.clone(), waiter.from);
+        let mut unheard = Vec::new();
+        let joined = state.pending.join(key.clone(), from, waiter, &mut unheard);
         drop(state);
-        if same.is_none() {
-            count(&self.counts.forwarded);
-            self.begin(key, asked, Arc::clone(zone));
+        match joined {
+            Joined::Waits => {}
+            Joined::Begins(ticket) => {
+                count(&self.counts.forwarded);
+                self.begin(key, ticket, asked, Arc::clone(zone));
+            }
+            Joined::Full(waiter) => unheard.push(waiter),
+        }
+        for Waiter { asked, way, .. } in unheard {
+            count(&self.counts.limited);
+            self.reply(&message::answer(&asked, ResponseCode::ServFail), &asked, way);
         }
     }
 
@@ -379,32 +369,26 @@ impl Engine {
 
 impl Engine {
     /// Asks others in a task of its own, which ends with the server.
-    fn begin(self: &Arc<Self>, key: Asking, asked: Box<Asked>, zone: Arc<Zone>) {
+    fn begin(self: &Arc<Self>, key: Asking, ticket: Ticket, asked: Box<Asked>, zone: Arc<Zone>) {
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
             let said = tokio::select! {
                 () = engine.stop.cancelled() => return,
+                // Who waited has been answered.
+                () = ticket.gone.cancelled() => return,
                 said = engine.upstream.ask(&asked, &zone.upstreams) => said,
             };
-            engine.finish(key, said);
+            engine.finish(key, ticket.number, said);
         });
     }
 
-    fn finish(&self, key: Asking, said: Option<Said>) {
+    fn finish(&self, key: Asking, number: u64, said: Option<Said>) {
         let said = said.map(Arc::new);
         let waiters = {
             // In this order, as when the zone changes: until both are let go, it does not.
             let zone = lock(&self.zone);
             let mut state = lock(&self.state);
-            let waiters = state.asking.remove(&key).unwrap_or_default();
-            for waiter in &waiters {
-                if let Some(n) = state.waiting.get_mut(&waiter.from) {
-                    *n -= 1;
-                    if *n == 0 {
-                        state.waiting.remove(&waiter.from);
-                    }
-                }
-            }
+            let waiters = state.pending.finish(&key, number);
             let (key, upstreams) = key;
             if let Some(said) = &said
                 && zone.forwards
@@ -519,7 +503,7 @@ mod tests {
         let server = Server::start(sockets, old.clone(), context).unwrap();
         let finish = |zone: &Zone| {
             let key = (Key::from(&asked()), zone.upstreams.clone());
-            server.engine.finish(key, Some(said(1)));
+            server.engine.finish(key, 0, Some(said(1)));
             lock(&server.engine.state)
                 .cache
                 .get(&Key::from(&asked()), 0)

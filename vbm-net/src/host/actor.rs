@@ -2,19 +2,22 @@
 
 use super::{
     HostShared,
-    apply::Run,
-    counting, foresee, limits,
+    apply::{Over, Run},
+    carry, counting, foresee,
+    hooks::{self, AtHost},
+    leg, limits,
     link::Links,
     netns::NetNs,
     nic::Place,
-    overlay::{self, Underlay},
+    overlay,
     record::{self, Record},
+    routed,
     rules::{self, Standing},
     services::Services,
     sysctl, teardown,
 };
 use crate::{
-    DesiredNetwork, DesiredPort, NetError, NetworkSeen, Nic, NicKind, PortSeen, Validated,
+    DesiredNetwork, DesiredPort, NetError, NetworkSeen, Nic, NicKind, PortFlow, PortSeen, Validated,
     check::Known,
     dhcp::{
         Leases, ServerConfig,
@@ -26,10 +29,15 @@ use crate::{
     metadata::Instance,
     model::gateway_mac,
     names,
-    plan::Transit,
+    plan::{Transit, filter::Family, host as host_plan, routed::on_host6},
     sim::{nic_in_use, not_here},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 use vbm_core::{NetworkId, PortId};
 
@@ -53,6 +61,8 @@ pub(crate) enum Command {
     Look(Answer<Option<NetworkSeen>>),
     Count(Answer<NetworkCounters>),
     Tell(Answer<Option<Known>>),
+    FlowsOf(PortId, Answer<Vec<PortFlow>>),
+    TakeFlows(PortId, Vec<PortFlow>, Answer<usize>),
     Foresee(Box<Validated<DesiredNetwork>>, Answer<Vec<String>>),
 }
 
@@ -62,8 +72,14 @@ pub(crate) struct Actor {
     ns: NetNs,
     wanted: Option<Validated<DesiredNetwork>>,
     transit: Option<Transit>,
+    /// The link that leads to other hosts.
+    underlay: Option<String>,
+    /// The host's own addresses on the LAN of a bridged network.
+    host: Vec<Ipv4Addr>,
     /// Guard and rules as they were read back last.
     standing: Option<Standing>,
+    /// Its rules on the host, the same.
+    at_host: AtHost,
     /// Whether the last `ensure` went well.
     ready: bool,
     server: Option<Server>,
@@ -82,7 +98,10 @@ impl Actor {
             id,
             wanted: None,
             transit: None,
+            underlay: None,
+            host: Vec::new(),
             standing: None,
+            at_host: AtHost::default(),
             ready: false,
             server: None,
             services: Services::default(),
@@ -119,6 +138,10 @@ impl Actor {
                 drop(answer.send(self.describe(port, instance.map(|i| *i))));
             }
             Command::Look(answer) => drop(answer.send(self.look().await)),
+            Command::FlowsOf(port, answer) => drop(answer.send(self.flows_of(port).await)),
+            Command::TakeFlows(port, flows, answer) => {
+                drop(answer.send(self.take_flows(port, &flows).await));
+            }
             Command::Tell(answer) => drop(answer.send(Ok(self.tell()))),
             Command::Count(answer) => drop(answer.send(self.count().await)),
             Command::Foresee(wanted, answer) => drop(answer.send(self.foresee(*wanted).await)),
@@ -130,7 +153,7 @@ impl Actor {
         // Only what was held is a ground to stand on.
         let before = self.wanted.take();
         self.ready = false;
-        let (wanted, underlay) = match self.fit(wanted).await {
+        let (wanted, over) = match self.fit(wanted).await {
             Ok(fits) => fits,
             Err(error) => {
                 self.wanted = before;
@@ -138,12 +161,14 @@ impl Actor {
             }
         };
         // From here on NICs open by what is wanted now, and only if the kernel holds it.
+        self.host = over.host().to_vec();
         let wanted = self.wanted.insert(wanted);
-        let applied = Run::new(&self.shared, wanted, underlay.as_ref(), first)
+        let applied = Run::new(&self.shared, wanted, &over, first)
             .after(before.as_ref().filter(|_| !first))
-            .apply(&mut self.standing)
+            .apply(&mut self.standing, &mut self.at_host)
             .await?;
         self.transit = applied.transit;
+        self.underlay = over.underlay.as_ref().map(|u| u.name().to_owned());
         let mut changed = applied.changed;
         self.serve(applied.bridge, &mut changed).await?;
         self.serve6(applied.bridge, &mut changed).await?;
@@ -164,29 +189,44 @@ impl Actor {
         Ok(seen)
     }
 
-    /// What is wanted, with the MTU that fits between the hosts: all that follows, and what VMs are told, goes by it.
+    /// What is wanted, with the MTU that fits between the hosts or on the LAN: all that follows, and what VMs are told, goes by it. Refuses
+    /// what this host cannot have, before anything of it is made.
     async fn fit(
         &self,
         wanted: Validated<DesiredNetwork>,
-    ) -> Result<(Validated<DesiredNetwork>, Option<Underlay>), NetError> {
-        let Some(local) = wanted.overlay.as_ref().map(|o| o.local) else {
-            return Ok((wanted, None));
+    ) -> Result<(Validated<DesiredNetwork>, Over), NetError> {
+        routed::check(&self.shared, &wanted).await?;
+        let mut over = Over {
+            uplink: leg::uplink(&self.shared, &self.ns, &wanted).await?,
+            underlay: None,
         };
-        let underlay = overlay::underlay(&self.shared.host, local).await?;
-        let mtu = underlay.fits(&wanted.spec, local)?;
-        Ok((wanted.with_mtu(mtu), Some(underlay)))
+        let mut mtu = wanted.spec.mtu;
+        if let Some(uplink) = &over.uplink {
+            mtu = uplink.fits(&wanted.spec)?;
+        }
+        if let Some(local) = wanted.overlay.as_ref().map(|o| o.local) {
+            let underlay = overlay::underlay(&self.shared.host, local).await?;
+            mtu = underlay.fits(&wanted.spec, local)?;
+            over.underlay = Some(underlay);
+        }
+        Ok((wanted.with_mtu(mtu), over))
     }
 
     /// Makes the DHCP server run on the bridge that stands now.
     async fn serve(&mut self, bridge: u32, changed: &mut Vec<String>) -> Result<(), NetError> {
         self.keep_leases();
         let Some(wanted) = &self.wanted else { return Ok(()) };
-        self.leases.retain(|port, lease| {
-            wanted
-                .ports
-                .iter()
-                .any(|p| p.id == *port && p.address == lease.address)
-        });
+        if !wanted.spec.serve_dhcp {
+            if let Some(server) = self.server.take() {
+                server.stop().await;
+                changed.push("no more DHCP server".into());
+            }
+            self.leases.clear();
+            return Ok(());
+        }
+        let addresses: HashMap<PortId, Ipv4Addr> = wanted.ports.iter().map(|p| (p.id, p.address)).collect();
+        self.leases
+            .retain(|port, lease| addresses.get(port) == Some(&lease.address));
         let config = ServerConfig::from(wanted);
         let place = Bound {
             namespace: self.ns.identity(),
@@ -239,10 +279,10 @@ impl Actor {
             self.leases6.clear();
             return Ok(());
         };
-        self.leases6.retain(|port, lease| {
-            let holds = |p: &DesiredPort| p.id == *port && p.address6 == Some(lease.address);
-            wanted.ports.iter().any(holds)
-        });
+        let holds = |p: &DesiredPort| Some((p.id, p.address6?));
+        let addresses: HashMap<PortId, Ipv6Addr> = wanted.ports.iter().filter_map(holds).collect();
+        self.leases6
+            .retain(|port, lease| addresses.get(port) == Some(&lease.address));
         let place = Bound {
             namespace: self.ns.identity(),
             interface: bridge,
@@ -290,11 +330,13 @@ impl Actor {
 
     fn seen(&mut self, taps: &[String]) -> NetworkSeen {
         self.keep_leases();
+        let taps: HashSet<&String> = taps.iter().collect();
         let ports = self.wanted.iter().flat_map(|w| &w.ports).map(|p| {
             let tap = names::tap(p.id);
             PortSeen {
                 id: p.id,
                 open: taps.contains(&tap),
+                described: self.services.describes(p.id),
                 tap,
                 guarded: self.ready,
                 lease: self.leases.get(&p.id).copied().filter(|l| l.address == p.address),
@@ -322,7 +364,9 @@ impl Actor {
         let Some(record) = self.our_record()? else {
             return Ok(None);
         };
-        self.transit = record.transit();
+        let by_host = |w: &Validated<DesiredNetwork>| w.spec.mode.goes_by_host();
+        let goes = self.wanted.as_ref().is_none_or(by_host);
+        self.transit = record.transit().filter(|_| goes);
         let mut taps = Vec::new();
         if self.ns.exists() {
             let links = Links::open(&self.ns).await?.list().await?;
@@ -352,6 +396,7 @@ impl Actor {
         self.services.stop().await;
         self.wanted = None;
         self.standing = None;
+        self.at_host = AtHost::default();
         self.leases.clear();
         self.leases6.clear();
         self.ready = false;
@@ -372,11 +417,12 @@ impl Actor {
     }
 
     async fn foresee(&self, wanted: Validated<DesiredNetwork>) -> Result<Vec<String>, NetError> {
-        let (wanted, underlay) = self.fit(wanted).await?;
+        let (wanted, over) = self.fit(wanted).await?;
         let look = foresee::Look {
             shared: &self.shared,
             net: &wanted,
-            underlay: underlay.as_ref(),
+            over: &over,
+            before: self.wanted.as_ref().filter(|_| self.ready),
         };
         let mut lines = look.lines().await?;
         lines.extend(self.foresee_services(&wanted));
@@ -418,14 +464,39 @@ impl Actor {
 
     async fn count(&self) -> Result<NetworkCounters, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
-        counting::read(&self.ns, wanted).await
+        counting::read(&self.ns, wanted, self.shared.dispatch).await
+    }
+
+    /// What is wanted here, with one of its ports.
+    fn with(&self, port: PortId) -> Result<(&Validated<DesiredNetwork>, &DesiredPort), NetError> {
+        let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
+        let found = wanted.ports.iter().find(|p| p.id == port);
+        Ok((wanted, found.ok_or_else(|| not_here("port", port))?))
+    }
+
+    async fn flows_of(&self, port: PortId) -> Result<Vec<PortFlow>, NetError> {
+        let (wanted, port) = self.with(port)?;
+        carry::read(&self.ns, wanted, port).await
+    }
+
+    async fn take_flows(&self, port: PortId, flows: &[PortFlow]) -> Result<usize, NetError> {
+        let (wanted, port) = self.with(port)?;
+        if !self.ready {
+            return Err(NetError::NotVerified {
+                what: format!("network {}", self.id),
+                detail:
+                    "the last attempt to make it what is wanted failed on the way, so no flows are taken in"
+                        .into(),
+            });
+        }
+        carry::write(&self.ns, wanted, self.transit, port, flows).await
     }
 
     async fn open_nic(&mut self, port: PortId, kind: NicKind) -> Result<Nic, NetError> {
         let wanted = self.wanted.as_ref().ok_or_else(|| not_here("network", self.id))?;
         let found = wanted.ports.iter().find(|p| p.id == port);
         let found = found.ok_or_else(|| not_here("port", port))?;
-        // What is outside of the namespace, above all the host's rules, is not read back here: that `ensure` did it stands for it.
+        // What was left undone may be what is not read back here: links, routes, settings of the host.
         if !self.ready {
             return Err(NetError::NotVerified {
                 what: format!("network {}", self.id),
@@ -487,8 +558,16 @@ impl Actor {
     /// Fail closed: what a NIC rests on is read back from the kernel each time one is opened, unless the kernel says that nobody
     /// changed it since it was read back last.
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
-        let want = rules::Wanted::new(wanted, self.transit);
+        let want = rules::Wanted::new(wanted, self.transit, &self.host, self.shared.dispatch);
         rules::check(&self.ns, want, self.standing.as_ref()).await?;
+        if let Some(transit) = self.transit {
+            let owner = &self.shared.owner;
+            let want = host_plan::render(owner, wanted, transit, self.underlay.as_deref());
+            hooks::verify(Family::V4, &self.shared, self.id, &want, &self.at_host).await?;
+            if let Some(want) = on_host6(owner, wanted) {
+                hooks::verify(Family::V6, &self.shared, self.id, &want, &self.at_host).await?;
+            }
+        }
         match sysctl::check(&self.ns, sysctl::groups()).await? {
             None => Ok(()),
             Some(detail) => Err(NetError::NotVerified {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> host rules -> transit -> floating IPs
-//!          -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
+//!          -> routes on the host -> leg to the LAN -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
 //!          -> DHCP, DNS, metadata
 //! ```
 //!
@@ -12,12 +12,16 @@
 //! transit goes first.
 
 use super::{
-    HostShared, floating, flows as standing, hooks, limits,
+    HostShared, floating, flows as standing,
+    hooks::{self, AtHost},
+    leg::{self, Uplink},
+    limits,
     link::{Link, Links},
     netns::NetNs,
     nic::Place,
     overlay::{Span, Underlay},
-    record::{self, Record},
+    record::{self, Record, Routed},
+    routed,
     rules::{self, Standing},
     sysctl,
 };
@@ -25,17 +29,36 @@ use crate::{
     DesiredNetwork, NetError, Validated,
     model::GATEWAY_LINK_LOCAL,
     names,
-    plan::{Transit, floating as floating_plan, flows, host as host_plan, inside, transit as transit_plan},
+    plan::{
+        Transit,
+        filter::Family,
+        floating as floating_plan, flows, host as host_plan, inside,
+        routed::{self as routed_plan, on_host6 as host_plan6},
+        transit as transit_plan,
+    },
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-use std::collections::BTreeMap;
-use vbm_core::{PortId, network::METADATA_ADDRESS};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+use vbm_core::{Ipv6Spec, NetworkMode, PortId, network::METADATA_ADDRESS};
 
 /// How often flows are read, cut and read again before it counts as failed: one that ends by itself meanwhile is no failure.
 const FLOWS_CUT_ROUNDS_MAX: usize = 3;
 
 /// The bits of the prefix of link-local addresses (RFC 4291 section 2.5.6).
-const LINK_LOCAL_PREFIX_BITS: u8 = 64;
+pub(super) const LINK_LOCAL_PREFIX_BITS: u8 = 64;
+
+/// The gateway's own addresses of IPv6.
+pub(super) fn addresses6(six: &Ipv6Spec) -> [Ipv6Net; 2] {
+    [
+        Ipv6Net::new_assert(six.gateway, six.cidr.prefix_len()),
+        Ipv6Net::new_assert(GATEWAY_LINK_LOCAL, LINK_LOCAL_PREFIX_BITS),
+    ]
+}
+
+/// The address by which the gateway is seen outside; `None` where its packets are translated. Its transit's leads nowhere there.
+pub(super) fn source_outside(net: &DesiredNetwork) -> Option<Ipv4Addr> {
+    (net.spec.mode != NetworkMode::Nat).then_some(net.spec.gateway)
+}
 
 /// What one run came to.
 pub(crate) struct Applied {
@@ -47,11 +70,28 @@ pub(crate) struct Applied {
     pub(crate) taps: Vec<String>,
 }
 
+/// The links of the host that a network goes by.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Over {
+    /// Where other hosts are, where the network has an overlay.
+    pub(crate) underlay: Option<Underlay>,
+    /// The LAN of a bridged network.
+    pub(crate) uplink: Option<Uplink>,
+}
+
+impl Over {
+    /// The host's own addresses on the LAN of a bridged network.
+    pub(crate) fn host(&self) -> &[Ipv4Addr] {
+        self.uplink.as_ref().map_or(&[], |uplink| &uplink.host)
+    }
+}
+
 /// One run over one network.
 pub(crate) struct Run<'a> {
     shared: &'a HostShared,
     net: &'a Validated<DesiredNetwork>,
     underlay: Option<&'a Underlay>,
+    uplink: Option<&'a Uplink>,
     ns: NetNs,
     alias: String,
     changed: Vec<String>,
@@ -60,19 +100,22 @@ pub(crate) struct Run<'a> {
     /// Whether rules stood otherwise than they were left.
     healed: bool,
     before: Option<&'a Validated<DesiredNetwork>>,
+    /// Whether rules of IPv6 may stand on the host.
+    had_ipv6: bool,
 }
 
 impl<'a> Run<'a> {
     /// `first`: this process has not looked at this network yet, so it cannot know which flows a crash left.
-    /// `underlay` is of [`overlay::underlay`], where the network has an overlay.
+    /// `over`: what the network goes by on this host, found for it.
     pub(crate) fn new(
         shared: &'a HostShared,
         net: &'a Validated<DesiredNetwork>,
-        underlay: Option<&'a Underlay>,
+        over: &'a Over,
         first: bool,
     ) -> Self {
         Self {
-            underlay,
+            underlay: over.underlay.as_ref(),
+            uplink: over.uplink.as_ref(),
             shared,
             net,
             ns: NetNs::named(&shared.namespace(net.id)),
@@ -81,6 +124,7 @@ impl<'a> Run<'a> {
             rules_changed: first,
             healed: false,
             before: None,
+            had_ipv6: false,
         }
     }
 
@@ -90,13 +134,18 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// `standing`: guard and rules as they were read back last.
-    pub(crate) async fn apply(mut self, standing: &mut Option<Standing>) -> Result<Applied, NetError> {
-        let mut record = self.record()?;
+    /// `standing`: guard and rules as they were read back last; `at_host`: those outside of the namespace.
+    pub(crate) async fn apply(
+        mut self,
+        standing: &mut Option<Standing>,
+        at_host: &mut AtHost,
+    ) -> Result<Applied, NetError> {
+        let mut record = self.record(at_host).await?;
+        self.had_ipv6 = record.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
         self.shared.step("record");
         if self.ns.create().await? {
             // Generations begin anew there.
-            *standing = None;
+            *standing = Some(Standing::new());
             self.changed
                 .push(format!("namespace {}", self.shared.namespace(self.net.id)));
         }
@@ -116,9 +165,13 @@ impl<'a> Run<'a> {
         }
         let changed = sysctl::apply(&self.ns, settings).await?;
         self.changed.extend(changed);
-        self.way_out(&links, transit).await?;
+        self.way_out(&links, transit, at_host).await?;
         self.floating(transit).await?;
         self.shared.step("floating");
+        self.routes(&mut record, transit).await?;
+        self.shared.step("routes");
+        self.leg(&links, &bridge).await?;
+        self.shared.step("leg");
         let taps = self.taps(&links, &bridge).await?;
         self.shared.step("limits");
         self.overlay(&links, &bridge).await?;
@@ -139,7 +192,7 @@ impl<'a> Run<'a> {
     }
 
     /// Claims the name for this network before anything bears it.
-    fn record(&mut self) -> Result<Record, NetError> {
+    async fn record(&mut self, at_host: &mut AtHost) -> Result<Record, NetError> {
         let id = self.net.id;
         let namespace = self.shared.namespace(id);
         let host_namespace = self.shared.host.path().to_owned();
@@ -150,7 +203,22 @@ impl<'a> Run<'a> {
             found = Record::all()?.0.into_iter().find(same);
         }
         match found {
-            Some(found) if found.network == id && found.owner == self.shared.owner => Ok(found),
+            Some(mut found) if found.network == id && found.owner == self.shared.owner => {
+                let wanted = Routed::of(self.net);
+                if wanted.is_some() && found.routed != wanted {
+                    // Rules of IPv6 are found by what the record says.
+                    let had = found.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
+                    if had && !routed_plan::carries_ipv6(self.net) {
+                        let gone = hooks::host_rules(Family::V6, self.shared, id, None, at_host).await?;
+                        self.changed.extend(gone);
+                    }
+                    // What it had before is not led here by that claim any more.
+                    let gone = routed::remove(&self.shared.host, &found).await?;
+                    self.changed.extend(gone);
+                    routed::claim(self.shared, self.net, &mut found).await?;
+                }
+                Ok(found)
+            }
             Some(found) => Err(NetError::Conflict {
                 what: format!("network {id} cannot be made on this host"),
                 why: format!("its name is used by network {} of instance '{}'", found.network, found.owner),
@@ -158,8 +226,19 @@ impl<'a> Run<'a> {
             }),
             None => {
                 let owner = self.shared.owner.clone();
-                let record = Record { owner, network: id, host_namespace, transit: None, namespace: Some(namespace) };
-                record.store()?;
+                let mut record = Record {
+                    owner,
+                    network: id,
+                    host_namespace,
+                    transit: None,
+                    routed: None,
+                    namespace: Some(namespace),
+                };
+                if self.net.spec.mode == NetworkMode::Routed {
+                    routed::claim(self.shared, self.net, &mut record).await?;
+                } else {
+                    record.store()?;
+                }
                 self.changed.push("record".into());
                 Ok(record)
             }
@@ -179,6 +258,17 @@ impl<'a> Run<'a> {
         }
         self.tag(links, &bridge).await?;
         self.mtu(links, &bridge).await?;
+        if self.net.spec.mode == NetworkMode::Bridged {
+            // The gateway is the LAN's router.
+            if links.only_addresses(&bridge, &[]).await? {
+                self.changed.push(format!("address of {}", bridge.name));
+            }
+            if !bridge.up {
+                links.set_up(&bridge).await?;
+                self.changed.push(format!("{} up", bridge.name));
+            }
+            return Ok(bridge);
+        }
         let address = Ipv4Net::new(self.net.spec.gateway, self.net.spec.cidr.prefix_len())
             .map_err(|e| NetError::kernel("the gateway's address", std::io::Error::other(e)))?;
         // Beside the gateway's, that of the metadata service: VMs find it by the way out, or on the link.
@@ -197,11 +287,7 @@ impl<'a> Run<'a> {
         let changed = sysctl::apply(&self.ns, sysctl::bridge(&bridge.name, true)).await?;
         self.changed.extend(changed);
         self.shared.step("settings of IPv6");
-        let invalid = |e| NetError::kernel("the gateway's IPv6 address", std::io::Error::other(e));
-        let wanted = [
-            Ipv6Net::new(six.gateway, six.cidr.prefix_len()).map_err(invalid)?,
-            Ipv6Net::new(GATEWAY_LINK_LOCAL, LINK_LOCAL_PREFIX_BITS).map_err(invalid)?,
-        ];
+        let wanted = addresses6(six);
         if links.only_addresses6(bridge, &wanted).await? {
             self.changed.push(format!("IPv6 addresses of {}", bridge.name));
         }
@@ -266,8 +352,9 @@ impl<'a> Run<'a> {
         standing: &mut Option<Standing>,
     ) -> Result<(), NetError> {
         let shared = self.shared;
-        let want = rules::Wanted::new(self.net, transit);
-        let done = rules::apply(&self.ns, want, standing, &|step| shared.step(step)).await?;
+        let host = self.uplink.map_or(&[][..], |uplink| &uplink.host);
+        let want = rules::Wanted::new(self.net, transit, host, shared.dispatch);
+        let done = rules::apply(&self.ns, want, standing, &shared.forms, &|step| shared.step(step)).await?;
         self.rules_changed |= !done.changes.is_empty();
         self.healed |= done.healed;
         self.changed.extend(done.changes);
@@ -329,16 +416,21 @@ impl<'a> Run<'a> {
     }
 
     /// The link never stands without the host's rules, which find it by its name: they come before it and go after it.
-    async fn way_out(&mut self, links: &Links, transit: Option<Transit>) -> Result<(), NetError> {
+    async fn way_out(
+        &mut self,
+        links: &Links,
+        transit: Option<Transit>,
+        at_host: &mut AtHost,
+    ) -> Result<(), NetError> {
         if transit.is_some() {
-            self.host_rules(transit).await?;
+            self.host_rules(transit, at_host).await?;
             self.shared.step("host rules");
             self.uplink(links, transit).await?;
             self.shared.step("uplink");
         } else {
             self.uplink(links, transit).await?;
             self.shared.step("uplink");
-            self.host_rules(transit).await?;
+            self.host_rules(transit, at_host).await?;
             self.shared.step("host rules");
         }
         Ok(())
@@ -375,9 +467,15 @@ impl<'a> Run<'a> {
         );
         self.tag(&host, &outer).await?;
         self.tag(links, &inner).await?;
-        let changed = sysctl::apply(&self.shared.host, sysctl::host(&outer.name)).await?;
+        let translates = self.net.spec.mode == NetworkMode::Nat;
+        let six = routed_plan::carries_ipv6(self.net);
+        let mut changed = sysctl::apply(&self.ns, sysctl::uplink(&inner.name, six)).await?;
+        let settings = sysctl::host(&outer.name, translates, six);
+        changed.extend(sysctl::apply(&self.shared.host, settings).await?);
         if changed.iter().any(|c| c.contains("ip_forward")) {
-            tracing::info!("IP forwarding was switched on in the host's namespace: NAT networks need it");
+            tracing::info!(
+                "IP forwarding was switched on in the host's namespace: networks with a way out need it"
+            );
         }
         self.changed.extend(changed);
         for (links, link, address) in [(&host, &outer, transit.host()), (links, &inner, transit.inner())] {
@@ -385,15 +483,55 @@ impl<'a> Run<'a> {
                 .map_err(|e| NetError::kernel("the transit's address", std::io::Error::other(e)))?;
             self.address(links, link, address, None).await?;
         }
-        if links.default_route(transit.host()).await? {
+        if links
+            .default_route(transit.host(), source_outside(self.net))
+            .await?
+        {
             self.changed.push("default route".into());
+        }
+        if six {
+            self.uplink6((&host, &outer), (links, &inner)).await?;
         }
         Ok(())
     }
 
-    async fn host_rules(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
-        let want = transit.map(|t| host_plan::render(&self.shared.owner, self.net, t));
-        let changed = hooks::host_rules(self.shared, self.net.id, want.as_ref()).await?;
+    /// The same for IPv6: each end has one address, of its link.
+    async fn uplink6(&mut self, outer: (&Links, &Link), inner: (&Links, &Link)) -> Result<(), NetError> {
+        let ends = [
+            (outer, routed_plan::HOST_LINK_LOCAL),
+            (inner, routed_plan::INNER_LINK_LOCAL),
+        ];
+        for ((links, link), address) in ends {
+            let address = Ipv6Net::new(address, LINK_LOCAL_PREFIX_BITS)
+                .map_err(|e| NetError::kernel("the transit's IPv6 address", std::io::Error::other(e)))?;
+            if links.only_addresses6(link, &[address]).await? {
+                self.changed.push(format!("IPv6 address of {}", link.name));
+            }
+            if links.connected_route6(link, address).await? {
+                self.changed.push(format!("IPv6 route of {}", link.name));
+            }
+        }
+        let (links, link) = inner;
+        if let Some(six) = &self.net.spec.ipv6
+            && links
+                .default_route6(link, routed_plan::HOST_LINK_LOCAL, six.gateway)
+                .await?
+        {
+            self.changed.push("default route of IPv6".into());
+        }
+        Ok(())
+    }
+
+    async fn host_rules(&mut self, transit: Option<Transit>, at_host: &mut AtHost) -> Result<(), NetError> {
+        let (shared, id) = (self.shared, self.net.id);
+        let underlay = self.underlay.map(Underlay::name);
+        let want = transit.map(|t| host_plan::render(&shared.owner, self.net, t, underlay));
+        let mut changed = hooks::host_rules(Family::V4, shared, id, want.as_ref(), at_host).await?;
+        let want6 = host_plan6(&shared.owner, self.net).filter(|_| transit.is_some());
+        if want6.is_some() || self.had_ipv6 {
+            let more = hooks::host_rules(Family::V6, shared, id, want6.as_ref(), at_host).await?;
+            changed.extend(more.into_iter().map(|c| format!("{c} (IPv6)")));
+        }
         self.rules_changed |= !changed.is_empty();
         self.healed |= !changed.is_empty();
         self.changed.extend(changed);
@@ -419,6 +557,46 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// The routes on the host that lead to it, where its mode is routed; behind the rules that say who may come by them.
+    async fn routes(&mut self, record: &mut Record, transit: Option<Transit>) -> Result<(), NetError> {
+        let Some(claimed) = &record.routed else {
+            return Ok(());
+        };
+        let place = routed::Place {
+            host: &self.shared.host,
+            link: names::transit(self.net.id),
+            cidrs: claimed.cidrs().collect(),
+        };
+        let want = routed_plan::ways(self.net, transit.map(Transit::inner));
+        let changed = place.apply(&want).await?;
+        self.changed.extend(changed);
+        if self.net.spec.mode != NetworkMode::Routed {
+            record.routed = None;
+            record.store()?;
+        }
+        Ok(())
+    }
+
+    /// The leg to the LAN, behind guard and rules.
+    async fn leg(&mut self, links: &Links, bridge: &Link) -> Result<(), NetError> {
+        // What a crash left was found when this process looked first.
+        let none = |net: &DesiredNetwork| net.spec.mode != NetworkMode::Bridged;
+        if none(self.net) && self.before.is_some_and(|before| none(before)) {
+            return Ok(());
+        }
+        let place = leg::Place {
+            ns: &self.ns,
+            links,
+            host: &self.shared.host,
+            alias: &self.alias,
+            bridge: bridge.index,
+            outer: names::leg(self.net.id),
+        };
+        let changed = place.apply(self.uplink).await?;
+        self.changed.extend(changed);
+        Ok(())
+    }
+
     /// NICs of ports that nobody wants any more go; those that stay get what changed, or what somebody took from them. Then their
     /// limits.
     async fn taps(&mut self, links: &Links, bridge: &Link) -> Result<Vec<String>, NetError> {
@@ -435,7 +613,8 @@ impl<'a> Run<'a> {
                     standing.push(link.name.clone());
                 }
                 Some(_) => {
-                    self.mtu(links, link).await?;
+                    let changed = self.place(links, bridge).tap_again(link).await?;
+                    self.changed.extend(changed);
                     standing.push(link.name.clone());
                 }
                 None => {
@@ -484,14 +663,18 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether a flow may have come by a forward: one that was wanted before, or is now. What stood before this process looked is not known.
+    fn may_forward(&self) -> bool {
+        !self.net.forwards.is_empty() || self.before.is_none_or(|before| !before.forwards.is_empty())
+    }
+
     /// Cuts what may not go on, and reads back that it is gone.
     async fn cut_flows(&mut self, transit: Option<Transit>) -> Result<(), NetError> {
         let mut cut = 0;
         for _ in 0..FLOWS_CUT_ROUNDS_MAX {
-            // Whether or not it is spoken now: what was begun may have been before.
-            let inside = flows::to_cut(self.net, transit, &standing::inside(&self.ns, true).await?);
+            let inside = flows::to_cut(self.net, transit, &standing::inside(&self.ns).await?);
             let mut outside = Vec::new();
-            if let Some(transit) = transit {
+            if let Some(transit) = transit.filter(|_| self.may_forward()) {
                 let standing = standing::answered_by(&self.shared.host, transit).await?;
                 outside = flows::stale_at_host(self.net, transit, &standing);
             }

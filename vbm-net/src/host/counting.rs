@@ -7,15 +7,19 @@ use super::{
     netns::NetNs,
 };
 use crate::{
-    DesiredNetwork, DesiredPort, NetError, NetworkCounters, PortCounters, limits,
+    DesiredNetwork, DesiredPort, Dispatch, NetError, NetworkCounters, PortCounters, limits,
     limits::counters::{self, Counted},
     names,
-    plan::connections,
+    plan::{connections, verdict},
 };
 use std::collections::BTreeMap;
 
 /// The counters of a network.
-pub(super) async fn read(ns: &NetNs, net: &DesiredNetwork) -> Result<NetworkCounters, NetError> {
+pub(super) async fn read(
+    ns: &NetNs,
+    net: &DesiredNetwork,
+    dispatch: Dispatch,
+) -> Result<NetworkCounters, NetError> {
     let links = Links::open(ns).await?;
     let all: BTreeMap<String, Link> = links
         .list()
@@ -40,7 +44,13 @@ pub(super) async fn read(ns: &NetNs, net: &DesiredNetwork) -> Result<NetworkCoun
         by_links(one, &all, &dropped);
         one.connections_refused = connections::refused(&v4, one.id) + connections::refused(&v6, one.id);
     }
-    counters.rules = counters::by_rule(net, &v4, &v6);
+    counters.rules = match dispatch {
+        Dispatch::Nft => {
+            let counted = verdict::counted(&exec::nft_counted(ns).await?);
+            counters::listed(verdict::by_rule(net, &counted))
+        }
+        Dispatch::Iptables => counters::by_rule(net, &v4, &v6),
+    };
     Ok(counters)
 }
 

@@ -14,6 +14,8 @@ use tokio::{io::AsyncWriteExt, process::Command};
 pub(crate) const EXEC_MAX: Duration = Duration::from_secs(30);
 /// How long iptables waits for another's lock, in seconds, as its argument.
 const LOCK_WAIT_SECONDS: &str = "10";
+/// Where nothing can be kept.
+const NO_HOME: &str = "/dev/null";
 /// The most of a program's complaint that is shown.
 const SAID_MAX_CHARS: usize = 600;
 
@@ -104,6 +106,8 @@ pub(crate) async fn run(ns: &NetNs, program: Program, args: &[&str], input: &str
         Command::new(path)
             .args(args)
             .env("LC_ALL", "C")
+            // nft keeps what it was asked in a file there.
+            .env("HOME", NO_HOME)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -199,12 +203,10 @@ pub(crate) async fn counted(ns: &NetNs, save: Program) -> Result<String, NetErro
     must(ns, save, &["-c"], "", "reading counters").await
 }
 
-/// Applies a script as one transaction a table.
-pub(crate) async fn iptables_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
+/// Applies a script as one transaction a table, by the program of a family.
+pub(crate) async fn rules_write(ns: &NetNs, restore: Program, script: &str) -> Result<(), NetError> {
     let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
-    must(ns, Program::IptablesRestore, &args, script, "writing rules")
-        .await
-        .map(drop)
+    must(ns, restore, &args, script, "writing rules").await.map(drop)
 }
 
 /// All tables of IPv6 of a namespace, as they stand.
@@ -212,22 +214,28 @@ pub(crate) async fn ip6tables_read(ns: &NetNs) -> Result<crate::plan::tables::Ta
     tables_read(ns, Program::Ip6tablesSave, "reading the rules of IPv6").await
 }
 
-/// Applies a script as one transaction a table.
-pub(crate) async fn ip6tables_write(ns: &NetNs, script: &str) -> Result<(), NetError> {
+/// Applies a script as one transaction a table, and says how the kernel holds the chains that are asked for then. The same run is asked
+/// where they are of one table: behind a `COMMIT` it reads anew.
+pub(crate) async fn tables_write(
+    ns: &NetNs,
+    restore: Program,
+    script: &str,
+    asked: &crate::plan::tables::Tables,
+) -> Result<crate::plan::tables::Tables, NetError> {
+    use crate::plan::tables::{asking, parse_asked};
     let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
-    must(
-        ns,
-        Program::Ip6tablesRestore,
-        &args,
-        script,
-        "writing rules of IPv6",
-    )
-    .await
-    .map(drop)
+    let doing = "writing rules";
+    if asked.len() != 1 {
+        rules_write(ns, restore, script).await?;
+        return iptables_read_some(ns, restore, asked).await;
+    }
+    let both = script.to_owned() + &asking(asked);
+    let said = parse_asked(&must(ns, restore, &args, &both, doing).await?);
+    Ok(asked.keys().map(|name| (name.clone(), said.clone())).collect())
 }
 
 /// Some chains, as they stand: a call for each table, whatever else stands in it.
-pub(crate) async fn iptables_read_some(
+async fn iptables_read_some(
     ns: &NetNs,
     restore: Program,
     some: &crate::plan::tables::Tables,
@@ -262,41 +270,83 @@ pub(crate) async fn ipset_write(ns: &NetNs, script: &str) -> Result<(), NetError
     .map(drop)
 }
 
-/// Some chains and elements of the guard, as they stand.
-pub(crate) async fn guard_read_some(
-    ns: &NetNs,
-    some: &crate::plan::guard::Guard,
-) -> Result<crate::plan::guard::Guard, NetError> {
-    let scripts = crate::plan::guard_back::asking(some);
-    let args = ["-s", "-nn", "-f", "-"];
-    let each = scripts
-        .iter()
-        .map(|script| must(ns, Program::Nft, &args, script, "reading the guard back"));
-    let texts = futures::future::try_join_all(each).await?;
-    Ok(crate::plan::guard::parse(&texts.concat()))
+/// What nft says to several questions, each a command, asked one after the other of one program; nothing to one that it cannot answer.
+pub(crate) async fn nft_ask_in_turn(ns: &NetNs, questions: &[String]) -> Result<String, NetError> {
+    let lines = questions.join("\n") + "\nquit\n";
+    Ok(run(ns, Program::Nft, &["-s", "-nn", "-i"], &lines).await?.out)
 }
 
-/// The guard of a namespace, as it stands; empty when there is none.
-pub(crate) async fn guard_read(ns: &NetNs) -> Result<crate::plan::guard::Guard, NetError> {
-    let said = run(
-        ns,
-        Program::Nft,
-        &["-s", "-nn", "list", "table", "bridge", crate::names::GUARD_TABLE],
-        "",
-    )
-    .await?;
+/// The same, with a program for each question. All must be answered.
+pub(crate) async fn nft_ask_singly(ns: &NetNs, questions: &[String]) -> Result<String, NetError> {
+    let args = ["-s", "-nn", "-f", "-"];
+    let mut all = String::new();
+    for question in questions {
+        let line = format!("{question}\n");
+        all += &must(
+            ns,
+            Program::Nft,
+            &args,
+            &line,
+            "reading the guard and the rules back",
+        )
+        .await?;
+    }
+    Ok(all)
+}
+
+/// The tables with which nft dispatches, as they stand; empty where they are not there. They come and go together.
+pub(crate) async fn nft_read(ns: &NetNs) -> Result<crate::plan::dispatch::Nft, NetError> {
+    use crate::plan::{dispatch::Nft, verdict};
+    let filter = nft_read_one(ns, &verdict::FILTER).await?;
+    let slots = if filter.is_empty() {
+        Default::default()
+    } else {
+        nft_read_one(ns, &verdict::SLOTS).await?
+    };
+    Ok(Nft { slots, filter })
+}
+
+async fn nft_read_one(
+    ns: &NetNs,
+    shape: &crate::plan::nft_table::Shape,
+) -> Result<crate::plan::nft_table::NftTable, NetError> {
+    let text = table_text(ns, shape.family, shape.name, &["-s", "-nn"]).await?;
+    Ok(crate::plan::nft_table::parse(&text.unwrap_or_default()))
+}
+
+/// The rules of nft with their counters.
+pub(crate) async fn nft_counted(ns: &NetNs) -> Result<String, NetError> {
+    let shape = &crate::plan::verdict::FILTER;
+    let text = table_text(ns, shape.family, shape.name, &["-nn"]).await?;
+    Ok(text.unwrap_or_default())
+}
+
+/// A table as nft prints it; `None` where there is none.
+async fn table_text(ns: &NetNs, family: &str, name: &str, form: &[&str]) -> Result<Option<String>, NetError> {
+    let args: Vec<&str> = form
+        .iter()
+        .copied()
+        .chain(["list", "table", family, name])
+        .collect();
+    let said = run(ns, Program::Nft, &args, "").await?;
     if said.ok {
-        return Ok(crate::plan::guard::parse(&said.out));
+        return Ok(Some(said.out));
     }
     if said.err.contains("No such file") {
-        return Ok(crate::plan::guard::Guard::default());
+        return Ok(None);
     }
     let said = said.err.chars().take(SAID_MAX_CHARS).collect();
     Err(NetError::Command {
         program: "nft",
-        doing: "reading the guard".into(),
+        doing: format!("reading the table {family} {name}"),
         said,
     })
+}
+
+/// The guard of a namespace, as it stands; empty when there is none.
+pub(crate) async fn guard_read(ns: &NetNs) -> Result<crate::plan::guard::Guard, NetError> {
+    let text = table_text(ns, "bridge", crate::names::GUARD_TABLE, &["-s", "-nn"]).await?;
+    Ok(crate::plan::guard::parse(&text.unwrap_or_default()))
 }
 
 /// Applies a script as one transaction.

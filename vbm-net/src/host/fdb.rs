@@ -52,10 +52,12 @@ impl Links {
                 entries.bridge.insert(mac);
             }
         }
-        for message in self.neighbours(AddressFamily::Inet).await? {
+        let mut all = self.neighbours(AddressFamily::Inet).await?;
+        all.extend(self.neighbours(AddressFamily::Inet6).await?);
+        for message in all {
             if message.header.ifindex == between.bridge
                 && message.header.state == NeighbourState::Permanent
-                && let (Some(mac), Some(address)) = (mac(&message), address(&message))
+                && let (Some(mac), Some(address)) = (mac(&message), any_address(&message))
             {
                 entries.neighbours.insert((address, mac));
             }
@@ -79,7 +81,7 @@ impl Links {
                 add.replace().execute().await
             }
             Step::AddNeighbour(address, mac) => {
-                let add = neighbours.add(between.bridge, IpAddr::V4(address));
+                let add = neighbours.add(between.bridge, address);
                 let add = add.link_layer_address(&mac.octets()).replace();
                 add.execute().await
             }
@@ -97,10 +99,13 @@ impl Links {
             }
             Step::RemoveNeighbour(address, _) => {
                 let mut gone = NeighbourMessage::default();
-                gone.header.family = AddressFamily::Inet;
+                let (family, address) = match address {
+                    IpAddr::V4(a) => (AddressFamily::Inet, NeighbourAddress::Inet(a)),
+                    IpAddr::V6(a) => (AddressFamily::Inet6, NeighbourAddress::Inet6(a)),
+                };
+                gone.header.family = family;
                 gone.header.ifindex = between.bridge;
-                gone.attributes
-                    .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+                gone.attributes.push(NeighbourAttribute::Destination(address));
                 absent_is_fine(neighbours.del(gone).execute().await)
             }
         };
@@ -129,6 +134,14 @@ fn absent_is_fine(result: Result<(), NlError>) -> Result<(), NlError> {
 fn mac(message: &NeighbourMessage) -> Option<Mac> {
     message.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::LinkLayerAddress(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok().map(Mac::new),
+        _ => None,
+    })
+}
+
+fn any_address(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some((*address).into()),
         _ => None,
     })
 }

@@ -91,6 +91,16 @@ impl Place<'_> {
                 _ => {}
             }
         }
+        for route in links.all_routes().await? {
+            let by = route.by.and_then(name);
+            if let ipnet::IpNet::V4(to) = route.to
+                && route.protocol == PROTOCOL
+                && to.prefix_len() < 32
+                && by.is_some_and(|link| link.name.starts_with(names::TRANSIT_PREFIX))
+            {
+                seen.routed.push(to);
+            }
+        }
         for (index, net, _) in links.addresses().await? {
             let outward = |l: &super::link::Link| !l.loopback && !l.name.starts_with(names::TRANSIT_PREFIX);
             if name(index).is_some_and(outward) {

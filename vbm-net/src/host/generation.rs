@@ -11,6 +11,8 @@ use nix::sys::socket::{
 };
 use std::{io, os::fd::AsRawFd};
 
+/// That of a namespace in which nobody has written yet (`nf_tables_init_net`, linux/net/netfilter/nf_tables_api.c).
+pub(super) const NEW: u32 = 1;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN` (linux/netfilter/nfnetlink.h, nf_tables.h).
 const GET_GENERATION: u16 = 10 << 8 | 16;
 /// `NFT_MSG_NEWGEN`: the answer.

@@ -3,17 +3,17 @@
 use super::netns::NetNs;
 use crate::{NetError, limits::counters::Traffic};
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
-    Error as NlError, Handle, LinkBridge, LinkBridgePort, LinkIfb, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    LinkVxlan, RouteMessageBuilder,
+    Error as NlError, Handle, LinkBridge, LinkBridgePort, LinkIfb, LinkMacVlan, LinkMessageBuilder,
+    LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
         link::{
-            BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoPortData, InfoVeth, InfoVxlan,
-            LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+            BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData,
+            InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
         },
-        route::{RouteAddress, RouteAttribute, RouteProtocol, RouteScope},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
 use std::{
@@ -43,6 +43,9 @@ pub(crate) struct Link {
     /// The index of a veth's other end, in that end's namespace.
     pub(crate) peer: Option<u32>,
     pub(crate) loopback: bool,
+    pub(crate) is_bridge: bool,
+    /// Whether it is a macvlan that takes all that its lower link hears, whose index is `peer`.
+    pub(crate) passthru: bool,
     /// What it is, if it is a vxlan.
     pub(crate) vxlan: Option<Vxlan>,
     /// What it is as a port of a bridge.
@@ -50,6 +53,20 @@ pub(crate) struct Link {
     /// The kind of queue before its way out.
     pub(crate) queue: Option<String>,
     pub(crate) passed: Passed,
+}
+
+/// What is seen of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SeenRoute {
+    /// Where to; the default route is a /0.
+    pub(crate) to: IpNet,
+    pub(crate) via: Option<IpAddr>,
+    /// The index of the link it leads by.
+    pub(crate) by: Option<u32>,
+    pub(crate) source: Option<IpAddr>,
+    /// Who made it, as `rtm_protocol` says.
+    pub(crate) protocol: u8,
+    pub(crate) kind: RouteType,
 }
 
 /// What a link received and sent since it was made.
@@ -81,6 +98,10 @@ pub(crate) struct PortFlags {
     pub(crate) floods_broadcast: bool,
     /// ARP for what is behind it is answered by the bridge.
     pub(crate) suppresses_neighbours: bool,
+    /// It does not reach other ports that are so.
+    pub(crate) isolated: bool,
+    /// What comes by it may go back by it.
+    pub(crate) hairpin: bool,
 }
 
 /// A netlink connection into one namespace. Its task ends when this is dropped.
@@ -203,6 +224,27 @@ impl Links {
             })
     }
 
+    /// Makes a macvlan in passthru mode over a link of this namespace, directly in the other namespace, down.
+    pub(crate) async fn add_passthru(&self, name: &str, lower: &Link, ns: &NetNs) -> Result<(), NetError> {
+        let file = ns.open()?;
+        let link = LinkMacVlan::new(name, lower.index, MacVlanMode::Passthrough)
+            .setns_by_fd(file.as_raw_fd())
+            .down();
+        let add = self.handle.link().add(link.build()).execute().await;
+        add.map_err(|error| match io_error(&error).raw_os_error() {
+            Some(nix::libc::EINVAL | nix::libc::EBUSY) => NetError::Conflict {
+                what: format!("no network can take {} on this host", lower.name),
+                why: "another network, a macvlan or a packet filter of somebody has all that comes by it"
+                    .into(),
+                fix: format!(
+                    "make a bridge of the host with {} in it, and name that bridge in each network",
+                    lower.name
+                ),
+            },
+            _ => failed(format!("making {name} over {}", lower.name))(error),
+        })
+    }
+
     /// Makes an intermediate device, down.
     pub(crate) async fn add_ifb(&self, name: &str) -> Result<(), NetError> {
         let link = LinkIfb::new(name).down().build();
@@ -280,6 +322,8 @@ impl Links {
             .flood(flags.floods_unicast)
             .mcast_flood(flags.floods_multicast)
             .bcast_flood(flags.floods_broadcast)
+            .isolated(flags.isolated)
+            .hairpin(flags.hairpin)
             .append_info_data(InfoBridgePort::NeighSupress(flags.suppresses_neighbours))
             .build();
         let set = self.handle.link().set_port(message).execute().await;
@@ -332,12 +376,7 @@ impl Links {
     /// Makes the route to the link's own subnet stand, which a flush of routes removes while the address stays. The link must be
     /// up. Returns whether it was missing.
     pub(crate) async fn connected_route(&self, link: &Link, address: Ipv4Net) -> Result<bool, NetError> {
-        if self
-            .routes()
-            .await?
-            .iter()
-            .any(|(net, via)| *net == address.trunc() && via.is_none())
-        {
+        if self.has_route(address).await? {
             return Ok(false);
         }
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -354,8 +393,19 @@ impl Links {
 
     /// Destinations of IPv4 routes, the default route among them as /0, with its gateway.
     pub(crate) async fn routes(&self) -> Result<Vec<(Ipv4Net, Option<Ipv4Addr>)>, NetError> {
+        let read = |route: SeenRoute| match (route.to, route.via) {
+            (IpNet::V4(to), Some(IpAddr::V4(via))) => Some((to, Some(via))),
+            (IpNet::V4(to), _) => Some((to, None)),
+            (IpNet::V6(_), _) => None,
+        };
+        let all = self.all_routes().await?;
+        Ok(all.into_iter().filter_map(read).collect())
+    }
+
+    /// IPv4 routes of all tables.
+    pub(crate) async fn all_routes(&self) -> Result<Vec<SeenRoute>, NetError> {
         let ask = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let all: Vec<_> = self
+        let all: Vec<RouteMessage> = self
             .handle
             .route()
             .get(ask)
@@ -363,35 +413,55 @@ impl Links {
             .try_collect()
             .await
             .map_err(failed("listing routes"))?;
-        let read = |message: rtnetlink::packet_route::route::RouteMessage| {
-            let (mut to, mut via) = (Ipv4Addr::UNSPECIFIED, None);
-            for attribute in &message.attributes {
-                match attribute {
-                    RouteAttribute::Destination(RouteAddress::Inet(a)) => to = *a,
-                    RouteAttribute::Gateway(RouteAddress::Inet(a)) => via = Some(*a),
-                    _ => {}
-                }
-            }
-            Some((
-                Ipv4Net::new(to, message.header.destination_prefix_length).ok()?,
-                via,
-            ))
-        };
-        Ok(all.into_iter().filter_map(read).collect())
+        let read = |m: &RouteMessage| read_route(m, Ipv4Addr::UNSPECIFIED.into());
+        Ok(all.iter().filter_map(read).collect())
     }
 
-    /// Makes the default route go here. Returns whether it did not before.
-    pub(crate) async fn default_route(&self, gateway: Ipv4Addr) -> Result<bool, NetError> {
-        let stands =
-            |(net, via): &(Ipv4Net, Option<Ipv4Addr>)| net.prefix_len() == 0 && *via == Some(gateway);
-        if self.routes().await?.iter().any(stands) {
+    /// Makes the default route go here, with this address in what the namespace itself says of it. Returns whether it did not before.
+    pub(crate) async fn default_route(
+        &self,
+        gateway: Ipv4Addr,
+        source: Option<Ipv4Addr>,
+    ) -> Result<bool, NetError> {
+        if self.has_way_out(gateway, source).await? {
             return Ok(false);
         }
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway);
+        if let Some(source) = source {
+            route = route.pref_source(source);
+        }
+        let route = route.build();
         let add = self.handle.route().add(route).replace().execute().await;
         add.map_err(failed("setting the default route"))?;
         Ok(true)
     }
+}
+
+/// `nowhere`: the unspecified address of its family, which a default route does not write.
+pub(crate) fn read_route(message: &RouteMessage, nowhere: IpAddr) -> Option<SeenRoute> {
+    let plain = |address: &RouteAddress| match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    };
+    let (mut to, mut via, mut by, mut source) = (nowhere, None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(a) => to = plain(a)?,
+            RouteAttribute::Gateway(a) => via = plain(a),
+            RouteAttribute::Oif(index) => by = Some(*index),
+            RouteAttribute::PrefSource(a) => source = plain(a),
+            _ => {}
+        }
+    }
+    Some(SeenRoute {
+        to: IpNet::new(to, message.header.destination_prefix_length).ok()?,
+        via,
+        by,
+        source,
+        protocol: message.header.protocol.into(),
+        kind: message.header.kind,
+    })
 }
 
 fn address(message: &AddressMessage) -> Option<Ipv4Net> {
@@ -424,6 +494,8 @@ fn read(message: LinkMessage) -> Link {
         bridge: None,
         peer: None,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        is_bridge: false,
+        passthru: false,
         vxlan: None,
         port: None,
         queue: None,
@@ -456,6 +528,10 @@ fn read(message: LinkMessage) -> Link {
 
 fn read_info(link: &mut Link, info: &LinkInfo) {
     match info {
+        LinkInfo::Kind(InfoKind::Bridge) => link.is_bridge = true,
+        LinkInfo::Data(InfoData::MacVlan(infos)) => {
+            link.passthru = infos.contains(&InfoMacVlan::Mode(MacVlanMode::Passthrough));
+        }
         LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
             let mut flags = PortFlags::default();
             for info in infos {
@@ -466,6 +542,8 @@ fn read_info(link: &mut Link, info: &LinkInfo) {
                     InfoBridgePort::MulticastFlood(is) => flags.floods_multicast = *is,
                     InfoBridgePort::BroadcastFlood(is) => flags.floods_broadcast = *is,
                     InfoBridgePort::NeighSupress(is) => flags.suppresses_neighbours = *is,
+                    InfoBridgePort::Isolated(is) => flags.isolated = *is,
+                    InfoBridgePort::HairpinMode(is) => flags.hairpin = *is,
                     _ => {}
                 }
             }

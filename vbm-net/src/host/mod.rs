@@ -9,6 +9,8 @@
 
 mod actor;
 mod apply;
+mod blob;
+mod carry;
 mod check;
 mod counting;
 pub(crate) mod exec;
@@ -17,7 +19,8 @@ mod floating;
 mod flows;
 mod foresee;
 mod generation;
-mod hooks;
+pub(crate) mod hooks;
+mod leg;
 mod limits;
 pub(crate) mod link;
 mod link6;
@@ -27,15 +30,18 @@ mod offload;
 mod overlay;
 mod probe;
 pub(crate) mod record;
+mod routed;
 mod rules;
 mod services;
+mod stand;
+mod steps;
 mod sysctl;
 mod tap;
 pub(crate) mod teardown;
 
 use crate::{
-    DesiredNetwork, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
-    Validated, backend::EVENTS_MAX_PENDING, check::PathSeen, metadata::Instance, names,
+    DesiredNetwork, Dispatch, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
+    PortFlow, Validated, backend::EVENTS_MAX_PENDING, check::PathSeen, metadata::Instance, names,
 };
 use actor::{Actor, Command};
 use async_trait::async_trait;
@@ -83,6 +89,8 @@ pub struct HostConfig {
     pub clock: Arc<dyn Clock>,
     /// The host's list of DNS servers, which are asked where a network names none; `/etc/resolv.conf`.
     pub resolver_list: PathBuf,
+    /// Which part of the kernel's firewall finds a port's policy. May be another after a restart: what stands is replaced.
+    pub dispatch: Dispatch,
     #[doc(hidden)]
     pub on_step: Option<StepHook>,
 }
@@ -97,6 +105,7 @@ impl HostConfig {
             state_dir: state_dir.into(),
             clock,
             resolver_list: PathBuf::from("/etc/resolv.conf"),
+            dispatch: Dispatch::default(),
             on_step: None,
         }
     }
@@ -105,6 +114,13 @@ impl HostConfig {
     #[must_use]
     pub fn with_resolver_list(mut self, path: impl Into<PathBuf>) -> Self {
         self.resolver_list = path.into();
+        self
+    }
+
+    /// Packets find their port's policy this way.
+    #[must_use]
+    pub const fn with_dispatch(mut self, dispatch: Dispatch) -> Self {
+        self.dispatch = dispatch;
         self
     }
 
@@ -130,6 +146,7 @@ impl fmt::Debug for HostConfig {
             .field("host_namespace", &self.host_namespace)
             .field("transit_pool", &self.transit_pool)
             .field("state_dir", &self.state_dir)
+            .field("dispatch", &self.dispatch)
             .finish_non_exhaustive()
     }
 }
@@ -144,14 +161,19 @@ pub(crate) struct HostShared {
     state_dir: PathBuf,
     clock: Arc<dyn Clock>,
     resolver_list: PathBuf,
+    dispatch: Dispatch,
     /// Under which metadata's tokens are made: this process's.
     token_key: crate::metadata::TokenKey,
     on_step: Option<StepHook>,
     events: broadcast::Sender<NetEvent>,
     stop: CancellationToken,
     tracker: TaskTracker,
+    /// Chains that nft has printed before.
+    forms: Mutex<blob::Forms>,
     /// One change to the owner's host chains at a time.
     host_rules: tokio::sync::Mutex<()>,
+    /// What was read of them last.
+    host_seen: Mutex<hooks::HostSeen>,
     lock: Mutex<Option<OwnerLock>>,
 }
 
@@ -212,12 +234,15 @@ impl HostNetwork {
             state_dir: config.state_dir,
             clock: config.clock,
             resolver_list: config.resolver_list,
+            dispatch: config.dispatch,
             token_key: crate::metadata::TokenKey::random()?,
             on_step: config.on_step,
             events,
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
+            forms: Mutex::default(),
             host_rules: tokio::sync::Mutex::new(()),
+            host_seen: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         };
         Ok(Self {
@@ -292,12 +317,16 @@ impl HostNetwork {
             return Ok(Vec::new());
         }
         let _one_at_a_time = self.shared.host_rules.lock().await;
-        let observed = exec::iptables_read(&self.shared.host).await?;
-        let diff = crate::plan::host::remove_all(&self.shared.owner, &observed);
-        if !diff.script.is_empty() {
-            exec::iptables_write(&self.shared.host, &diff.script).await?;
+        let mut changes = Vec::new();
+        for family in hooks::FAMILIES {
+            let observed = family.read(&self.shared.host).await?;
+            let diff = crate::plan::host::remove_all(&self.shared.owner, &observed);
+            if !diff.script.is_empty() {
+                family.write(&self.shared.host, &diff.script).await?;
+            }
+            changes.extend(diff.changes);
         }
-        Ok(diff.changes)
+        Ok(changes)
     }
 }
 
@@ -362,6 +391,20 @@ impl NetworkBackend for HostNetwork {
         }
         let instance = instance.map(Box::new);
         self.ask(network, |answer| Command::Describe(port, instance, answer))
+            .await
+    }
+
+    async fn flows_of(&self, network: NetworkId, port: PortId) -> Result<Vec<PortFlow>, NetError> {
+        self.ask(network, |answer| Command::FlowsOf(port, answer)).await
+    }
+
+    async fn take_flows(
+        &self,
+        network: NetworkId,
+        port: PortId,
+        flows: Vec<PortFlow>,
+    ) -> Result<usize, NetError> {
+        self.ask(network, |answer| Command::TakeFlows(port, flows, answer))
             .await
     }
 

@@ -8,13 +8,24 @@
 //! The end on the bridge bears one name in both kinds, so guard and rules do not know which it is.
 
 use super::{
-    link::{Link, Links},
+    link::{Link, Links, PortFlags},
     netns::NetNs,
     offload, sysctl, tap,
 };
 use crate::{NetError, names, sim::nic_in_use, sim::not_here};
 use std::os::fd::OwnedFd;
 use vbm_core::PortId;
+
+/// What the bridge does for a NIC: that of a port that was just made.
+pub(super) const PORT: PortFlags = PortFlags {
+    learning: true,
+    floods_unicast: true,
+    floods_multicast: true,
+    floods_broadcast: true,
+    suppresses_neighbours: false,
+    isolated: false,
+    hairpin: false,
+};
 
 /// Where NICs of one network are made.
 pub(crate) struct Place<'a> {
@@ -54,6 +65,15 @@ impl Place<'_> {
         Ok(fd)
     }
 
+    /// Gives a tap that a VM holds what somebody took from it. Returns a line for each thing.
+    pub(crate) async fn tap_again(&self, link: &Link) -> Result<Vec<String>, NetError> {
+        let mut changed = self.whole(self.links, link).await?;
+        changed.extend(self.join(link).await?);
+        changed.extend(self.port(link).await?);
+        changed.extend(self.up(self.links, link).await?);
+        Ok(changed)
+    }
+
     /// Makes the pair of a port whole, from any half-made state. Returns a line for each thing that was not as it must be.
     pub(crate) async fn interface(&self, port: PortId) -> Result<Vec<String>, NetError> {
         let (outer, inner) = (names::interface(port), names::tap(port));
@@ -86,6 +106,7 @@ impl Place<'_> {
         // The host's own stack must stay silent on it: what arrives there is the VM's.
         changed.extend(sysctl::apply(self.host, sysctl::interface(&outer.name)).await?);
         changed.extend(self.join(&inner).await?);
+        changed.extend(self.port(&inner).await?);
         changed.extend(self.up(self.links, &inner).await?);
         changed.extend(self.up(&host, &outer).await?);
         Ok(changed)
@@ -111,6 +132,15 @@ impl Place<'_> {
         }
         self.links.set_bridge(link, self.bridge).await?;
         Ok(Some(format!("{} on the bridge", link.name)))
+    }
+
+    /// One that joined the bridge just now is as it should be.
+    async fn port(&self, link: &Link) -> Result<Option<String>, NetError> {
+        if link.bridge != Some(self.bridge) || link.port == Some(PORT) {
+            return Ok(None);
+        }
+        self.links.set_port(link, PORT).await?;
+        Ok(Some(format!("port of {}", link.name)))
     }
 
     async fn up(&self, links: &Links, link: &Link) -> Result<Option<String>, NetError> {

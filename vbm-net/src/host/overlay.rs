@@ -23,18 +23,21 @@ use vbm_core::{
 /// What VXLAN over IPv4 adds to a packet, in bytes: IPv4 20, UDP 8, VXLAN 8, the inner Ethernet header 14.
 pub(crate) const OVERHEAD_BYTES: u32 = 50;
 /// Nothing is learned and nothing unknown sent; the bridge answers ARP for those behind it.
-const PORT: PortFlags = PortFlags {
+pub(super) const PORT: PortFlags = PortFlags {
     learning: false,
     floods_unicast: false,
     floods_multicast: false,
     floods_broadcast: false,
     suppresses_neighbours: true,
+    isolated: false,
+    hairpin: false,
 };
 
 /// The host's link that bears its address among the hosts.
 #[derive(Clone, Debug)]
 pub(crate) struct Underlay {
     index: u32,
+    name: String,
     mtu: u32,
 }
 
@@ -54,6 +57,7 @@ pub(crate) async fn underlay(host: &NetNs, local: Ipv4Addr) -> Result<Underlay, 
         ))),
         Some(link) => Ok(Underlay {
             index: link.index,
+            name: link.name,
             mtu: link.mtu,
         }),
         None => Err(none("its interface vanished".into())),
@@ -61,6 +65,11 @@ pub(crate) async fn underlay(host: &NetNs, local: Ipv4Addr) -> Result<Underlay, 
 }
 
 impl Underlay {
+    /// Its link.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The index of its link.
     pub(crate) const fn index(&self) -> u32 {
         self.index

@@ -8,8 +8,8 @@
 //!   <state dir>/transit-<net>.json  the pair a network had, so that it has it again after a reboot
 //! ```
 
-use crate::{NetError, names, plan::Transit};
-use ipnet::Ipv4Net;
+use crate::{DesiredNetwork, NetError, names, plan::Transit};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, TryLockError},
@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use vbm_core::NetworkId;
+use vbm_core::{NetworkId, NetworkMode};
 
 /// Where records are: on a file system that a reboot empties, as it does the kernel.
 pub(crate) const RUN_DIR: &str = "/run/vbm/net";
@@ -36,9 +36,39 @@ pub(crate) struct Record {
     pub(crate) host_namespace: PathBuf,
     #[serde(default)]
     pub(crate) transit: Option<Ipv4Net>,
+    /// The addresses that are routed to it on the host, where its mode is routed. Claimed before a route leads there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) routed: Option<Routed>,
     /// The name of the namespace; without it, the plain one.
     #[serde(default)]
     pub(crate) namespace: Option<String>,
+}
+
+/// Addresses that are one network's alone on its host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Routed {
+    pub(crate) cidr: Ipv4Net,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cidr6: Option<Ipv6Net>,
+    /// What people call the network.
+    pub(crate) name: String,
+}
+
+impl Routed {
+    /// What a network claims; `None` unless it is routed.
+    pub(crate) fn of(net: &DesiredNetwork) -> Option<Self> {
+        (net.spec.mode == NetworkMode::Routed).then(|| Self {
+            cidr: net.spec.cidr,
+            cidr6: net.spec.ipv6.as_ref().map(|six| six.cidr),
+            name: net.name.to_string(),
+        })
+    }
+
+    /// All of them.
+    pub(crate) fn cidrs(&self) -> impl Iterator<Item = IpNet> {
+        let six = self.cidr6.map(IpNet::V6);
+        std::iter::once(IpNet::V4(self.cidr)).chain(six)
+    }
 }
 
 impl Record {
@@ -204,7 +234,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Waits for the lock under which transit pairs are chosen, machine-wide.
+/// Waits for the lock under which transit pairs and routed addresses are chosen, machine-wide.
 pub(crate) async fn transit_lock() -> Result<File, NetError> {
     let path = Path::new(RUN_DIR).join("transit.lock");
     let wait = async {

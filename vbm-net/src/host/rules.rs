@@ -12,46 +12,53 @@
 //!
 //! Order: guard, sets that come, rules, sets that go. A failure leaves the old rules or the new ones, and forgets what was known.
 
-use super::{exec, generation, netns::NetNs};
+use super::{
+    blob::Forms,
+    exec, generation,
+    netns::NetNs,
+    steps::{Back, Steps},
+};
 use crate::{
     DesiredNetwork, NetError, Validated,
     plan::{
         Transit, connections,
+        dispatch::{Dispatch, Nft, Rules},
         guard::{self, Guard},
-        guard_back, inside,
-        policy::Policies,
-        sets::{self, Sets},
-        tables::{self, Tables},
+        inside,
+        sets::Sets,
+        tables::Tables,
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{net::Ipv4Addr, sync::Mutex};
 
-/// Elements by the name of their map or set.
-type Elements = BTreeMap<String, BTreeSet<String>>;
-
-/// The most chains of the rules that are read back by name; beyond it one reading of all is faster.
-const READ_SINGLY_MAX: usize = 64;
-/// The same of the guard, where each is a program.
-const GUARD_READ_SINGLY_MAX: usize = 8;
 /// How often it is begun anew because another wrote at the same time.
 const ROUNDS_MAX: usize = 3;
 
 /// Guard, sets and rules of both families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    guard: Guard,
-    sets: Sets,
-    v4: Tables,
-    v6: Tables,
+    pub(super) guard: Guard,
+    pub(super) sets: Sets,
+    pub(super) v4: Tables,
+    pub(super) v6: Tables,
+    pub(super) nft: Nft,
 }
 
 impl Wanted {
-    pub(crate) fn new(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Self {
+    /// `host`: its own addresses on the LAN of a bridged network.
+    pub(crate) fn new(
+        net: &Validated<DesiredNetwork>,
+        transit: Option<Transit>,
+        host: &[Ipv4Addr],
+        dispatch: Dispatch,
+    ) -> Self {
+        let Rules { sets, v4, v6, nft } = dispatch.backend().render(net, transit);
         Self {
-            guard: guard::render(net),
-            sets: sets::render(&Policies::new(net)),
-            v4: inside::render(net, transit),
-            v6: inside::render6(net),
+            guard: guard::render_beside(net, host),
+            sets,
+            v4,
+            v6,
+            nft,
         }
     }
 
@@ -73,65 +80,13 @@ pub(crate) struct Standing {
     held: Wanted,
 }
 
-/// What is done, each a program.
-#[derive(Debug, Default)]
-struct Steps {
-    guard: String,
-    sets: sets::SetDiff,
-    v4: String,
-    v6: String,
-    changes: Vec<String>,
-}
-
-impl Steps {
-    fn between(want: &Wanted, have: &Wanted) -> Self {
-        let (guard, mut changes) = guard::diff(&want.guard, &have.guard);
-        let sets = sets::diff(&want.sets, &have.sets);
-        let (v4, v6) = (tables::diff(&want.v4, &have.v4), tables::diff(&want.v6, &have.v6));
-        changes.extend(sets.changes.clone());
-        changes.extend(v4.changes);
-        changes.extend(v6.changes.into_iter().map(|c| format!("{c} (IPv6)")));
+impl Standing {
+    /// Of a namespace that was just made: nothing stands there, and nobody has written yet.
+    pub(crate) fn new() -> Self {
         Self {
-            guard,
-            sets,
-            v4: v4.script,
-            v6: v6.script,
-            changes,
+            generation: generation::NEW,
+            held: Wanted::default(),
         }
-    }
-    fn is_empty(&self) -> bool {
-        self.guard.is_empty()
-            && self.sets.before.is_empty()
-            && self.sets.after.is_empty()
-            && self.v4.is_empty()
-            && self.v6.is_empty()
-    }
-    /// How many transactions of nf_tables it is.
-    fn transactions(&self) -> u32 {
-        let tables = [&self.v4, &self.v6].into_iter().flat_map(|s| s.lines());
-        let commits = tables.filter(|line| *line == "COMMIT").count();
-        u32::from(!self.guard.is_empty()) + u32::try_from(commits).unwrap_or(u32::MAX)
-    }
-
-    async fn write(&self, ns: &NetNs, step: &(dyn Fn(&'static str) + Sync)) -> Result<(), NetError> {
-        if !self.guard.is_empty() {
-            exec::guard_write(ns, &self.guard).await?;
-        }
-        step("guard");
-        if !self.sets.before.is_empty() {
-            exec::ipset_write(ns, &self.sets.before).await?;
-        }
-        step("sets");
-        if !self.v4.is_empty() {
-            exec::iptables_write(ns, &self.v4).await?;
-        }
-        if !self.v6.is_empty() {
-            exec::ip6tables_write(ns, &self.v6).await?;
-        }
-        if !self.sets.after.is_empty() {
-            exec::ipset_write(ns, &self.sets.after).await?;
-        }
-        Ok(())
     }
 }
 
@@ -149,6 +104,7 @@ pub(crate) async fn apply(
     ns: &NetNs,
     mut want: Wanted,
     standing: &mut Option<Standing>,
+    forms: &Mutex<Forms>,
     step: &(dyn Fn(&'static str) + Sync),
 ) -> Result<Done, NetError> {
     let mut done = Done::default();
@@ -160,7 +116,7 @@ pub(crate) async fn apply(
         };
         let sure = known.as_ref().is_some_and(|known| known.held != want);
         let found = match known {
-            Some(known) => quick(ns, &mut want, known, step).await?,
+            Some(known) => quick(ns, &mut want, known, forms, step).await?,
             None => thorough(ns, &mut want, step).await?,
         };
         done.healed |= !sure && !found.0.is_empty();
@@ -183,6 +139,7 @@ async fn quick(
     ns: &NetNs,
     want: &mut Wanted,
     mut known: Standing,
+    forms: &Mutex<Forms>,
     step: &(dyn Fn(&'static str) + Sync),
 ) -> Result<(Vec<String>, Option<u32>), NetError> {
     want.settle(&known.held);
@@ -190,9 +147,13 @@ async fn quick(
         known.held.sets = exec::ipset_read(ns).await?;
     }
     let steps = Steps::between(want, &known.held);
-    steps.write(ns, step).await?;
-    if !steps.is_empty() {
-        read_back(ns, want, &known.held, &steps).await?;
+    let back = Back::of(want, &known.held, &steps);
+    if back.is_little() {
+        let told = steps.write(ns, Some(&back), step).await?;
+        back.compare(ns, &told, want, forms).await?;
+    } else {
+        steps.write(ns, None, step).await?;
+        verify(ns, want).await?;
     }
     let expected = known.generation.wrapping_add(steps.transactions());
     let now = generation::of(ns).await?.filter(|now| *now == expected);
@@ -209,7 +170,7 @@ async fn thorough(
     let have = read(ns).await?;
     want.settle(&have);
     let steps = Steps::between(want, &have);
-    steps.write(ns, step).await?;
+    steps.write(ns, None, step).await?;
     let since = if steps.is_empty() {
         before
     } else {
@@ -227,6 +188,7 @@ async fn read(ns: &NetNs) -> Result<Wanted, NetError> {
         sets: exec::ipset_read(ns).await?,
         v4: exec::iptables_read(ns).await?,
         v6: exec::ip6tables_read(ns).await?,
+        nft: exec::nft_read(ns).await?,
     })
 }
 
@@ -246,28 +208,6 @@ async fn verify(ns: &NetNs, want: &Wanted) -> Result<(), NetError> {
     steps.missing()
 }
 
-impl Steps {
-    fn missing(&self) -> Result<(), NetError> {
-        let nothing = |l: &&str| !l.starts_with('*') && !l.starts_with("table");
-        let parts = [
-            ("the guard", &self.guard),
-            ("the members of a group", &self.sets.before),
-            ("a security rule", &self.v4),
-            ("a security rule of IPv6", &self.v6),
-        ];
-        match parts
-            .iter()
-            .find_map(|(what, script)| script.lines().find(nothing).map(|line| (what, line)))
-        {
-            None => Ok(()),
-            Some((what, line)) => Err(NetError::NotVerified {
-                what: (*what).to_owned(),
-                detail: format!("missing: {line}"),
-            }),
-        }
-    }
-}
-
 /// Whether the kernel holds just this: by the generation, where that tells it.
 pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standing>) -> Result<(), NetError> {
     let now = generation::of(ns).await?;
@@ -284,59 +224,4 @@ pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standi
         ..want.clone()
     };
     Steps::between(want, &have).missing()
-}
-
-/// Reads back what was changed, or all if that is much.
-async fn read_back(ns: &NetNs, want: &Wanted, before: &Wanted, steps: &Steps) -> Result<(), NetError> {
-    let guard = guard_back::changed(&want.guard, &before.guard);
-    let (v4, v6) = (
-        tables::changed(&want.v4, &before.v4),
-        tables::changed(&want.v6, &before.v6),
-    );
-    let count = |of: &Tables| of.values().map(tables::Table::len).sum::<usize>();
-    let elements: usize = guard
-        .maps
-        .values()
-        .chain(guard.sets.values())
-        .map(BTreeSet::len)
-        .sum();
-    if guard.chains.len() > GUARD_READ_SINGLY_MAX || count(&v4) + count(&v6) > READ_SINGLY_MAX {
-        return verify(ns, want).await;
-    }
-    if !guard.chains.is_empty() || elements > 0 {
-        let have = exec::guard_read_some(ns, &guard).await?;
-        let chains = guard
-            .chains
-            .iter()
-            .all(|(name, lines)| have.chains.get(name) == Some(lines));
-        let all = |want: &Elements, have: &Elements| {
-            let there =
-                |name: &String, e: &BTreeSet<String>| have.get(name).is_some_and(|h| h.is_superset(e));
-            want.iter().all(|(name, e)| e.is_empty() || there(name, e))
-        };
-        let same = chains && all(&guard.maps, &have.maps) && all(&guard.sets, &have.sets);
-        differs("the guard", same)?;
-    }
-    if !v4.is_empty() {
-        let have = exec::iptables_read_some(ns, exec::Program::IptablesRestore, &v4).await?;
-        differs("a security rule", tables::holds(&have, &v4))?;
-    }
-    if !v6.is_empty() {
-        let have = exec::iptables_read_some(ns, exec::Program::Ip6tablesRestore, &v6).await?;
-        differs("a security rule of IPv6", tables::holds(&have, &v6))?;
-    }
-    if !steps.sets.filled.is_empty() || !steps.sets.after.is_empty() {
-        differs("the members of a group", exec::ipset_read(ns).await? == want.sets)?;
-    }
-    Ok(())
-}
-
-fn differs(what: &str, same: bool) -> Result<(), NetError> {
-    if same {
-        return Ok(());
-    }
-    Err(NetError::NotVerified {
-        what: what.to_owned(),
-        detail: "it was written, and is not there as it was written".into(),
-    })
 }

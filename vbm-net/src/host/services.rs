@@ -140,6 +140,11 @@ impl Services {
         }
     }
 
+    /// Whether it was said what the VM behind a port is told.
+    pub(crate) fn describes(&self, port: PortId) -> bool {
+        self.instances.contains_key(&port)
+    }
+
     /// Stops all and forgets what VMs are told. The sockets hold the namespace.
     pub(crate) async fn stop(&mut self) {
         let all = std::mem::take(self);

@@ -42,7 +42,7 @@ pub(crate) fn inside() -> Vec<Setting> {
     ]
 }
 
-/// Whether the bridge has IPv6. If so it has the addresses that it is given and no other, without asking whether they are taken (every
+/// Whether a link has IPv6: the bridge, an end of the transit. If so it has the addresses that it is given and no other, without asking whether they are taken (every
 /// host's gateway has them), and believes no router.
 pub(crate) fn bridge(link: &str, six: bool) -> Vec<Setting> {
     let of = |name: &str| format!("ipv6/conf/{link}/{name}");
@@ -68,13 +68,46 @@ pub(crate) fn groups() -> Vec<Setting> {
     ]
 }
 
-/// The host's own: it forwards, and answers from its loopback may come by this link.
-pub(crate) fn host(link: &str) -> Vec<Setting> {
-    vec![
+/// The host's own: it forwards, and where it translates, answers from its loopback may come by this link.
+pub(crate) fn host(link: &str, translates: bool, six: bool) -> Vec<Setting> {
+    let mut all = vec![
         must("ipv4/ip_forward", "1"),
-        must(format!("ipv4/conf/{link}/route_localnet"), "1"),
-        may(format!("ipv6/conf/{link}/disable_ipv6"), "1"),
-    ]
+        must(
+            format!("ipv4/conf/{link}/route_localnet"),
+            if translates { "1" } else { "0" },
+        ),
+    ];
+    all.extend(bridge(link, six));
+    all.extend(six.then(|| must("ipv6/conf/all/forwarding", "1")));
+    all
+}
+
+/// The inner end of the transit: where IPv6 leaves, the namespace forwards it.
+pub(crate) fn uplink(link: &str, six: bool) -> Vec<Setting> {
+    let mut all = bridge(link, six);
+    all.extend(six.then(|| must("ipv6/conf/all/forwarding", "1")));
+    all
+}
+
+/// The first of these interfaces on which a host would no longer listen to routers if it began to forward IPv6; `None` too where it does
+/// already.
+pub(crate) async fn forgets_routers(
+    host: &NetNs,
+    links: std::collections::BTreeSet<String>,
+) -> Result<Option<String>, NetError> {
+    host.run(move || {
+        let is = |path: String, value: &str| {
+            fs::read_to_string(Path::new("/proc/sys/net/ipv6/conf").join(path))
+                .is_ok_and(|now| now.trim() == value)
+        };
+        if is("all/forwarding".into(), "1") {
+            return None;
+        }
+        links
+            .into_iter()
+            .find(|link| is(format!("{link}/accept_ra"), "1"))
+    })
+    .await
 }
 
 /// The host's end of a NIC that is an interface: the host neither speaks nor answers there.

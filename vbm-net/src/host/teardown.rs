@@ -1,8 +1,11 @@
 //! Removes a network by its record, from any half-made state. Goes past failures and returns them all; the record goes
 //! last, and only when nothing failed, so that what is left can be found again.
 
-use super::{exec, floating, link::Links, netns::NetNs, record::Record};
-use crate::{NetError, names, plan::host as host_plan};
+use super::{exec, floating, hooks, link::Links, netns::NetNs, record::Record, routed};
+use crate::{
+    NetError, names,
+    plan::{filter::Family, host as host_plan},
+};
 
 /// What a teardown came to.
 #[derive(Default)]
@@ -60,7 +63,7 @@ async fn links(ns: &NetNs, outer: &mut Torn) -> Torn {
     for link in all {
         let ours = link.name.starts_with(names::TAP_PREFIX)
             || link.name.starts_with(names::LIMIT_PREFIX)
-            || [names::UPLINK, names::VXLAN, names::BRIDGE].contains(&&*link.name);
+            || [names::UPLINK, names::LEG, names::VXLAN, names::BRIDGE].contains(&&*link.name);
         if ours && torn.note(links.delete(&link.name).await) == Some(true) {
             torn.removed
                 .push(format!("link {} in {}", link.name, ns.path().display()));
@@ -75,22 +78,29 @@ async fn on_host(record: &Record, host: &NetNs) -> Torn {
     // Before the link: the routes over it say which ARP entries are its.
     let floating = torn.note(floating::remove(host, record.network).await);
     torn.removed.extend(floating.into_iter().flatten());
-    if let Some(links) = torn.note(Links::open(host).await)
-        && let Some(Some(found)) = torn.note(links.get(&link).await)
-        // Of that name, but another instance's.
-        && found.alias.as_deref().and_then(names::parse_alias).is_none_or(|(owner, _)| owner == record.owner)
-        && torn.note(links.delete(&link).await) == Some(true)
-    {
-        torn.removed.push(format!("link {link}"));
+    let routes = torn.note(routed::remove(host, record).await);
+    torn.removed.extend(routes.into_iter().flatten());
+    if let Some(links) = torn.note(Links::open(host).await) {
+        for link in [link, names::leg(record.network)] {
+            if let Some(Some(found)) = torn.note(links.get(&link).await)
+                // Of that name, but another instance's.
+                && found.alias.as_deref().and_then(names::parse_alias).is_none_or(|(owner, _)| owner == record.owner)
+                && torn.note(links.delete(&link).await) == Some(true)
+            {
+                torn.removed.push(format!("link {link}"));
+            }
+        }
     }
-    if let Some(observed) = torn.note(exec::iptables_read(host).await) {
-        let diff = host_plan::diff(&record.owner, record.network, None, &observed);
-        if !diff.script.is_empty()
-            && torn
-                .note(exec::iptables_write(host, &diff.script).await)
-                .is_some()
-        {
-            torn.removed.extend(diff.changes);
+    let six = record.routed.as_ref().is_some_and(|r| r.cidr6.is_some());
+    for family in hooks::FAMILIES {
+        if family == Family::V6 && !six {
+            continue;
+        }
+        if let Some(observed) = torn.note(family.read(host).await) {
+            let diff = host_plan::diff(&record.owner, record.network, None, &observed);
+            if !diff.script.is_empty() && torn.note(family.write(host, &diff.script).await).is_some() {
+                torn.removed.extend(diff.changes);
+            }
         }
     }
     if let Some(transit) = record.transit() {

@@ -149,15 +149,13 @@ impl<A: Address> Ipam<A> {
     /// knows why.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when no port may have it, [`ErrorKind::Conflict`] when it is reserved for another MAC,
-    /// [`ErrorKind::AlreadyExists`] when it is taken; nothing was changed.
+    /// [`ErrorKind::InvalidInput`] when no port may have it, [`ErrorKind::Conflict`] when it is reserved for another MAC or
+    /// withheld, [`ErrorKind::AlreadyExists`] when it is taken; nothing was changed.
     pub fn pin(&mut self, address: A, mac: Option<Mac>, now: Timestamp) -> Result<(), Error> {
         self.wake(now);
         let offset = self.pinnable(address, mac)?;
-        if self.resting.end(offset) {
-            return Ok(());
-        }
-        if self.taken.contains(offset) {
+        let rests = self.resting.until(offset).is_some();
+        if self.taken.contains(offset) && !rests {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
                 format!("the address {address} is taken"),
@@ -165,7 +163,31 @@ impl<A: Address> Ipam<A> {
                 "leave the address out, or choose another",
             ));
         }
+        if self.plan.is_withheld(offset) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("the address {address} is withheld"),
+                "other ports may use it beside their own: it is among their allowed addresses",
+                "choose another, or take it out of theirs",
+            ));
+        }
+        if self.resting.end(offset) {
+            return Ok(());
+        }
         self.take(offset)
+    }
+
+    /// Takes an address that is known to be a port's already, whoever it is reserved for or withheld from. Whether it is one that a
+    /// port can have and that was not taken before.
+    pub fn adopt(&mut self, address: A, now: Timestamp) -> bool {
+        self.wake(now);
+        let free = |o: &u128| self.plan.never_at(*o).is_none();
+        match self.plan.offset(address).filter(free) {
+            Some(offset) => {
+                self.resting.end(offset) || (!self.taken.contains(offset) && self.take(offset).is_ok())
+            }
+            None => false,
+        }
     }
 
     fn pinnable(&self, address: A, mac: Option<Mac>) -> Result<u128, Error> {

@@ -5,6 +5,7 @@
 //!   pools                 ------------------        ----------
 //!   minus  never given          ##                       #        the subnet's own, services, excluded
 //!   minus  reserved                   r     r
+//!   minus  withheld                               ###           what other ports may use beside their own
 //!   =  stretches          ------  --- ------        ----- ----    what `allocate` looks at, in order
 //! ```
 
@@ -52,6 +53,7 @@ pub struct Plan<A> {
     prefix: u8,
     never: Vec<(u128, u128, Never)>,
     reserved: Vec<(u128, Option<Mac>)>,
+    withheld: Vec<(u128, u128)>,
     /// Ascending, disjoint: the pools without what is never given and what is reserved.
     stretches: Vec<(u128, u128)>,
     capacity: u128,
@@ -176,11 +178,28 @@ impl<A: Address> Plan<A> {
             prefix: spec.prefix,
             never,
             reserved,
+            withheld: Vec::new(),
             capacity: stretches.iter().map(|(a, b)| b - a + 1).sum(),
             stretches,
             quarantine: spec.quarantine,
             family: PhantomData,
         })
+    }
+
+    /// The same plan, but nobody is given these ranges, by chance or by name: first and last address of each. For what changes with
+    /// the ports, such as the addresses that some of them may use beside their own. What of them is outside of the subnet is
+    /// passed over; an empty pool is no fault.
+    #[must_use]
+    pub fn withholding(mut self, ranges: &[(A, A)]) -> Self {
+        let end = self.base + self.last;
+        let clipped = |(first, last): &(A, A)| {
+            let (first, last) = (first.to_number().max(self.base), last.to_number().min(end));
+            (first <= last).then(|| (first - self.base, last - self.base))
+        };
+        self.withheld = ranges.iter().filter_map(clipped).collect();
+        self.stretches = without(&self.stretches, self.withheld.clone());
+        self.capacity = self.stretches.iter().map(|(a, b)| b - a + 1).sum();
+        self
     }
 
     /// The subnet, as text.
@@ -240,6 +259,9 @@ impl<A: Address> Plan<A> {
         reasons
             .find(|(a, b, _)| (a..=b).contains(&&offset))
             .map(|(_, _, why)| *why)
+    }
+    pub(super) fn is_withheld(&self, offset: u128) -> bool {
+        self.withheld.iter().any(|(a, b)| (a..=b).contains(&&offset))
     }
     pub(super) fn reservation_at(&self, offset: u128) -> Option<Option<Mac>> {
         let at = self.reserved.binary_search_by_key(&offset, |(o, _)| *o).ok()?;
@@ -368,6 +390,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_withheld_may_stand_across_the_ends_of_the_subnet_or_take_all_of_it() {
+        let plan = Plan::new(plain(Ipv4Addr::new(10, 0, 0, 0), 24)).unwrap();
+        let range = |a: [u8; 4], b: [u8; 4]| (Ipv4Addr::from(a), Ipv4Addr::from(b));
+        let across = plan.clone().withholding(&[
+            range([9, 0, 0, 0], [10, 0, 0, 9]),
+            range([10, 0, 0, 250], [11, 0, 0, 0]),
+        ]);
+        assert_eq!((across.capacity(), across.stretches()), (240, &[(10, 249)][..]));
+        let outside = plan.clone().withholding(&[range([10, 0, 1, 0], [10, 0, 1, 9])]);
+        assert_eq!(outside.capacity(), plan.capacity());
+        let all = plan.withholding(&[range([0, 0, 0, 0], [255, 255, 255, 255])]);
+        assert_eq!((all.capacity(), all.in_pool(7)), (0, false));
+    }
+
+    #[test]
     fn what_is_no_subnet_is_refused() {
         for (network, prefix) in [([10, 0, 0, 1], 24), ([10, 0, 0, 0], 33), ([10, 0, 0, 0], 255)] {
             assert!(
@@ -386,7 +423,7 @@ mod tests {
         /// Each address, counted one by one, against the stretches.
         #[test]
         fn the_pool_is_what_is_left(
-            prefix in 24u8..=32, services: Vec<u8>, pools: Vec<(u8, u8)>, excluded: Vec<(u8, u8)>, reserved: Vec<u8>
+            prefix in 24u8..=32, services: Vec<u8>, pools: Vec<(u8, u8)>, excluded: Vec<(u8, u8)>, reserved: Vec<u8>, withheld: Vec<(u8, u8)>
         ) {
             let size = 1u32 << (32 - prefix);
             let at = |n: u8| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + u32::from(n) % size);
@@ -410,6 +447,11 @@ mod tests {
             match Plan::new(spec.clone()) {
                 Err(_) => prop_assert!(all.is_empty()),
                 Ok(plan) => {
+                    prop_assert_eq!(plan.capacity(), all.len() as u128);
+                    let withheld: Vec<_> = withheld.iter().map(pair).collect();
+                    let given = |a: &Ipv4Addr| !withheld.iter().any(|(f, l)| f <= a && a <= l);
+                    let all: Vec<Ipv4Addr> = all.into_iter().filter(given).collect();
+                    let plan = plan.withholding(&withheld);
                     prop_assert_eq!(plan.capacity(), all.len() as u128);
                     for offset in 0..u128::from(size) {
                         prop_assert_eq!(plan.in_pool(offset), all.contains(&plan.address(offset)));

@@ -32,6 +32,34 @@ fn with(change: impl FnOnce(&mut NetworkSpec)) -> Ipam<Ipv4Addr> {
 }
 
 #[test]
+fn what_other_ports_may_use_beside_their_own_is_given_to_nobody_and_what_a_port_has_already_stays_its() {
+    let plan = || Plan::v4(&spec("10.0.0.0/29")).unwrap();
+    let own = Ipv4Addr::new(10, 0, 0, 3);
+    let shared = |last: u8| (own, Ipv4Addr::new(10, 0, 0, last));
+    let mut ipam = Ipam::new(plan().withholding(&[shared(5)]));
+    assert!(ipam.adopt(own, START), "a port has it");
+    assert!(!ipam.adopt(own, START), "as is known");
+    let refused = ipam.pin(Ipv4Addr::new(10, 0, 0, 4), None, START).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
+    let given: Vec<Ipv4Addr> = std::iter::from_fn(|| ipam.allocate(None, START).ok()).collect();
+    assert_eq!(given, [[10, 0, 0, 2], [10, 0, 0, 6]].map(Ipv4Addr::from));
+    // Later nobody shares them.
+    let mut ipam = Ipam::restore(plan(), &ipam.state()).unwrap();
+    assert_eq!(
+        ipam.pin(own, None, START).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
+    let given: Vec<Ipv4Addr> = std::iter::from_fn(|| ipam.allocate(None, START).ok()).collect();
+    assert_eq!(given, [[10, 0, 0, 4], [10, 0, 0, 5]].map(Ipv4Addr::from));
+    let full = Ipam::new(plan().withholding(&[(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST)]));
+    assert_eq!(full.utilisation(START).free, 0);
+    assert_eq!(
+        full.clone().allocate(None, START).unwrap_err().kind(),
+        ErrorKind::Exhausted
+    );
+}
+
+#[test]
 fn every_address_of_the_pool_is_given_once_the_first_and_the_last_among_them() {
     for cidr in [
         "10.0.0.0/30",

@@ -143,6 +143,11 @@ pub(crate) fn by_rule(net: &DesiredNetwork, v4: &Counted, v6: &Counted) -> Vec<R
             }
         }
     }
+    listed(sums)
+}
+
+/// As a list.
+pub(crate) fn listed(sums: BTreeMap<(Option<GroupId>, Rule), Traffic>) -> Vec<RuleCounters> {
     let count = |((group, rule), passed)| RuleCounters { group, rule, passed };
     sums.into_iter().map(count).collect()
 }

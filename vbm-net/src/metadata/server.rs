@@ -176,6 +176,7 @@ impl Desk {
                 tokio::select! {
                     // The peer sees its connection end.
                     () = desk.stop.cancelled() => {}
+                    () = pass.yielded() => count(&desk.counts.limited),
                     ended = desk.converse(stream, from) => if ended.is_err() {
                         count(&desk.counts.broken);
                     },

@@ -3,10 +3,11 @@
 use super::{DesiredNetwork, bad};
 use ipnet::Ipv4Net;
 use std::{collections::BTreeMap, net::Ipv4Addr};
-use vbm_core::{Error, NetworkMode, NetworkSpec};
+use vbm_core::{Error, NetworkSpec};
 
 /// Above it are multicast (RFC 5771), what is kept for nothing, and broadcast.
 const FIRST_MULTICAST: u8 = 224;
+const OUTSIDE: &str = "choose an address of the world outside the host";
 /// What is only known on one link (RFC 3927); transits are of it.
 const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
 
@@ -22,19 +23,30 @@ pub fn check_floating_ip(spec: &NetworkSpec, address: Ipv4Addr) -> Result<(), Er
             fix,
         ))
     };
-    let outside = "choose an address of the world outside the host";
-    if spec.mode != NetworkMode::Nat {
+    if let Some(reason) = spec.mode.without_nat() {
         return refuse(
-            format!("its mode is {}, which has no way in", spec.mode),
+            format!("its mode is {}, {reason}", spec.mode),
             "use a network of mode nat",
         );
     }
     if spec.cidr.contains(&address) {
-        return refuse(format!("it is inside {}, the network's own", spec.cidr), outside);
+        return refuse(format!("it is inside {}, the network's own", spec.cidr), OUTSIDE);
     }
+    check_floating_address(address)
+}
+
+/// Checks that an address can be a floating IP of any network.
+///
+/// # Errors
+/// It is nobody's or everybody's.
+pub fn check_floating_address(address: Ipv4Addr) -> Result<(), Error> {
     let nobody = address.octets()[0] == 0 || address.is_loopback() || LINK_LOCAL.contains(&address);
     if nobody || address.octets()[0] >= FIRST_MULTICAST {
-        return refuse("no packet can be sent to just one machine there".into(), outside);
+        return Err(bad(
+            format!("{address} cannot be a floating IP"),
+            "no packet can be sent to just one machine there",
+            OUTSIDE,
+        ));
     }
     Ok(())
 }

@@ -54,6 +54,9 @@ pub struct PortSeen {
     pub guarded: bool,
     /// Whether the NIC exists: it was opened and not closed.
     pub open: bool,
+    /// Whether it was said what its VM is told ([`crate::NetworkBackend::describe`]) since this process made the network. Where it was
+    /// not, the VM is told to ask again: say it.
+    pub described: bool,
     /// What the guest holds by DHCP, as far as this process has seen it.
     pub lease: Option<LeaseSeen>,
     /// What the guest holds by DHCPv6, as far as this process has seen it.

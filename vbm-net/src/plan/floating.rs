@@ -72,6 +72,8 @@ pub struct Seen {
     pub routes: BTreeSet<Ipv4Addr>,
     /// Addresses that are routed to other networks of ours.
     pub elsewhere: BTreeSet<Ipv4Addr>,
+    /// All addresses of networks of ours whose mode is routed.
+    pub routed: Vec<Ipv4Net>,
     /// ARP entries that bear our mark: index of the link, and address.
     pub answers: BTreeSet<(u32, Ipv4Addr)>,
     /// The host's own addresses with the subnets they are in, and their links, but for loopback and transits.
@@ -123,7 +125,7 @@ pub fn plan(wanted: &BTreeSet<Ipv4Addr>, seen: &Seen) -> Result<Vec<Step>, Clash
         if seen.links.iter().any(|(_, net)| net.addr() == *address) {
             return Err(Clash::Host(*address));
         }
-        if seen.elsewhere.contains(address) {
+        if seen.elsewhere.contains(address) || seen.routed.iter().any(|net| net.contains(address)) {
             return Err(Clash::Network(*address));
         }
     }
@@ -231,7 +233,7 @@ mod tests {
                 "-s 10.77.0.0/24 -o up0 -j SNAT --to-source 169.254.64.3"
             ]
         );
-        let on_host = host::render("lab-1", &net, transit);
+        let on_host = host::render("lab-1", &net, transit, None);
         let forward = on_host[&HostChain::Forward].join("\n");
         let accept = forward.find("-d 192.0.2.50/32 -o vbu0000beef").unwrap();
         assert!(accept < forward.find("-j DROP").unwrap(), "{forward}");
@@ -263,6 +265,15 @@ mod tests {
             elsewhere: BTreeSet::from([ip(60)]),
             ..Seen::default()
         };
+        let routed = Seen {
+            routed: vec!["192.0.2.64/26".parse().unwrap()],
+            ..Seen::default()
+        };
+        assert_eq!(
+            plan(&BTreeSet::from([ip(70)]), &routed),
+            Err(Clash::Network(ip(70)))
+        );
+        assert!(plan(&BTreeSet::from([ip(60)]), &routed).is_ok());
         assert_eq!(plan(&BTreeSet::from([ip(1)]), &seen), Err(Clash::Host(ip(1))));
         assert_eq!(
             plan(&BTreeSet::from([ip(60)]), &seen),
@@ -294,6 +305,7 @@ mod tests {
                 elsewhere: set(&others),
                 answers: answers.iter().map(|(l, n)| (*l, ip(*n))).collect(),
                 links: outside(),
+                routed: Vec::new(),
             };
             let theirs: BTreeSet<_> = seen.answers.iter().filter(|(_, a)| seen.elsewhere.contains(a)).copied().collect();
             for step in plan(&wanted, &seen).unwrap() {

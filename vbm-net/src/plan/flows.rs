@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
-use vbm_core::{Direction, ForwardId, Protocol};
+use vbm_core::{Direction, ForwardId, NetworkMode, Protocol};
 
 /// One flow of the kernel's table, as `conntrack -L` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,7 +79,7 @@ pub fn to_cut(net: &Validated<DesiredNetwork>, transit: Option<Transit>, flows: 
             .overlay
             .iter()
             .flat_map(|o| &o.remotes)
-            .map(|r| r.address.into())
+            .flat_map(|r| std::iter::once(r.address.into()).chain(r.address6.map(IpAddr::V6)))
             .collect(),
     };
     flows
@@ -109,19 +109,24 @@ struct Who<'a> {
 impl Who<'_> {
     /// Whether one of the ports that have an address lets a flow pass.
     fn allow(&self, address: IpAddr, way: Direction, flow: &Flow) -> bool {
-        let packet = Packet {
-            from: flow.from,
-            to: flow.answerer,
-            protocol: flow.known_protocol(),
-            to_port: flow.answerer_port,
-            icmp: flow.icmp.map(|(kind, code, _)| (kind, code)),
-        };
+        let packet = flow.packet();
         let mut ports = self.ports.of(address).into_iter();
         ports.any(|port| self.policies.allows(port, way, &packet))
     }
 }
 
 impl Flow {
+    /// The packet that began it, as it arrived.
+    fn packet(&self) -> Packet {
+        Packet {
+            from: self.from,
+            to: self.answerer,
+            protocol: self.known_protocol(),
+            to_port: self.answerer_port,
+            icmp: self.icmp.map(|(kind, code, _)| (kind, code)),
+        }
+    }
+
     fn known_protocol(&self) -> Protocol {
         match self.protocol.as_str() {
             "tcp" => Protocol::Tcp,
@@ -133,7 +138,28 @@ impl Flow {
     }
 }
 
+/// Of a bridged network: what is no port is the LAN or what lies behind it. Where addresses are not known, the end that is outside the LAN
+/// tells which the port's is; between two ends on the LAN it is enough that some port may.
+fn may_go_on_a_lan(net: &Validated<DesiredNetwork>, who: &Who<'_>, flow: &Flow) -> bool {
+    let is_port = |a: IpAddr| !who.ports.of(a).is_empty();
+    if net.spec.serve_dhcp {
+        let leaves = !is_port(flow.from) || who.allow(flow.from, Direction::Egress, flow);
+        return leaves && (!is_port(flow.answerer) || who.allow(flow.answerer, Direction::Ingress, flow));
+    }
+    let packet = flow.packet();
+    let some = |way| net.ports.iter().any(|p| who.policies.allows(p, way, &packet));
+    let on_lan = |a: IpAddr| matches!(a, IpAddr::V4(v4) if net.spec.cidr.contains(&v4)) || is_port(a);
+    match (on_lan(flow.from), on_lan(flow.answerer)) {
+        (true, false) => some(Direction::Egress),
+        (false, _) => some(Direction::Ingress),
+        (true, true) => some(Direction::Egress) || some(Direction::Ingress),
+    }
+}
+
 fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Transit>, flow: &Flow) -> bool {
+    if net.spec.mode == NetworkMode::Bridged {
+        return may_go_on_a_lan(net, who, flow);
+    }
     let gateway = IpAddr::V4(net.spec.gateway);
     let is_port = |a: IpAddr| !who.ports.of(a).is_empty();
     let inside = |a: IpAddr| match a {
@@ -144,7 +170,8 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
     if is_port(flow.from) && !arriving && !who.allow(flow.from, Direction::Egress, flow) {
         return false;
     }
-    if !is_by_its_floating_ip(who, transit, flow) {
+    let nat = net.spec.mode == NetworkMode::Nat;
+    if !is_by_its_floating_ip(nat, who, transit, flow) {
         return false;
     }
     // Out of the network, or begun by what is no VM's address: groups do not speak of it.
@@ -183,8 +210,10 @@ fn may_go_on(net: &Validated<DesiredNetwork>, who: &Who<'_>, transit: Option<Tra
 }
 
 /// Whether a flow is translated as floating IPs are now: one that leaves is seen as its port's, one that came by one leads to its port.
-fn is_by_its_floating_ip(who: &Who<'_>, transit: Option<Transit>, flow: &Flow) -> bool {
-    let Some(transit) = transit else { return true };
+fn is_by_its_floating_ip(nat: bool, who: &Who<'_>, transit: Option<Transit>, flow: &Flow) -> bool {
+    let Some(transit) = transit.filter(|_| nat) else {
+        return true;
+    };
     let of = |a: IpAddr| who.ports.of(a).into_iter().find(|p| IpAddr::V4(p.address) == a);
     if flow.answered != flow.from
         && let Some(port) = of(flow.from)
@@ -233,7 +262,6 @@ mod tests {
     use super::*;
     use crate::plan::fixture::lab;
     use proptest::prelude::*;
-    use vbm_core::NetworkMode;
 
     const TCP: &str = "tcp      6 431999 ESTABLISHED src=192.0.2.9 dst=169.254.64.3 sport=4000 dport=8080 src=10.77.0.10 dst=192.0.2.9 sport=80 dport=4000 [ASSURED] mark=0 use=1";
 

@@ -6,10 +6,10 @@
 //!   tap <-- postrouting (drop) verdict map by tap --> to-<port>: ARP; IP for its address; DHCP answers to its MAC
 //! ```
 //!
-//!   vx0 --> prerouting          --> in-vx0: MAC and IPv4 source of a known remote port, together; never the gateway's, never
-//!                                           DHCP or ARP, never to everybody
-//!   vx0 <-- postrouting         --> to-vx0: IPv4 for MAC and address of a known remote port, together; never from the
-//!                                           gateway, never DHCP or ARP
+//!   vx0 --> prerouting          --> in-vx0: MAC and source of a known remote port, together; never the gateway's, never
+//!                                           DHCP, ARP, neighbours' or routers' messages, never to everybody
+//!   vx0 <-- postrouting         --> to-vx0: for MAC and address of a known remote port, together; never from the
+//!                                           gateway, never DHCP, ARP, neighbours' or routers' messages
 //!
 //! What a remote port may be is an element of a set, so a thousand of them cost a packet what one does.
 //!
@@ -19,7 +19,7 @@
 //! it. A tap that the maps do not name carries nothing. ARP probes (RFC 5227, sender 0.0.0.0) pass. A port without an address
 //! of IPv6 neither says nor hears anything of it; how one with such an address may, is in `guard6`.
 
-use super::{guard6, spelling};
+use super::{guard_leg, guard6, spelling};
 use crate::{DesiredNetwork, DesiredPort, Validated, names};
 use ipnet::IpNet;
 use std::{
@@ -27,7 +27,7 @@ use std::{
     fmt::Write as _,
     net::Ipv4Addr,
 };
-use vbm_core::{Mac, network::METADATA_ADDRESS};
+use vbm_core::{Mac, NetworkMode, network::METADATA_ADDRESS};
 
 /// Before `br_netfilter` (0) and everything else.
 const PRIORITY: i32 = -300;
@@ -36,11 +36,13 @@ const CHADDR_AT_BITS: u32 = (8 + 28) * 8;
 /// `ether type` is what stands on the wire; all else (`ip saddr`, `arp`, `meta protocol`) looks behind a VLAN tag, which the kernel
 /// takes off, and `br_netfilter` passes a tagged packet by. To a guest the tag 0 is none (IEEE 802.1Q), so no tag passes at all.
 const UNTAGGED: &str = "ether type != { 0x0800, 0x0806, 0x86dd } drop";
-const IN_MAP: &str = "in";
-const TO_MAP: &str = "to";
+pub(super) const IN_MAP: &str = "in";
+pub(super) const TO_MAP: &str = "to";
 const MAPS: [&str; 2] = [IN_MAP, TO_MAP];
 /// MAC and address of each port on another host.
 const REMOTES: &str = "remotes";
+/// The same of IPv6, where the network has it.
+const REMOTES6: &str = "remotes6";
 
 /// The guard of one namespace: chains by name, and the two maps from tap to chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +57,11 @@ pub struct Guard {
 
 /// The guard that is wanted.
 pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
+    render_beside(net, &[])
+}
+
+/// The same where the host is a machine of the network's LAN itself, with these addresses.
+pub fn render_beside(net: &Validated<DesiredNetwork>, host: &[Ipv4Addr]) -> Guard {
     let mut guard = Guard::default();
     for (hook, key, map) in [
         ("prerouting", "iifname", IN_MAP),
@@ -72,7 +79,11 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
     for port in &net.ports {
         let tap = names::tap(port.id);
         for (map, chain, lines) in [
-            (IN_MAP, names::guard_in(port.id), from_port(net, port, &macs)),
+            (
+                IN_MAP,
+                names::guard_in(port.id),
+                from_port(net, port, &macs, host),
+            ),
             (TO_MAP, names::guard_to(port.id), to_port(net, port)),
         ] {
             guard
@@ -85,10 +96,10 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
     }
     if let Some(overlay) = &net.overlay {
         let vxlan = names::VXLAN;
-        let gateway = net.gateway_mac();
+        let (gateway, six) = (net.gateway_mac(), net.spec.ipv6.is_some());
         for (map, way, lines) in [
-            (IN_MAP, "in", from_hosts(gateway)),
-            (TO_MAP, "to", to_hosts(gateway)),
+            (IN_MAP, "in", from_hosts(gateway, six)),
+            (TO_MAP, "to", to_hosts(gateway, six)),
         ] {
             let chain = format!("{way}-{vxlan}");
             let element = format!("\"{vxlan}\" : jump {chain}");
@@ -100,32 +111,56 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Guard {
             .iter()
             .map(|r| format!("{} . {}", r.mac, r.address));
         guard.sets.insert(REMOTES.into(), elements.collect());
+        if six {
+            let of = |r: &crate::RemotePort| {
+                let address = spelling::address(r.address6?.into());
+                Some(format!("{} . {address}", r.mac))
+            };
+            let elements = overlay.remotes.iter().filter_map(of);
+            guard.sets.insert(REMOTES6.into(), elements.collect());
+        }
     }
+    guard_leg::add(&mut guard, net);
     guard
 }
 
 /// From other hosts. The gateway is on each host: nothing for it comes from another.
-fn from_hosts(gateway: Mac) -> Vec<String> {
-    let mut lines = vec!["ether type != 0x0800 drop".into()];
+fn from_hosts(gateway: Mac, six: bool) -> Vec<String> {
+    let mut lines = vec![of_hosts(six)];
     // To everybody: broadcast, multicast (linux/if_packet.h).
     lines.extend(["meta pkttype 1 drop".into(), "meta pkttype 2 drop".into()]);
     lines.push(format!("ether daddr {gateway} drop"));
-    lines.extend(no_dhcp());
-    lines.push(format!("ether saddr . ip saddr @{REMOTES} accept"));
-    lines.push("drop".into());
+    lines.extend(known(six, "saddr"));
     lines
 }
 
-fn to_hosts(gateway: Mac) -> Vec<String> {
-    let mut lines = vec!["ether type != 0x0800 drop".into()];
+fn to_hosts(gateway: Mac, six: bool) -> Vec<String> {
+    let mut lines = vec![of_hosts(six)];
     lines.push(format!("ether saddr {gateway} drop"));
-    lines.extend(no_dhcp());
-    lines.push(format!("ether daddr . ip daddr @{REMOTES} accept"));
+    lines.extend(known(six, "daddr"));
+    lines
+}
+
+fn of_hosts(six: bool) -> String {
+    let types = if six { "{ 0x0800, 0x86dd }" } else { "0x0800" };
+    format!("ether type != {types} drop")
+}
+
+/// MAC and address together, at one end.
+fn known(six: bool, end: &str) -> Vec<String> {
+    let mut lines = no_dhcp().to_vec();
+    if six {
+        lines.extend(guard6::stays_on_its_host());
+    }
+    lines.push(format!("ether {end} . ip {end} @{REMOTES} accept"));
+    if six {
+        lines.push(format!("ether {end} . ip6 {end} @{REMOTES6} accept"));
+    }
     lines.push("drop".into());
     lines
 }
 
-fn no_dhcp() -> [String; 2] {
+pub(super) fn no_dhcp() -> [String; 2] {
     ["udp sport 67-68 drop".into(), "udp dport 67-68 drop".into()]
 }
 
@@ -139,40 +174,59 @@ fn given_away(net: &DesiredNetwork) -> BTreeSet<Mac> {
     net.ports.iter().map(|p| p.mac).chain(remotes).collect()
 }
 
-/// The addresses under which the gateway's services know a VM by its address.
-fn services(net: &DesiredNetwork) -> [Ipv4Addr; 2] {
-    [METADATA_ADDRESS, net.spec.gateway]
+/// The addresses under which the gateway's services know a VM by its address; none where the gateway is not ours.
+fn services(net: &DesiredNetwork) -> Vec<Ipv4Addr> {
+    if net.spec.mode == NetworkMode::Bridged {
+        return Vec::new();
+    }
+    vec![METADATA_ADDRESS, net.spec.gateway]
 }
 
-fn from_port(net: &DesiredNetwork, port: &DesiredPort, macs: &BTreeSet<Mac>) -> Vec<String> {
-    if !port.policy.pairs.is_empty() || port.has_ipv6() {
-        return from_port_of_many(net, port, macs);
+fn from_port(
+    net: &DesiredNetwork,
+    port: &DesiredPort,
+    macs: &BTreeSet<Mac>,
+    host: &[Ipv4Addr],
+) -> Vec<String> {
+    if !port.policy.pairs.is_empty() || port.has_ipv6() || !net.spec.serve_dhcp {
+        return from_port_of_many(net, port, macs, host);
     }
     let (mac, ip) = (port.mac, port.address);
-    vec![
+    let mut lines = vec![
         format!("ether saddr != {mac} drop"),
         format!("arp saddr ether != {mac} drop"),
         "arp operation 1 arp saddr ip 0.0.0.0 accept".into(),
         format!("arp saddr ip {ip} accept"),
         "ether type != 0x0800 drop".into(),
+    ];
+    lines.extend(guard_leg::turned_to_us(net));
+    lines.extend([
         "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept".into(),
         format!("ip saddr != {ip} drop"),
         "udp sport 67 drop".into(),
         "accept".into(),
-    ]
+    ]);
+    lines
 }
 
 /// The same where a port may use more than one address. Each is allowed with its MAC, unless that is another port's of `all_macs`;
 /// what none names is dropped. To the gateway's services it is its own address alone: by that they know whom they tell what.
-fn from_port_of_many(net: &DesiredNetwork, port: &DesiredPort, all_macs: &BTreeSet<Mac>) -> Vec<String> {
-    let mut identities = port.identities();
+fn from_port_of_many(
+    net: &DesiredNetwork,
+    port: &DesiredPort,
+    all_macs: &BTreeSet<Mac>,
+    host: &[Ipv4Addr],
+) -> Vec<String> {
+    let mut identities = guard_leg::identities(net, port);
     identities.retain(|(mac, _)| *mac == port.mac || !all_macs.contains(mac));
     let macs: BTreeSet<Mac> = identities.iter().map(|(mac, _)| *mac).collect();
     let of_ipv4 = || identities.iter().filter(|(_, net)| matches!(net, IpNet::V4(_)));
-    let mut lines: Vec<String> = macs
-        .iter()
-        .map(|m| format!("ether saddr {m} arp operation 1 arp saddr ether {m} arp saddr ip 0.0.0.0 accept"))
-        .collect();
+    let mut lines = guard_leg::not_another(net, host);
+    lines.extend(
+        macs.iter().map(|m| {
+            format!("ether saddr {m} arp operation 1 arp saddr ether {m} arp saddr ip 0.0.0.0 accept")
+        }),
+    );
     lines.extend(of_ipv4().map(|(m, net)| {
         format!(
             "ether saddr {m} arp saddr ether {m} arp saddr ip {} accept",
@@ -180,6 +234,7 @@ fn from_port_of_many(net: &DesiredNetwork, port: &DesiredPort, all_macs: &BTreeS
         )
     }));
     lines.push("ether type 0x0806 drop".into());
+    lines.extend(guard_leg::turned_to_us(net));
     lines.push(format!(
         "ether saddr {} ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
         port.mac
@@ -187,7 +242,7 @@ fn from_port_of_many(net: &DesiredNetwork, port: &DesiredPort, all_macs: &BTreeS
     lines.push("udp sport 67 drop".into());
     if of_ipv4().any(|(_, net)| net.addr() != port.address || net.prefix_len() < net.max_prefix_len()) {
         let only = |service| format!("ip daddr {service} ip saddr != {} drop", port.address);
-        lines.extend(services(net).map(only));
+        lines.extend(services(net).into_iter().map(only));
     }
     lines.extend(of_ipv4().map(|(m, net)| format!("ether saddr {m} ip saddr {} accept", spelled(net))));
     if port.has_ipv6() {
@@ -209,9 +264,9 @@ pub(super) fn spelled(net: &IpNet) -> String {
 fn to_port(net: &DesiredNetwork, port: &DesiredPort) -> Vec<String> {
     let mac: String = port.mac.octets().iter().map(|b| format!("{b:02x}")).collect();
     let mut nets: Vec<IpNet> = Vec::new();
-    for (_, net) in port.identities() {
-        if !nets.contains(&net) {
-            nets.push(net);
+    for (_, one) in guard_leg::identities(net, port) {
+        if !nets.contains(&one) {
+            nets.push(one);
         }
     }
     let of_ipv4: Vec<&IpNet> = nets.iter().filter(|net| matches!(net, IpNet::V4(_))).collect();
@@ -220,14 +275,12 @@ fn to_port(net: &DesiredNetwork, port: &DesiredPort) -> Vec<String> {
         "ip daddr 255.255.255.255 udp sport 67 udp dport 68 @th,{CHADDR_AT_BITS},48 0x{} accept",
         mac.trim_start_matches('0')
     );
-    let accept = of_ipv4
-        .iter()
-        .map(|net| format!("ip daddr {} accept", spelled(net)));
+    let accept = of_ipv4.iter().map(|one| guard_leg::heard(net, port, one));
     if of_ipv4.len() > 1 {
         lines.push(dhcp);
         // Else who claims a shared address would hear what is said to the port that has it.
         let only = |service| format!("ip saddr {service} ip daddr != {} drop", port.address);
-        lines.extend(services(net).map(only));
+        lines.extend(services(net).into_iter().map(only));
         lines.extend(accept);
     } else {
         lines.extend(accept);
@@ -341,7 +394,8 @@ fn whole(want: &Guard) -> String {
         put(format_args!("}}\n"));
     }
     for (name, elements) in &want.sets {
-        put(format_args!("set {name} {{\ntype ether_addr . ipv4_addr\n"));
+        let family = if name == REMOTES6 { "ipv6" } else { "ipv4" };
+        put(format_args!("set {name} {{\ntype ether_addr . {family}_addr\n"));
         if !elements.is_empty() {
             let all: Vec<_> = elements.iter().map(String::as_str).collect();
             put(format_args!("elements = {{ {} }}\n", all.join(", ")));

@@ -76,6 +76,17 @@ fn not_within(net: Ipv6Net) -> String {
     }
 }
 
+/// What never crosses to another host: what routers say or are asked, neighbours (each host answers for all), DHCPv6, and what could hide
+/// it.
+pub(super) fn stays_on_its_host() -> [String; 4] {
+    [
+        IN_PIECES.into(),
+        "icmpv6 type 133-137 drop".into(),
+        "udp sport 546-547 drop".into(),
+        "udp dport 546-547 drop".into(),
+    ]
+}
+
 /// What a port may hear.
 pub(super) fn to_port(nets: &[IpNet]) -> Vec<String> {
     let mut lines = vec![

@@ -1,6 +1,6 @@
 //! What of the guard is read back after a change: only what was written, so that it costs as much as the change.
 
-use super::guard::Guard;
+use super::{guard::Guard, nft_table};
 use crate::names;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,23 +26,16 @@ pub(crate) fn changed(want: &Guard, have: &Guard) -> Guard {
     }
 }
 
-/// Inputs for `nft -f` that print chains and elements; they fail where one is missing. One thing each: of two chains in one input nft
-/// 1.0.6 finds the last only, and a chain beside an element makes it read the whole table.
+/// Commands of nft that print chains and elements; they fail where one is missing. One thing each: of two chains in one `nft -f` nft
+/// 1.0.6 finds the last only, and a chain beside an element makes it read the whole table. One after the other they may be asked.
 pub(crate) fn asking(some: &Guard) -> Vec<String> {
     let t = names::GUARD_TABLE;
-    let chain = |c: &String| format!("list chain bridge {t} {c}\n");
+    let chain = |c: &String| format!("list chain bridge {t} {c}");
     let mut scripts: Vec<String> = some.chains.keys().map(chain).collect();
-    for (name, elements) in some.maps.iter().chain(&some.sets) {
-        let keys: Vec<&str> = elements
-            .iter()
-            .map(|e| e.split(" : ").next().unwrap_or(e))
-            .collect();
-        if !keys.is_empty() {
-            scripts.push(format!(
-                "get element bridge {t} {name} {{ {} }}\n",
-                keys.join(", ")
-            ));
-        }
+    let table = format!("bridge {t}");
+    for (kind, all) in [("map", &some.maps), ("set", &some.sets)] {
+        let changed = all.iter().filter(|(_, elements)| !elements.is_empty());
+        scripts.extend(changed.map(|(name, e)| nft_table::elements_asked(kind, &table, name, e)));
     }
     scripts
 }
@@ -75,10 +68,10 @@ mod tests {
         assert_eq!(
             asking(&some),
             [
-                "list chain bridge vbm in-0000000b\n",
-                "list chain bridge vbm to-0000000b\n",
-                "get element bridge vbm in { \"tap0000000b\" }\n",
-                "get element bridge vbm to { \"tap0000000b\" }\n",
+                "list chain bridge vbm in-0000000b",
+                "list chain bridge vbm to-0000000b",
+                "get element bridge vbm in { \"tap0000000b\" }",
+                "get element bridge vbm to { \"tap0000000b\" }",
             ]
         );
         assert_eq!(parse(GOT).maps["in"], some.maps["in"]);
@@ -103,7 +96,7 @@ mod tests {
         let element = format!("{} . 10.77.0.200", more.mac);
         assert_eq!(
             asking(&changed(&want, &have)),
-            [format!("get element bridge vbm remotes {{ {element} }}\n")]
+            [format!("get element bridge vbm remotes {{ {element} }}")]
         );
     }
 }

@@ -9,11 +9,12 @@
 //! ```
 //!
 //! Each rule bears the comment `vbm:<owner>:<network>`: that is how one network's rules are found, compared and removed
-//! without looking at another's. No rule depends on its place among those of other networks, so they come and go in any order.
+//! without looking at another's. No rule depends on its place among those of other networks, so they come and go in any order; but for
+//! the drop of what other networks begin towards a routed one ([`super::routed`]), which is put before all that is accepted.
 //! A VM reaches neither the host's own addresses nor another network, but through a forward, as the world does.
 
 use super::{
-    Transit, floating, inside,
+    Transit, floating, inside, routed,
     tables::{Diff, Tables},
 };
 use crate::{
@@ -21,13 +22,21 @@ use crate::{
     names::{self, HostChain},
 };
 use std::collections::BTreeMap;
-use vbm_core::NetworkId;
+use vbm_core::{NetworkId, NetworkMode};
 
 /// The rules of one network by host chain, as `iptables-save` prints them behind `-A CHAIN`.
 pub type HostRules = BTreeMap<HostChain, Vec<String>>;
 
-/// The host's rules for a network.
-pub fn render(owner: &str, net: &Validated<DesiredNetwork>, transit: Transit) -> HostRules {
+/// The host's rules for a network. `underlay` is the interface by which other hosts are reached, where the network spans hosts.
+pub fn render(
+    owner: &str,
+    net: &Validated<DesiredNetwork>,
+    transit: Transit,
+    underlay: Option<&str>,
+) -> HostRules {
+    if net.spec.mode == NetworkMode::Routed {
+        return routed::on_host(owner, net, underlay);
+    }
     let link = names::transit(net.id);
     let tag = format!("-m comment --comment {}", names::rule_comment(owner, net.id));
     let (outer, inner) = (transit.host(), transit.inner());
@@ -184,8 +193,12 @@ fn diff_chain(
         changes.push(format!("host rules in {name}"));
         have.iter()
             .for_each(|rule| *body += &format!("-D {name} {rule}\n"));
-        wanted
-            .iter()
+        let (first, rest): (Vec<_>, Vec<_>) = wanted.iter().partition(|rule| routed::goes_first(rule));
+        // Each goes before the one that was put there last.
+        for rule in first.iter().rev() {
+            *body += &format!("-I {name} {rule}\n");
+        }
+        rest.iter()
             .for_each(|rule| *body += &format!("-A {name} {rule}\n"));
     }
     if leaving.last && exists {
@@ -247,7 +260,6 @@ pub fn tagged(observed: &Tables) -> Vec<(String, Option<String>)> {
 mod tests {
     use super::*;
     use crate::plan::{fixture::lab, tables};
-    use vbm_core::NetworkMode;
 
     const OWNER: &str = "lab-1";
 
@@ -257,6 +269,7 @@ mod tests {
             OWNER,
             &net,
             Transit::new("169.254.64.2/31".parse().unwrap()).unwrap(),
+            None,
         );
         (net, rules)
     }

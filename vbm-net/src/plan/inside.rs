@@ -12,6 +12,9 @@
 //!   INPUT (drop)    answers; VBM-FROM; from br0: ping to the gateway, DNS at its address, metadata at 169.254.169.254
 //! ```
 //!
+//! Mode `nat` rewrites what passes `up0`, mode `routed` passes it as it is. Mode `bridged` has `lan0` instead, a port of the bridge: what a VM
+//! says to its LAN has passed VBM-FROM, what the LAN says passes VBM-TO, and DHCP answers where the LAN's server gives addresses.
+//!
 //! `bridge-nf-call-iptables` brings bridged packets here. Broadcast and multicast between VMs are dropped, but for ARP and what
 //! IPv6 needs of its neighbours. The chains of ports are in `filter`. IPv6 has tables of its own, of the same shape, where a
 //! port of the network may speak it.
@@ -21,7 +24,7 @@ use super::{
     filter::{self, Family},
     floating,
     policy::Policies,
-    spelling,
+    routed, spelling,
     tables::{Table, Tables, chain},
 };
 use crate::{
@@ -45,7 +48,7 @@ const NEIGHBOURS: [u8; 2] = [135, 136];
 /// What only a router may say: advertisement and redirect (RFC 4861).
 const ROUTERS: [u8; 2] = [134, 137];
 
-/// The tables of IPv4 of a namespace. `transit` is `None` for an isolated network.
+/// The tables of IPv4 of a namespace. `transit` is `None` for an isolated or bridged network.
 pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tables {
     let (br, up) = (names::BRIDGE, names::UPLINK);
     let mut filter = BTreeMap::new();
@@ -55,8 +58,12 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
         net.spec.gateway
     );
     let from = format!("-i {br} -j {}", names::FROM_CHAIN);
-    let mut input = vec![ANSWERS.into(), from.clone(), ping];
-    input.extend(services(net));
+    let mut input = vec![ANSWERS.into(), from.clone()];
+    input.extend((!is_bridged(net)).then_some(ping));
+    // From the bridge and nowhere else.
+    input.extend(services(net).into_iter().map(|(to, protocol, port)| {
+        format!("-d {to}/32 -i {br} -p {protocol} -m {protocol} --dport {port} -j ACCEPT")
+    }));
     chain(&mut filter, "INPUT", Some("DROP"), input);
     let mut forward = vec![INVALID.into(), ANSWERS.into(), from];
     if transit.is_some() {
@@ -66,12 +73,15 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
         ));
         forward.push(format!("-i {br} -o {up} -j ACCEPT"));
     }
-    if net.overlay.is_some() {
+    forward.extend(to_other_hosts(net));
+    if is_bridged(net) && !net.spec.serve_dhcp {
+        // No answer to what a VM asked, as connection tracking sees it: it asked everybody, and from no address.
         forward.push(format!(
-            "-m physdev --physdev-out {} --physdev-is-bridged -j ACCEPT",
-            names::VXLAN
+            "-p udp -m physdev --physdev-in {} --physdev-is-bridged -m udp --sport 67 --dport 68 -j ACCEPT",
+            names::LEG
         ));
     }
+    forward.extend(to_the_lan(net));
     forward.extend(into_ports());
     chain(&mut filter, "FORWARD", Some("DROP"), forward);
     chain(&mut filter, "OUTPUT", Some("ACCEPT"), from_the_gateway());
@@ -79,6 +89,19 @@ pub fn render(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Tabl
     let mut tables = Tables::from([("filter".into(), filter), ("nat".into(), nat(net, transit))]);
     connections::add(&mut tables, net, Family::V4);
     tables
+}
+
+/// The groups of the far host decide.
+fn to_other_hosts(net: &DesiredNetwork) -> Option<String> {
+    let vxlan = names::VXLAN;
+    let spans = net.overlay.is_some();
+    spans.then(|| format!("-m physdev --physdev-out {vxlan} --physdev-is-bridged -j ACCEPT"))
+}
+
+/// Only VMs send by the leg: what came in by it does not go out there.
+fn to_the_lan(net: &DesiredNetwork) -> Option<String> {
+    let leg = names::LEG;
+    is_bridged(net).then(|| format!("-m physdev --physdev-out {leg} --physdev-is-bridged -j ACCEPT"))
 }
 
 /// The last rules of FORWARD: bridged packets by their tap, others by their address.
@@ -99,12 +122,13 @@ fn from_the_gateway() -> Vec<String> {
     ]
 }
 
-/// The tables of IPv6 of a namespace; none where no port may speak it, since the guard lets none of it pass then.
+/// The tables of IPv6 of a namespace; none where no port may speak it and it has no way out, since the guard lets none of it pass then.
 pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
-    if !net.ports.iter().any(DesiredPort::has_ipv6) {
+    let leaves = routed::carries_ipv6(net);
+    if !speaks_ipv6(net) {
         return Tables::new();
     }
-    let br = names::BRIDGE;
+    let (br, up) = (names::BRIDGE, names::UPLINK);
     let icmp = |kind: u8, way: &str, verdict: &str| {
         let way = if way.is_empty() {
             String::new()
@@ -121,11 +145,23 @@ pub fn render6(net: &Validated<DesiredNetwork>) -> Tables {
     forward.push("-p udp -m udp --sport 547 -j DROP".into());
     forward.extend(NEIGHBOURS.iter().map(|kind| icmp(*kind, "", "ACCEPT")));
     forward.extend([INVALID.into(), ANSWERS.into(), from.clone()]);
+    if leaves {
+        forward.push(format!(
+            "-i {br} -o {up} -p udp -m udp --dport {VXLAN_PORT} -j DROP"
+        ));
+        forward.push(format!("-i {br} -o {up} -j ACCEPT"));
+    }
+    forward.extend(to_other_hosts(net));
+    forward.extend(to_the_lan(net));
     forward.extend(into_ports());
     let mut input: Vec<String> = NEIGHBOURS
         .iter()
         .map(|kind| icmp(*kind, "-i", "ACCEPT"))
         .collect();
+    // The host's end of the transit asks for ours, and answers.
+    let by_host =
+        NEIGHBOURS.map(|kind| format!("-i {up} -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j ACCEPT"));
+    input.extend(by_host.into_iter().filter(|_| leaves));
     input.extend([ANSWERS.into(), from]);
     if let Some(six) = &net.spec.ipv6 {
         let ping = |to: std::net::Ipv6Addr| {
@@ -160,26 +196,21 @@ pub fn nothing6() -> Tables {
     Tables::from([("filter".into(), filter)])
 }
 
-/// What VMs may reach of the gateway's services, from the bridge and nowhere else.
-fn services(net: &DesiredNetwork) -> Vec<String> {
-    let br = names::BRIDGE;
-    let open = |to: Ipv4Addr, protocol: &str, port: u16| {
-        format!("-d {to}/32 -i {br} -p {protocol} -m {protocol} --dport {port} -j ACCEPT")
-    };
-    let mut rules = Vec::new();
+/// What VMs may reach of the gateway's services: address, protocol and port.
+pub(super) fn services(net: &DesiredNetwork) -> Vec<(Ipv4Addr, &'static str, u16)> {
+    let mut open = Vec::new();
     if net.spec.serve_dns {
-        let gateway = net.spec.gateway;
-        rules.extend(["udp", "tcp"].map(|protocol| open(gateway, protocol, dns::PORT)));
+        open.extend(["udp", "tcp"].map(|protocol| (net.spec.gateway, protocol, dns::PORT)));
     }
     if net.spec.serves_metadata() {
-        rules.push(open(METADATA_ADDRESS, "tcp", metadata::PORT));
+        open.push((METADATA_ADDRESS, "tcp", metadata::PORT));
     }
-    rules
+    open
 }
 
-fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> super::tables::Table {
+pub(super) fn nat(net: &Validated<DesiredNetwork>, transit: Option<Transit>) -> Table {
     let (mut pre, mut post) = (Vec::new(), Vec::new());
-    if let Some(transit) = transit {
+    if let Some(transit) = transit.filter(|_| net.spec.mode == NetworkMode::Nat) {
         let doors = doors(net);
         for (forward, target) in forwards(net) {
             pre.push(format!(
@@ -264,9 +295,18 @@ pub(crate) fn dnat(forward: &DesiredForward, from: u16, to: Ipv4Addr, at: u16) -
     )
 }
 
-/// Whether a network has a way out.
+/// Whether a network has a way out by the host's routes.
 pub(crate) fn has_uplink(net: &DesiredNetwork) -> bool {
-    net.spec.mode == NetworkMode::Nat
+    net.spec.mode.goes_by_host()
+}
+
+/// Whether anybody may speak IPv6 in a network's namespace: a port, or the two ends of its transit.
+pub(super) fn speaks_ipv6(net: &DesiredNetwork) -> bool {
+    routed::carries_ipv6(net) || net.ports.iter().any(DesiredPort::has_ipv6)
+}
+
+pub(super) fn is_bridged(net: &DesiredNetwork) -> bool {
+    net.spec.mode == NetworkMode::Bridged
 }
 
 #[cfg(test)]
@@ -438,6 +478,40 @@ mod tests {
     fn an_isolated_network_has_no_word_of_an_uplink() {
         let tables = render(&lab(NetworkMode::Isolated), None);
         assert!(!format!("{tables:?}").contains("up0"));
+    }
+
+    #[test]
+    fn a_routed_network_has_the_way_out_and_translates_nothing() {
+        let tables = render(&lab(NetworkMode::Routed), Some(transit()));
+        assert!(lines(&tables, "filter", "FORWARD").contains("-i br0 -o up0 -j ACCEPT"));
+        assert!(lines(&tables, "filter", "FORWARD").ends_with("-o br0 -j VBM-AT"));
+        for chain in ["PREROUTING", "POSTROUTING"] {
+            assert_eq!(lines(&tables, "nat", chain), "", "{chain}");
+        }
+    }
+
+    #[test]
+    fn a_bridged_network_has_its_lan_beyond_a_port_of_the_bridge_and_nothing_of_the_gateways() {
+        let mut net = lab(NetworkMode::Bridged).into_inner();
+        let forward = lines(&render(&lab(NetworkMode::Bridged), None), "filter", "FORWARD");
+        assert_eq!(
+            forward,
+            "-m conntrack --ctstate INVALID -j DROP\n\
+             -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+             -i br0 -j VBM-FROM\n\
+             -p udp -m physdev --physdev-in lan0 --physdev-is-bridged -m udp --sport 67 --dport 68 -j ACCEPT\n\
+             -m physdev --physdev-out lan0 --physdev-is-bridged -j ACCEPT\n\
+             -m physdev --physdev-is-bridged -j VBM-TO\n\
+             -m physdev --physdev-is-bridged -j DROP\n\
+             -o br0 -j VBM-AT"
+        );
+        net.spec.serve_dhcp = true;
+        let served = render(&Validated::<DesiredNetwork>::new(net).unwrap(), None);
+        assert!(!lines(&served, "filter", "FORWARD").contains("--sport 67"));
+        assert_eq!(
+            lines(&served, "filter", "INPUT"),
+            "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-i br0 -j VBM-FROM"
+        );
     }
 
     #[test]

@@ -13,23 +13,30 @@
 //! is a comparison of text: no hash to trust, no rule that merely looks applied. Each script is one transaction of
 //! the kernel: either the whole new set stands or the whole old one.
 
+pub mod carry;
 pub(crate) mod connections;
+pub(crate) mod dispatch;
 pub(crate) mod filter;
 pub mod floating;
 pub mod flows;
 pub mod guard;
 mod guard6;
 pub(crate) mod guard_back;
+mod guard_leg;
 pub mod host;
 pub mod inside;
+pub mod leg;
+pub(crate) mod nft_table;
 pub mod overlay;
 pub mod policy;
+pub mod routed;
 pub mod sets;
 mod spelling;
 pub mod tables;
 pub mod trace;
 pub mod transit;
 mod tree;
+pub(crate) mod verdict;
 
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;

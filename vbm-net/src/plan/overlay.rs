@@ -1,7 +1,7 @@
 //! Where frames for ports on other hosts go: three tables of the kernel, all of them written, none learned.
 //!
 //! ```text
-//!   a VM asks by ARP        br0's neighbours: address -> MAC       the bridge answers by itself (neigh_suppress)
+//!   a VM asks by ARP or ND  br0's neighbours: address -> MAC       the bridge answers by itself (neigh_suppress)
 //!   a VM sends to that MAC  br0's forwarding: MAC -> vx0           nothing unknown is flooded there
 //!   vx0 wraps the frame     vx0's forwarding: MAC -> host          a MAC without a host goes nowhere
 //! ```
@@ -9,7 +9,11 @@
 //! Entries that somebody else put there go too: one that leads all unknown MACs to a host, for example.
 
 use crate::{DesiredNetwork, Validated};
-use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 use vbm_core::Mac;
 
 /// The entries of one network.
@@ -20,19 +24,19 @@ pub struct Entries {
     /// MACs that the bridge sends to the tunnel.
     pub bridge: BTreeSet<Mac>,
     /// Which MAC an address has.
-    pub neighbours: BTreeSet<(Ipv4Addr, Mac)>,
+    pub neighbours: BTreeSet<(IpAddr, Mac)>,
 }
 
 /// One change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each adds or removes an entry of the table it names")]
 pub enum Step {
-    RemoveNeighbour(Ipv4Addr, Mac),
+    RemoveNeighbour(IpAddr, Mac),
     RemoveBridge(Mac),
     RemoveTunnel(Mac, Ipv4Addr),
     AddTunnel(Mac, Ipv4Addr),
     AddBridge(Mac),
-    AddNeighbour(Ipv4Addr, Mac),
+    AddNeighbour(IpAddr, Mac),
 }
 
 impl fmt::Display for Step {
@@ -54,7 +58,10 @@ pub fn render(net: &Validated<DesiredNetwork>) -> Entries {
     for remote in net.overlay.iter().flat_map(|o| &o.remotes) {
         entries.tunnel.insert((remote.mac, remote.host));
         entries.bridge.insert(remote.mac);
-        entries.neighbours.insert((remote.address, remote.mac));
+        entries.neighbours.insert((remote.address.into(), remote.mac));
+        entries
+            .neighbours
+            .extend(remote.address6.map(|a| (a.into(), remote.mac)));
     }
     entries
 }
@@ -117,7 +124,10 @@ mod tests {
     fn entries() -> impl Strategy<Value = Entries> {
         let mac = (0u32..4).prop_map(Mac::local);
         let host = (0u8..3).prop_map(|n| Ipv4Addr::new(198, 18, 0, n));
-        let address = (0u8..4).prop_map(|n| Ipv4Addr::new(10, 9, 0, n));
+        let address = (0u8..4).prop_map(|n| match n % 2 {
+            0 => IpAddr::from([10, 9, 0, n]),
+            _ => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, n.into()]),
+        });
         (
             prop::collection::btree_set((mac.clone(), host), 0..4),
             prop::collection::btree_set(mac.clone(), 0..4),

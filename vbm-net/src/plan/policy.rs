@@ -90,6 +90,10 @@ impl<'a> Policies<'a> {
                 }
             }
         }
+        // What addresses they have only the LAN's server knows: better nobody than somebody else.
+        if !net.spec.serve_dhcp {
+            members.values_mut().for_each(BTreeSet::clear);
+        }
         Self { groups, members }
     }
 

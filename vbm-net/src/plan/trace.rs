@@ -152,7 +152,8 @@ impl<'a> Walk<'a> {
         if self.is_neighbours() {
             return self.pass(Decider::Guard, "guard", "neighbours may ask and answer".into());
         }
-        if senders.is_empty() && !self.is_inside(from) {
+        let translated = self.net.spec.mode == NetworkMode::Nat;
+        if translated && senders.is_empty() && !self.is_inside(from) {
             self.by_forward(&receivers)?;
         }
         self.enters(&receivers)
@@ -177,16 +178,24 @@ impl<'a> Walk<'a> {
     fn is_inside(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(a) => self.net.spec.cidr.contains(&a),
+            IpAddr::V6(a) if super::routed::carries_ipv6(self.net) => {
+                let mut six = self.net.spec.ipv6.iter();
+                a.is_unicast_link_local() || six.any(|six| six.cidr.contains(&a))
+            }
             IpAddr::V6(_) => true,
         }
     }
+    fn is_bridged(&self) -> bool {
+        self.net.spec.mode == NetworkMode::Bridged
+    }
     fn is_remote(&self, address: IpAddr) -> bool {
         let mut remotes = self.net.overlay.iter().flat_map(|o| &o.remotes);
-        remotes.any(|r| IpAddr::V4(r.address) == address)
+        remotes.any(|r| address == r.address || r.address6.is_some_and(|a| address == a))
     }
     fn is_gateway(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(a) => a == self.net.spec.gateway,
+            // Of a bridged network it is a machine of the LAN.
+            IpAddr::V4(a) => a == self.net.spec.gateway && !self.is_bridged(),
             IpAddr::V6(a) => {
                 let six = self.net.spec.ipv6.as_ref();
                 six.is_some_and(|six| a == six.gateway || a == crate::model::GATEWAY_LINK_LOCAL)
@@ -239,6 +248,13 @@ impl<'a> Walk<'a> {
                 Decider::FarHost,
                 "another host",
                 format!("{from} is a port there; what may leave it is judged there"),
+            );
+        }
+        if self.is_bridged() {
+            return self.pass(
+                Decider::Network,
+                "LAN",
+                format!("{from} is no port's: it comes by the LAN"),
             );
         }
         if self.is_inside(from) {
@@ -367,6 +383,20 @@ impl<'a> Walk<'a> {
                 )
             };
         }
+        if self.is_bridged() {
+            return match senders.is_empty() {
+                true => self.stop(
+                    Decider::Network,
+                    "LAN",
+                    format!("{to} is no port's: it is not for this network"),
+                ),
+                false => self.pass(
+                    Decider::Network,
+                    "LAN",
+                    format!("{to} is no port's: out by the LAN"),
+                ),
+            };
+        }
         if self.is_inside(to) {
             return self.stop(Decider::Network, "network", format!("no port has {to}"));
         }
@@ -378,6 +408,7 @@ impl<'a> Walk<'a> {
         }
         let by = match senders.iter().find_map(|p| p.policy.floating) {
             Some(address) => format!("out by its floating IP {address}"),
+            None if self.net.spec.mode == NetworkMode::Routed => format!("out as {}", self.packet.from),
             None => "out by the host's address".into(),
         };
         self.pass(Decider::Network, "world", by)

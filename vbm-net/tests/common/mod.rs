@@ -42,6 +42,8 @@ pub(crate) mod site;
 
 /// How long anything in these tests may take before it counts as never.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// Runs tests by another dispatch than the usual one: `nft`.
+const DISPATCH: &str = "VBM_TEST_DISPATCH";
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(20);
 pub(crate) const HOST_OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -154,6 +156,14 @@ pub(crate) fn ip_tc(ns: &str, args: &str) -> String {
     let mut all = vec!["-n", ns];
     all.extend(args.split_whitespace());
     sh("tc", &all)
+}
+
+/// How often somebody who is there is asked, on a machine that has other things to do.
+pub(crate) const TRIES_MAX: usize = 20;
+
+/// Whether somebody answers a ping, sooner or later.
+pub(crate) fn reaches(ns: &Ns, to: Ipv4Addr) -> bool {
+    (0..TRIES_MAX).any(|_| ns.pings(to))
 }
 
 /// A namespace that is deleted when dropped.
@@ -276,10 +286,18 @@ pub(crate) struct Lab {
     pub(crate) outside: Ns,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) net: HostNetwork,
+    pub(crate) dispatch: vbm_net::Dispatch,
 }
 
 impl Lab {
     pub(crate) async fn new() -> Self {
+        let way =
+            std::env::var(DISPATCH).map_or_else(|_| vbm_net::Dispatch::default(), |d| d.parse().unwrap());
+        Self::dispatched(way).await
+    }
+
+    /// One whose packets find their port's policy so.
+    pub(crate) async fn dispatched(dispatch: vbm_net::Dispatch) -> Self {
         let (host, outside) = (Ns::new("vbmt-h-"), Ns::new("vbmt-o-"));
         ip(&format!(
             "-n {} link add eth0 type veth peer name eth0 netns {}",
@@ -291,7 +309,7 @@ impl Lab {
         }
         let dir = tempfile::tempdir().unwrap();
         let owner = fresh("test-");
-        let net = HostNetwork::open(config(&owner, &host, dir.path()))
+        let net = HostNetwork::open(config(&owner, &host, dir.path()).with_dispatch(dispatch))
             .await
             .unwrap();
         Self {
@@ -300,6 +318,7 @@ impl Lab {
             outside,
             dir,
             net,
+            dispatch,
         }
     }
 
@@ -309,12 +328,18 @@ impl Lab {
     }
 
     pub(crate) fn config(&self) -> HostConfig {
-        config(&self.owner, &self.host, self.dir.path())
+        config(&self.owner, &self.host, self.dir.path()).with_dispatch(self.dispatch)
     }
 
     /// As if the daemon was started again.
     pub(crate) async fn reopen(&mut self) {
+        self.reopen_dispatched(self.dispatch).await;
+    }
+
+    /// The same, by this dispatch from now on.
+    pub(crate) async fn reopen_dispatched(&mut self, dispatch: vbm_net::Dispatch) {
         self.net.shutdown().await;
+        self.dispatch = dispatch;
         self.net = HostNetwork::open(self.config()).await.unwrap();
     }
 
@@ -458,28 +483,46 @@ pub(crate) struct Guest {
     pub(crate) ns: Ns,
     stop: Arc<AtomicBool>,
     pump: Option<JoinHandle<()>>,
+    /// Its own end of its link.
+    tap: Option<Arc<OwnedFd>>,
     pub(crate) dir: tempfile::TempDir,
     kids: Vec<Kid>,
 }
 
 impl Guest {
     pub(crate) fn new(nic: Nic, mac: Mac) -> Self {
-        let Nic::Tap { fd, .. } = nic else {
-            panic!("no tap")
-        };
         let ns = Ns::new("vbmt-g-");
         let tap = ns.run(|| packet::open_tap("eth0"));
         ns.ip(&format!("link set eth0 address {mac}"));
         ns.ip("link set eth0 up");
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let pump = std::thread::spawn(move || pump(&fd, &tap, &stopped));
-        Self {
+        let mut guest = Self {
             ns,
-            stop,
-            pump: Some(pump),
+            stop: Arc::default(),
+            pump: None,
+            tap: Some(Arc::new(tap)),
             dir: tempfile::tempdir().unwrap(),
             kids: Vec::new(),
+        };
+        guest.plug(nic);
+        guest
+    }
+
+    /// The guest's link leads to this NIC from now on.
+    pub(crate) fn plug(&mut self, nic: Nic) {
+        let Nic::Tap { fd, .. } = nic else {
+            panic!("no tap")
+        };
+        let tap = Arc::clone(self.tap.as_ref().unwrap());
+        self.stop = Arc::default();
+        let stopped = Arc::clone(&self.stop);
+        self.pump = Some(std::thread::spawn(move || pump(&fd, &tap, &stopped)));
+    }
+
+    /// As a VM that is stopped to be moved: its NIC is gone, and all else is as it was.
+    pub(crate) fn unplug(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(pump) = self.pump.take() {
+            let _ended = pump.join();
         }
     }
 
@@ -495,6 +538,7 @@ impl Guest {
             ns,
             stop: Arc::default(),
             pump: None,
+            tap: None,
             dir: tempfile::tempdir().unwrap(),
             kids: Vec::new(),
         }
@@ -552,10 +596,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.kids.clear();
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(pump) = self.pump.take() {
-            let _ended = pump.join();
-        }
+        self.unplug();
     }
 }
 

@@ -160,6 +160,7 @@ impl Span {
         let remotes = places().filter(|(_, h)| **h != host).map(|(p, h)| RemotePort {
             mac: p.mac,
             address: p.address,
+            address6: p.address6,
             host: at(*h),
         });
         here.overlay = Some(DesiredOverlay {

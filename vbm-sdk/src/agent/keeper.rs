@@ -92,6 +92,11 @@ impl VmKeeper {
         });
     }
 
+    /// What is wanted, as far as anybody said it.
+    pub(super) fn wants(&self) -> Option<WantedVm> {
+        self.wanted.borrow().clone()
+    }
+
     pub(super) fn status(&self) -> VmStatus {
         self.status.borrow().clone()
     }

@@ -15,6 +15,7 @@ mod consoles;
 mod decide;
 mod epoch;
 mod errands;
+mod flows;
 mod images;
 mod keeper;
 mod moving;
@@ -25,8 +26,8 @@ mod reverts;
 
 use crate::methods::{
     ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkCheck, NetworkCount, NetworkEnsure,
-    NetworkForesee, NetworkRemove, VmAbandon, VmEnsure, VmLook, VmReceive, VmRemove, VmReset, VmScreenshot,
-    VmSend,
+    NetworkForesee, NetworkRemove, NicFlowsOf, NicTakeFlows, VmAbandon, VmEnsure, VmLook, VmReceive,
+    VmRemove, VmReset, VmScreenshot, VmSend,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -283,6 +284,8 @@ impl Agent {
             VmSend => vm_send,
             VmLook => vm_look,
             VmAbandon => vm_abandon,
+            NicFlowsOf => nic_flows,
+            NicTakeFlows => nic_take_flows,
             VmReset => vm_reset,
             VmScreenshot => vm_screenshot,
             ConsoleLog => console_log,
@@ -298,6 +301,12 @@ impl Agent {
             .entry(id)
             .or_insert_with(|| VmKeeper::spawn(self, driver, id, adopted))
             .clone()
+    }
+
+    /// What is wanted of the VMs here, of those of which anybody said it since the start.
+    fn wanted_vms(&self) -> Vec<crate::methods::WantedVm> {
+        let keepers = self.inner.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        keepers.values().filter_map(VmKeeper::wants).collect()
     }
 
     fn forget_keeper(&self, id: VmId) -> Option<VmKeeper> {

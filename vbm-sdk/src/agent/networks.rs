@@ -3,10 +3,11 @@
 use super::Agent;
 use crate::api::{Counted, TriedPath};
 use crate::methods::{CountedNetwork, CountedPort, CountedRule, WantedNetwork, WantedVm};
-use vbm_core::{Error, NetworkId, NetworkStatus, Result};
+use std::collections::BTreeSet;
+use vbm_core::{Error, NetworkId, NetworkStatus, PortId, Result};
 use vbm_net::{
-    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, PortPolicy, RemotePort,
-    metadata::Instance,
+    DesiredForward, DesiredGroup, DesiredNetwork, DesiredOverlay, DesiredPort, NetworkSeen, PortPolicy,
+    RemotePort, metadata::Instance,
 };
 
 impl Agent {
@@ -21,6 +22,7 @@ impl Agent {
         if !seen.changed.is_empty() {
             tracing::info!(network = %seen.id, changed = ?seen.changed, "the network was made as wanted");
         }
+        self.describe_again(&seen).await;
         Ok(NetworkStatus {
             observed: generation,
             ready: seen.ready,
@@ -30,17 +32,45 @@ impl Agent {
         })
     }
 
-    /// Tells the networks of a VM what its guest may read: its own id, name, keys and user data.
-    pub(super) async fn describe(&self, want: &WantedVm) -> Result<()> {
+    /// What a VM's guest may read: its own id, name, keys and user data.
+    fn instance(&self, want: &WantedVm) -> Result<Instance> {
         let user_data = want.guest.user_data.as_ref().map(|d| d.bytes()).transpose()?;
-        let instance = Instance {
+        Ok(Instance {
             id: format!("i-{}", want.id.uuid().simple()),
             name: Some(want.name.clone()),
             user_data,
             ssh_keys: want.guest.ssh_keys.clone(),
             macs: want.nics.iter().map(|n| n.mac).collect(),
             node: Some(self.inner.path.to_string()),
-        };
+        })
+    }
+
+    /// Tells a network that was made anew what the guests on it may read. What fails is done by the next `ensure`.
+    async fn describe_again(&self, seen: &NetworkSeen) {
+        let untold: BTreeSet<PortId> = seen.ports.iter().filter(|p| !p.described).map(|p| p.id).collect();
+        if untold.is_empty() {
+            return;
+        }
+        let on_it = |want: &WantedVm| want.nics.iter().any(|n| untold.contains(&n.port));
+        for want in self.wanted_vms().into_iter().filter(on_it) {
+            let Ok(instance) = self.instance(&want) else {
+                continue;
+            };
+            for nic in want.nics.iter().filter(|n| untold.contains(&n.port)) {
+                let told = self
+                    .inner
+                    .networks
+                    .describe(seen.id, nic.port, Some(instance.clone()));
+                if let Err(error) = told.await {
+                    tracing::debug!(vm = %want.id, %error, "its metadata is not told yet");
+                }
+            }
+        }
+    }
+
+    /// Tells the networks of a VM what its guest may read.
+    pub(super) async fn describe(&self, want: &WantedVm) -> Result<()> {
+        let instance = self.instance(want)?;
         for nic in &want.nics {
             let told = self
                 .inner
@@ -133,6 +163,7 @@ fn desired(wanted: WantedNetwork) -> DesiredNetwork {
     let remote = |r: crate::methods::WantedRemote| RemotePort {
         mac: r.mac,
         address: r.address,
+        address6: r.address6,
         host: r.host,
     };
     let overlay = |o: crate::methods::WantedOverlay| DesiredOverlay {

@@ -21,6 +21,9 @@
 //! | `/v1/groups`, `/v1/groups/{group}` | GET, POST, DELETE |
 //! | `/v1/groups/{group}/rules` | PUT [`SetRules`] |
 //! | `/v1/forwards`, `/v1/forwards/{forward}` | GET, POST, DELETE |
+//! | `/v1/floating-ips`, `/v1/floating-ips/{floating-ip}` | GET, POST, DELETE |
+//! | `/v1/floating-ips/{floating-ip}/target` | PUT [`AttachFloatingIp`], DELETE |
+//! | `/v1/floating-pool` | GET, PUT [`vbm_core::FloatingPool`] |
 //! | `/v1/blobs` | POST: a file's bytes; answers [`Blob`] |
 //! | `/v1/images`, `/v1/images/{image}` | GET, POST, DELETE |
 //! | `/v1/nodes`, `/v1/nodes/{node}` | GET |
@@ -36,11 +39,13 @@
 //! (RFC 9457) with the fields of [`vbm_core::Error`].
 
 mod addresses;
+mod floating;
 mod looks;
 mod ports;
 mod web;
 
 pub use addresses::{AddressUsage, CreateIpv6, NetworkUsage, UpdateIpv6, UpdateNetwork};
+pub use floating::{AttachFloatingIp, CreateFloatingIp, FloatingIpState, FloatingIpView};
 pub use looks::{Counted, NetworkCounts, NodeChanges, NodePaths, PortCounts, RuleCounts, TriedPath};
 pub use ports::{FLOATING_IP_NONE, SetPort};
 pub use web::{
@@ -56,9 +61,9 @@ use std::{
 };
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, Ipv4Range, Mac,
-    MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol, Reservation, Rule,
-    Snapshot, Vm,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, InterfaceName,
+    Ipv4Range, Mac, MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol,
+    Reservation, Rule, Snapshot, Vm,
 };
 
 /// The version of the API: the first part of every path.
@@ -299,7 +304,10 @@ pub struct CreateNetwork {
     /// How it meets the world.
     #[serde(default)]
     pub mode: NetworkMode,
-    /// The gateway's address; the first usable one when absent.
+    /// The interface of each host that it goes by: a bridged network must name one (a bridge, or one without addresses), a routed one may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<InterfaceName>,
+    /// The gateway's address; the first usable one when absent. Of a bridged network the LAN's router.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub gateway: Option<Ipv4Addr>,
@@ -349,9 +357,12 @@ pub struct CreateNetwork {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub dns_upstreams: Vec<IpAddr>,
-    /// The metadata service of its VMs.
+    /// The metadata service of its VMs; who shows a token is answered when absent, and nobody on a bridged network.
     #[serde(default)]
-    pub metadata: MetadataMode,
+    pub metadata: Option<MetadataMode>,
+    /// Whether VMs of a bridged network are told their addresses by VBM instead of the LAN's own server; not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serve_dhcp: Option<bool>,
 }
 
 /// A network as lists show it.
@@ -518,10 +529,10 @@ pub struct ListQuery {
     /// At most so many, 1 to 1,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Of ports and forwards: only those of this network.
+    /// Of ports, forwards and floating IPs: only those of this network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// Of ports, forwards, volumes: only those of this VM.
+    /// Of ports, forwards, floating IPs and volumes: only those of this VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<String>,
 }

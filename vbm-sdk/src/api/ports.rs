@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vbm_core::PortLimits;
+use vbm_core::{AddressPair, PortLimits};
 
 /// What [`SetPort::floating_ip`] says to take it away.
 pub const FLOATING_IP_NONE: &str = "none";
@@ -20,4 +20,7 @@ pub struct SetPort {
     /// The address by which the world reaches it and sees it, one to one; `none` takes it away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floating_ip: Option<String>,
+    /// Addresses beside its own that it may use: all of them are replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Vec<AddressPair>>,
 }

@@ -4,7 +4,7 @@ use super::{ForwardView, NetworkView, PortView, VmView};
 use crate::store::Revision;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vbm_core::{Event, Group, Image, Node, Operation, Snapshot, Timestamp, VmId, Volume};
+use vbm_core::{Event, FloatingIp, Group, Image, Node, Operation, Snapshot, Timestamp, VmId, Volume};
 
 /// Who asks, and whom.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -130,6 +130,7 @@ pub enum WatchedKind {
     Port,
     Group,
     Forward,
+    FloatingIp,
     Snapshot,
     Node,
     Operation,
@@ -169,6 +170,8 @@ pub enum RecordView {
     Port(PortView),
     Group(Group),
     Forward(ForwardView),
+    /// The record alone: who has it is said by the ports, whose changes are told too.
+    FloatingIp(FloatingIp),
     Snapshot(Snapshot),
     Node(Node),
     Operation(Operation),

@@ -8,7 +8,8 @@ use super::{
     table::Table,
 };
 use crate::api::{CreateGroup, NicView, SetGroups, SetRules, VmView};
-use vbm_core::{Error, ErrorKind, Rule, Timestamp};
+use std::collections::BTreeMap;
+use vbm_core::{Error, ErrorKind, GroupId, Name, Rule, Timestamp, group::Peer};
 
 const NONE_YET: &str = "no groups yet: make one with `vbm group create web tcp/80 icmp`";
 /// How often a change is tried again when somebody else changes the same group.
@@ -25,7 +26,8 @@ pub(super) async fn run(on: &Session<'_>, verb: Group) -> Result<(), Error> {
             };
             let made = groups.create(request).await?;
             let name = made.meta.name.to_string();
-            on.out.done(&made, &name, &told(&made))?;
+            let named = known(on).await?.group(&made);
+            on.out.done(&made, &name, &told(&named))?;
             on.out
                 .hint(&format!("put a VM into it with `vbm group attach {name} VM`"));
             Ok(())
@@ -35,14 +37,15 @@ pub(super) async fn run(on: &Session<'_>, verb: Group) -> Result<(), Error> {
             on.out.list(
                 &all,
                 |g| g.meta.name.to_string(),
-                &table(&all, on.now()),
+                &table(&all, &Known::of(&all), on.now()),
                 NONE_YET,
             )
         }
         Group::Info(args) => {
             let group = groups.get(&args.group).await?;
+            let named = known(on).await?.group(&group);
             on.out
-                .item(&group, group.meta.name.as_str(), &detail(&group, on.now()))
+                .item(&group, group.meta.name.as_str(), &detail(&named, on.now()))
         }
         Group::Delete(args) => {
             let act = |name: String| groups.delete(name).into_future();
@@ -70,10 +73,12 @@ async fn change(
 ) -> Result<(), Error> {
     let groups = on.client.groups();
     let mut tries = 0;
+    let known = known(on).await?;
     let accepted = loop {
         let group = groups.get(name).await?;
         let request = SetRules {
-            rules: next(&group.spec.rules)?,
+            // By name, as they are typed and listed.
+            rules: next(&known.group(&group).spec.rules)?,
             egress_closed: None,
             generation: Some(group.meta.generation),
         };
@@ -86,10 +91,37 @@ async fn change(
         on.out.done(
             &accepted.item,
             accepted.item.meta.name.as_str(),
-            &told(&accepted.item),
+            &told(&known.group(&accepted.item)),
         )?;
     }
     Ok(())
+}
+
+/// The names of groups: records hold the ids of peers, people their names.
+struct Known(BTreeMap<GroupId, Name>);
+
+async fn known(on: &Session<'_>) -> Result<Known, Error> {
+    Ok(Known::of(&on.client.groups().list().all().await?))
+}
+
+impl Known {
+    fn of(groups: &[vbm_core::Group]) -> Self {
+        let all = groups.iter().map(|g| (g.meta.id, g.meta.name.clone()));
+        Self(all.collect())
+    }
+
+    /// The same group, with the peers of its rules by name where they have one.
+    fn group(&self, group: &vbm_core::Group) -> vbm_core::Group {
+        let mut named = group.clone();
+        for rule in &mut named.spec.rules {
+            if let Some(Peer::Group(id)) = &rule.peer
+                && let Some(name) = self.0.get(id)
+            {
+                rule.peer = Some(Peer::Named(name.clone()));
+            }
+        }
+        named
+    }
 }
 
 fn with(has: &[Rule], more: &[Rule]) -> Vec<Rule> {
@@ -228,12 +260,12 @@ fn told(group: &vbm_core::Group) -> String {
     text
 }
 
-fn table(groups: &[vbm_core::Group], now: Timestamp) -> Table {
+fn table(groups: &[vbm_core::Group], known: &Known, now: Timestamp) -> Table {
     let mut table = Table::new(&["NAME", "RULES", "AGE"], &["ID", "GENERATION"]);
     for group in groups {
         table.row([
             group.meta.name.to_string(),
-            spelled(&group.spec.rules),
+            spelled(&known.group(group).spec.rules),
             human::age(now, group.meta.created_at),
             group.meta.id.to_string(),
             group.meta.generation.to_string(),
@@ -282,6 +314,25 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_is_listed_and_taken_away_by_the_name_of_its_peer() {
+        let of = |n, name: &str| vbm_core::Group {
+            meta: Meta::new(id(n), name.parse().unwrap(), Timestamp::from_micros(0)),
+            spec: GroupSpec {
+                rules: rules(&["tcp/5432@group:web"]),
+                egress_closed: false,
+            },
+        };
+        let (web, mut db) = (of(1, "web"), of(2, "db"));
+        db.spec.rules[0].peer = Some(Peer::Group(id(1)));
+        let known = Known::of(&[web, db.clone()]);
+        assert!(told(&known.group(&db)).contains("tcp/5432@group:web"));
+        let typed = rules(&["tcp/5432@group:web"]);
+        assert_eq!(without(&known.group(&db).spec.rules, &typed, "db").unwrap(), []);
+        db.spec.rules[0].peer = Some(Peer::Group(id(9)));
+        assert_eq!(known.group(&db), db, "one that is gone has no name");
+    }
+
+    #[test]
     fn denying_takes_rules_away_and_refuses_what_is_not_there() {
         let has = rules(&["tcp/80", "icmp"]);
         assert_eq!(
@@ -317,7 +368,7 @@ mod tests {
         };
         assert_eq!(told(&group), "web lets in tcp/80 icmp@10.0.0.0/8");
         assert_eq!(
-            table(&[group.clone()], Timestamp::from_micros(0)).render(false, None),
+            table(&[group.clone()], &Known::of(&[]), Timestamp::from_micros(0)).render(false, None),
             "NAME  RULES                   AGE\nweb   tcp/80 icmp@10.0.0.0/8  0s"
         );
         group.spec.rules.push("egress:udp/53".parse().unwrap());

@@ -172,7 +172,9 @@ fn request(args: &NetworkCreate) -> Result<CreateNetwork, Error> {
             .iter()
             .map(|text| forms::server(text))
             .collect::<Result<_, _>>()?,
-        metadata: args.metadata.parse()?,
+        metadata: args.metadata.as_deref().map(str::parse).transpose()?,
+        uplink: args.uplink.as_deref().map(str::parse).transpose()?,
+        serve_dhcp: args.serve_dhcp.then_some(true),
         ..CreateNetwork::new(args.name.parse()?, &*args.cidr)
     })
 }
@@ -217,7 +219,7 @@ fn pools(view: &NetworkView) -> String {
     four.chain(six).collect::<Vec<_>>().join(", ")
 }
 
-fn joined<T: ToString>(items: &[T]) -> String {
+pub(super) fn joined<T: ToString>(items: &[T]) -> String {
     items
         .iter()
         .map(ToString::to_string)
@@ -331,8 +333,18 @@ fn detail(view: &NetworkView, now: Timestamp) -> String {
     lines.put("State", state(view));
     lines.problem(status.problem.as_ref());
     lines.put("Mode", spec.mode.to_string());
+    lines.put(
+        "Uplink",
+        spec.uplink.as_ref().map(ToString::to_string).unwrap_or_default(),
+    );
     lines.put("CIDR", spec.cidr.to_string());
     lines.put("Gateway", spec.gateway.to_string());
+    if !spec.serve_dhcp {
+        lines.put(
+            "Addresses",
+            "told by the LAN's own DHCP server; those of VBM are set aside for who sets them by hand",
+        );
+    }
     lines.put("Pool", format!("{} to {}", spec.pool_first, spec.pool_last));
     lines.put("Also", joined(&spec.more_pools));
     lines.put("Excluded", joined(&spec.excluded));
@@ -443,6 +455,25 @@ mod tests {
             panic!("{words}")
         };
         request(&args)
+    }
+
+    #[test]
+    fn a_mode_is_typed_with_its_uplink() {
+        let made = typed("office 10.0.0.0/24 --mode bridged --uplink br-lan").unwrap();
+        assert_eq!(made.uplink.unwrap().as_str(), "br-lan");
+        assert_eq!(
+            (made.mode, made.serve_dhcp, made.metadata),
+            (NetworkMode::Bridged, None, None)
+        );
+        let made = typed("dmz 10.0.0.0/24 --mode routed --metadata open").unwrap();
+        assert_eq!((made.mode, made.uplink), (NetworkMode::Routed, None));
+        assert_eq!(made.metadata, Some(vbm_core::MetadataMode::Open));
+        for bad in [
+            "a 10.0.0.0/24 --mode bridge",
+            "a 10.0.0.0/24 --mode routed --uplink eth+",
+        ] {
+            assert_eq!(typed(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
+        }
     }
 
     #[test]

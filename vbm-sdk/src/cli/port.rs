@@ -1,5 +1,7 @@
 //! `vbm port`, which `vbm network leases` shows as well.
 
+mod allowed;
+
 use super::{
     args::{Belonging, Port, PortLimit},
     human,
@@ -19,6 +21,8 @@ pub(super) async fn run(on: &Session<'_>, verb: Port) -> Result<(), Error> {
     match verb {
         Port::List(of) => list(on, &of).await,
         Port::Limit(args) => limit(on, &args).await,
+        Port::Allow(args) => allowed::allow(on, &args).await,
+        Port::Deny(args) => allowed::deny(on, &args).await,
     }
 }
 
@@ -156,6 +160,7 @@ fn table(ports: &[PortView], now: Timestamp) -> Table {
             "ADDRESS6",
             "PINNED",
             "FLOATING IP",
+            "ALLOWED",
             "IN",
             "OUT",
             "CONNECTIONS",
@@ -187,6 +192,7 @@ fn table(ports: &[PortView], now: Timestamp) -> Table {
             spec.address6.map(|a| a.to_string()).unwrap_or_default(),
             if spec.pinned { "yes" } else { "no" }.to_owned(),
             spec.floating_ip.map(|a| a.to_string()).unwrap_or_default(),
+            allowed::text(&spec.pairs),
             rate(spec.limits.in_kbit_per_second),
             rate(spec.limits.out_kbit_per_second),
             count(spec.limits.connections),

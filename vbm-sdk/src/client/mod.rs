@@ -34,6 +34,7 @@ mod call;
 mod console;
 mod endpoint;
 mod events;
+mod floating_ips;
 mod images;
 mod nouns;
 mod operations;
@@ -51,6 +52,7 @@ pub use self::{
     console::Console,
     endpoint::{BoxedIo, Connect, DEFAULT_SOCKET, Endpoint, Io},
     events::{EventStream, Events},
+    floating_ips::FloatingIps,
     images::{Images, UPLOAD_DEADLINE, Upload},
     nouns::{Forwards, Groups, Networks, Nodes, Ports, Volumes, Web},
     operations::{OPERATION_DEADLINE, Operations, Wait},
@@ -177,6 +179,11 @@ impl Client {
     /// Security groups.
     pub fn groups(&self) -> Groups {
         Groups(self.clone())
+    }
+
+    /// Floating IPs that are kept.
+    pub fn floating_ips(&self) -> FloatingIps {
+        FloatingIps(self.clone())
     }
 
     /// Port forwards.

@@ -121,6 +121,7 @@ impl CreateNetwork {
             name,
             cidr: cidr.into(),
             mode: NetworkMode::default(),
+            uplink: None,
             gateway: None,
             pool_first: None,
             pool_last: None,
@@ -136,7 +137,8 @@ impl CreateNetwork {
             dhcp: vbm_core::DhcpSpec::default(),
             serve_dns: None,
             dns_upstreams: Vec::new(),
-            metadata: vbm_core::MetadataMode::default(),
+            metadata: None,
+            serve_dhcp: None,
         }
     }
 }

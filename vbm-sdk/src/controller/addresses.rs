@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Two controllers that pick at the same time read the same state; one of them writes it, the other is told that it
-//! was crossed and begins anew. The claims say the same once more, address by address: should the state ever be
+//! was crossed and begins anew. Who allows a port addresses beside its own writes the state too, so that it crosses whoever picks
+//! just now: such an address is given to nobody. The claims say the same once more, address by address: should the state ever be
 //! lost, it is made again of them.
 
 use super::{Controller, launch::address_key, launch::mac_key};
@@ -16,12 +17,15 @@ use crate::api::{NetworkUsage, NicRequest};
 use crate::records::{Edit, Held};
 use crate::store::Revision;
 use bytes::Bytes;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
-use vbm_core::{Error, ErrorKind, Ipv6Spec, Mac, Network, NetworkId, NetworkSpec, Port, Result, Timestamp};
+use vbm_core::{
+    Error, ErrorKind, Ipv6Spec, Mac, Network, NetworkId, NetworkSpec, Port, Result, Timestamp, Vm, VmId,
+};
 use vbm_net::ipam::{Address, Ipam, Plan, State};
 
 /// What the store keeps of a network's addresses.
@@ -41,6 +45,35 @@ pub(super) struct Addresses {
     v6: Option<Ipam<Ipv6Addr>>,
     /// Where VMs make their IPv6 addresses themselves.
     stateless: Option<Ipv6Spec>,
+    allowed: Allowed,
+}
+
+/// What VMs of a network may use beside their own addresses.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Allowed(Vec<(IpNet, VmId)>);
+
+impl Allowed {
+    fn v4(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+        let ends = |net: IpNet| match net {
+            IpNet::V4(net) => Some((net.network(), net.broadcast())),
+            IpNet::V6(_) => None,
+        };
+        self.0.iter().filter_map(|(net, _)| ends(*net)).collect()
+    }
+
+    fn v6(&self) -> Vec<(Ipv6Addr, Ipv6Addr)> {
+        let ends = |net: IpNet| match net {
+            IpNet::V6(net) => Some((net.network(), net.broadcast())),
+            IpNet::V4(_) => None,
+        };
+        self.0.iter().filter_map(|(net, _)| ends(*net)).collect()
+    }
+
+    /// Whose it is to use.
+    fn whose(&self, address: IpAddr) -> Option<VmId> {
+        let found = self.0.iter().find(|(net, _)| net.contains(&address));
+        found.map(|(_, vm)| *vm)
+    }
 }
 
 /// The subnet, where VMs make their addresses themselves.
@@ -59,17 +92,20 @@ pub(super) struct Given {
 
 impl Addresses {
     /// Those of a new network.
-    pub(super) fn new(id: NetworkId, spec: &NetworkSpec) -> Result<Self> {
+    pub(super) fn new(id: NetworkId, spec: &NetworkSpec, allowed: Allowed) -> Result<Self> {
+        let v6 = Plan::v6(spec)?.map(|plan| plan.withholding(&allowed.v6()));
         Ok(Self {
             key: key(id),
             seen: None,
-            v4: Ipam::v4(spec)?,
-            v6: Ipam::v6(spec)?,
+            v4: Ipam::new(Plan::v4(spec)?.withholding(&allowed.v4())),
+            v6: v6.map(Ipam::new),
             stateless: stateless(spec),
+            allowed,
         })
     }
 
-    fn read(id: NetworkId, spec: &NetworkSpec, value: &[u8], revision: Revision) -> Result<Self> {
+    fn read(network: &Network, allowed: Allowed, value: &[u8], revision: Revision) -> Result<Self> {
+        let (id, spec) = (network.meta.id, &network.spec);
         let kept: Kept = serde_json::from_slice(value).map_err(|e| {
             Error::new(
                 ErrorKind::Corrupt,
@@ -78,16 +114,18 @@ impl Addresses {
                 "it was written by a newer VBM, or the store was damaged: restore a backup",
             )
         })?;
-        let v6 = match (Plan::v6(spec)?, &kept.v6) {
+        let v6 = Plan::v6(spec)?.map(|plan| plan.withholding(&allowed.v6()));
+        let v6 = match (v6, &kept.v6) {
             (Some(plan), Some(state)) => Some(Ipam::restore(plan, state)?),
             (plan, _) => plan.map(Ipam::new),
         };
         Ok(Self {
             key: key(id),
             seen: Some(revision),
-            v4: Ipam::restore(Plan::v4(spec)?, &kept.v4)?,
+            v4: Ipam::restore(Plan::v4(spec)?.withholding(&allowed.v4()), &kept.v4)?,
             v6,
             stateless: stateless(spec),
+            allowed,
         })
     }
 
@@ -129,14 +167,8 @@ impl Addresses {
     fn adopt(&mut self, address: IpAddr, now: Timestamp) {
         // What cannot be taken is outside of the subnet or was taken a line before: there is nothing to remember.
         match (address, &mut self.v6) {
-            (IpAddr::V4(address), _) => {
-                let mac = self.v4.plan().reservation(address).flatten();
-                drop(self.v4.pin(address, mac, now));
-            }
-            (IpAddr::V6(address), Some(ipam)) => {
-                let mac = ipam.plan().reservation(address).flatten();
-                drop(ipam.pin(address, mac, now));
-            }
+            (IpAddr::V4(address), _) => drop(self.v4.adopt(address, now)),
+            (IpAddr::V6(address), Some(ipam)) => drop(ipam.adopt(address, now)),
             (IpAddr::V6(_), None) => {}
         }
     }
@@ -148,6 +180,12 @@ impl Addresses {
             (Some(ipam), Some(plan)) => ipam.follow(plan),
             _ => Ok(()),
         }
+    }
+
+    /// How many ports have an address. Each has one of IPv4.
+    pub(super) fn ports(&self, now: Timestamp) -> usize {
+        let of = self.v4.utilisation(now);
+        usize::try_from(of.taken + of.outside).unwrap_or(usize::MAX)
     }
 
     fn usage(&self, now: Timestamp) -> NetworkUsage {
@@ -185,12 +223,41 @@ impl Controller {
     /// The addresses of a network as the store has them; made of the claims where it has none.
     pub(super) async fn addresses(&self, network: &Network) -> Result<Addresses> {
         let id = network.meta.id;
-        if let Some(entry) = self.records().store().get(&key(id)).await? {
-            return Addresses::read(id, &network.spec, &entry.value, entry.revision);
+        // Before what they are withheld from: who allows one writes both.
+        let entry = self.records().store().get(&key(id)).await?;
+        let allowed = self.allowed(id).await?;
+        if let Some(entry) = entry {
+            return Addresses::read(network, allowed, &entry.value, entry.revision);
         }
-        let mut addresses = Addresses::new(id, &network.spec)?;
+        let mut addresses = Addresses::new(id, &network.spec, allowed)?;
         self.adopt_claims(id, &mut addresses).await?;
         Ok(addresses)
+    }
+
+    /// What ports of a network may use beside their own addresses.
+    async fn allowed(&self, network: NetworkId) -> Result<Allowed> {
+        let ports = self.records().all::<Port>().await?;
+        let here = ports
+            .iter()
+            .map(|p| &p.value.spec)
+            .filter(|s| s.network == network);
+        let pairs = here.flat_map(|spec| spec.pairs.iter().map(|pair| (pair.address, spec.vm)));
+        Ok(Allowed(pairs.collect()))
+    }
+
+    /// Refuses an address that another VM may use beside its own, and says which.
+    async fn refuse_allowed(&self, allowed: &Allowed, wanted: Option<IpAddr>) -> Result<()> {
+        let Some((address, vm)) = wanted.and_then(|a| Some((a, allowed.whose(a)?))) else {
+            return Ok(());
+        };
+        let vm = self.records().get::<Vm>(vm).await?;
+        let whose = vm.map_or_else(|| "another VM".to_owned(), |vm| vm.value.meta.name.to_string());
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!("the address {address} is not free"),
+            format!("{whose} may use it beside its own: it is among the allowed addresses of its port"),
+            "choose another, leave the address out, or allow that VM others",
+        ))
     }
 
     async fn adopt_claims(&self, network: NetworkId, addresses: &mut Addresses) -> Result<()> {
@@ -225,6 +292,19 @@ impl Controller {
         }
         let now = self.now();
         let wanted6 = addresses.wanted6(wanted, mac)?;
+        let reserved = addresses.v4.plan().reserved_for(mac);
+        let reserved6 = || {
+            addresses
+                .v6
+                .as_ref()
+                .and_then(|ipam| ipam.plan().reserved_for(mac))
+        };
+        for asked in [
+            wanted.address.or(reserved).map(IpAddr::V4),
+            wanted6.or_else(reserved6).map(IpAddr::V6),
+        ] {
+            self.refuse_allowed(&addresses.allowed, asked).await?;
+        }
         let (mut address, mut pinned) = give(&mut addresses.v4, wanted.address, mac, now)?;
         if self.is_stray(network, address.into(), pinned).await? {
             self.adopt_claims(network, addresses).await?;
@@ -264,7 +344,7 @@ impl Controller {
     }
 
     /// The same; `None` when what the store has cannot be read. That stops launches on the network, and nothing else.
-    async fn readable_addresses(&self, network: &Network) -> Result<Option<Addresses>> {
+    pub(super) async fn readable_addresses(&self, network: &Network) -> Result<Option<Addresses>> {
         match self.addresses(network).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 tracing::error!(network = %network.meta.name, error = %error.inline(), "its addresses cannot be read");

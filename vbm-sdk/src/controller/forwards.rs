@@ -1,6 +1,6 @@
 //! Requests about port forwards.
 
-use super::{Controller, operations, views::Tables};
+use super::{Controller, operations, room, views::Tables};
 use crate::api::{Accepted, CreateForward, ForwardView};
 use crate::records::{Edit, Held, until_uncrossed};
 use bytes::Bytes;
@@ -79,6 +79,10 @@ impl Controller {
                 "choose another port of the host, or delete that forward",
             ));
         }
+        let of_network = others
+            .iter()
+            .filter(|o| o.value.spec.network == network.value.meta.id);
+        room::forwards(&network.value.meta.name, of_network.count() + 1)?;
         let message = format!(
             "{}/{} -> {}:{}",
             ports_text(forward.spec.listen_port, forward.spec.count),

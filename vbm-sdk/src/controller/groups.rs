@@ -52,6 +52,7 @@ impl Controller {
                 break;
             }
             group.spec = spec;
+            self.room_for_groups(&[], Some(&group)).await?;
             group.meta.generation = group.meta.generation.next();
             let event = self.event(EventKind::GroupChanged, target(&group), describe(&group.spec));
             let operation = self.operation(operations::APPLY, target(&group), group.meta.generation);

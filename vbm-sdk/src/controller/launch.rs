@@ -1,6 +1,6 @@
 //! The launch of a VM: everything that it needs is made in one transaction, or nothing is.
 
-use super::{Controller, addresses::Addresses};
+use super::{Controller, addresses::Addresses, room};
 use crate::api::{Accepted, LaunchRequest, NicRequest, VmView};
 use crate::records::{Edit, Held, until_uncrossed};
 use std::collections::{BTreeMap, btree_map::Entry};
@@ -52,6 +52,15 @@ impl Controller {
         for wanted in &request.nics {
             let nic = self.nic(id, wanted, &nics, &mut addresses).await?;
             nics.push(nic);
+        }
+        for nic in &nics {
+            if let Some(taken) = addresses.get(&nic.port.spec.network) {
+                room::ports(&nic.network.value.meta.name, taken.ports(self.now()))?;
+            }
+        }
+        if nics.iter().any(|n| !n.groups.is_empty()) {
+            let new: Vec<&Port> = nics.iter().map(|n| &n.port).collect();
+            self.room_for_groups(&new, None).await?;
         }
         let volume = self.root_volume(id, &image.value, request.disk_mib)?;
         let spec = VmSpec {

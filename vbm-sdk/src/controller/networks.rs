@@ -4,8 +4,8 @@ use super::{Controller, addresses::Addresses, views::Tables};
 use crate::api::{Accepted, CreateIpv6, CreateNetwork, NetworkView, UpdateNetwork};
 use crate::records::{Edit, until_uncrossed};
 use vbm_core::{
-    Error, ErrorKind, EventKind, Ipv4Range, Ipv6Spec, Kind, Meta, Network, NetworkId, NetworkSpec,
-    NetworkStatus, ObjectRef, Operation, Port, Result,
+    Error, ErrorKind, EventKind, Ipv4Range, Ipv6Spec, Kind, Meta, Network, NetworkId, NetworkMode,
+    NetworkSpec, NetworkStatus, ObjectRef, Operation, Port, Result,
     network::{VNI_FIRST, VNI_LAST, parse_cidr},
 };
 
@@ -18,14 +18,24 @@ impl Controller {
     /// # Errors
     /// What is asked makes no sense, or the name is taken.
     pub async fn create_network(&self, request: &CreateNetwork) -> Result<Accepted<NetworkView>> {
+        let (id, operation) = until_uncrossed(|| self.create_network_once(request)).await?;
+        Ok(Accepted {
+            item: self.network_view(&id.to_string()).await?,
+            operation,
+        })
+    }
+
+    async fn create_network_once(&self, request: &CreateNetwork) -> Result<(NetworkId, Operation)> {
         let mut spec =
             spec_of(request).map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         let id = NetworkId::from_uuid(self.inner.ids.next());
         check_reserved(id, &spec)?;
-        let addresses = Addresses::new(id, &spec)
+        let addresses = Addresses::new(id, &spec, Default::default())
             .map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
-        let vni = self.pick_vni().await?;
-        spec.vni = Some(vni);
+        // A bridged network is on its LAN wherever it is.
+        if spec.mode != NetworkMode::Bridged {
+            spec.vni = Some(self.pick_vni().await?);
+        }
         let network = Network {
             meta: Meta::new(id, request.name.clone(), self.inner.clock.now()),
             spec,
@@ -34,16 +44,17 @@ impl Controller {
         let target = ObjectRef::new(Kind::Network, id, &request.name);
         let operation = self.operation("create", target.clone(), network.meta.generation);
         let message = format!("{} {}", network.spec.mode, network.spec.cidr);
-        let edit = Edit::default()
+        let mut edit = Edit::default()
             .create(&network)
             .create(&operation)
-            .claim(vni_key(vni), id)
             .event(&self.event(EventKind::NetworkCreated, target, message));
+        if let Some(vni) = network.spec.vni {
+            edit = edit.claim(vni_key(vni), id);
+        }
+        let edit = self.own_addresses(edit, id, &network.spec).await;
+        let edit = edit.map_err(|e| e.context(format!("cannot create network {}", request.name)))?;
         self.records().commit(addresses.keep(edit)?).await?;
-        Ok(Accepted {
-            item: self.network_view(&id.to_string()).await?,
-            operation,
-        })
+        Ok((id, operation))
     }
 
     /// Changes who gets which address of a network from now on. Ports keep theirs.
@@ -179,7 +190,8 @@ pub(super) fn vni_key(vni: u32) -> String {
 
 /// The spec that a request means: what it leaves out is as usual.
 fn spec_of(request: &CreateNetwork) -> Result<NetworkSpec> {
-    let mut spec = NetworkSpec::new(request.mode, parse_cidr(&request.cidr)?)?;
+    let cidr = parse_cidr(&request.cidr)?;
+    let mut spec = NetworkSpec::with_uplink(request.mode, cidr, request.uplink.clone())?;
     if let Some(gateway) = request.gateway {
         spec.gateway = gateway;
         // The usual pool begins behind the usual gateway; with another gateway it is all there is.
@@ -207,7 +219,8 @@ fn spec_of(request: &CreateNetwork) -> Result<NetworkSpec> {
     spec.dhcp.clone_from(&request.dhcp);
     spec.serve_dns = request.serve_dns.unwrap_or(spec.serve_dns);
     spec.dns_upstreams.clone_from(&request.dns_upstreams);
-    spec.metadata = request.metadata;
+    spec.metadata = request.metadata.unwrap_or(spec.metadata);
+    spec.serve_dhcp = request.serve_dhcp.unwrap_or(spec.serve_dhcp);
     spec.check()?;
     Ok(spec)
 }
@@ -322,6 +335,42 @@ mod tests {
         .unwrap();
         assert!(spec.is_port_address([10, 0, 0, 1].into()));
         assert_eq!(spec.pool_first, std::net::Ipv4Addr::new(10, 0, 0, 1));
+    }
+
+    #[test]
+    fn a_bridged_network_leaves_to_its_lan_what_nobody_asked_for() {
+        let bridged = CreateNetwork {
+            mode: NetworkMode::Bridged,
+            uplink: Some("br-lan".parse().unwrap()),
+            ..request("10.0.0.0/24")
+        };
+        let spec = spec_of(&bridged).unwrap();
+        assert!(!spec.serve_dhcp && !spec.serve_dns && !spec.serves_metadata());
+        let served = CreateNetwork {
+            serve_dhcp: Some(true),
+            ..bridged.clone()
+        };
+        assert!(spec_of(&served).unwrap().serve_dhcp);
+        for bad in [
+            CreateNetwork {
+                metadata: Some(vbm_core::MetadataMode::Token),
+                ..bridged.clone()
+            },
+            CreateNetwork {
+                uplink: None,
+                ..bridged
+            },
+            CreateNetwork {
+                uplink: Some("eth0".parse().unwrap()),
+                ..request("10.0.0.0/24")
+            },
+        ] {
+            assert_eq!(
+                spec_of(&bad).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{bad:?}"
+            );
+        }
     }
 
     #[test]

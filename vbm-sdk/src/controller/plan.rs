@@ -101,6 +101,7 @@ impl World {
             Some(WantedRemote {
                 mac: port.spec.mac,
                 address: port.spec.address,
+                address6: port.spec.address6,
                 host: self.nodes.get(vm.spec.node.as_ref()?)?.status.underlay?,
             })
         };

@@ -1,4 +1,4 @@
-//! Requests about the limits and the floating IP of a port.
+//! Requests about the limits, the floating IP and the allowed addresses of a port.
 
 use super::{Controller, operations};
 use crate::api::{Accepted, FLOATING_IP_NONE, SetPort, VmView};
@@ -11,7 +11,7 @@ use vbm_core::{
 };
 
 impl Controller {
-    /// Changes the limits or the floating IP of a VM's port.
+    /// Changes the limits, the floating IP or the allowed addresses of a VM's port.
     ///
     /// # Errors
     /// What is asked makes no sense, or the floating IP is another port's.
@@ -41,11 +41,21 @@ impl Controller {
             edit = self.own_floating(edit, &held, port.spec.floating_ip).await?;
             told.push(format!("floating IP: {text}"));
         }
+        if let Some(pairs) = &request.pairs {
+            let network = self.records().must::<Network>(port.spec.network).await?.value;
+            vbm_net::check_pairs(network.meta.id, &network.spec, pairs)?;
+            port.spec.pairs.clone_from(pairs);
+            if let Some(addresses) = self.readable_addresses(&network).await? {
+                // Whoever picks an address of theirs just now is crossed, and picks another.
+                edit = addresses.keep(edit)?;
+            }
+            told.push(format!("allowed addresses: {}", pairs.len()));
+        }
         if told.is_empty() {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 cannot,
-                "the request names neither limits nor a floating IP",
+                "the request names no limits, no floating IP and no allowed addresses",
                 "say what shall change",
             ));
         }
@@ -76,15 +86,12 @@ impl Controller {
         let Some(address) = wanted else { return Ok(edit) };
         let network = self.records().must::<Network>(port.spec.network).await?;
         vbm_net::model::check_floating_ip(&network.value.spec, address)?;
+        self.refuse_routed(address).await?;
         let others = self.records().all::<Port>().await?;
         let has =
             |o: &&Held<Port>| o.value.spec.floating_ip == Some(address) && o.value.meta.id != port.meta.id;
         if let Some(other) = others.iter().find(has) {
-            let vm = self.records().get::<Vm>(other.value.spec.vm).await?;
-            let whose = vm.map_or_else(
-                || format!("port {}", other.value.meta.name),
-                |vm| vm.value.meta.name.to_string(),
-            );
+            let whose = self.name_of_vm(&other.value).await?;
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
                 format!("the floating IP {address} is taken"),
@@ -99,7 +106,7 @@ impl Controller {
 }
 
 /// The key that requests for the same address cross at.
-fn floating_key(address: Ipv4Addr) -> String {
+pub(super) fn floating_key(address: Ipv4Addr) -> String {
     format!("floating/{address}")
 }
 

@@ -35,7 +35,7 @@ pub(super) fn part<T>(
 }
 
 impl Controller {
-    async fn values<T: Record>(&self) -> Result<(Revision, Vec<T>)> {
+    pub(super) async fn values<T: Record>(&self) -> Result<(Revision, Vec<T>)> {
         let revision = self.records().store().revision().await?;
         Ok((
             revision,
@@ -78,7 +78,7 @@ impl Controller {
         })
     }
 
-    async fn filters(&self, query: &ListQuery) -> Result<(Option<NetworkId>, Option<VmId>)> {
+    pub(super) async fn filters(&self, query: &ListQuery) -> Result<(Option<NetworkId>, Option<VmId>)> {
         let network = match &query.network {
             Some(text) => Some(self.records().resolve::<Network>(text).await?.value.meta.id),
             None => None,

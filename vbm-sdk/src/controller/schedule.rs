@@ -7,7 +7,7 @@
 //! All filters are asked, not only the first, so that a person sees everything that stands in the way.
 
 use super::plan::World;
-use vbm_core::{Error, ErrorKind, NetworkId, Node, NodePath, NodeState, Port, Vm};
+use vbm_core::{Error, ErrorKind, NetworkId, NetworkMode, Node, NodePath, NodeState, Port, Vm};
 
 /// What the scheduler thinks of one node for one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,7 @@ impl World {
         }
         reasons.extend(self.driver_reason(vm, node));
         reasons.extend(self.network_reasons(vm, node));
+        reasons.extend(self.room_reasons(vm, node));
         let (free, needed) = (self.free_memory_mib(vm, node), u64::from(vm.spec.memory_mib));
         if free < needed {
             reasons.push(format!(
@@ -134,6 +135,9 @@ impl World {
 
     fn network_reason(&self, vm: &Vm, network: NetworkId, node: &Node) -> Option<String> {
         let record = self.networks.get(&network)?;
+        if record.spec.mode == NetworkMode::Bridged {
+            return None;
+        }
         let elsewhere = |p: &&Port| {
             p.spec.network == network
                 && p.spec.vm != vm.meta.id

@@ -1,10 +1,11 @@
 //! Records joined for people: names beside ids.
 
-use crate::api::{ForwardView, NetworkView, NicView, PortView, VmView};
+use crate::api::{FloatingIpState, FloatingIpView, ForwardView, NetworkView, NicView, PortView, VmView};
 use crate::records::{Held, Record, Records};
 use std::collections::HashMap;
 use vbm_core::{
-    Forward, Group, GroupId, Image, ImageId, Name, Network, NetworkId, Port, PortId, Result, Vm, VmId,
+    FloatingIp, Forward, Group, GroupId, Image, ImageId, Name, Network, NetworkId, Port, PortId, Result, Vm,
+    VmId,
 };
 
 /// The records that views join.
@@ -93,6 +94,26 @@ impl Tables {
             network: network.clone(),
             ports: ports as u64,
             usage: None,
+        }
+    }
+
+    pub(super) fn port_of(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(&id)
+    }
+
+    pub(super) fn floating_ip(&self, floating: &FloatingIp) -> FloatingIpView {
+        let has = |p: &&Port| p.spec.floating_ip == Some(floating.spec.address);
+        let port = self.ports.values().find(has);
+        FloatingIpView {
+            floating_ip: floating.clone(),
+            state: match port {
+                Some(_) => FloatingIpState::Attached,
+                None => FloatingIpState::Free,
+            },
+            port: port.map(|p| p.meta.id),
+            vm_name: port.map(|p| name(&self.vms, &p.spec.vm)),
+            network_name: port.map(|p| name(&self.networks, &p.spec.network)),
+            target_address: port.map(|p| p.spec.address),
         }
     }
 

@@ -166,13 +166,12 @@ impl Controller {
         let ids: Vec<GroupId> = groups.iter().map(|g| g.value.meta.id).collect();
         let names: Vec<_> = groups.iter().map(|g| g.value.meta.name.to_string()).collect();
         let mut edit = groups.iter().fold(Edit::default(), Edit::rests_on);
-        let mut matched = false;
+        let mut changed = Vec::new();
         for port in &vm.value.spec.ports {
             let held = self.records().must::<Port>(port).await?;
             if only.as_ref().is_some_and(|n| n.id != held.value.spec.network) {
                 continue;
             }
-            matched = true;
             let mut port = held.value.clone();
             port.spec.groups.clone_from(&ids);
             if let Some(pairs) = &request.pairs {
@@ -186,8 +185,9 @@ impl Controller {
                 target,
                 format!("groups: {}", names.join(", ")),
             ));
+            changed.push(port);
         }
-        if !matched {
+        if changed.is_empty() {
             let place = only.map_or_else(|| "any network".to_owned(), |n| format!("network {}", n.name));
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -196,6 +196,15 @@ impl Controller {
                 "see its NICs with `vbm info`",
             ));
         }
+        if let (Some(_), Some(network)) = (&request.pairs, &only)
+            && let Some(network) = self.records().get::<Network>(network.id).await?
+            && let Some(addresses) = self.readable_addresses(&network.value).await?
+        {
+            // Whoever picks an address of theirs just now is crossed, and picks another.
+            edit = addresses.keep(edit)?;
+        }
+        self.room_for_groups(&changed.iter().collect::<Vec<_>>(), None)
+            .await?;
         let operation = self.operation(
             operations::APPLY,
             ObjectRef::new(Kind::Vm, id, &vm.value.meta.name),

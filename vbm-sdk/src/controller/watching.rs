@@ -16,8 +16,8 @@ use futures::{FutureExt, StreamExt, stream::BoxStream};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use vbm_core::{
-    Error, Event, Forward, Group, Image, Network, NetworkId, Node, Operation, Port, Result, Snapshot, Vm,
-    VmId, Volume,
+    Error, Event, FloatingIp, Forward, Group, Image, Network, NetworkId, Node, Operation, Port, Result,
+    Snapshot, Vm, VmId, Volume,
 };
 
 /// The most changes of one batch; the revision in which that is reached is taken whole.
@@ -192,7 +192,7 @@ fn now(kind: WatchedKind, id: String, revision: Revision, view: RecordView) -> R
 
 /// The kind of a record's key; `None` for keys that are no records: indexes, answers, epochs.
 fn kind_of(key: &str) -> Option<(WatchedKind, &str)> {
-    const KINDS: [(WatchedKind, &str); 11] = [
+    const KINDS: [(WatchedKind, &str); 12] = [
         (WatchedKind::Vm, Vm::PREFIX),
         (WatchedKind::Image, Image::PREFIX),
         (WatchedKind::Volume, Volume::PREFIX),
@@ -200,6 +200,7 @@ fn kind_of(key: &str) -> Option<(WatchedKind, &str)> {
         (WatchedKind::Port, Port::PREFIX),
         (WatchedKind::Group, Group::PREFIX),
         (WatchedKind::Forward, Forward::PREFIX),
+        (WatchedKind::FloatingIp, FloatingIp::PREFIX),
         (WatchedKind::Snapshot, SNAPSHOT_PREFIX),
         (WatchedKind::Node, Node::PREFIX),
         (WatchedKind::Operation, Operation::PREFIX),
@@ -243,6 +244,7 @@ fn view(kind: WatchedKind, value: &[u8], tables: &Tables) -> Option<RecordView> 
         WatchedKind::Port => RecordView::Port(tables.port(&read(value)?)),
         WatchedKind::Group => RecordView::Group(read::<Group>(value)?),
         WatchedKind::Forward => RecordView::Forward(tables.forward(&read(value)?)?),
+        WatchedKind::FloatingIp => RecordView::FloatingIp(read::<FloatingIp>(value)?),
         WatchedKind::Snapshot => RecordView::Snapshot(read::<Snapshot>(value)?),
         WatchedKind::Node => RecordView::Node(read::<Node>(value)?),
         WatchedKind::Operation => RecordView::Operation(read::<Operation>(value)?),

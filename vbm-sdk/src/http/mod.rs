@@ -6,6 +6,7 @@
 mod access;
 mod console;
 mod doors;
+mod floating_ips;
 mod idempotency;
 mod looks;
 mod once;

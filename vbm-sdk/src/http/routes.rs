@@ -1,7 +1,7 @@
 //! The endpoints, each a line of glue.
 
 use super::{
-    ApiState, BODY_MAX_BYTES, access, console, looks,
+    ApiState, BODY_MAX_BYTES, access, console, floating_ips, looks,
     problem::{Failed, Json, Query},
     snapshots, watch,
 };
@@ -26,7 +26,7 @@ use vbm_core::{Group, Image, Node, Operation, Volume};
 pub(super) type Answer<T> = Result<axum::Json<T>, Failed>;
 pub(super) type Made<T> = Result<(StatusCode, axum::Json<T>), Failed>;
 
-fn made<T>(value: T) -> Made<T> {
+pub(super) fn made<T>(value: T) -> Made<T> {
     Ok((StatusCode::CREATED, axum::Json(value)))
 }
 
@@ -62,6 +62,22 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(set_rules))
         .routes(routes!(list_forwards, create_forward))
         .routes(routes!(get_forward, delete_forward))
+        .routes(routes!(
+            floating_ips::list_floating_ips,
+            floating_ips::create_floating_ip
+        ))
+        .routes(routes!(
+            floating_ips::get_floating_ip,
+            floating_ips::delete_floating_ip
+        ))
+        .routes(routes!(
+            floating_ips::attach_floating_ip,
+            floating_ips::detach_floating_ip
+        ))
+        .routes(routes!(
+            floating_ips::get_floating_pool,
+            floating_ips::set_floating_pool
+        ))
         .routes(routes!(list_images, create_image))
         .routes(routes!(get_image, delete_image))
         .routes(routes!(list_nodes))

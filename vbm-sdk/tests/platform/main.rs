@@ -3,11 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod addresses;
+mod allowed;
 mod cluster;
 mod faults;
+mod floating;
+mod flows;
+mod groups;
 mod house;
 mod life;
 mod limits;
+mod modes;
 mod moves;
 mod nodes;
 mod redis;

@@ -20,17 +20,17 @@ const SLOW: Latency = Latency {
 };
 
 /// A controller, the machines `a` and `b`, and a VM `web` that runs on `a`.
-struct Pair {
+pub(crate) struct Pair {
     site: Site,
     brain: Server,
-    client: Client,
-    a: Machine,
-    b: Machine,
-    web: VmView,
+    pub(crate) client: Client,
+    pub(crate) a: Machine,
+    pub(crate) b: Machine,
+    pub(crate) web: VmView,
 }
 
 impl Pair {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let site = Site::new();
         let (brain, client) = site.controller().await;
         let (a, b) = (site.agent("a").await, site.agent("b").await);
@@ -56,7 +56,7 @@ impl Pair {
         self.web.vm.meta.id
     }
 
-    async fn begin(&self, to: Option<&str>) -> Operation {
+    pub(crate) async fn begin(&self, to: Option<&str>) -> Operation {
         let request = to_machine(to);
         self.client
             .vms()
@@ -101,7 +101,7 @@ impl Pair {
         .await;
     }
 
-    async fn shutdown(self) {
+    pub(crate) async fn shutdown(self) {
         self.a.shutdown().await;
         self.b.shutdown().await;
         self.brain.shutdown().await;

@@ -2,7 +2,7 @@
 
 use crate::house::{House, PATIENCE, launch, through, until};
 use vbm_core::{EventKind, PowerState};
-use vbm_net::SimNetwork;
+use vbm_net::{NetworkBackend, SimNetwork};
 use vbm_sdk::{api::PowerAction, source::SystemClock};
 
 #[tokio::test]
@@ -114,6 +114,23 @@ async fn after_a_restart_a_running_vm_is_told_who_it_is_until_its_networks_know(
     house.networks.fail_descriptions(3);
 
     let server = house.serve().await;
+    let knows = async {
+        while told(&house.networks).as_ref() != Some(&id) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, knows).await.unwrap();
+
+    // Somebody removes the network behind the agent's back: it is made again, and its VM is told again, though nobody starts anything.
+    house.networks.remove(port.spec.network).await.unwrap();
+    assert_eq!(told(&house.networks), None);
+    let request = vbm_sdk::api::SetGroups {
+        groups: Vec::new(),
+        network: None,
+        pairs: None,
+    };
+    let client = server.client().unwrap();
+    client.vms().set_groups("web", request).await.unwrap();
     let knows = async {
         while told(&house.networks).as_ref() != Some(&id) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -149,6 +149,10 @@ impl Machine {
         self.driver.inventory().await.unwrap().is_empty()
     }
 
+    pub(crate) const fn networks(&self) -> &SimNetwork {
+        &self.networks
+    }
+
     /// Whether the first port of a VM is on its network here, and with its NIC open.
     pub(crate) async fn port(&self, vm: &VmView) -> Option<bool> {
         let port = vm.vm.spec.ports[0];

@@ -360,6 +360,89 @@ describe("trouble", () => {
   });
 });
 
+describe("a port", () => {
+  const nic = () => page.getByRole("grid", { name: "Network interfaces" }).getByRole("button", { name: "Kebab toggle" });
+
+  it("gets a floating IP that is kept, and the page and the command line tell the same", async () => {
+    await go("/floating-ips");
+    await button("Keep a floating IP").click();
+    await dialog().getByLabel("Name").fill("shop");
+    await dialog().getByLabel("Address").fill("192.0.2.50");
+    expect(await command(dialog())).toBe("vbm floating-ip create 192.0.2.50 --name shop");
+    await stage.shot(page, "17-keep-floating");
+    await button("Keep").click();
+    await shows(row("shop"), "free");
+    await choose(row("shop").getByRole("button", { name: "Kebab toggle" }), "Attach to a machine");
+    expect(await command(dialog())).toBe("vbm floating-ip attach shop web1");
+    await stage.shot(page, "17-attach-floating");
+    await button("Attach").click();
+    await shows(row("shop"), "web1");
+    expect(await stage.vbm("floating-ip", "list")).toMatch(/shop +192\.0\.2\.50 +attached +10\.83\.0\.10 +web1 +lan/);
+    await stage.shot(page, "17-floating");
+    // Back by the command line; the page sees it.
+    await stage.vbm("floating-ip", "detach", "web1");
+    await shows(row("shop"), "free");
+    await button("Pool").click();
+    await dialog().getByLabel("Ranges").fill("192.0.2.64-192.0.2.71");
+    expect(await command(dialog())).toBe("vbm floating-ip pool 192.0.2.64-192.0.2.71");
+    await button("Save").click();
+    await dialog().waitFor({ state: "detached" });
+    expect((await stage.vbm("floating-ip", "create")).trim()).toMatch(/192\.0\.2\.64 is kept/);
+    await shows(page.locator("main"), "192.0.2.64");
+  });
+
+  it("gets limits and allowed addresses while its machine runs", async () => {
+    await go("/vms/web1");
+    await choose(nic(), "Limit what it carries");
+    await dialog().getByLabel("Reaches the machine").fill("100mbit");
+    await dialog().getByLabel("Sent by").fill("fast");
+    await shows(dialog(), "write for example");
+    await dialog().getByLabel("Sent by").fill("20mbit");
+    expect(await command(dialog())).toBe(
+      "vbm port limit web1 --in 100mbit --out 20mbit --connections none --network lan",
+    );
+    await stage.shot(page, "18-limits");
+    await button("Save").click();
+    await shows(page.locator("main"), "in 100mbit, out 20mbit");
+    await choose(nic(), "Allowed addresses");
+    await dialog().getByLabel("Addresses").fill("10.83.0.200 172.16.0.0/16");
+    expect(await command(dialog())).toBe("vbm port allow web1 10.83.0.200 172.16.0.0/16 --network lan");
+    await stage.shot(page, "18-allowed");
+    await button("Save").click();
+    await dialog().waitFor({ state: "detached" });
+    // As the page shows it when nothing is left to do: both say the same of the port.
+    await choose(nic(), "Allowed addresses");
+    expect(await dialog().getByLabel("Addresses").inputValue()).toBe("10.83.0.200 172.16.0.0/16");
+    expect(await stage.vbm("port", "deny", "web1", "172.16.0.0/16")).toContain("10.83.0.200");
+    await page.keyboard.press("Escape");
+    await choose(nic(), "Attach a floating IP");
+    await stage.shot(page, "18-floating");
+    await button("Attach").click();
+    await shows(page.getByRole("grid", { name: "Network interfaces" }), /192\.0\.2\.(50|64)/);
+    await stage.shot(page, "18-machine");
+  });
+
+  it("has groups whose rules keep their peers and ways when they are changed here", async () => {
+    const rules = ["tcp/5432@group:web", "any@self", "icmp/type=8", "egress:udp/53@10.0.0.0/8"];
+    await stage.vbm("group", "create", "db", ...rules);
+    await go("/groups");
+    await shows(row("db"), "tcp/5432@group:web");
+    await choose(row("db").getByRole("button", { name: "Kebab toggle" }), "Change the rules");
+    expect(await command(dialog())).toBe("# nothing to change");
+    await button("Add a rule").click();
+    await dialog().getByLabel("Way", { exact: true }).last().selectOption("egress");
+    await dialog().getByLabel("Protocol").last().selectOption("tcp");
+    await dialog().getByLabel("Ports").last().fill("443");
+    expect(await command(dialog())).toBe("vbm group allow db egress:tcp/443");
+    await stage.shot(page, "19-rules");
+    await button("Save").click();
+    await dialog().waitFor({ state: "detached" });
+    const kept = await stage.vbm("group", "info", "db");
+    for (const rule of [...rules, "egress:tcp/443"]) expect(kept).toContain(rule);
+    await stage.vbm("group", "delete", "db");
+  });
+});
+
 describe("every place", () => {
   const PLACES: [path: string, name: string, sign: string][] = [
     ["/vms", "machines", "web1"],
@@ -371,6 +454,7 @@ describe("every place", () => {
     ["/networks", "networks", CIDR],
     ["/networks/lan", "network", "Ports and leases"],
     ["/groups", "groups", "tcp/80"],
+    ["/floating-ips", "floating-ips", "192.0.2.50"],
     ["/images", "images", "tiny"],
     ["/nodes", "nodes", "usable"],
     ["/operations", "operations", "launch"],

@@ -11,6 +11,7 @@ import { Frame } from "./Frame";
 import { LiveProvider, useLive } from "./live/context";
 import { useRoute } from "./navigation";
 import { EventsPage } from "./pages/EventsPage";
+import { FloatingIpsPage } from "./pages/FloatingIpsPage";
 import { GroupsPage } from "./pages/GroupsPage";
 import { ImagesPage } from "./pages/ImagesPage";
 import { LostPage } from "./pages/LostPage";
@@ -109,6 +110,8 @@ function Place({ route }: { route: Route }) {
       return <NetworkPage name={route.name} />;
     case "groups":
       return <GroupsPage />;
+    case "floating-ips":
+      return <FloatingIpsPage />;
     case "images":
       return <ImagesPage />;
     case "nodes":

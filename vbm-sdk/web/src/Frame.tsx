@@ -50,6 +50,7 @@ const PLACES: { to: Route; text: string; also?: Route["page"] }[] = [
   { to: { page: "vms" }, text: "Virtual machines", also: "vm" },
   { to: { page: "networks" }, text: "Networks", also: "network" },
   { to: { page: "groups" }, text: "Security groups" },
+  { to: { page: "floating-ips" }, text: "Floating IPs" },
   { to: { page: "images" }, text: "Images" },
   { to: { page: "nodes" }, text: "Nodes" },
   { to: { page: "operations" }, text: "Operations" },

@@ -7,6 +7,7 @@ const PLACES: Route[] = [
   { page: "networks" },
   { page: "network", name: "lan" },
   { page: "groups" },
+  { page: "floating-ips" },
   { page: "images" },
   { page: "nodes" },
   { page: "operations" },

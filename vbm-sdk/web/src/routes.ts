@@ -9,13 +9,14 @@ export type Route =
   | { page: "networks" }
   | { page: "network"; name: string }
   | { page: "groups" }
+  | { page: "floating-ips" }
   | { page: "images" }
   | { page: "nodes" }
   | { page: "operations" }
   | { page: "events" }
   | { page: "lost"; path: string };
 
-const PLAIN = ["networks", "groups", "images", "nodes", "operations", "events"] as const;
+const PLAIN = ["networks", "groups", "floating-ips", "images", "nodes", "operations", "events"] as const;
 
 /** The address of a place. */
 export function href(route: Route): string {

@@ -29,6 +29,8 @@ pub(crate) enum Need {
     Perfdhcp,
     Kea,
     Dnsmasq,
+    Iperf,
+    Ethtool,
 }
 
 /// Where a need is met: `program` (or `busybox_applet` of a busybox that is there), else by installing `package`.
@@ -41,7 +43,7 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::Qemu,
         Self::QemuImg,
         Self::Redis,
@@ -68,6 +70,8 @@ impl Need {
         Self::Perfdhcp,
         Self::Kea,
         Self::Dnsmasq,
+        Self::Iperf,
+        Self::Ethtool,
     ];
 
     pub(super) fn entry(self) -> Entry {
@@ -187,6 +191,12 @@ impl Need {
                 &["dnsmasq"],
                 "dnsmasq-base",
                 "the DHCP server that ours is measured beside",
+            ),
+            Self::Iperf => plain(&["iperf3"], "iperf3", "measures how much passes between two VMs"),
+            Self::Ethtool => plain(
+                &["ethtool"],
+                "ethtool",
+                "gives the links that are measured the same offloads",
             ),
         }
     }

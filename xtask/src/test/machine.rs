@@ -76,7 +76,7 @@ impl LeaveOut {
             Need::Debootstrap | Need::Mkfs => self.virtualbox(),
             Need::Chromium => self.browser(),
             // Benches alone are beside them.
-            Need::Kea | Need::Dnsmasq => false,
+            Need::Kea | Need::Dnsmasq | Need::Iperf | Need::Ethtool => false,
             _ => self.namespaces(),
         };
         Need::ALL.into_iter().filter(wanted).collect()
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn what_is_left_out_is_not_installed() {
         let mut all = Need::ALL.to_vec();
-        all.retain(|need| !matches!(need, Need::Kea | Need::Dnsmasq));
+        all.retain(|need| !matches!(need, Need::Kea | Need::Dnsmasq | Need::Iperf | Need::Ethtool));
         assert_eq!(LeaveOut::default().needs(), all);
         let few = LeaveOut::parse("root, qemu").unwrap().needs();
         assert_eq!(few, [Need::Redis, Need::Curl, Need::Node, Need::Npm]);

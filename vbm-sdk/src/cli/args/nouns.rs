@@ -1,6 +1,6 @@
 //! `vbm NOUN VERB`.
 
-use super::ports::PortLimit;
+use super::ports::{PortAddresses, PortLimit};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -30,16 +30,25 @@ Examples:
   vbm network create lab 10.1.0.0/24 --mode isolated --pool 10.1.0.100-10.1.0.200 --domain lab.example
   vbm network create web 10.2.0.0/24 --exclude 10.2.0.200-10.2.0.254 --reserve 10.2.0.9=52:54:00:ab:cd:ef --quarantine 5m
   vbm network create six 10.3.0.0/24 --ipv6 fd00:3::/64
+  vbm network create dmz 203.0.113.0/26 --mode routed
+  vbm network create office 192.168.1.0/24 --mode bridged --uplink br-lan --pool 192.168.1.200-192.168.1.239
   vbm network create far 10.2.0.0/24 --ntp 10.2.0.3 --route 10.9.0.0/16=10.2.0.7")]
 pub(in crate::cli) struct NetworkCreate {
     /// Its name
     pub(in crate::cli) name: String,
     /// Its addresses, such as 10.0.0.0/24
     pub(in crate::cli) cidr: String,
-    /// How it meets the world: nat or isolated
+    /// How it meets the world: nat, isolated, routed (as it is, by the host's routes) or bridged (on the LAN of --uplink)
     #[arg(long, value_name = "MODE", default_value = "nat")]
     pub(in crate::cli) mode: String,
-    /// The gateway's address; the first usable one when left out
+    /// The host's interface that it goes by: of a bridged network a bridge, or an interface without addresses; of a routed one the only
+    /// way in and out
+    #[arg(long, value_name = "INTERFACE")]
+    pub(in crate::cli) uplink: Option<String>,
+    /// VBM tells the VMs of a bridged network their addresses, instead of the LAN's own DHCP server
+    #[arg(long)]
+    pub(in crate::cli) serve_dhcp: bool,
+    /// The gateway's address; the first usable one when left out. Of a bridged network the LAN's router
     #[arg(long, value_name = "IP")]
     pub(in crate::cli) gateway: Option<String>,
     #[command(flatten)]
@@ -89,9 +98,9 @@ pub(in crate::cli) struct NetworkCreate {
     /// A DNS server that the gateway asks; may be repeated; those of the host when left out
     #[arg(long = "dns-upstream", value_name = "IP")]
     pub(in crate::cli) dns_upstreams: Vec<String>,
-    /// The metadata service of its VMs: off, token (as EC2's IMDSv2) or open
-    #[arg(long, value_name = "MODE", default_value = "token")]
-    pub(in crate::cli) metadata: String,
+    /// The metadata service of its VMs: off, token (as EC2's IMDSv2) or open; token when left out, and off where there is none
+    #[arg(long, value_name = "MODE")]
+    pub(in crate::cli) metadata: Option<String>,
 }
 
 /// Who gets which address.
@@ -201,6 +210,10 @@ pub(in crate::cli) enum Port {
     List(Belonging),
     /// Limit what a VM's port may carry, running or not
     Limit(PortLimit),
+    /// Let a VM use addresses beside its own, running or not
+    Allow(PortAddresses),
+    /// Let a VM no more use addresses beside its own
+    Deny(PortAddresses),
 }
 
 #[derive(Debug, Subcommand)]
@@ -295,7 +308,7 @@ pub(in crate::cli) struct GroupRules {
 pub(in crate::cli) struct GroupSomeRules {
     /// The group
     pub(in crate::cli) group: String,
-    /// What may come in
+    /// What may come in, or with egress: go out
     #[arg(required = true, value_name = "RULE")]
     pub(in crate::cli) rules: Vec<String>,
 }

@@ -11,6 +11,7 @@
 //! a VM moves, its nodes hold it as it is: nothing is started or stopped but by its mover.
 
 mod decide;
+mod flows;
 mod possible;
 
 use super::{Controller, keeper::Reached, plan::World};
@@ -226,7 +227,12 @@ impl Mover {
                     .ask_node::<VmSend>(&moving.from, &SendVm { vm, to })
                     .await?;
             }
-            Next::Switch => self.switch(&moving, &sides).await?,
+            Next::Switch => {
+                if moving.live {
+                    self.carry_flows(&moving, seen).await;
+                }
+                self.switch(&moving, &sides).await?;
+            }
             Next::Leave => {
                 self.tell("leaving the source").await?;
                 return self.leave(&moving, seen).await;

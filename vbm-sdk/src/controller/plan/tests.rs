@@ -36,7 +36,7 @@ fn node(path: &str, free: u64) -> Node {
 }
 
 /// A VM `n` with one port on network 1, a group that lets tcp/80 in, and a forward.
-fn world() -> World {
+pub(crate) fn world() -> World {
     let network = NetworkId::from_uuid(uuid(1));
     let image = ImageId::from_uuid(uuid(2));
     let spec = NetworkSpec::new(NetworkMode::Nat, parse_cidr("10.0.0.0/24").unwrap()).unwrap();

@@ -31,7 +31,7 @@ export function asApiError(error: unknown): ApiError {
   return new ApiError("The page failed", why, "Reload the page; if it happens again, tell those who make VBM.", 0);
 }
 
-type Method = "get" | "post" | "put" | "delete";
+type Method = "get" | "post" | "put" | "patch" | "delete";
 type JsonOf<R> = R extends { content: infer C } ? C[keyof C] : never;
 type Responses<Op> = Op extends { responses: infer R } ? R : never;
 type Good<R> = JsonOf<R[Extract<keyof R, 200 | 201 | 202 | 204>]>;

@@ -75,6 +75,15 @@ describe("networks", () => {
       "vbm network create lab 10.1.0.0/24 --mode isolated --gateway 10.1.0.9 --pool 10.1.0.100-10.1.0.200 " +
         "--dns 9.9.9.9 --dns 1.1.1.1 --domain lab.example --mtu 1400 --lease 600s",
     );
+    expect(
+      cli.networkCreate({
+        name: "office",
+        cidr: "192.168.1.0/24",
+        mode: "bridged",
+        uplink: "br-lan",
+        serve_dhcp: true,
+      }),
+    ).toBe("vbm network create office 192.168.1.0/24 --mode bridged --uplink br-lan --serve-dhcp");
   });
 
   it("are forwarded to in the form of the command", () => {
@@ -83,6 +92,19 @@ describe("networks", () => {
     expect(
       cli.forwardCreate({ ...form, listen_address: "127.0.0.1", protocol: "udp", name: "dns", network: "lan" }),
     ).toBe("vbm forward create web 127.0.0.1:8080:80/udp --name dns --network lan");
+  });
+
+  it("have floating IPs, limits and allowed addresses", () => {
+    expect(cli.floatingCreate("", "shop")).toBe("vbm floating-ip create --name shop");
+    expect(cli.floatingCreate("192.0.2.50", "")).toBe("vbm floating-ip create 192.0.2.50");
+    expect(cli.floatingAttach("shop", "web", "lan")).toBe("vbm floating-ip attach shop web --network lan");
+    expect(cli.floatingPool([])).toBe("vbm floating-ip pool none");
+    expect(cli.portLimit("web", "lan", { in_kbit_per_second: 100_000, connections: 500 })).toBe(
+      "vbm port limit web --in 100mbit --out none --connections 500 --network lan",
+    );
+    expect(cli.portAllowed("web", "lan", ["10.0.0.7"], ["10.0.0.8", "fd00::5"])).toBe(
+      "vbm port allow web 10.0.0.8 fd00::5 --network lan\nvbm port deny web 10.0.0.7 --network lan",
+    );
   });
 
   it("have groups whose rules are words", () => {

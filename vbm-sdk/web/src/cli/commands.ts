@@ -1,7 +1,8 @@
 // Each thing that the page does, as a `vbm` command. Pure.
 
-import type { CreateForward, CreateNetwork, DriverKind, NicRequest, Rule } from "../api/types";
+import type { CreateForward, CreateNetwork, DriverKind, Group, NicRequest, PortLimits, Rule } from "../api/types";
 import type { Verb } from "../lib/power";
+import { rateText } from "../lib/limits";
 import { ruleText } from "../lib/rules";
 import { line, option } from "./quote";
 
@@ -90,6 +91,8 @@ export const networkDelete = (name: string) => line("vbm", "network", "delete", 
 export function networkCreate(form: CreateNetwork): string {
   const words = ["vbm", "network", "create", form.name || "NAME", form.cidr || "CIDR"];
   if (form.mode && form.mode !== "nat") words.push("--mode", form.mode);
+  if (form.uplink) words.push("--uplink", form.uplink);
+  if (form.serve_dhcp) words.push("--serve-dhcp");
   if (form.gateway) words.push("--gateway", form.gateway);
   if (form.pool_first && form.pool_last) words.push("--pool", `${form.pool_first}-${form.pool_last}`);
   for (const server of form.dns ?? []) words.push("--dns", server);
@@ -100,10 +103,13 @@ export function networkCreate(form: CreateNetwork): string {
 }
 
 export const groups = () => line("vbm", "group", "list");
-export const groupCreate = (name: string, rules: Rule[]) =>
-  line("vbm", "group", "create", name || "NAME", ...rules.map(ruleText));
-export const groupAllow = (name: string, rules: Rule[]) => line("vbm", "group", "allow", name, ...rules.map(ruleText));
-export const groupDeny = (name: string, rules: Rule[]) => line("vbm", "group", "deny", name, ...rules.map(ruleText));
+const ruleWords = (rules: Rule[], known: Group[]) => rules.map((rule) => ruleText(rule, known));
+export const groupCreate = (name: string, rules: Rule[], closed = false, known: Group[] = []) =>
+  line("vbm", "group", "create", name || "NAME", ...ruleWords(rules, known), ...(closed ? ["--egress-closed"] : []));
+export const groupAllow = (name: string, rules: Rule[], known: Group[] = []) =>
+  line("vbm", "group", "allow", name, ...ruleWords(rules, known));
+export const groupDeny = (name: string, rules: Rule[], known: Group[] = []) =>
+  line("vbm", "group", "deny", name, ...ruleWords(rules, known));
 export const groupDelete = (name: string) => line("vbm", "group", "delete", name);
 
 /** What changes the groups of a VM's NIC from `before` to `after`: one line a group. */
@@ -113,6 +119,35 @@ export function groupChange(vmName: string, networkName: string, before: string[
   const added = after.filter((group) => !before.includes(group)).map((group) => change("attach", group));
   const gone = before.filter((group) => !after.includes(group)).map((group) => change("detach", group));
   return [...added, ...gone].join("\n");
+}
+
+export const floatingIps = () => line("vbm", "floating-ip", "list");
+export const floatingCreate = (address: string, name: string) =>
+  line("vbm", "floating-ip", "create", ...(address ? [address] : []), ...(name ? ["--name", name] : []));
+export const floatingAttach = (name: string, vmName: string, networkName?: string) =>
+  line("vbm", "floating-ip", "attach", name, vmName, ...(networkName ? option("--network", networkName) : []));
+export const floatingDetach = (name: string) => line("vbm", "floating-ip", "detach", name);
+export const floatingDelete = (name: string) => line("vbm", "floating-ip", "delete", name);
+export const floatingPool = (ranges: string[]) =>
+  line("vbm", "floating-ip", "pool", ...(ranges.length > 0 ? ranges : ["none"]));
+
+/** All limits of a port: what is not limited is said too. */
+export function portLimit(vmName: string, networkName: string, limits: PortLimits): string {
+  const words = ["vbm", "port", "limit", vmName, "--in", rateText(limits.in_kbit_per_second)];
+  words.push("--out", rateText(limits.out_kbit_per_second), "--connections", String(limits.connections ?? "none"));
+  return line(...words, ...option("--network", networkName));
+}
+
+/** What brings the allowed addresses of a port from `before` to `after`. */
+export function portAllowed(vmName: string, networkName: string, before: string[], after: string[]): string {
+  const change = (verb: string, addresses: string[]) =>
+    addresses.length === 0
+      ? []
+      : [line("vbm", "port", verb, vmName, ...addresses, ...option("--network", networkName))];
+  return [
+    ...change("allow", after.filter((address) => !before.includes(address))),
+    ...change("deny", before.filter((address) => !after.includes(address))),
+  ].join("\n");
 }
 
 export const forwards = () => line("vbm", "forward", "list");

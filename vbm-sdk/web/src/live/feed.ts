@@ -72,12 +72,13 @@ export class Wake {
 }
 
 async function load(dispatch: Dispatch, signal: AbortSignal): Promise<number> {
-  const [vm, network, port, group, forward, image, node, operation, events] = await Promise.all([
+  const [vm, network, port, group, forward, floating, image, node, operation, events] = await Promise.all([
     list("/v1/vms", signal),
     list("/v1/networks", signal),
     list("/v1/ports", signal),
     list("/v1/groups", signal),
     list("/v1/forwards", signal),
+    list("/v1/floating-ips", signal),
     list("/v1/images", signal),
     list("/v1/nodes", signal),
     list("/v1/operations", signal),
@@ -89,11 +90,12 @@ async function load(dispatch: Dispatch, signal: AbortSignal): Promise<number> {
     port: byId(port.items),
     group: byId(group.items),
     forward: byId(forward.items),
+    "floating-ip": byId(floating.items),
     image: byId(image.items),
     node: Object.fromEntries(node.items.map((item: Node) => [item.path, item])),
     operation: byId(operation.items),
   };
-  const parts = { vm, network, port, group, forward, image, node, operation };
+  const parts = { vm, network, port, group, forward, "floating-ip": floating, image, node, operation };
   const revision = Math.min(...TABLES.map((table) => parts[table].revision));
   dispatch({ type: "loaded", tables, events, revision });
   return revision;

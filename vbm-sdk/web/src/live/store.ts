@@ -6,7 +6,7 @@
 //
 // What the watch says wins: an answer to a request only adds what the watch has not brought yet.
 
-import type { Event, Forward, Group, Image, Network, Node, Operation, Port, Vm } from "../api/types";
+import type { Event, FloatingIp, Forward, Group, Image, Network, Node, Operation, Port, Vm } from "../api/types";
 
 /** How many events are kept, the newest first. */
 export const EVENTS_KEPT = 500;
@@ -19,12 +19,23 @@ export interface Tables {
   port: Record<string, Port>;
   group: Record<string, Group>;
   forward: Record<string, Forward>;
+  "floating-ip": Record<string, FloatingIp>;
   image: Record<string, Image>;
   node: Record<string, Node>;
   operation: Record<string, Operation>;
 }
 export type TableName = keyof Tables;
-export const TABLES: TableName[] = ["vm", "network", "port", "group", "forward", "image", "node", "operation"];
+export const TABLES: TableName[] = [
+  "vm",
+  "network",
+  "port",
+  "group",
+  "forward",
+  "floating-ip",
+  "image",
+  "node",
+  "operation",
+];
 
 /** How news arrives: by the watch, by asking again and again, or not yet. */
 export type Feed = { by: "nothing" } | { by: "watch" } | { by: "polling"; why: string };
@@ -63,6 +74,7 @@ export const NO_TABLES: Tables = {
   port: {},
   group: {},
   forward: {},
+  "floating-ip": {},
   image: {},
   node: {},
   operation: {},
@@ -149,6 +161,7 @@ export const networksOf = (live: Live): Network[] => named(live.tables.network);
 export const groupsOf = (live: Live): Group[] => named(live.tables.group);
 export const imagesOf = (live: Live): Image[] => named(live.tables.image);
 export const forwardsOf = (live: Live): Forward[] => named(live.tables.forward);
+export const floatingIpsOf = (live: Live): FloatingIp[] => named(live.tables["floating-ip"]);
 export const portsOf = (live: Live): Port[] => named(live.tables.port);
 export const nodesOf = (live: Live): Node[] =>
   Object.values(live.tables.node).sort((a, b) => a.path.localeCompare(b.path));

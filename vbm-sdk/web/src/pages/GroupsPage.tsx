@@ -15,7 +15,7 @@ import { ChoiceField, TextField } from "../components/fields";
 import { FormModal } from "../components/FormModal";
 import { PageHeader } from "../components/PageHeader";
 import { nameProblem } from "../lib/names";
-import { PROTOCOLS, type RuleDraft, hasPorts, ruleOf, ruleText, sameRule } from "../lib/rules";
+import { PROTOCOLS, type RuleDraft, draftOf, hasMessages, hasPorts, ruleOf, ruleText, sameRule } from "../lib/rules";
 import { useLive } from "../live/context";
 import { groupsOf, portsOf } from "../live/store";
 
@@ -30,7 +30,7 @@ export function GroupsPage() {
   const create = <Button onClick={() => open((close) => <GroupForm close={close} />)}>Create security group</Button>;
   const columns: Column<Group>[] = [
     { title: "Name", by: (group) => group.name, cell: (group) => group.name },
-    { title: "Lets in", cell: (group) => <Rules group={group} /> },
+    { title: "Lets in, lets out", cell: (group) => <Rules group={group} /> },
     {
       title: "Machines",
       by: (group) => members(group).length,
@@ -41,7 +41,7 @@ export function GroupsPage() {
     <>
       <PageHeader
         title="Security groups"
-        about="What may reach a virtual machine: all that a group of its port lets in, and nothing else. The way out is open."
+        about="What may reach a virtual machine: all that a group of its port lets in, and nothing else. The way out is open until a rule speaks of it."
         actions={groups.length > 0 && create}
       />
       <PageSection isFilled>
@@ -50,7 +50,7 @@ export function GroupsPage() {
           rows={groups}
           columns={columns}
           rowKey={(group) => group.name}
-          text={(group) => `${group.name} ${group.spec.rules.map(ruleText).join(" ")}`}
+          text={(group) => `${group.name} ${group.spec.rules.map((rule) => ruleText(rule, groups)).join(" ")}`}
           actions={(group) => [
             {
               title: "Change the rules",
@@ -82,14 +82,26 @@ export function GroupsPage() {
 }
 
 function Rules({ group }: { group: Group }) {
-  if (group.spec.rules.length === 0) return <span className="vbm-faint">nothing</span>;
+  const groups = groupsOf(useLive());
+  const closed = group.spec.egress_closed && !group.spec.rules.some((rule) => rule.direction === "egress");
+  if (group.spec.rules.length === 0 && !closed) return <span className="vbm-faint">nothing in</span>;
   return (
     <LabelGroup numLabels={8}>
       {group.spec.rules.map((rule) => (
-        <Label key={ruleText(rule)} isCompact variant="outline" color="teal">
-          {ruleText(rule)}
+        <Label
+          key={ruleText(rule)}
+          isCompact
+          variant="outline"
+          color={rule.direction === "egress" ? "purple" : "teal"}
+        >
+          {ruleText(rule, groups)}
         </Label>
       ))}
+      {closed && (
+        <Label key="closed" isCompact variant="outline" color="orange">
+          nothing out
+        </Label>
+      )}
     </LabelGroup>
   );
 }
@@ -127,22 +139,24 @@ function DeleteGroup({ group, close }: { group: Group; close: () => void }) {
   );
 }
 
-const EMPTY_RULE: RuleDraft = { protocol: "tcp", ports: "", from: "" };
+const EMPTY_RULE: RuleDraft = { direction: "ingress", protocol: "tcp", ports: "", from: "" };
 
 /** Makes a group, or changes the rules of one. */
 function GroupForm({ group, close }: { group?: Group; close: () => void }) {
   const act = useDo();
+  const groups = groupsOf(useLive());
   const [name, setName] = useState(group?.name ?? "");
+  const [closed, setClosed] = useState(false);
   const [drafts, setDrafts] = useState<RuleDraft[]>(
     group
-      ? group.spec.rules.map((rule) => ({ protocol: rule.protocol, ports: rule.ports ?? "", from: rule.from ?? "" }))
+      ? group.spec.rules.map((rule) => draftOf(rule, groups))
       : [{ ...EMPTY_RULE, ports: "80" }],
   );
   const rules = drafts.map(ruleOf);
   const problem = group ? undefined : nameProblem(name);
   const replace = (at: number, part: Partial<RuleDraft>) =>
     setDrafts(drafts.map((draft, index) => (index === at ? { ...draft, ...part } : draft)));
-  const command = group ? changes(group, rules) : cli.groupCreate(name, rules);
+  const command = group ? changes(group, rules, groups) : cli.groupCreate(name, rules, closed, groups);
   const title = group ? `Change security group ${group.name}` : "Create a security group";
   return (
     <FormModal
@@ -161,16 +175,36 @@ function GroupForm({ group, close }: { group?: Group; close: () => void }) {
                   path: { group: group.id },
                   body: { rules, generation: group.generation ?? null },
                 })
-              : call("post", "/v1/groups", { body: { name, rules } }),
+              : call("post", "/v1/groups", { body: { name, rules, egress_closed: closed } }),
         })
       }
     >
       {!group && (
         <TextField label="Name" required value={name} onChange={setName} problem={problem} placeholder="web" />
       )}
+      {!group && (
+        <ChoiceField
+          label="The way out"
+          value={closed ? "closed" : "open"}
+          onChange={(value) => setClosed(value === "closed")}
+          options={[
+            { value: "open", text: "open, until a rule speaks of it" },
+            { value: "closed", text: "closed, but for what rules let out" },
+          ]}
+        />
+      )}
       <div role="group" aria-label="Rules" className="vbm-rows">
         {drafts.map((draft, at) => (
-          <div className="vbm-row" key={at}>
+          <div className="vbm-row vbm-rule" key={at}>
+            <ChoiceField
+              label="Way"
+              value={draft.direction}
+              onChange={(value) => replace(at, { direction: value === "egress" ? "egress" : "ingress" })}
+              options={[
+                { value: "ingress", text: "in" },
+                { value: "egress", text: "out" },
+              ]}
+            />
             <ChoiceField
               label="Protocol"
               value={draft.protocol}
@@ -178,16 +212,22 @@ function GroupForm({ group, close }: { group?: Group; close: () => void }) {
               options={PROTOCOLS.map((protocol) => ({ value: protocol, text: protocol }))}
             />
             <TextField
-              label="Ports"
-              value={hasPorts(draft.protocol) ? draft.ports : ""}
+              label={hasMessages(draft.protocol) ? "Messages" : "Ports"}
+              value={hasPorts(draft.protocol) || hasMessages(draft.protocol) ? draft.ports : ""}
               onChange={(ports) => replace(at, { ports })}
-              placeholder={hasPorts(draft.protocol) ? "all, 80, or 8000-8080" : "none"}
+              placeholder={
+                hasPorts(draft.protocol)
+                  ? "all, 80, or 8000-8080"
+                  : hasMessages(draft.protocol)
+                    ? "all, or type=8"
+                    : "none"
+              }
             />
             <TextField
-              label="From"
+              label={draft.direction === "egress" ? "To" : "From"}
               value={draft.from}
               onChange={(from) => replace(at, { from })}
-              placeholder="anywhere, or 10.0.0.0/8"
+              placeholder="anywhere, 10.0.0.0/8, self, group:web"
             />
             <Button
               variant="plain"
@@ -206,13 +246,13 @@ function GroupForm({ group, close }: { group?: Group; close: () => void }) {
 }
 
 /** The commands that bring a group from its rules to others. */
-function changes(group: Group, rules: ReturnType<typeof ruleOf>[]): string {
+function changes(group: Group, rules: ReturnType<typeof ruleOf>[], groups: Group[]): string {
   const before = group.spec.rules;
-  const added = rules.filter((rule) => !before.some((other) => sameRule(rule, other)));
-  const gone = before.filter((rule) => !rules.some((other) => sameRule(rule, other)));
+  const added = rules.filter((rule) => !before.some((other) => sameRule(rule, other, groups)));
+  const gone = before.filter((rule) => !rules.some((other) => sameRule(rule, other, groups)));
   const lines = [
-    ...(added.length > 0 ? [cli.groupAllow(group.name, added)] : []),
-    ...(gone.length > 0 ? [cli.groupDeny(group.name, gone)] : []),
+    ...(added.length > 0 ? [cli.groupAllow(group.name, added, groups)] : []),
+    ...(gone.length > 0 ? [cli.groupDeny(group.name, gone, groups)] : []),
   ];
   return lines.join("\n") || "# nothing to change";
 }

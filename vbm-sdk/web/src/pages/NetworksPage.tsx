@@ -2,7 +2,7 @@ import { Button, ExpandableSection, Grid, PageSection } from "@patternfly/react-
 import NetworkIcon from "@patternfly/react-icons/dist/esm/icons/network-wired-icon";
 import { useState } from "react";
 import { call } from "../api/http";
-import type { CreateNetwork, Network } from "../api/types";
+import type { CreateNetwork, Network, NetworkMode } from "../api/types";
 import * as cli from "../cli/commands";
 import { useDo } from "../components/act";
 import { CliBox } from "../components/CliBox";
@@ -18,6 +18,7 @@ import { useLive } from "../live/context";
 import { networksOf, portsOf } from "../live/store";
 import { Link } from "../navigation";
 
+const MODES: NetworkMode[] = ["nat", "isolated", "routed", "bridged"];
 const MTU_MIN_BYTES = 576;
 const MTU_MAX_BYTES = 9_000;
 const MTU_DEFAULT_BYTES = 1_500;
@@ -114,7 +115,9 @@ function NetworkForm({ close }: { close: () => void }) {
   const act = useDo();
   const [name, setName] = useState("");
   const [cidr, setCidr] = useState("10.0.0.0/24");
-  const [mode, setMode] = useState("nat");
+  const [mode, setMode] = useState<NetworkMode>("nat");
+  const [uplink, setUplink] = useState("");
+  const [dhcpBy, setDhcpBy] = useState("lan");
   const [gateway, setGateway] = useState("");
   const [first, setFirst] = useState("");
   const [last, setLast] = useState("");
@@ -122,11 +125,15 @@ function NetworkForm({ close }: { close: () => void }) {
   const [domain, setDomain] = useState("");
   const [mtu, setMtu] = useState(MTU_DEFAULT_BYTES);
   const problem = nameProblem(name);
+  const bridged = mode === "bridged";
+  const goesBy = bridged || mode === "routed";
   const half = Boolean(first.trim()) !== Boolean(last.trim());
   const body: CreateNetwork = {
     name,
     cidr: cidr.trim(),
-    mode: mode === "isolated" ? "isolated" : "nat",
+    mode,
+    ...(goesBy && uplink.trim() ? { uplink: uplink.trim() } : {}),
+    ...(bridged && dhcpBy === "vbm" ? { serve_dhcp: true } : {}),
     gateway: gateway.trim() || null,
     pool_first: first.trim() || null,
     pool_last: last.trim() || null,
@@ -141,7 +148,7 @@ function NetworkForm({ close }: { close: () => void }) {
       title="Create a network"
       submit="Create"
       command={command}
-      ready={name !== "" && body.cidr !== "" && !problem && !half}
+      ready={name !== "" && body.cidr !== "" && !problem && !half && (!bridged || Boolean(body.uplink))}
       onClose={close}
       onSubmit={() =>
         act({ title: `Create network ${name}`, command, run: () => call("post", "/v1/networks", { body }) })
@@ -160,12 +167,39 @@ function NetworkForm({ close }: { close: () => void }) {
       <ChoiceField
         label="Mode"
         value={mode}
-        onChange={setMode}
+        onChange={(value) => setMode(MODES.find((known) => known === value) ?? "nat")}
         options={[
-          { value: "nat", text: "nat: its machines reach the world; the world reaches them by forwards only" },
+          { value: "nat", text: "nat: its machines reach the world; the world reaches them by forwards and floating IPs only" },
           { value: "isolated", text: "isolated: its machines reach each other only" },
+          { value: "routed", text: "routed: its machines reach the world as they are; the world needs a route to the host" },
+          { value: "bridged", text: "bridged: its machines are on the LAN of an interface of the host" },
         ]}
       />
+      {goesBy && (
+        <TextField
+          label="Uplink"
+          required={bridged}
+          value={uplink}
+          onChange={setUplink}
+          placeholder={bridged ? "br-lan" : "any"}
+          help={
+            bridged
+              ? "A bridge of the host, or an interface without addresses. The addresses above are those of its LAN."
+              : "The only interface that it goes by."
+          }
+        />
+      )}
+      {bridged && (
+        <ChoiceField
+          label="Who tells its machines their addresses"
+          value={dhcpBy}
+          onChange={setDhcpBy}
+          options={[
+            { value: "lan", text: "the LAN's own DHCP server" },
+            { value: "vbm", text: "VBM, for its own machines only" },
+          ]}
+        />
+      )}
       <ExpandableSection toggleText="More: gateway, pool, DNS, MTU">
         <Grid hasGutter md={6}>
           <TextField label="Gateway" value={gateway} onChange={setGateway} placeholder="the first address" />

@@ -16,14 +16,20 @@ import { Link } from "../navigation";
 
 const PORT_MAX = 65_535;
 
+/** One port, or the first and the last. */
+function ports(first: number, forward: Forward): string {
+  const count = forward.spec.count ?? 1;
+  return count > 1 ? `${first}-${first + count - 1}` : String(first);
+}
+
 /** `vm` is the VM whose page it is, if it is one. */
 export function ForwardTable({ forwards, vm }: { forwards: Forward[]; vm?: Vm }) {
   const act = useAct();
   const open = useDialog();
   const columns: Column<Forward>[] = [
-    { title: "Host", cell: (forward) => `${forward.spec.listen_address ?? "*"}:${forward.spec.listen_port}` },
+    { title: "Host", cell: (forward) => `${forward.spec.listen_address ?? "*"}:${ports(forward.spec.listen_port, forward)}` },
     { title: "Protocol", cell: (forward) => forward.spec.protocol },
-    { title: "Leads to", cell: (forward) => `${forward.target_address}:${forward.spec.target_port}` },
+    { title: "Leads to", cell: (forward) => `${forward.target_address}:${ports(forward.spec.target_port, forward)}` },
     {
       title: "Machine",
       cell: (forward) => <Link to={{ page: "vm", name: forward.vm_name, tab: "overview" }}>{forward.vm_name}</Link>,

@@ -14,7 +14,7 @@ import { useEffect, useState } from "react";
 import { asApiError, call, fill, send } from "../../api/http";
 import type { Port, Vm } from "../../api/types";
 import * as cli from "../../cli/commands";
-import { useDo } from "../../components/act";
+import { useAct, useDo } from "../../components/act";
 import { CliBox } from "../../components/CliBox";
 import { type Column, DataTable } from "../../components/DataTable";
 import { useDialog } from "../../components/Dialogs";
@@ -23,12 +23,15 @@ import { ManyField } from "../../components/fields";
 import { FormModal } from "../../components/FormModal";
 import { Ago } from "../../components/time";
 import { mib } from "../../lib/format";
+import { pairText } from "../../lib/limits";
 import { hasConsole, powerText } from "../../lib/power";
 import { useLive } from "../../live/context";
 import { forwardsOf, groupsOf, nicsOf } from "../../live/store";
 import { Link } from "../../navigation";
+import { detachDeed } from "../FloatingIpsPage";
 import { ForwardTable } from "../forwards";
 import { Lease } from "../NetworkPage";
+import { AllowedForm, FloatingForm, LimitsForm, limitsText } from "./NicForms";
 
 export function Overview({ vm }: { vm: Vm }) {
   const live = useLive();
@@ -98,13 +101,31 @@ export function Overview({ vm }: { vm: Vm }) {
 }
 
 function Nics({ vm, nics }: { vm: Vm; nics: Port[] }) {
+  const act = useAct();
   const open = useDialog();
   const columns: Column<Port>[] = [
     {
       title: "Network",
       cell: (nic) => <Link to={{ page: "network", name: nic.network_name }}>{nic.network_name}</Link>,
     },
-    { title: "Address", cell: (nic) => `${nic.spec.address}${nic.spec.pinned ? " (asked for)" : ""}` },
+    {
+      title: "Address",
+      cell: (nic) => (
+        <>
+          {`${nic.spec.address}${nic.spec.pinned ? " (asked for)" : ""}`}
+          {(nic.spec.pairs ?? []).map((pair) => (
+            <div key={pairText(pair)} className="vbm-faint">
+              may use {pairText(pair)}
+            </div>
+          ))}
+        </>
+      ),
+    },
+    {
+      title: "Floating IP",
+      cell: (nic) => nic.spec.floating_ip ?? <span className="vbm-faint">none</span>,
+    },
+    { title: "Limits", cell: (nic) => limitsText(nic) || <span className="vbm-faint">none</span> },
     { title: "Lease", cell: (nic) => <Lease port={nic} /> },
     { title: "MAC", cell: (nic) => <code>{nic.spec.mac}</code> },
     {
@@ -123,6 +144,27 @@ function Nics({ vm, nics }: { vm: Vm; nics: Port[] }) {
           title: "Change security groups",
           description: "also while it runs",
           onClick: () => open((close) => <GroupsForm vm={vm} nic={nic} close={close} />),
+        },
+        {
+          title: "Limit what it carries",
+          description: limitsText(nic) || "bandwidth, connections",
+          onClick: () => open((close) => <LimitsForm vm={vm} nic={nic} close={close} />),
+        },
+        nic.spec.floating_ip
+          ? {
+              title: "Detach the floating IP",
+              description: cli.floatingDetach(nic.spec.floating_ip),
+              onClick: () => void act(detachDeed(nic, nic.spec.floating_ip ?? "")),
+            }
+          : {
+              title: "Attach a floating IP",
+              description: "an address of the world that leads here",
+              onClick: () => open((close) => <FloatingForm vm={vm} nic={nic} close={close} />),
+            },
+        {
+          title: "Allowed addresses",
+          description: (nic.spec.pairs ?? []).map(pairText).join(", ") || "none beside its own",
+          onClick: () => open((close) => <AllowedForm vm={vm} nic={nic} close={close} />),
         },
       ]}
       empty={<p className="vbm-faint">It has no network interface: it was made without a network.</p>}

@@ -19,7 +19,7 @@ const WARNINGS: Partial<Record<Verb, (vm: Vm) => string>> = {
   restart: (vm) => `${vm.name} is reset as by its button: what its guest has not written is lost.`,
   discard: (vm) => `${vm.name} is off afterwards, as after a power cut: the memory that was saved is thrown away.`,
   delete: (vm) =>
-    `${vm.name} is deleted with its disk, its ports and its forwards. There is no way back.` +
+    `${vm.name} is deleted with its disk, its ports and its forwards; a floating IP that is kept stays. There is no way back.` +
     (deleteNeedsForce(vm) ? " It is not off, and is ended first without asking its guest." : ""),
 };
 

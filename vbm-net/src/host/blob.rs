@@ -1,0 +1,378 @@
+//! Reads chains of nf_tables as the kernel holds them, over netlink: in a thousandth of the time that `nft` takes to print them.
+//!
+//! What nft prints is what tells whether rules stand as they were meant. For chains that differ in nothing but addresses it need be asked
+//! once: [`Forms`] keeps, of a chain that nft printed just so, its bytes with the addresses taken out, under its text with the addresses
+//! taken out. Another chain of that text, whose bytes are the same then, stands just as well. Where they differ, for whatever reason, nft
+//! is asked.
+
+use super::netns::NetNs;
+use crate::NetError;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
+    sockopt,
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE` and its answer (linux/netfilter/nf_tables.h).
+const GET_RULE: u16 = 10 << 8 | 7;
+const RULE: u16 = 10 << 8 | 6;
+/// The same of an element of a set or map.
+const GET_ELEMENT: u16 = 10 << 8 | 13;
+const ELEMENT: u16 = 10 << 8 | 12;
+/// `NLMSG_ERROR`, `NLMSG_DONE`, `NLM_F_REQUEST | NLM_F_DUMP` (linux/netlink.h).
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const REQUEST: u16 = 1;
+const REQUEST_DUMP: u16 = REQUEST | 0x300;
+/// `NFPROTO_BRIDGE`.
+const BRIDGE: u8 = 7;
+/// `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`.
+const TABLE: u16 = 1;
+const CHAIN: u16 = 2;
+const EXPRESSIONS: u16 = 4;
+/// `NFTA_SET_ELEM_LIST_SET`, `NFTA_SET_ELEM_LIST_ELEMENTS`, `NFTA_LIST_ELEM`, `NFTA_SET_ELEM_KEY`, `NFTA_DATA_VALUE`.
+const SET: u16 = 2;
+const ELEMENTS: u16 = 3;
+const LIST_ELEMENT: u16 = 1;
+const KEY: u16 = 1;
+const VALUE: u16 = 1;
+/// `NFTA_SET_ELEM_DATA`, `NFTA_DATA_VERDICT`, `NFTA_VERDICT_CODE`, `NFTA_VERDICT_CHAIN`.
+const DATA: u16 = 2;
+const VERDICT: u16 = 2;
+const CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+/// `NFT_JUMP`.
+const JUMP: i32 = -3;
+/// The bytes of a name of a link, as a key (`IFNAMSIZ`).
+const LINK_NAME_BYTES: usize = 16;
+/// Of the type of an attribute, without its flags, and the flag of one that holds others (`NLA_F_NESTED`).
+const TYPE_MASK: u16 = 0x3fff;
+const NESTED: u16 = 0x8000;
+/// Of a netlink message's header, and of nfnetlink's behind it, in bytes.
+const HEADER_BYTES: usize = 16;
+const NF_HEADER_BYTES: usize = 4;
+/// The kernel answers at once; this is for the case that it does not.
+const ANSWER_MAX_SECONDS: i64 = 2;
+/// The kernel fills parts of an answer up to this.
+const PART_MAX_BYTES: usize = 64 * 1024;
+/// The most parts of an answer: a chain of the guard is some hundred bytes.
+const PARTS_MAX: usize = 64;
+/// The most forms that are kept; beyond it all are forgotten.
+const FORMS_MAX: usize = 256;
+
+/// The rules of chains of a bridge table, as bytes. `None` where the kernel does not tell.
+pub(super) async fn chains(
+    ns: &NetNs,
+    table: &'static str,
+    names: Vec<String>,
+) -> Result<Option<BTreeMap<String, Vec<u8>>>, NetError> {
+    ns.run(move || {
+        let each = names.into_iter().map(|name| {
+            let bytes = ask(table, &name)?;
+            Ok((name, bytes))
+        });
+        each.collect::<io::Result<BTreeMap<_, _>>>().ok()
+    })
+    .await
+}
+
+/// Whether a map from links to chains of a bridge table leads each of these links to its chain.
+pub(super) async fn lead(
+    ns: &NetNs,
+    table: &'static str,
+    wanted: Vec<(String, String, String)>,
+) -> Result<bool, NetError> {
+    ns.run(move || {
+        wanted
+            .iter()
+            .all(|(map, link, chain)| matches!(target(table, map, link), Ok(Some(to)) if to == *chain))
+    })
+    .await
+}
+
+/// The chain that a link is led to.
+fn target(table: &str, map: &str, link: &str) -> io::Result<Option<String>> {
+    let mut name = link.as_bytes().to_vec();
+    name.resize(LINK_NAME_BYTES, 0);
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    attribute(&mut body, SET, &text(map));
+    let mut nested = name;
+    for kind in [VALUE, KEY | NESTED, LIST_ELEMENT | NESTED, ELEMENTS | NESTED] {
+        let mut outer = Vec::new();
+        attribute(&mut outer, kind, &nested);
+        nested = outer;
+    }
+    body.extend(nested);
+    let kernel = open()?;
+    send(&kernel, GET_ELEMENT, REQUEST, &body)?;
+    let mut part = vec![0; PART_MAX_BYTES];
+    let length = recv(kernel.as_raw_fd(), &mut part, MsgFlags::empty())?;
+    Ok(read_target(part.get(..length).unwrap_or_default()))
+}
+
+/// The chain in an answer, if it is one and the verdict is a jump.
+fn read_target(answer: &[u8]) -> Option<String> {
+    let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
+    if kind != ELEMENT {
+        return None;
+    }
+    let mut at = answer.get(HEADER_BYTES + NF_HEADER_BYTES..)?;
+    for kind in [ELEMENTS, LIST_ELEMENT, DATA, VERDICT] {
+        at = attributes_of(at).find(|(k, _)| *k == kind)?.1;
+    }
+    let find = |kind| attributes_of(at).find(|(k, _)| *k == kind).map(|(_, v)| v);
+    let code = i32::from_be_bytes(find(CODE)?.try_into().ok()?);
+    let chain = find(VERDICT_CHAIN)?;
+    let chain = chain.strip_suffix(&[0]).unwrap_or(chain);
+    (code == JUMP).then(|| String::from_utf8_lossy(chain).into_owned())
+}
+
+fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.extend(u16::try_from(4 + value.len()).unwrap_or(0).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+/// As the kernel wants it: with a zero behind it.
+fn text(text: &str) -> Vec<u8> {
+    [text.as_bytes(), &[0]].concat()
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let kernel = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
+    let within = nix::sys::time::TimeVal::new(ANSWER_MAX_SECONDS, 0);
+    setsockopt(&kernel, sockopt::ReceiveTimeout, &within)?;
+    Ok(kernel)
+}
+
+fn send(kernel: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or(0);
+    let mut request = Vec::with_capacity(HEADER_BYTES + body.len());
+    request.extend(length.to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(body);
+    let to_kernel = NetlinkAddr::new(0, 0);
+    sendto(kernel.as_raw_fd(), &request, &to_kernel, MsgFlags::empty())?;
+    Ok(())
+}
+
+fn ask(table: &str, chain: &str) -> io::Result<Vec<u8>> {
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    attribute(&mut body, CHAIN, &text(chain));
+    let kernel = open()?;
+    send(&kernel, GET_RULE, REQUEST_DUMP, &body)?;
+    let mut rules = Vec::new();
+    let mut part = vec![0; PART_MAX_BYTES];
+    for _ in 0..PARTS_MAX {
+        let length = recv(kernel.as_raw_fd(), &mut part, MsgFlags::empty())?;
+        if read_part(part.get(..length).unwrap_or_default(), chain, &mut rules)? {
+            return Ok(rules);
+        }
+    }
+    Err(io::Error::other("an answer without an end"))
+}
+
+/// Takes the rules out of a part of an answer. Whether it is the last.
+fn read_part(mut part: &[u8], chain: &str, rules: &mut Vec<u8>) -> io::Result<bool> {
+    let broken = || io::Error::other("an answer that cannot be read");
+    while !part.is_empty() {
+        let header = part.get(..HEADER_BYTES).ok_or_else(broken)?;
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let length = usize::try_from(length).map_err(|_| broken())?;
+        let message = part.get(HEADER_BYTES..length).ok_or_else(broken)?;
+        match kind {
+            DONE => return Ok(true),
+            ERROR => return Err(io::Error::other("the kernel refused it")),
+            RULE => {
+                let attributes = message.get(NF_HEADER_BYTES..).ok_or_else(broken)?;
+                let find = |kind| {
+                    attributes_of(attributes)
+                        .find(|(k, _)| *k == kind)
+                        .map(|(_, v)| v)
+                };
+                let of = find(CHAIN).ok_or_else(broken)?;
+                if of.strip_suffix(&[0]).unwrap_or(of) == chain.as_bytes() {
+                    let body = find(EXPRESSIONS).ok_or_else(broken)?;
+                    // So that one long rule is not two short ones.
+                    rules.extend(u32::try_from(body.len()).unwrap_or(0).to_ne_bytes());
+                    rules.extend(body);
+                }
+            }
+            _ => {}
+        }
+        part = part.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// The attributes in a message, up to one that is none.
+fn attributes_of(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & TYPE_MASK;
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// Bytes of chains by their text, both without addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Forms(HashMap<Vec<String>, Vec<u8>>);
+
+impl Forms {
+    /// Keeps what nft printed as these lines.
+    pub(super) fn learn(&mut self, lines: &[String], bytes: &[u8]) {
+        let addresses = Addresses::of(lines);
+        if self.0.len() >= FORMS_MAX {
+            self.0.clear();
+        }
+        self.0
+            .insert(addresses.out_of(lines), addresses.out_of_bytes(bytes));
+    }
+
+    /// Whether these are the bytes of these lines, as far as is known.
+    pub(super) fn know(&self, lines: &[String], bytes: &[u8]) -> bool {
+        let addresses = Addresses::of(lines);
+        let known = self.0.get(&addresses.out_of(lines));
+        known.is_some_and(|known| *known == addresses.out_of_bytes(bytes))
+    }
+}
+
+/// The addresses of Ethernet and IPv4 in lines, each once, as text and as bytes.
+struct Addresses(Vec<(String, Vec<u8>)>);
+
+impl Addresses {
+    fn of(lines: &[String]) -> Self {
+        let mut all: Vec<(String, Vec<u8>)> = Vec::new();
+        for word in lines.iter().flat_map(|line| line.split(' ')) {
+            if let Some(bytes) = address(word)
+                && !all.iter().any(|(text, _)| text == word)
+            {
+                all.push((word.to_owned(), bytes));
+            }
+        }
+        Self(all)
+    }
+
+    /// By the order in which they come, so that two that are the same are told from two that differ.
+    fn out_of(&self, lines: &[String]) -> Vec<String> {
+        let word = |word: &str| match self.0.iter().position(|(text, _)| text == word) {
+            // With its kind: the bytes of one may be those of several.
+            Some(n) => format!("#{n}.{}", self.0[n].1.len()),
+            None => word.to_owned(),
+        };
+        let line = |line: &String| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
+        lines.iter().map(line).collect()
+    }
+
+    fn out_of_bytes(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut rest = bytes;
+        while let Some(first) = rest.first() {
+            let found = self.0.iter().position(|(_, own)| rest.starts_with(own));
+            match found {
+                Some(n) => {
+                    out.extend([0xff, b'#', u8::try_from(n).unwrap_or(u8::MAX)]);
+                    rest = &rest[self.0[n].1.len()..];
+                }
+                None => {
+                    out.push(*first);
+                    rest = &rest[1..];
+                }
+            }
+        }
+        out
+    }
+}
+
+/// The bytes of an address that may differ from port to port.
+fn address(word: &str) -> Option<Vec<u8>> {
+    if let Ok(ip) = word.parse::<std::net::Ipv4Addr>() {
+        return (!ip.is_unspecified() && !ip.is_broadcast()).then(|| ip.octets().to_vec());
+    }
+    if let Some(number) = word.strip_prefix("0x") {
+        // A MAC as the number of a raw match; types and marks are shorter.
+        let number = u64::from_str_radix(number, 16).ok()?;
+        let bytes = number.to_be_bytes();
+        return (number > u64::from(u32::MAX))
+            .then(|| bytes.strip_prefix(&[0, 0]).map(<[u8]>::to_vec))
+            .flatten();
+    }
+    word.parse::<vbm_core::Mac>()
+        .ok()
+        .map(|mac| mac.octets().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lines(mac: &str, ip: &str) -> Vec<String> {
+        let number = mac.replace(':', "");
+        vec![
+            format!("ether saddr != {mac} drop"),
+            format!("ip saddr 0.0.0.0 ip daddr 255.255.255.255 @th,288,48 0x{number} accept"),
+            format!("ip saddr {ip} accept"),
+        ]
+    }
+
+    fn bytes(mac: [u8; 6], ip: [u8; 4], verdict: u8) -> Vec<u8> {
+        [&[1, 2][..], &mac, &[0, 0, 0, 0], &mac, &ip, &[verdict]].concat()
+    }
+
+    const A: ([u8; 6], [u8; 4]) = ([2, 3, 4, 5, 6, 7], [10, 0, 0, 1]);
+    const B: ([u8; 6], [u8; 4]) = ([2, 9, 9, 9, 9, 9], [10, 0, 0, 2]);
+
+    #[test]
+    fn a_chain_that_differs_in_addresses_alone_is_known_and_no_other() {
+        let mut forms = Forms::default();
+        let (first, second) = (
+            lines("02:03:04:05:06:07", "10.0.0.1"),
+            lines("02:09:09:09:09:09", "10.0.0.2"),
+        );
+        assert!(!forms.know(&second, &bytes(B.0, B.1, 1)));
+        forms.learn(&first, &bytes(A.0, A.1, 1));
+        assert!(forms.know(&second, &bytes(B.0, B.1, 1)));
+        assert!(!forms.know(&second, &bytes(B.0, B.1, 0)), "another verdict");
+        assert!(!forms.know(&second, &bytes(A.0, B.1, 1)), "another's MAC");
+        assert!(!forms.know(&second, &bytes(B.0, A.1, 1)), "another's address");
+        assert!(!forms.know(&second, &bytes(B.0, B.1, 1)[1..]), "a rule less");
+        let mut other = second.clone();
+        other[2] = "ip saddr 10.0.0.2 drop".into();
+        assert!(!forms.know(&other, &bytes(B.0, B.1, 1)), "another text");
+    }
+
+    #[test]
+    fn two_addresses_that_are_the_same_are_not_two_that_differ() {
+        let mut forms = Forms::default();
+        let text = |a: &str, b: &str| vec![format!("ip saddr {a} accept"), format!("ip daddr {b} accept")];
+        forms.learn(&text("10.0.0.1", "10.0.0.1"), &[A.1, A.1].concat());
+        assert!(forms.know(&text("10.0.0.2", "10.0.0.2"), &[B.1, B.1].concat()));
+        assert!(!forms.know(&text("10.0.0.2", "10.0.0.1"), &[B.1, A.1].concat()));
+        assert!(!forms.know(&text("10.0.0.2", "10.0.0.2"), &[B.1, A.1].concat()));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _read = (read_part(&bytes, "c", &mut Vec::new()), read_target(&bytes));
+        }
+    }
+}
