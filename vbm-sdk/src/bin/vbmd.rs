@@ -72,7 +72,13 @@ struct Args {
     #[arg(long, global = true, value_enum, default_value = "host")]
     network: NetworkArg,
     /// What finds the rules for a packet on this node: `iptables` (a tree of chains) or `nft` (verdict maps).
-    #[arg(long, global = true, env = "VBM_DISPATCH", default_value_t, value_name = "WAY")]
+    #[arg(
+        long,
+        global = true,
+        env = "VBM_DISPATCH",
+        default_value_t,
+        value_name = "WAY"
+    )]
     dispatch: vbm_net::Dispatch,
     /// This host's address among the nodes: networks span nodes by it, and running VMs move by it.
     #[arg(long, global = true, env = "VBM_UNDERLAY", value_name = "ADDRESS")]
