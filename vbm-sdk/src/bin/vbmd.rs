@@ -71,6 +71,15 @@ struct Args {
     /// Where the node makes networks.
     #[arg(long, global = true, value_enum, default_value = "host")]
     network: NetworkArg,
+    /// What finds the rules for a packet on this node: `iptables` (a tree of chains) or `nft` (verdict maps).
+    #[arg(
+        long,
+        global = true,
+        env = "VBM_DISPATCH",
+        default_value_t,
+        value_name = "WAY"
+    )]
+    dispatch: vbm_net::Dispatch,
     /// This host's address among the nodes: networks span nodes by it, and running VMs move by it.
     #[arg(long, global = true, env = "VBM_UNDERLAY", value_name = "ADDRESS")]
     underlay: Option<std::net::Ipv4Addr>,
@@ -183,7 +192,8 @@ async fn run(args: Args) -> Result<()> {
         .network(match args.network {
             NetworkArg::Host => NetworkChoice::Host,
             NetworkArg::Sim => NetworkChoice::Sim,
-        });
+        })
+        .dispatch(args.dispatch);
     if role != Role::Agent {
         builder = builder.socket(args.socket);
     }

@@ -23,7 +23,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Clock, Epoch, Error, ErrorKind, IdSource, NodePath, Result};
 use vbm_hyper::{Driver, ImageStore};
-use vbm_net::NetworkBackend;
+use vbm_net::{Dispatch, NetworkBackend};
 use vbm_rpc::{
     Bus, Member, Router, Service, Transport,
     layers::{BusMetrics, TraceLayer},
@@ -94,6 +94,7 @@ pub struct Builder {
     node: NodePath,
     pub(super) drivers: Vec<DriverChoice>,
     pub(super) network: NetworkChoice,
+    pub(super) dispatch: Dispatch,
     ephemeral: bool,
     underlay: Option<Ipv4Addr>,
     shared_storage: Option<PathBuf>,
@@ -130,6 +131,7 @@ impl Builder {
             drivers: vec![DriverChoice::Qemu],
             network: NetworkChoice::Host,
             ephemeral: false,
+            dispatch: Dispatch::default(),
             underlay: None,
             shared_storage: None,
             own_store: None,
@@ -225,6 +227,12 @@ impl Builder {
     /// Nothing of this server is worth keeping once it is gone: `vbm doctor --fix` removes it, VMs included.
     pub const fn ephemeral(mut self, ephemeral: bool) -> Self {
         self.ephemeral = ephemeral;
+        self
+    }
+
+    /// What finds the policy of a packet's port on the real host; it may be another after a restart.
+    pub const fn dispatch(mut self, dispatch: Dispatch) -> Self {
+        self.dispatch = dispatch;
         self
     }
 

@@ -135,7 +135,8 @@ pub(super) async fn networks(builder: &Builder, record: &InstanceRecord) -> Resu
                 record.tag.clone(),
                 record.run_dir.join("net"),
                 Arc::clone(&builder.clock),
-            );
+            )
+            .with_dispatch(builder.dispatch);
             Arc::new(HostNetwork::open(config).await.map_err(Error::from)?)
         }
     })
