@@ -45,7 +45,8 @@
 //! wire: [`DesiredOverlay`] names every port of the other hosts, and frames go to the right host or nowhere. ARP is answered
 //! where it is asked, DHCP where the VM is; the world is reached through the VM's own host. Groups are applied where the
 //! packet arrives. VXLAN neither encrypts nor proves who speaks: the network among the hosts must be trusted, and their
-//! firewalls must let UDP 4789 through. IPv6 stays on its host. A host lets go on
+//! firewalls must let UDP 4789 through. IPv6 crosses to the ports that are named, as IPv4 does; into the world it goes from routed
+//! networks alone. A host lets go on
 //! only flows that it saw begin; those of a VM that moves are told to its new host ([`NetworkBackend::flows_of`], [`NetworkBackend::take_flows`]).
 //!
 //! # Alone

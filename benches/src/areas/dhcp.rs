@@ -151,7 +151,7 @@ fn name(leases: usize, peer: Who) -> String {
 }
 
 fn restart_name() -> String {
-    format!("DHCP: start with {RESTART_LEASES} leases to the first offer")
+    format!("DHCP: start with {RESTART_LEASES} leases until it listens")
 }
 
 /// All three in turn, three times.
