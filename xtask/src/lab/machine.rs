@@ -41,6 +41,8 @@ const READY_WITHIN: Duration = Duration::from_secs(240);
 /// What the channel may take beyond the line's own limit.
 const ANSWER_SLACK: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_secs(20);
+/// How long after its channel QEMU may end.
+const END_SEEN_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const SERIAL_LINES: usize = 15;
 const QEMU_LOG: &str = "qemu.log";
@@ -100,6 +102,8 @@ impl Machine {
             .map_err(|error| Fault::file("listen on", &socket, &error))?;
         let logs = dir.join("log");
         let serial = logs.join("serial.log");
+        // That of the machine before this one, if there was one.
+        drop(std::fs::rename(&serial, logs.join("serial.before.log")));
         std::fs::create_dir_all(&logs)
             .and_then(|()| File::create(&serial).map(drop))
             .map_err(|error| Fault::file("create", &serial, &error))?;
@@ -183,10 +187,8 @@ impl Machine {
             .as_mut()
             .map(|stream| stream.write_all(request.as_bytes()));
         if !matches!(written, Some(Ok(()))) {
-            return Err(self.fault(
-                &format!("`{line}` cannot be sent to the machine"),
-                "its channel is closed",
-            ));
+            let why = format!("its channel is closed: {}", self.how_qemu_is());
+            return Err(self.fault(&format!("`{line}` cannot be sent to the machine"), &why));
         }
         let what = format!("`{line}` in the machine has no end");
         let deadline = Instant::now() + limit + ANSWER_SLACK;
@@ -228,7 +230,8 @@ impl Machine {
                     self.heard.extend_from_slice(&bytes)
                 }
                 Ok(typed::Event::Closed) | Err(RecvTimeoutError::Disconnected) => {
-                    break Err(self.fault(what, "the machine has ended"));
+                    let why = format!("the machine has ended: {}", self.how_qemu_is());
+                    break Err(self.fault(what, &why));
                 }
                 Ok(typed::Event::Interrupted) => break Err(typed::interrupted()),
                 Err(RecvTimeoutError::Timeout) => break Err(self.fault(what, "its time is over")),
@@ -236,6 +239,24 @@ impl Machine {
         };
         self.interrupts.unsubscribe();
         found
+    }
+
+    /// Whether QEMU itself has ended.
+    pub(super) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// QEMU's end, for people: a crash of it leaves no other word.
+    fn how_qemu_is(&mut self) -> String {
+        let deadline = Instant::now() + END_SEEN_WITHIN;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return format!("QEMU ended ({status})"),
+                Ok(None) if Instant::now() < deadline => drop(pause(&Interrupts::default(), LOOK_EVERY)),
+                Ok(None) => return "QEMU runs".to_owned(),
+                Err(error) => return format!("QEMU cannot be looked at: {error}"),
+            }
+        }
     }
 
     /// A fault with what QEMU said, and the end of the machine's serial line.

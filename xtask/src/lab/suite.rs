@@ -46,6 +46,8 @@ const TRIES: u32 = 5;
 /// The exit status of a test whose VM VirtualBox gave up on, also at the last try.
 const GAVE_UP: i32 = 75;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How many emulated machines the suite may use: QEMU itself was seen to end under one.
+const MACHINES_MAX: u32 = 2;
 /// Lists the tests that have ended.
 const ENDED: &str =
     "cd /run/suite && for f in *.done; do [ -e \"$f\" ] && echo \"${f%.done} $(cat \"$f\")\"; done; true";
@@ -75,19 +77,17 @@ pub(super) fn run(dir: &Path, image: &Image, core: bool, interrupts: &Interrupts
         files.push((format!("guest/{name}"), guest.dir.join(name)));
     }
     times.note("test program and guest", "built", since);
-    let since = Instant::now();
     let plan = Plan {
         files,
         ..Plan::default()
     };
-    let mut machine = Machine::boot(dir, image, &plan, interrupts)?;
-    times.note("machine for the suite", "up", since);
+    let mut machine = boot(dir, image, &plan, interrupts, times)?;
     let list = machine.must(
         &format!("{VARIABLES} {INSIDE} --list --format terse"),
         LIST_WITHIN,
     )?;
     let all = names(&list);
-    let tests: BTreeSet<String> = all
+    let mut tests: BTreeSet<String> = all
         .iter()
         .filter(|t| !core || CORE.contains(&t.as_str()))
         .cloned()
@@ -106,20 +106,49 @@ pub(super) fn run(dir: &Path, image: &Image, core: bool, interrupts: &Interrupts
             format!("see vbm-hyper/tests/{PROGRAM}.rs"),
         ));
     }
+    for machines_left in (0..MACHINES_MAX).rev() {
+        match go_on(&mut machine, &mut tests, interrupts, times) {
+            Ok(()) => break,
+            // The emulation of a processor that emulates one crashes, too.
+            Err(fault) if machines_left > 0 && machine.has_ended() && !interrupts.came() => {
+                say::fault(&fault);
+                say::note(&format!("another machine goes on with the other {}", tests.len()));
+                drop(machine);
+                machine = boot(dir, image, &plan, interrupts, times)?;
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+    machine.end()
+}
+
+fn boot(dir: &Path, image: &Image, plan: &Plan, interrupts: &Interrupts, times: &mut Times) -> Done<Machine> {
+    let since = Instant::now();
+    let machine = Machine::boot(dir, image, plan, interrupts)?;
+    times.note("machine for the suite", "up", since);
+    Ok(machine)
+}
+
+/// Runs these tests in a machine that has run none; those that have ended are taken away.
+fn go_on(
+    machine: &mut Machine,
+    tests: &mut BTreeSet<String>,
+    interrupts: &Interrupts,
+    times: &mut Times,
+) -> Done {
     let begin = format!(
         "mkdir -p /run/suite; printf '%s\\n' {} >/run/suite.list; {VARIABLES} setsid /lab/suite {INSIDE} {} {JOBS} {TRIES} </run/suite.list >/run/suite.log 2>&1 &",
         tests.iter().cloned().collect::<Vec<_>>().join(" "),
         TEST_WITHIN.as_secs()
     );
     machine.must(&begin, LIST_WITHIN)?;
-    follow(&mut machine, tests, interrupts, times)?;
-    machine.end()
+    follow(machine, tests, interrupts, times)
 }
 
 /// Tells of each test when it has ended, until all have or the time is over.
 fn follow(
     machine: &mut Machine,
-    mut waiting: BTreeSet<String>,
+    waiting: &mut BTreeSet<String>,
     interrupts: &Interrupts,
     times: &mut Times,
 ) -> Done {
@@ -155,7 +184,7 @@ fn follow(
             }
         }
     }
-    for test in &waiting {
+    for test in waiting.iter() {
         let why = format!(
             "had no end when the suite's {} s were over",
             SUITE_WITHIN.as_secs()
