@@ -10,7 +10,7 @@ mod common;
 
 use common::{
     left_out,
-    sets::{DOWN_AFTER, SentinelSet},
+    sets::{DOWN_AFTER, MASTER, SentinelSet},
     words::{PATIENCE, client, offer, path, until, within, worker},
 };
 use serde::{Deserialize, Serialize};
@@ -320,6 +320,48 @@ async fn a_replicated_cast_that_was_taken_outlives_the_master_and_its_caller() {
     let n1 = serve(&transport, "n1", "boot-2", &ledger).await;
     until("all are done", async || ledger.begun() == 100).await;
     assert_eq!(ledger.twice(), Vec::<usize>::new());
+    n1.shutdown().await;
+}
+
+/// One replica may confirm what another, which is promoted, never saw: all that could be promoted must have it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicated_cast_is_not_kept_while_a_replica_that_could_be_promoted_lacks_it() {
+    if left_out() {
+        return;
+    }
+    let set = SentinelSet::start("").await;
+    let down_after = async |ms: &str| {
+        for sentinel in &set.sentinels {
+            let words = ["SENTINEL", "SET", MASTER, "down-after-milliseconds", ms];
+            sentinel.ask(&words).await;
+        }
+    };
+    // Nobody is taken for dead for now.
+    down_after("60000").await;
+    let (transport, ledger) = (set.transport().await, Ledger::default());
+    let (n1, bus) = (
+        serve(&transport, "n1", "boot-1", &ledger).await,
+        client(&transport, "eu/r1/c1").await,
+    );
+    let (node, work) = (Route::node(path("n1")), Work { n: 1, wait_ms: 0 });
+    let cast = || bus.cast::<Do>(&node, &work, within(PATIENCE).durability(Durability::Replicated));
+    assert_eq!(cast().await, Ok(()));
+    let master = set.master().await.unwrap();
+    let silent = (master + 1) % set.servers.len();
+    set.servers[silent].signal("STOP");
+    let ended = cast().await;
+    set.servers[silent].signal("CONT");
+    assert!(
+        matches!(&ended, Err(Fate::Lost { started: false, why, .. }) if why.contains("1 of 2 replicas")),
+        "{ended:?}"
+    );
+    until("both have it again", async || cast().await == Ok(())).await;
+    // Who is dead for the sentinels cannot be promoted, and is not waited for.
+    set.servers[silent].signal("STOP");
+    down_after("1000").await;
+    until("the other alone is enough", async || cast().await == Ok(())).await;
+    set.servers[silent].signal("CONT");
+    bus.shutdown().await;
     n1.shutdown().await;
 }
 
