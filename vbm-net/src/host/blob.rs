@@ -5,16 +5,16 @@
 //! taken out. Another chain of that text, whose bytes are the same then, stands just as well. Where they differ, for whatever reason, nft
 //! is asked.
 
-use super::netns::NetNs;
-use crate::NetError;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
-    sockopt,
+use super::{
+    netlink::{HEADER_BYTES, NF_HEADER_BYTES, REQUEST, attributes_of, open, send},
+    netns::NetNs,
 };
+use crate::NetError;
+use nix::sys::socket::{MsgFlags, recv};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
 };
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE` and its answer (linux/netfilter/nf_tables.h).
@@ -23,10 +23,9 @@ const RULE: u16 = 10 << 8 | 6;
 /// The same of an element of a set or map.
 const GET_ELEMENT: u16 = 10 << 8 | 13;
 const ELEMENT: u16 = 10 << 8 | 12;
-/// `NLMSG_ERROR`, `NLMSG_DONE`, `NLM_F_REQUEST | NLM_F_DUMP` (linux/netlink.h).
+/// `NLMSG_ERROR`, `NLMSG_DONE`, `NLM_F_DUMP` (linux/netlink.h).
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-const REQUEST: u16 = 1;
 const REQUEST_DUMP: u16 = REQUEST | 0x300;
 /// `NFPROTO_BRIDGE`.
 const BRIDGE: u8 = 7;
@@ -49,14 +48,8 @@ const VERDICT_CHAIN: u16 = 2;
 const JUMP: i32 = -3;
 /// The bytes of a name of a link, as a key (`IFNAMSIZ`).
 const LINK_NAME_BYTES: usize = 16;
-/// Of the type of an attribute, without its flags, and the flag of one that holds others (`NLA_F_NESTED`).
-const TYPE_MASK: u16 = 0x3fff;
+/// The flag of an attribute that holds others (`NLA_F_NESTED`).
 const NESTED: u16 = 0x8000;
-/// Of a netlink message's header, and of nfnetlink's behind it, in bytes.
-const HEADER_BYTES: usize = 16;
-const NF_HEADER_BYTES: usize = 4;
-/// The kernel answers at once; this is for the case that it does not.
-const ANSWER_MAX_SECONDS: i64 = 2;
 /// The kernel fills parts of an answer up to this.
 const PART_MAX_BYTES: usize = 64 * 1024;
 /// The most parts of an answer: a chain of the guard is some hundred bytes.
@@ -144,31 +137,6 @@ fn text(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let kernel = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkNetFilter,
-    )?;
-    let within = nix::sys::time::TimeVal::new(ANSWER_MAX_SECONDS, 0);
-    setsockopt(&kernel, sockopt::ReceiveTimeout, &within)?;
-    Ok(kernel)
-}
-
-fn send(kernel: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or(0);
-    let mut request = Vec::with_capacity(HEADER_BYTES + body.len());
-    request.extend(length.to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend(flags.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend(body);
-    let to_kernel = NetlinkAddr::new(0, 0);
-    sendto(kernel.as_raw_fd(), &request, &to_kernel, MsgFlags::empty())?;
-    Ok(())
-}
-
 fn ask(table: &str, chain: &str) -> io::Result<Vec<u8>> {
     let mut body = vec![BRIDGE, 0, 0, 0];
     attribute(&mut body, TABLE, &text(table));
@@ -218,17 +186,6 @@ fn read_part(mut part: &[u8], chain: &str, rules: &mut Vec<u8>) -> io::Result<bo
         part = part.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(false)
-}
-
-/// The attributes in a message, up to one that is none.
-fn attributes_of(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & TYPE_MASK;
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
 }
 
 /// Bytes of chains by their text, both without addresses.

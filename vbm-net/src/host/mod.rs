@@ -24,6 +24,7 @@ mod leg;
 mod limits;
 pub(crate) mod link;
 mod link6;
+mod netlink;
 pub(crate) mod netns;
 mod nic;
 mod offload;
