@@ -19,7 +19,7 @@ pub enum Durability {
     /// The master has it: one round trip.
     #[default]
     Fast,
-    /// A replica has it too. Without one that says so in a second, the call is [`Lost`](crate::Fate::Lost) with that
+    /// Its replicas have it too: under Sentinel all that could be promoted, elsewhere one. Without their word in a second, the call is [`Lost`](crate::Fate::Lost) with that
     /// reason, although the master has it and it may run. An answer that is there before counts all the same.
     Replicated,
 }

@@ -267,13 +267,13 @@ impl Cell {
 
     async fn make(&mut self, trouble: Trouble) {
         self.tell(format!("{trouble:?}"));
-        let in_transit = match trouble {
+        let clocks_off = match trouble {
             Trouble::StopRedis | Trouble::Stall(_) => STOP_MAX,
-            // What waits for its writer waits in its process; what was on its way is done when the master goes on.
+            // Whoever asks the stopped master is told when it goes on.
             Trouble::StopMaster => MASTER_AWAY_MAX,
             _ => Duration::ZERO,
         };
-        self.known.in_transit = self.known.in_transit.max(in_transit);
+        self.known.clocks_off = self.known.clocks_off.max(clocks_off);
         match trouble {
             Trouble::KillWorker(which) => {
                 if let Some(mut worker) = self.workers[which].take() {

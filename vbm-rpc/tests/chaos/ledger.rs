@@ -19,9 +19,9 @@ pub(crate) struct Known {
     pub(crate) killed: BTreeSet<String>,
     /// By boot id: how long they were stopped in all.
     pub(crate) stopped: BTreeMap<String, Duration>,
-    /// The longest that a frame can have been on its way to Redis: a stall or a stop of Redis. The receiver counts
-    /// a deadline from when Redis was given the frame.
-    pub(crate) in_transit: Duration,
+    /// The most that a stall or a stop of Redis can have made clocks uncertain: Redis' time is known within half of a round trip
+    /// on either side, and deadlines are counted by it.
+    pub(crate) clocks_off: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -200,7 +200,7 @@ impl Ledger {
             let stopped = known.stopped.contains_key(boot) || known.stopped.contains_key(&call.boot);
             let latest = call.at_ms
                 + call.deadline_ms
-                + u64::try_from((START_SLACK + known.in_transit).as_millis()).unwrap();
+                + u64::try_from((START_SLACK + known.clocks_off).as_millis()).unwrap();
             if *at > latest && !stopped {
                 wrong.push(format!(
                     "{tag} began in {boot} {} ms after its deadline",

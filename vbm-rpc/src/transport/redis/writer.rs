@@ -7,7 +7,7 @@
 //!   parked (destination not back yet) <--- connect, register, raise the generation, same ops -----+
 //! ```
 //!
-//! It runs twice: the *fast* lane as above, and the *replicated* lane for frames that a replica must have before they
+//! It runs twice: the *fast* lane as above, and the *replicated* lane for frames that replicas must have before they
 //! count as kept. That one has a connection of its own, opened by the first such frame, and ends each batch with one
 //! `WAIT`: `WAIT` holds its connection, and must never stand before what asked for no more than speed.
 
