@@ -35,6 +35,18 @@ pub enum Error {
         /// What it is busy with.
         job: &'static str,
     },
+    /// Who asked for it called it off.
+    #[error("{what} was called off")]
+    CalledOff {
+        /// What was being done.
+        what: &'static str,
+    },
+    /// The time that it was given is over.
+    #[error("{what} was not done in time")]
+    OutOfTime {
+        /// What was being done.
+        what: &'static str,
+    },
     /// A force-off ended the job.
     #[error("{job} of VM {vm} was ended by a force-off")]
     Preempted {
@@ -193,7 +205,8 @@ impl Error {
             Self::NoSuchVm(_) | Self::NoSuchSnapshot { .. } | Self::NoSuchImage(_) => ErrorKind::NotFound,
             Self::Refused(error) => error.kind(),
             Self::Busy { .. } | Self::InUse { .. } | Self::ImageInUse { .. } => ErrorKind::Conflict,
-            Self::Preempted { .. } => ErrorKind::Cancelled,
+            Self::Preempted { .. } | Self::CalledOff { .. } => ErrorKind::Cancelled,
+            Self::OutOfTime { .. } => ErrorKind::DeadlineExceeded,
             Self::Invalid { .. } | Self::BadDisk { .. } | Self::WrongDigest { .. } => ErrorKind::InvalidInput,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::MissingProgram { .. } => ErrorKind::MissingDependency,
@@ -209,7 +222,11 @@ impl Error {
     /// Whether the effect took place.
     pub const fn outcome(&self) -> Outcome {
         match self {
-            Self::Timeout { .. } | Self::Disconnected { .. } | Self::Preempted { .. } => Outcome::Unknown,
+            Self::Timeout { .. }
+            | Self::Disconnected { .. }
+            | Self::Preempted { .. }
+            | Self::CalledOff { .. }
+            | Self::OutOfTime { .. } => Outcome::Unknown,
             Self::StartFailed { .. } => Outcome::RolledBack,
             _ => Outcome::NotApplied,
         }
@@ -220,6 +237,8 @@ impl Error {
             Self::Io { source, .. } | Self::Source(source) => source.to_string(),
             Self::NoSuchVm(_) => "it was never started here, or was removed".into(),
             Self::Busy { .. } => "a VM does one thing at a time; only force-off and queries go past".into(),
+            Self::CalledOff { .. } => "whoever asked for it wants it no more".into(),
+            Self::OutOfTime { .. } => "the time that it was given is over".into(),
             Self::Preempted { .. } => "somebody forced the VM off while it ran".into(),
             Self::MissingProgram { program, .. } => format!("{program} was not found in the search path"),
             Self::DiskFull { path, .. } => format!("the file system of {} has no room left", path.display()),
@@ -260,7 +279,10 @@ impl Error {
             Self::Invalid { fix, .. } => fix.clone(),
             Self::NoSuchVm(_) => "list the VMs with `vbm list`".into(),
             Self::Busy { .. } => "wait until it is done, or force the VM off with `vbm stop --force`".into(),
-            Self::Preempted { .. } => "look at the VM with `vbm info` before trying again".into(),
+            Self::OutOfTime { .. } => "look at the VM with `vbm info`, and give it more time".into(),
+            Self::Preempted { .. } | Self::CalledOff { .. } => {
+                "look at the VM with `vbm info` before trying again".into()
+            }
             Self::Unsupported { .. } => "use another driver or leave it out".into(),
             Self::MissingProgram { package, .. } => {
                 format!("install it with `apt-get install --no-install-recommends {package}`")

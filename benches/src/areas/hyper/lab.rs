@@ -17,7 +17,9 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use uuid::Uuid;
 use vbm_core::{Digest, DiskFormat, VmId, VolumeId};
-use vbm_hyper::{BootSource, ContentKind, Driver, ImageStore, Pool, QemuConfig, QemuDriver, VmDefinition};
+use vbm_hyper::{
+    BootSource, ContentKind, Driver, Hardware, ImageStore, Pool, QemuConfig, QemuDriver, VmDefinition,
+};
 
 /// Enough for the tiny guest.
 const MEMORY_MIB: u32 = 96;
@@ -142,6 +144,8 @@ pub(super) fn definition(disk: PathBuf) -> VmDefinition {
         memory_mib: MEMORY_MIB,
         root_disk: disk,
         boot: BootSource::Disk,
+        disks: vec![],
+        hardware: Hardware::default(),
         nics: Vec::new(),
     }
 }

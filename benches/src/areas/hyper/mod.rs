@@ -7,7 +7,7 @@ mod power;
 use crate::harness::{duel::solo, fault::Outcome, ground::Ground, row::Row, rows::Rows};
 use std::sync::Arc;
 use tokio::time::Instant;
-use vbm_hyper::{Driver, SimDriver, SimWorld};
+use vbm_hyper::{Driver, OpCx, SimDriver, SimWorld};
 
 /// The VMs of a large inventory.
 const MANY: usize = 1_000;
@@ -28,7 +28,11 @@ async fn inventory(ground: &Ground) -> Outcome<Row> {
     let driver: Arc<dyn Driver> = Arc::new(SimDriver::open(SimWorld::instant())?);
     for _ in 0..MANY {
         driver
-            .start(&lab::definition("/nonexistent/disk.qcow2".into()), Vec::new())
+            .start(
+                &OpCx::new(),
+                &lab::definition("/nonexistent/disk.qcow2".into()),
+                Vec::new(),
+            )
             .await?;
     }
     let samples = solo(ground.rounds(), async |_| {

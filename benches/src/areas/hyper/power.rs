@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use vbm_core::PowerState;
-use vbm_hyper::{Driver, VmDefinition};
+use vbm_hyper::{Driver, OpCx, VmDefinition};
 
 /// The longest that a QEMU by hand may take to greet.
 const GREET_WITHIN: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ pub(super) async fn start(ground: &Ground) -> Outcome<Row> {
         async |_| {
             let vm = lab.vm().await?;
             let begin = Instant::now();
-            let seen = driver.start(&vm, Vec::new()).await?;
+            let seen = driver.start(&OpCx::new(), &vm, Vec::new()).await?;
             let took = millis(begin);
             if seen.power != PowerState::Running {
                 return Err(Fault::new(format!("it is {}", seen.power)));
@@ -158,7 +158,10 @@ pub(super) async fn adopt(ground: &Ground) -> Outcome<Row> {
 
 async fn running(lab: &Lab, driver: &dyn Driver) -> Outcome<VmDefinition> {
     let vm = lab.vm().await?;
-    driver.start(&vm, Vec::new()).await.during("start")?;
+    driver
+        .start(&OpCx::new(), &vm, Vec::new())
+        .await
+        .during("start")?;
     Ok(vm)
 }
 
