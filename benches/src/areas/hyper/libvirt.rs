@@ -57,7 +57,7 @@ impl Libvirt {
                 "--fork",
                 "--kill-child=SIGKILL",
                 "--mount-proc",
-                "sh",
+                "bash",
             ])
             .arg(&script)
             .arg(dir.path())

@@ -1,6 +1,7 @@
-#!/bin/sh
+#!/bin/bash
 # libvirt's daemon in namespaces of its own: mounts (its folders are empty ones below $1) and processes (whatever it starts
 # ends with this script, whose death the kernel makes everybody's). Told on standard input: start, stop.
+# As the first process of its namespace it is the parent of all orphans: bash takes them in, sh does not.
 set -eu
 dir=$1
 mount --make-rprivate /
