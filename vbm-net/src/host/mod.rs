@@ -29,6 +29,7 @@ pub(crate) mod netns;
 mod nic;
 mod offload;
 mod overlay;
+mod present;
 mod probe;
 pub(crate) mod record;
 mod routed;
