@@ -120,6 +120,7 @@ pub mod ra;
 mod rate;
 mod share;
 mod sim;
+mod station;
 
 pub use backend::NetworkBackend;
 pub use check::PathSeen;
