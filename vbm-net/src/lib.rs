@@ -118,6 +118,7 @@ pub mod names;
 pub mod plan;
 pub mod ra;
 mod rate;
+mod service;
 mod share;
 mod sim;
 mod station;

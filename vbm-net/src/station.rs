@@ -10,12 +10,9 @@
 
 pub(crate) mod ear;
 
-use crate::{NetEvent, backend::EVENTS_MAX_PENDING};
+use crate::{NetEvent, backend::EVENTS_MAX_PENDING, service::Leash};
 use std::sync::Arc;
-use tokio::{
-    sync::{broadcast, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{Clock, NetworkId};
 
@@ -70,8 +67,7 @@ pub(crate) struct Running<C, L, N> {
     config: watch::Sender<Arc<C>>,
     leases: watch::Receiver<L>,
     counters: Arc<N>,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
+    leash: Leash,
 }
 
 /// The task's ends of all that.
@@ -80,12 +76,6 @@ pub(crate) struct Reins<C, L, N> {
     pub(crate) leases: watch::Sender<L>,
     pub(crate) counters: Arc<N>,
     pub(crate) stop: CancellationToken,
-}
-
-impl<C, L, N> Drop for Running<C, L, N> {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
 }
 
 impl<C: PartialEq, L: Clone, N: Default> Running<C, L, N> {
@@ -115,14 +105,13 @@ impl<C: PartialEq, L: Clone, N: Default> Running<C, L, N> {
             config,
             leases,
             counters,
-            stop,
-            task: tracker.spawn(task(reins)),
+            leash: Leash::on(tracker, stop, task(reins)),
         }
     }
 
     /// Whether it runs, at this place.
     pub(crate) fn serves(&self, place: Place) -> bool {
-        self.place == place && !self.task.is_finished()
+        self.place == place && self.leash.holds()
     }
 
     /// From the next frame on, this holds. Returns whether it differs from before.
@@ -147,9 +136,7 @@ impl<C: PartialEq, L: Clone, N: Default> Running<C, L, N> {
     }
 
     /// Ends it. When this returns its socket is closed, and what it owned is dropped.
-    pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
-        // One that panicked has ended too.
-        drop((&mut self.task).await);
+    pub(crate) async fn stop(self) {
+        self.leash.end().await;
     }
 }
