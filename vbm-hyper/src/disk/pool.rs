@@ -25,8 +25,8 @@ pub struct VolumeFile {
     pub id: VolumeId,
     /// Its file.
     pub path: PathBuf,
-    /// The image it is a clone of.
-    pub image: Digest,
+    /// The image it is a clone or a copy of; none of a disk that began empty.
+    pub image: Option<Digest>,
     /// The size that the guest sees, in bytes.
     pub virtual_bytes: u64,
     /// What it occupies on the disk, in bytes.
@@ -134,6 +134,24 @@ impl Pool {
         .await
     }
 
+    /// Makes an empty disk: a volume of `virtual_bytes` of zeros, which takes no room until it is written.
+    ///
+    /// # Errors
+    /// [`Error::VolumeExists`], [`Error::DiskFull`], [`Error::Io`]; [`Error::Invalid`] for a size that the kind does not
+    /// allow: whole sectors of 512 bytes, at most 64 TiB (of VDI, 2 TiB). Nothing half-made is left.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not end it: the volume is made or not, never half.
+    pub async fn create_blank(
+        &self,
+        volume: VolumeId,
+        virtual_bytes: u64,
+        kind: DiskKind,
+    ) -> Result<PathBuf> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.create_blank(volume, virtual_bytes, kind)).await
+    }
+
     /// The file of a volume, if it is there.
     pub fn path(&self, volume: VolumeId) -> Option<PathBuf> {
         self.inner.find(volume)
@@ -187,10 +205,27 @@ impl Inner {
         }
         let mut content = Content::open(&base, format)?;
         self.place(&path, volume, |file| {
-            vdi::write(file, &path, volume, image, virtual_bytes, |at, into| {
+            vdi::write(file, &path, volume, Some(image), virtual_bytes, |at, into| {
                 content.read(at, into)
             })
         })?;
+        Ok(path)
+    }
+
+    fn create_blank(&self, volume: VolumeId, virtual_bytes: u64, kind: DiskKind) -> Result<PathBuf> {
+        if self.find(volume).is_some() {
+            return Err(Error::VolumeExists(volume));
+        }
+        let path = self.path_as(volume, kind);
+        match kind {
+            DiskKind::Qcow2 => {
+                let blank = qcow2::blank(virtual_bytes).map_err(|why| bad_size(volume, why))?;
+                self.write(&path, volume, &blank)?;
+            }
+            DiskKind::Vdi => self.place(&path, volume, |file| {
+                vdi::write(file, &path, volume, None, virtual_bytes, |_, _| Ok(()))
+            })?,
+        }
         Ok(path)
     }
 
@@ -204,13 +239,7 @@ impl Inner {
         if self.find(volume).is_some() {
             return Err(Error::VolumeExists(volume));
         }
-        let invalid = |why: String| {
-            Error::invalid(
-                format!("volume {volume} cannot be made"),
-                why,
-                "choose a size that fits the image",
-            )
-        };
+        let invalid = |why: String| bad_size(volume, why);
         let holder = self.holder(volume);
         self.images.hold_now(image, &holder)?;
         let made = (|| {
@@ -228,7 +257,10 @@ impl Inner {
             Ok(()) => Ok(path),
             Err(error) => {
                 // Another clone of the same image under the same id keeps the note.
-                if read_volume(&path).ok().is_none_or(|(found, _)| found != image) {
+                if read_volume(&path)
+                    .ok()
+                    .is_none_or(|(found, _)| found != Some(image))
+                {
                     self.images.release_now(image, &holder)?;
                 }
                 Err(error)
@@ -269,7 +301,7 @@ impl Inner {
 
     fn remove(&self, volume: VolumeId) -> Result<()> {
         let path = self.find(volume).unwrap_or_else(|| self.path(volume));
-        let image = read_volume(&path).ok().map(|(image, _)| image);
+        let image = read_volume(&path).ok().and_then(|(image, _)| image);
         let memory = super::memory_dir(&path);
         match fs::remove_dir_all(&memory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -332,9 +364,12 @@ impl Inner {
             .collect();
         let linked = |volume: &VolumeFile| volume.path.extension().is_some_and(|e| e == "qcow2");
         for volume in self.list()?.into_iter().filter(linked) {
-            let note = (volume.image, self.holder(volume.id));
+            let Some(image) = volume.image else {
+                continue;
+            };
+            let note = (image, self.holder(volume.id));
             if !stale.remove(&note) {
-                match self.images.hold_now(volume.image, &note.1) {
+                match self.images.hold_now(image, &note.1) {
                     Ok(()) => mended += 1,
                     Err(error) => {
                         tracing::warn!(volume = %volume.id, %error, "the image of a volume is missing")
@@ -362,6 +397,14 @@ fn volume_of(path: &Path) -> Option<VolumeId> {
     known.contains(&extension).then(|| name.parse().ok()).flatten()
 }
 
+fn bad_size(volume: VolumeId, why: String) -> Error {
+    Error::invalid(
+        format!("volume {volume} cannot be made"),
+        why,
+        "choose a size that fits the image and the format",
+    )
+}
+
 fn too_small(volume: VolumeId, virtual_bytes: u64, base_bytes: u64) -> Error {
     Error::invalid(
         format!("volume {volume} cannot be made"),
@@ -370,18 +413,20 @@ fn too_small(volume: VolumeId, virtual_bytes: u64, base_bytes: u64) -> Error {
     )
 }
 
-/// The image and the virtual size of a volume's file.
-fn read_volume(path: &Path) -> Result<(Digest, u64), String> {
+/// The image, if it has one, and the virtual size of a volume's file.
+fn read_volume(path: &Path) -> Result<(Option<Digest>, u64), String> {
     let file = File::open(path).map_err(|e| e.to_string())?;
     if path.extension().is_some_and(|e| e == "vdi") {
         let header = vdi::read_header(&file)?;
-        return Ok((header.image.ok_or("it names no image")?, header.virtual_bytes));
+        return Ok((header.image, header.virtual_bytes));
     }
     let file_bytes = file.metadata().map_err(|e| e.to_string())?.len();
     let mut head = [0; qcow2::HEADER_BYTES];
     file.read_exact_at(&mut head, 0).map_err(|e| e.to_string())?;
     let header = qcow2::Header::parse(&head, file_bytes)?;
-    let (at, len) = header.backing.ok_or("it is no linked clone")?;
+    let Some((at, len)) = header.backing else {
+        return Ok((None, header.virtual_bytes));
+    };
     if len as usize > qcow2::BACKING_MAX_BYTES {
         return Err("the name of its base is too long".into());
     }
@@ -392,8 +437,6 @@ fn read_volume(path: &Path) -> Result<(Digest, u64), String> {
         .file_name()
         .and_then(|n| n.to_str())
         .and_then(|n| n.parse().ok());
-    Ok((
-        digest.ok_or("its base is no image of ours")?,
-        header.virtual_bytes,
-    ))
+    let digest: Digest = digest.ok_or("its base is no image of ours")?;
+    Ok((Some(digest), header.virtual_bytes))
 }

@@ -293,18 +293,32 @@ pub struct Overlay {
 /// # Errors
 /// A name of a backing file or a size that the format or VBM does not allow.
 pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<Overlay, String> {
+    unwritten(Some((backing, format)), virtual_bytes)
+}
+
+/// A qcow2 version 3 file that reads as zeros.
+///
+/// # Errors
+/// A size that the format or VBM does not allow.
+pub fn blank(virtual_bytes: u64) -> Result<Overlay, String> {
+    unwritten(None, virtual_bytes)
+}
+
+fn unwritten(backing: Option<(&str, DiskFormat)>, virtual_bytes: u64) -> Result<Overlay, String> {
     const CLUSTER_BITS: u32 = 16;
     const CLUSTER: u64 = 1 << CLUSTER_BITS;
     const REFCOUNT_ORDER_16_BITS: u32 = 4;
     const HEADER_LENGTH: u32 = 112;
     const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
-    let name_bytes = u32::try_from(backing.len()).unwrap_or(u32::MAX);
-    if backing.is_empty() || backing.len() > BACKING_MAX_BYTES {
+    let (name, format) = backing.unzip();
+    if name.is_some_and(|name| name.is_empty() || name.len() > BACKING_MAX_BYTES) {
         return Err(format!(
             "the name of its base has {} bytes; 1 to 1,023 are allowed",
-            backing.len()
+            name.unwrap_or_default().len()
         ));
     }
+    let name = name.unwrap_or_default();
+    let name_bytes = u32::try_from(name.len()).unwrap_or(u32::MAX);
     if virtual_bytes == 0 || virtual_bytes > VIRTUAL_MAX_BYTES || !virtual_bytes.is_multiple_of(512) {
         return Err(format!(
             "a disk cannot have {virtual_bytes} bytes: whole sectors of 512, at most 64 TiB"
@@ -313,20 +327,24 @@ pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<
     // At most 131,072 for 64 TiB.
     let l1_entries = u32::try_from(virtual_bytes.div_ceil(CLUSTER * (CLUSTER / 8))).unwrap_or(u32::MAX);
     let l1_clusters = (u64::from(l1_entries) * 8).div_ceil(CLUSTER);
-    let (format, format_bytes) = match format {
-        DiskFormat::Raw => (&b"raw"[..], 3_u32),
-        _ => (&b"qcow2"[..], 5),
-    };
-
     let mut extensions = Vec::new();
-    extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
-    extensions.extend(format_bytes.to_be_bytes());
-    extensions.extend(format);
-    extensions.resize(extensions.len().next_multiple_of(8), 0);
+    if let Some(format) = format {
+        let (format, format_bytes) = match format {
+            DiskFormat::Raw => (&b"raw"[..], 3_u32),
+            _ => (&b"qcow2"[..], 5),
+        };
+        extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
+        extensions.extend(format_bytes.to_be_bytes());
+        extensions.extend(format);
+        extensions.resize(extensions.len().next_multiple_of(8), 0);
+    }
     extensions.extend([0; 8]);
 
     let mut head = Vec::with_capacity(2048);
-    let name_offset = u64::from(HEADER_LENGTH) + extensions.len() as u64;
+    let name_offset = match name_bytes {
+        0 => 0,
+        _ => u64::from(HEADER_LENGTH) + extensions.len() as u64,
+    };
     head.extend(MAGIC);
     head.extend(3_u32.to_be_bytes());
     head.extend(name_offset.to_be_bytes());
@@ -344,7 +362,7 @@ pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<
     head.extend(HEADER_LENGTH.to_be_bytes());
     head.extend([0; 8]); // compression: zlib, and padding
     head.extend(extensions);
-    head.extend(backing.as_bytes());
+    head.extend(name.as_bytes());
 
     let clusters = 3 + l1_clusters;
     let refcounts = (0..clusters).flat_map(|_| 1_u16.to_be_bytes()).collect();

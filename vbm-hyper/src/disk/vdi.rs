@@ -112,7 +112,7 @@ pub(crate) fn check(path: &Path) -> Result<()> {
 }
 
 /// The header of a disk.
-fn header(volume: VolumeId, image: Digest, virtual_bytes: u64, blocks: u32, used: u32) -> Vec<u8> {
+fn header(volume: VolumeId, image: Option<Digest>, virtual_bytes: u64, blocks: u32, used: u32) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEADER_BYTES);
     let number = |head: &mut Vec<u8>, n: u32| head.extend(n.to_le_bytes());
     head.extend(TEXT);
@@ -120,7 +120,9 @@ fn header(volume: VolumeId, image: Digest, virtual_bytes: u64, blocks: u32, used
     for n in [SIGNATURE, VERSION, HEADER_LENGTH, DYNAMIC, 0] {
         number(&mut head, n);
     }
-    head.extend(format!("{COMMENT_PREFIX}{image}").bytes());
+    if let Some(image) = image {
+        head.extend(format!("{COMMENT_PREFIX}{image}").bytes());
+    }
     head.resize(AT_COMMENT + 256, 0);
     number(&mut head, BLOCK_BYTES_U32);
     // At most 9 MiB, by the largest disk.
@@ -157,7 +159,7 @@ pub(super) fn write(
     file: &File,
     path: &Path,
     volume: VolumeId,
-    image: Digest,
+    image: Option<Digest>,
     virtual_bytes: u64,
     mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
 ) -> Result<()> {
@@ -238,7 +240,7 @@ mod tests {
             into.copy_from_slice(&source[at..at + into.len()]);
             Ok(())
         };
-        write(&file, Path::new("x"), volume, image, virtual_bytes, read).unwrap();
+        write(&file, Path::new("x"), volume, Some(image), virtual_bytes, read).unwrap();
         assert_eq!(content(&file, virtual_bytes), source);
         assert_eq!(
             file.metadata().unwrap().len(),
@@ -260,7 +262,7 @@ mod tests {
     fn a_size_that_makes_no_sense_is_refused() {
         let (file, (volume, image)) = (tempfile::tempfile().unwrap(), ids());
         for bytes in [0, 511, VIRTUAL_MAX_BYTES + 512] {
-            assert!(write(&file, Path::new("x"), volume, image, bytes, |_, _| Ok(())).is_err());
+            assert!(write(&file, Path::new("x"), volume, Some(image), bytes, |_, _| Ok(())).is_err());
         }
     }
 
