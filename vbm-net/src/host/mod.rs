@@ -40,6 +40,7 @@ mod steps;
 mod sysctl;
 mod tap;
 pub(crate) mod teardown;
+mod whole;
 
 use crate::{
     DesiredNetwork, Dispatch, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
