@@ -76,6 +76,21 @@ pub const DISK_SNAPSHOTS_MAX: u64 = 1_024;
 /// The largest entry of a disk's table of snapshots that is read.
 pub const SNAPSHOT_ENTRY_MAX_BYTES: u64 = 64 * 1024;
 
+/// How long a guest may take to freeze its file systems. One with much to write needs seconds.
+pub const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a guest may take to let its file systems go on.
+pub const THAW_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a disk that another process still holds is waited for when half-done work with its snapshots is brought to its end.
+pub const DISK_LOCK_DEADLINE: Duration = Duration::from_secs(20);
+/// The pause between two attempts at such a disk.
+pub const DISK_LOCK_RETRY: Duration = Duration::from_millis(100);
+/// How long the export of one disk of a snapshot may take.
+pub const EXPORT_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// How often it is looked how far an export is.
+pub const EXPORT_PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// The most that `qemu-img` is heard of how far it is and what went wrong.
+pub const EXPORT_WORDS_MAX_BYTES: u64 = 4 * 1024 * 1024;
+
 /// How long writing or reading a VM's memory on disk may take.
 pub const MEMORY_DEADLINE: Duration = Duration::from_secs(600);
 /// How long `qemu-img` may take for a snapshot of a disk at rest.

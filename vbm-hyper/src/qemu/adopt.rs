@@ -193,7 +193,10 @@ async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) -> Adopt
         started_at: manifest.started_at,
         power: PowerState::Unknown,
     };
+    let root_disk = begin.definition.root_disk.clone();
+    let thaw = super::snapshots::thaw_left(Arc::clone(shared), id, root_disk);
     let machine = keeper::enter(shared, begin);
+    shared.scope.tasks.spawn(thaw);
     let known = machine.wait_for(|view| view.seen.power != PowerState::Unknown);
     if timeout(ADOPT_DEADLINE, known).await.is_err() {
         tracing::warn!(%id, "a VM runs, but its monitor does not answer; it goes on being tried");

@@ -36,6 +36,9 @@ pub(super) struct Kept {
     pub(super) display: bool,
     /// Where it is.
     pub(super) memory: PathBuf,
+    /// How much there is of it; 0 when nobody wrote that down.
+    #[serde(default)]
+    pub(super) memory_bytes: u64,
 }
 
 impl Kept {
@@ -54,7 +57,39 @@ impl Kept {
             qemu_version: machine.qemu_version.clone(),
             display: machine.has_display,
             memory: PathBuf::new(),
+            memory_bytes: 0,
         }
+    }
+
+    /// Whether all of the memory is still there.
+    pub(super) fn whole(&self) -> Result<()> {
+        let path = &self.memory;
+        let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
+        if self.memory_bytes == 0 || bytes == self.memory_bytes {
+            return Ok(());
+        }
+        Err(Error::Corrupt {
+            path: path.clone(),
+            why: format!("it has {bytes} bytes, and had {} when it was written", self.memory_bytes),
+        })
+    }
+
+    /// What a VM has otherwise than this memory needs it, if anything: pure.
+    pub(super) fn differs(&self, now: &VmDefinition) -> Option<String> {
+        let then = &self.definition;
+        let number = |what: &str, then: String, now: String| {
+            (then != now).then(|| format!("it had {then} {what} then, and has {now} now"))
+        };
+        number("CPUs", then.vcpus.to_string(), now.vcpus.to_string())
+            .or_else(|| number("MiB of memory", then.memory_mib.to_string(), now.memory_mib.to_string()))
+            .or_else(|| number("NICs", then.nics.len().to_string(), now.nics.len().to_string()))
+            .or_else(|| {
+                let disks = |vm: &VmDefinition| -> Vec<_> {
+                    vm.disks.iter().map(|disk| (disk.volume, disk.read_only)).collect()
+                };
+                (disks(then) != disks(now)).then(|| "it had other disks then, or in another order".into())
+            })
+            .or_else(|| (then.hardware != now.hardware).then(|| "it had other hardware then".into()))
     }
 
     fn check(self, path: PathBuf) -> Result<Self> {
@@ -101,13 +136,21 @@ impl MemoryDir {
         }
     }
 
-    /// Where QEMU writes, for a snapshot or to save the VM. What lay there is removed.
-    pub(super) fn begin(&self, of: Option<SnapshotId>) -> Result<PathBuf> {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn create(&self) -> Result<()> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.path)
-            .map_err(Error::io("create", &self.path))?;
+            .map_err(Error::io("create", &self.path))
+    }
+
+    /// Where QEMU writes, for a snapshot or to save the VM. What lay there is removed.
+    pub(super) fn begin(&self, of: Option<SnapshotId>) -> Result<PathBuf> {
+        self.create()?;
         self.remove(of)?;
         Ok(self.unfinished(of))
     }
@@ -116,6 +159,7 @@ impl MemoryDir {
     pub(super) fn publish(&self, of: Option<SnapshotId>, mut kept: Kept) -> Result<Kept> {
         let (from, to) = (self.unfinished(of), self.file(of, "mem"));
         sync(&from)?;
+        kept.memory_bytes = fs::metadata(&from).map_err(Error::io("read", &from))?.len();
         fs::rename(&from, &to).map_err(Error::io("rename", &from))?;
         kept.memory = to;
         if of.is_some() {
@@ -221,7 +265,7 @@ impl SavedRecord {
     }
 }
 
-fn write_durably<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+pub(super) fn write_durably<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Err(Error::io("write", path)(io::ErrorKind::InvalidInput.into()));
     };
@@ -289,10 +333,21 @@ mod tests {
             qemu_version: "10.0.2".into(),
             display: true,
             memory: PathBuf::new(),
+            memory_bytes: 0,
         };
         let kept = memory.publish(Some(id), kept).unwrap();
         assert_eq!(memory.kept(id).unwrap(), Some(kept.clone()));
         assert!(memory.has(id));
+        kept.whole().unwrap();
+        fs::write(&kept.memory, b"hal").unwrap();
+        assert!(matches!(kept.whole(), Err(Error::Corrupt { .. })));
+        let mut now = kept.definition.clone();
+        assert_eq!(kept.differs(&now), None);
+        now.memory_mib = 128;
+        assert_eq!(
+            kept.differs(&now).unwrap(),
+            "it had 64 MiB of memory then, and has 128 now"
+        );
 
         let record = SavedRecord::of(VmDir::new(root.path(), kept.definition.id));
         record.write(&kept).unwrap();

@@ -78,6 +78,8 @@ pub struct QemuConfig {
     pub accelerator: Option<AcceleratorChoice>,
     /// The clock that start times are read from.
     pub clock: Arc<dyn Clock>,
+    /// Who freezes the file systems of guests for snapshots.
+    pub freezer: Arc<dyn crate::Freezer>,
 }
 
 impl QemuConfig {
@@ -89,7 +91,15 @@ impl QemuConfig {
             program: None,
             accelerator: None,
             clock: Arc::new(SystemClock),
+            freezer: Arc::new(crate::NoAgent),
         }
+    }
+
+    /// The same with somebody who freezes the file systems of guests.
+    #[must_use]
+    pub fn with_freezer(mut self, freezer: Arc<dyn crate::Freezer>) -> Self {
+        self.freezer = freezer;
+        self
     }
 
     /// The same with a chosen accelerator.
@@ -147,6 +157,8 @@ struct Shared {
     /// Told when a reservation ends.
     settled: tokio::sync::Notify,
     owner: Mutex<Option<disk::Owner>>,
+    /// Which snapshots are exported.
+    readers: snapshots::Readers,
 }
 
 impl std::fmt::Debug for Shared {
@@ -297,6 +309,7 @@ impl QemuDriver {
             adopting: tokio::sync::Mutex::default(),
             settled: tokio::sync::Notify::new(),
             owner: Mutex::new(Some(owner)),
+            readers: snapshots::Readers::default(),
             root,
             state,
             config,
@@ -336,6 +349,7 @@ impl Driver for QemuDriver {
 
     async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
         self.shared.open()?;
+        snapshots::settle_at_rest(&self.shared, definition).await?;
         cx.run("a start", start::start(&self.shared, definition, nics))
             .await
     }
