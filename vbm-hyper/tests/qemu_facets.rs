@@ -135,7 +135,10 @@ async fn the_times_of_each_facet_are_seen() {
     let snapshots: Vec<_> = (0..3).map(|_| snapshot()).collect();
     for snapshot in &snapshots {
         let begun = Instant::now();
-        let taken = driver.take(&OpCx::new(), &definition, (*snapshot).into()).await.unwrap();
+        let taken = driver
+            .take(&OpCx::new(), &definition, (*snapshot).into())
+            .await
+            .unwrap();
         pauses.push((taken.paused, begun.elapsed()));
     }
     println!("live snapshot, (guest halted, all of it): {pauses:?}");

@@ -132,7 +132,10 @@ async fn a_vm_is_made_snapshotted_reverted_and_forgotten_by_the_real_one() {
     let Some(real) = real().await else { return };
     let (driver, vm) = (&real.driver, real.vm().await);
     for number in [1, 2] {
-        let taken = driver.take(&OpCx::new(), &vm, snapshot(number).into()).await.unwrap();
+        let taken = driver
+            .take(&OpCx::new(), &vm, snapshot(number).into())
+            .await
+            .unwrap();
         assert_eq!(taken.content, SnapshotContent::Disk);
     }
     let info = real.info(&vm);

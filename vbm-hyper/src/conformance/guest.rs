@@ -38,8 +38,7 @@ impl GuestWords {
                 "echo {{}} | dd of={disk} seek=100 conv=notrunc,sync,fsync {block}; echo \"written\"={{}}"
             )
         };
-        let read =
-            |disk: &str| format!("echo \"disk\"=$(dd if={disk} skip=100 {block} | head -n1)\"#\"{{}}");
+        let read = |disk: &str| format!("echo \"disk\"=$(dd if={disk} skip=100 {block} | head -n1)\"#\"{{}}");
         Self {
             remember: "M={}; echo \"kept\"={}".into(),
             recall: "echo \"memory\"=$M\"#\"{}".into(),

@@ -102,7 +102,10 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_disk_and_memory(bench: &dyn Bench) 
     guest.remember("alpha").await;
     guest.write("apple").await;
     let before = guest.count().await;
-    let taken = ground.patiently("snapshot", snapshots.take(&ground.cx, definition, snapshot.into()));
+    let taken = ground.patiently(
+        "snapshot",
+        snapshots.take(&ground.cx, definition, snapshot.into()),
+    );
     let taken = taken.await.expect("it runs");
     assert_eq!(taken.content, SnapshotContent::DiskAndMemory);
     assert!(
@@ -157,7 +160,10 @@ pub async fn a_paused_vm_is_snapshotted_and_stays_paused(bench: &dyn Bench) -> V
     let id = ground.start(&definition).await;
     ground.driver.pause(id).await.expect("it runs");
     let snapshot = snapshot_of(id, 1);
-    let taken = ground.patiently("snapshot", snapshots.take(&ground.cx, &definition, snapshot.into()));
+    let taken = ground.patiently(
+        "snapshot",
+        snapshots.take(&ground.cx, &definition, snapshot.into()),
+    );
     assert_eq!(
         taken.await.expect("it is paused").content,
         SnapshotContent::DiskAndMemory
@@ -298,7 +304,9 @@ pub async fn a_saved_vm_goes_back_to_a_snapshot_and_its_saved_memory_is_gone(ben
     let saved = ground.patiently("save", saved_state.save(&ground.cx, id)).await;
     saved.expect("it runs");
     refused(
-        snapshots.take(&ground.cx, &definition, snapshot_of(id, 2).into()).await,
+        snapshots
+            .take(&ground.cx, &definition, snapshot_of(id, 2).into())
+            .await,
         "snapshot of a saved VM",
     );
     let reverted = ground.patiently(
@@ -331,7 +339,9 @@ pub async fn what_no_snapshot_can_be_taken_of_is_refused(bench: &dyn Bench) -> V
     let ground = Ground::open(bench).await;
     let snapshots = or_left_out!(ground.snapshots());
     refused(
-        snapshots.take(&ground.cx, &definition, snapshot_of(id, 2).into()).await,
+        snapshots
+            .take(&ground.cx, &definition, snapshot_of(id, 2).into())
+            .await,
         "snapshot of what nobody knows",
     );
     refused(

@@ -25,7 +25,10 @@ pub(crate) fn names(disk: &Path) -> Result<Vec<String>> {
         _ => {
             return Err(Error::BadDisk {
                 format: "qcow2",
-                why: format!("{} is no qcow2 file, and only those hold snapshots", disk.display()),
+                why: format!(
+                    "{} is no qcow2 file, and only those hold snapshots",
+                    disk.display()
+                ),
             });
         }
     }

@@ -70,7 +70,10 @@ impl Kept {
         }
         Err(Error::Corrupt {
             path: path.clone(),
-            why: format!("it has {bytes} bytes, and had {} when it was written", self.memory_bytes),
+            why: format!(
+                "it has {bytes} bytes, and had {} when it was written",
+                self.memory_bytes
+            ),
         })
     }
 
@@ -81,11 +84,20 @@ impl Kept {
             (then != now).then(|| format!("it had {then} {what} then, and has {now} now"))
         };
         number("CPUs", then.vcpus.to_string(), now.vcpus.to_string())
-            .or_else(|| number("MiB of memory", then.memory_mib.to_string(), now.memory_mib.to_string()))
+            .or_else(|| {
+                number(
+                    "MiB of memory",
+                    then.memory_mib.to_string(),
+                    now.memory_mib.to_string(),
+                )
+            })
             .or_else(|| number("NICs", then.nics.len().to_string(), now.nics.len().to_string()))
             .or_else(|| {
                 let disks = |vm: &VmDefinition| -> Vec<_> {
-                    vm.disks.iter().map(|disk| (disk.volume, disk.read_only)).collect()
+                    vm.disks
+                        .iter()
+                        .map(|disk| (disk.volume, disk.read_only))
+                        .collect()
                 };
                 (disks(then) != disks(now)).then(|| "it had other disks then, or in another order".into())
             })

@@ -221,10 +221,6 @@ impl Reservation {
         })
     }
 
-    pub(super) const fn id(&self) -> VmId {
-        self.id
-    }
-
     /// The VM is off from now on, whatever it was before.
     pub(super) fn settle_off(mut self) -> Result<()> {
         let off = Seen::resting(PowerState::Off);

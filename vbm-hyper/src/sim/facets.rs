@@ -6,8 +6,8 @@ use super::{
     world::SimWorld,
 };
 use crate::{
-    Error, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen, VmDefinition,
-    driver::not_for, limits::ARRIVAL_DEADLINE,
+    Error, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen, VmDefinition, driver::not_for,
+    limits::ARRIVAL_DEADLINE,
 };
 use async_trait::async_trait;
 use std::net::{Ipv4Addr, SocketAddr};

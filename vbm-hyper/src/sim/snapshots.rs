@@ -53,7 +53,10 @@ fn conflict(definition: &VmDefinition, why: String, fix: &str) -> Error {
 impl SimSnapshot {
     /// Whether a VM has the disks that it was taken of.
     fn fits(&self, definition: &VmDefinition) -> Result<()> {
-        let has: Vec<_> = disks_of(definition).into_iter().map(|(volume, _)| volume).collect();
+        let has: Vec<_> = disks_of(definition)
+            .into_iter()
+            .map(|(volume, _)| volume)
+            .collect();
         let had: Vec<_> = self.disks.iter().map(|(volume, _, _)| *volume).collect();
         if let Some(volume) = has.iter().flatten().find(|v| !had.contains(&Some(**v))) {
             let why = format!("volume {volume} was attached after the snapshot was taken");
@@ -63,7 +66,11 @@ impl SimSnapshot {
             None => Ok(()),
             Some(volume) => {
                 let why = format!("volume {volume} belonged to it then, and is not attached now");
-                Err(conflict(definition, why, "attach that volume again, then go back"))
+                Err(conflict(
+                    definition,
+                    why,
+                    "attach that volume again, then go back",
+                ))
             }
         }
     }
@@ -80,9 +87,9 @@ impl SimSnapshot {
 
 impl SimDriver {
     fn find(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Option<SimSnapshot> {
-        self.world()
-            .site()
-            .disk(&definition.root_disk, |disk| disk.snapshots.get(&snapshot).cloned())
+        self.world().site().disk(&definition.root_disk, |disk| {
+            disk.snapshots.get(&snapshot).cloned()
+        })
     }
 
     /// What freezing the guest comes to: the consistency, and why it is not more.

@@ -210,7 +210,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let disk = root.path().join("v.qcow2");
         let beside = Beside::of(&disk);
-        assert_eq!((beside.tree().unwrap(), beside.todo().unwrap()), (Tree::default(), None));
+        assert_eq!(
+            (beside.tree().unwrap(), beside.todo().unwrap()),
+            (Tree::default(), None)
+        );
         let mut tree = Tree::default();
         let todo = Todo::Take {
             snapshot: id(1),
@@ -222,7 +225,10 @@ mod tests {
         beside.begin(&todo).unwrap();
         beside.set_tree(&tree).unwrap();
         let next = Beside::of(&disk);
-        assert_eq!((next.tree().unwrap(), next.todo().unwrap()), (tree.clone(), Some(todo)));
+        assert_eq!(
+            (next.tree().unwrap(), next.todo().unwrap()),
+            (tree.clone(), Some(todo))
+        );
         next.done().unwrap();
         tree.delete(id(1));
         next.set_tree(&tree).unwrap();

@@ -137,17 +137,25 @@ async fn convert(cx: &OpCx, disk: &Disk, name: &str, path: &Path) -> Result<u64>
     }
     let program = probe::find_program(PROGRAM, DEBIAN_PACKAGE)?;
     let to = part(path);
-    let args: Vec<String> = ["convert", "-p", "-U", "-f", "qcow2", "-l", name, "-O", "qcow2", "--"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([disk.path.display().to_string(), to.display().to_string()])
-        .collect();
+    let args: Vec<String> = [
+        "convert", "-p", "-U", "-f", "qcow2", "-l", name, "-O", "qcow2", "--",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain([disk.path.display().to_string(), to.display().to_string()])
+    .collect();
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let words = rustix::fs::memfd_create("vbm-qemu-img", flags)
         .map_err(|errno| Error::io("make", PROGRAM)(errno.into()))?;
     let mut words = File::from(words);
     let log = words.try_clone().map_err(Error::io("make", PROGRAM))?;
-    let process = Ends(process::spawn(&program, &args, &[], log, process::Bond::Outlives)?);
+    let process = Ends(process::spawn(
+        &program,
+        &args,
+        &[],
+        log,
+        process::Bond::Outlives,
+    )?);
     let wait = async {
         loop {
             // Cancel safe: the status is only taken on return.

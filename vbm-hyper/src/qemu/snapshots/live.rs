@@ -25,15 +25,11 @@ use super::{
 };
 use crate::{
     Error, OpCx, Result, SnapshotRequest, SnapshotTaken, VmDefinition,
-    limits::{FREEZE_DEADLINE, MEMORY_DEADLINE, THAW_DEADLINE},
+    limits::{FREEZE_DEADLINE, MEMORY_DEADLINE, MONITOR_RETRY, THAW_DEADLINE},
 };
 use serde_json::{Value, json};
-use std::{
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
-use tokio::time::{Instant, timeout};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep, timeout};
 use vbm_core::{Consistency, DriverKind, ErrorKind, Freeze, PowerState, SnapshotId, VmId};
 
 const MIB_BYTES: u64 = 1024 * 1024;
@@ -42,6 +38,7 @@ const MIB_BYTES: u64 = 1024 * 1024;
 struct Shot<'a> {
     shared: &'a Arc<Shared>,
     machine: &'a Arc<Machine>,
+    definition: &'a VmDefinition,
     disks: &'a [Disk],
     request: SnapshotRequest,
     was_running: bool,
@@ -66,7 +63,7 @@ pub(super) async fn take(
     may_freeze(request, was_running, definition)?;
     let disks = names::disks_of(definition);
     let qmp = machine.qmp("transaction")?;
-    attached(&qmp, definition, &disks).await?;
+    cx.run("a snapshot", attached(&qmp, definition, &disks)).await?;
     let beside = Beside::of(&definition.root_disk);
     // What an earlier attempt has left.
     settle(&qmp, &definition.root_disk, None).await?;
@@ -88,6 +85,7 @@ pub(super) async fn take(
     let shot = Shot {
         shared,
         machine,
+        definition,
         disks: &disks,
         request,
         was_running,
@@ -97,7 +95,10 @@ pub(super) async fn take(
             let mut tree = before.clone();
             tree.take(snapshot, disks.clone());
             // Once the note is gone it counts.
-            beside.set_tree(&tree).and_then(|()| beside.done()).map(|()| taken)
+            beside
+                .set_tree(&tree)
+                .and_then(|()| beside.done())
+                .map(|()| taken)
         }
         Err(error) => Err(error),
     };
@@ -107,11 +108,19 @@ pub(super) async fn take(
             Ok(taken)
         }
         Err(error) => {
-            // What cannot be undone now stays noted, and is undone by whoever comes next.
-            match shot.undo(&beside, &before).await {
+            let left = Left {
+                machine: Arc::clone(machine),
+                beside,
+                disks: disks.clone(),
+                request,
+                was_running,
+                before,
+            };
+            match left.undo().await {
                 Ok(()) => Errand::over(shared, &dir),
                 Err(failed) => {
                     tracing::warn!(id = %machine.id, error = %failed, "a snapshot that failed is undone later");
+                    shared.scope.tasks.spawn(left.undo_later(Arc::clone(shared)));
                 }
             }
             Err(error)
@@ -202,7 +211,7 @@ impl Shot<'_> {
         self.machine
             .command("transaction", json!({ "actions": actions }))
             .await
-            .map_err(|error| transfer::full_or(Some(&self.machine.definition.root_disk), error))?;
+            .map_err(|error| transfer::full_or(Some(&self.definition.root_disk), error))?;
         Ok(begun.elapsed())
     }
 
@@ -237,7 +246,7 @@ impl Shot<'_> {
         }
         self.disks(Consistency::WithMemory).await?;
         transfer::send(&qmp, &Channel::File(path.to_owned())).await?;
-        let total = u64::from(machine.definition.memory_mib) * MIB_BYTES;
+        let total = u64::from(self.definition.memory_mib) * MIB_BYTES;
         let tell = |report: &Report| cx.report("writing its memory", report.bytes, total);
         // The first page is written once all of them are watched: from then on the guest may change them.
         let fixed = |report: &Report| {
@@ -264,9 +273,29 @@ impl Shot<'_> {
             _ => Err(transfer::failure(&report, Some(path))),
         }
     }
+}
 
-    /// After a failure: nothing of the snapshot is left, and the guest goes on as it was.
-    async fn undo(&self, beside: &Beside, before: &Tree) -> Result<()> {
+/// What a snapshot that failed has left.
+struct Left {
+    machine: Arc<Machine>,
+    beside: Beside,
+    disks: Vec<Disk>,
+    request: SnapshotRequest,
+    was_running: bool,
+    before: Tree,
+}
+
+impl Left {
+    /// Nothing of the snapshot is left, and the guest goes on as it was.
+    async fn undo(&self) -> Result<()> {
+        let qmp = self.go_on().await?;
+        forget(&qmp, &self.disks, self.request.id).await?;
+        self.beside.memory.remove(Some(self.request.id))?;
+        self.beside.set_tree(&self.before)?;
+        self.beside.done()
+    }
+
+    async fn go_on(&self) -> Result<Qmp> {
         let qmp = self.machine.qmp("migrate_cancel")?;
         if self.request.memory {
             transfer::call_off(&qmp).await?;
@@ -274,10 +303,32 @@ impl Shot<'_> {
                 transfer::go_on(&qmp).await?;
             }
         }
-        forget(&qmp, self.disks, self.request.id).await?;
-        beside.memory.remove(Some(self.request.id))?;
-        beside.set_tree(before)?;
-        beside.done()
+        Ok(qmp)
+    }
+
+    /// Tries again until its process answers or ends. What it was told may take effect late.
+    async fn undo_later(self, shared: Arc<Shared>) {
+        loop {
+            // Cancel safe: the next daemon finds the note.
+            tokio::select! {
+                () = shared.scope.end.cancelled() => return,
+                () = sleep(MONITOR_RETRY) => {}
+            }
+            if self.machine.process.has_exited() {
+                return;
+            }
+            let _place = self.machine.errand.lock().await;
+            let mine = |todo: &Todo| todo.hides() == Some(self.request.id);
+            let undone = match self.beside.todo() {
+                Ok(todo) if todo.as_ref().is_some_and(mine) => self.undo().await,
+                // Somebody else has undone it.
+                _ => self.go_on().await.map(drop),
+            };
+            match undone {
+                Ok(()) => return Errand::over(&shared, &VmDir::new(&shared.root, self.machine.id)),
+                Err(error) => tracing::debug!(id = %self.machine.id, %error, "a snapshot is undone later"),
+            }
+        }
     }
 }
 
@@ -304,7 +355,11 @@ pub(in crate::qemu) async fn thaw_left(shared: Arc<Shared>, id: VmId, root_disk:
 /// Whether the process has the disks that the definition says, all of them such as can hold snapshots.
 async fn attached(qmp: &Qmp, definition: &VmDefinition, disks: &[Disk]) -> Result<()> {
     let found = qmp.execute("query-block", Value::Null).await?;
-    let inserted = found.as_array().into_iter().flatten().map(|device| &device["inserted"]);
+    let inserted = found
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|device| &device["inserted"]);
     let writable: Vec<(&str, &str)> = inserted
         .filter(|medium| medium["ro"] == json!(false))
         .filter_map(|medium| Some((medium["node-name"].as_str()?, medium["drv"].as_str()?)))
@@ -313,11 +368,18 @@ async fn attached(qmp: &Qmp, definition: &VmDefinition, disks: &[Disk]) -> Resul
     if let Some((node, format)) = writable.iter().find(|(_, format)| *format != "qcow2") {
         return Err(Error::BadDisk {
             format: "qcow2",
-            why: format!("disk {node} of {} is {format}, and only qcow2 holds snapshots", definition.name),
+            why: format!(
+                "disk {node} of {} is {format}, and only qcow2 holds snapshots",
+                definition.name
+            ),
         });
     }
-    let missing = disks.iter().find(|disk| !writable.iter().any(|(node, _)| *node == disk.node));
-    let more = writable.iter().find(|(node, _)| !disks.iter().any(|disk| disk.node == *node));
+    let missing = disks
+        .iter()
+        .find(|disk| !writable.iter().any(|(node, _)| *node == disk.node));
+    let more = writable
+        .iter()
+        .find(|(node, _)| !disks.iter().any(|disk| disk.node == *node));
     let why = match (missing, more) {
         (Some(disk), _) => format!("{} is not attached to its process", disk.path.display()),
         (None, Some((node, _))) => format!("its process has a disk {node} that its definition lacks"),

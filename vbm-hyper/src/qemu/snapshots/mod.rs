@@ -181,11 +181,7 @@ impl Snapshots for QemuDriver {
         let tree = Beside::of(&definition.root_disk).tree()?;
         let there = |id: &SnapshotId| all.iter().any(|(known, _)| known == id);
         let info = |(id, kind): &(SnapshotId, Consistency)| SnapshotInfo {
-            parent: tree
-                .snapshots
-                .get(id)
-                .and_then(|node| node.parent)
-                .filter(&there),
+            parent: tree.snapshots.get(id).and_then(|node| node.parent).filter(&there),
             current: tree.current == Some(*id),
             ..SnapshotInfo::new(*id, *kind)
         };
@@ -263,7 +259,11 @@ async fn whole(definition: &VmDefinition, snapshot: SnapshotId, name: &str) -> R
         return Err(error);
     }
     for disk in names::disks_of(definition) {
-        if !names::of(&disk.path, snapshot).await?.iter().any(|found| found == name) {
+        if !names::of(&disk.path, snapshot)
+            .await?
+            .iter()
+            .any(|found| found == name)
+        {
             return Err(Error::Corrupt {
                 path: disk.path,
                 why: format!("its part of the snapshot {snapshot} is lost"),
@@ -318,7 +318,10 @@ async fn delete_live(machine: &Machine, definition: &VmDefinition, snapshot: Sna
     })?;
     let attached = live::with_nodes(&qmp, disks.clone()).await?;
     live::forget(&qmp, &attached, snapshot).await?;
-    let away: Vec<_> = disks.into_iter().filter(|disk| !attached.contains(disk)).collect();
+    let away: Vec<_> = disks
+        .into_iter()
+        .filter(|disk| !attached.contains(disk))
+        .collect();
     rest::forget(&away, &[], snapshot).await?;
     rest::deleted(&beside, snapshot)?;
     beside.done()

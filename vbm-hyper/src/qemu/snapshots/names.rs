@@ -57,7 +57,10 @@ fn node_of(volume: VolumeId) -> String {
 /// Whether a node of QEMU is a disk that a definition can have.
 pub(super) fn is_disk(node: &str) -> bool {
     let is_data = |digits: &str| {
-        digits.len() == NODE_DIGITS && digits.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+        digits.len() == NODE_DIGITS
+            && digits
+                .bytes()
+                .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
     };
     node == ROOT || node.strip_prefix('d').is_some_and(is_data)
 }
