@@ -9,7 +9,7 @@
 //!
 //! Memory is written beside its final name, synced, and renamed; then comes what says that it is there.
 
-use super::record::VmDir;
+use super::{record::VmDir, slots::Slots};
 use crate::{Error, Result, VmDefinition, disk};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -34,6 +34,9 @@ pub(super) struct Kept {
     pub(super) accelerator: String,
     pub(super) qemu_version: String,
     pub(super) display: bool,
+    /// Where its devices were.
+    #[serde(default)]
+    pub(super) slots: Slots,
     /// Where it is.
     pub(super) memory: PathBuf,
 }
@@ -47,12 +50,13 @@ impl Kept {
             .map_or_else(String::new, |accelerator| accelerator.name);
         Self {
             format: FORMAT,
-            definition: machine.definition.clone(),
+            definition: (*machine.definition()).clone(),
             machine: facts.machine.clone(),
             cpu: facts.cpus.get(&accelerator).cloned().unwrap_or_default(),
             accelerator,
             qemu_version: machine.qemu_version.clone(),
             display: machine.has_display,
+            slots: machine.books.slots(),
             memory: PathBuf::new(),
         }
     }
@@ -288,6 +292,7 @@ mod tests {
             accelerator: "tcg".into(),
             qemu_version: "10.0.2".into(),
             display: true,
+            slots: Slots::default(),
             memory: PathBuf::new(),
         };
         let kept = memory.publish(Some(id), kept).unwrap();

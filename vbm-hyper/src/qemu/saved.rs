@@ -85,7 +85,7 @@ async fn save(shared: &Arc<Shared>, machine: &Arc<Machine>) -> Result<Seen> {
     let was_running = machine.seen().power == PowerState::Running;
     let dir = VmDir::new(&shared.root, id);
     let kept = Kept::of(machine, &shared.facts(id)?);
-    let memory = MemoryDir::beside(&machine.definition.root_disk);
+    let memory = MemoryDir::beside(&machine.definition().root_disk);
     let path = memory.begin(None)?;
     Errand::Save { was_running }.note(&dir)?;
     machine.tell(Input::SaveAsked).await;

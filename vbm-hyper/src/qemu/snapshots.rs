@@ -254,10 +254,8 @@ async fn take_live(
         power => return Err(wrong_state(power, "take a snapshot of")),
     };
     machine.keeps_memory()?;
-    let (dir, disk) = (
-        VmDir::new(&shared.root, machine.id),
-        &machine.definition.root_disk,
-    );
+    let definition = machine.definition();
+    let (dir, disk) = (VmDir::new(&shared.root, machine.id), &definition.root_disk);
     let kept = Kept::of(machine, &shared.facts(machine.id)?);
     let qmp = machine.qmp("migrate")?;
     // What an earlier attempt has left.
@@ -317,7 +315,7 @@ async fn capture(
             json!({ "device": NODE, "name": name }),
         )
         .await
-        .map_err(|error| transfer::full_or(Some(&machine.definition.root_disk), error))?;
+        .map_err(|error| transfer::full_or(Some(&machine.definition().root_disk), error))?;
     transfer::send(&qmp, &Channel::File(path.to_owned())).await?;
     // The first page is written once all of them are watched: from then on the guest may change them.
     let fixed = |report: &transfer::Report| way == Way::Background && report.pages > 0;
