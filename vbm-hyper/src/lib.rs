@@ -62,6 +62,7 @@ pub mod actor;
 mod clock;
 pub mod conformance;
 pub mod console;
+mod devices;
 pub mod disk;
 pub mod driver;
 mod error;

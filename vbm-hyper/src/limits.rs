@@ -68,6 +68,8 @@ pub const SERIAL_READERS_MAX: usize = 64;
 pub const LOG_TAIL_BYTES: u64 = 2 * 1024;
 /// The largest screenshot.
 pub const SCREENSHOT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// The longest name of a CPU model.
+pub const CPU_MODEL_MAX_BYTES: usize = 64;
 /// The largest manifest.
 pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
 

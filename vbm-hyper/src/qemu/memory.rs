@@ -9,10 +9,11 @@
 //!
 //! Memory is written beside its final name, synced, and renamed; then comes what says that it is there.
 
-use super::record::VmDir;
+use super::{record::VmDir, slots::Slots};
 use crate::{Error, Result, VmDefinition, disk};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::DirBuilderExt,
@@ -34,6 +35,9 @@ pub(super) struct Kept {
     pub(super) accelerator: String,
     pub(super) qemu_version: String,
     pub(super) display: bool,
+    /// Where its devices were.
+    #[serde(default)]
+    pub(super) slots: Slots,
     /// Where it is.
     pub(super) memory: PathBuf,
     /// How much there is of it; 0 when nobody wrote that down.
@@ -50,12 +54,13 @@ impl Kept {
             .map_or_else(String::new, |accelerator| accelerator.name);
         Self {
             format: FORMAT,
-            definition: machine.definition.clone(),
+            definition: (*machine.definition()).clone(),
             machine: facts.machine.clone(),
             cpu: facts.cpus.get(&accelerator).cloned().unwrap_or_default(),
             accelerator,
             qemu_version: machine.qemu_version.clone(),
             display: machine.has_display,
+            slots: machine.books.slots(),
             memory: PathBuf::new(),
             memory_bytes: 0,
         }
@@ -93,13 +98,11 @@ impl Kept {
             })
             .or_else(|| number("NICs", then.nics.len().to_string(), now.nics.len().to_string()))
             .or_else(|| {
-                let disks = |vm: &VmDefinition| -> Vec<_> {
-                    vm.disks
-                        .iter()
-                        .map(|disk| (disk.volume, disk.read_only))
-                        .collect()
+                let disks = |vm: &VmDefinition| {
+                    let disk = |disk: &crate::DiskDefinition| (disk.volume, disk.read_only);
+                    vm.disks.iter().map(disk).collect::<BTreeSet<_>>()
                 };
-                (disks(then) != disks(now)).then(|| "it had other disks then, or in another order".into())
+                (disks(then) != disks(now)).then(|| "it had other disks then".into())
             })
             .or_else(|| (then.hardware != now.hardware).then(|| "it had other hardware then".into()))
     }
@@ -344,6 +347,7 @@ mod tests {
             accelerator: "tcg".into(),
             qemu_version: "10.0.2".into(),
             display: true,
+            slots: Slots::default(),
             memory: PathBuf::new(),
             memory_bytes: 0,
         };

@@ -10,9 +10,9 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | `argv`, `lifecycle` | decide, purely: the command line; what reports mean for the power state |
+//! | `argv`, `slots`, `lifecycle` | decide, purely: the command line; where devices are; what reports mean for the power state |
 //! | `qmp` | the monitor's protocol |
-//! | `record` | run directory |
+//! | `record`, `books` | run directory; what of it changes during a run |
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt` | act |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
@@ -20,8 +20,10 @@
 
 mod adopt;
 mod argv;
+mod books;
 mod consoles;
 mod errand;
+mod firmware;
 mod img;
 mod keeper;
 mod lifecycle;
@@ -31,6 +33,7 @@ mod probe;
 mod qmp;
 mod record;
 mod saved;
+mod slots;
 mod snapshots;
 mod start;
 mod transfer;
@@ -76,6 +79,8 @@ pub struct QemuConfig {
     pub program: Option<PathBuf>,
     /// The accelerator, if not the best that works.
     pub accelerator: Option<AcceleratorChoice>,
+    /// The folder with the UEFI firmware (`OVMF_CODE_4M.fd`, `OVMF_VARS_4M.fd`), if not where distributions keep it.
+    pub firmware: Option<PathBuf>,
     /// The clock that start times are read from.
     pub clock: Arc<dyn Clock>,
     /// Who freezes the file systems of guests for snapshots.
@@ -90,6 +95,7 @@ impl QemuConfig {
             state: None,
             program: None,
             accelerator: None,
+            firmware: None,
             clock: Arc::new(SystemClock),
             freezer: Arc::new(crate::NoAgent),
         }
@@ -116,6 +122,13 @@ impl QemuConfig {
         self
     }
 
+    /// The same with the UEFI firmware of a folder.
+    #[must_use]
+    pub fn with_firmware(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.firmware = Some(dir.into());
+        self
+    }
+
     /// The same with a chosen program.
     #[must_use]
     pub fn with_program(mut self, program: impl Into<PathBuf>) -> Self {
@@ -131,6 +144,7 @@ impl std::fmt::Debug for QemuConfig {
             .field("state", &self.state)
             .field("program", &self.program)
             .field("accelerator", &self.accelerator)
+            .field("firmware", &self.firmware)
             .finish_non_exhaustive()
     }
 }
@@ -147,6 +161,7 @@ struct Shared {
     root: PathBuf,
     state: PathBuf,
     boot_id: String,
+    firmware: firmware::Places,
     clock: Arc<dyn Clock>,
     vms: Mutex<HashMap<VmId, Entry>>,
     events: broadcast::Sender<DriverEvent>,
@@ -301,6 +316,10 @@ impl QemuDriver {
         let vms = adopt::known(&root, &state)?;
         let shared = Shared {
             boot_id: files::boot_id()?,
+            firmware: config
+                .firmware
+                .as_deref()
+                .map_or_else(firmware::Places::default, firmware::Places::below),
             clock: Arc::clone(&config.clock),
             vms: Mutex::new(vms),
             events: broadcast::channel(limits::EVENTS_MAX).0,
@@ -453,6 +472,7 @@ impl Driver for QemuDriver {
             Facet::Consoles | Facet::TapNics | Facet::Snapshots | Facet::SavedState | Facet::Migration => {
                 None
             }
+            Facet::Hotplug => Some("it is not there yet".into()),
             Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
         }
     }

@@ -86,7 +86,7 @@ async fn save(cx: &OpCx, shared: &Arc<Shared>, machine: &Arc<Machine>) -> Result
     let was_running = machine.seen().power == PowerState::Running;
     let dir = VmDir::new(&shared.root, id);
     let kept = Kept::of(machine, &shared.facts(id)?);
-    let memory = MemoryDir::beside(&machine.definition.root_disk);
+    let memory = MemoryDir::beside(&machine.definition().root_disk);
     let path = memory.begin(None)?;
     Errand::Save { was_running }.note(&dir)?;
     machine.tell(Input::SaveAsked).await;
@@ -124,7 +124,7 @@ async fn write(cx: &OpCx, machine: &Machine, path: &Path) -> Result<()> {
     transfer::prepare(&qmp, Way::Halted).await?;
     machine.command("stop", Value::Null).await?;
     transfer::send(&qmp, &Channel::File(path.to_owned())).await?;
-    let total = u64::from(machine.definition.memory_mib) * 1024 * 1024;
+    let total = u64::from(machine.definition().memory_mib) * 1024 * 1024;
     let tell = |report: &transfer::Report| {
         cx.report("writing its memory", report.bytes, total);
         false

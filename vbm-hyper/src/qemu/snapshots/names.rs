@@ -7,7 +7,7 @@
 //!   <id>+memory    with memory   counts only once the memory is whole
 //! ```
 
-use crate::{Error, Result, VmDefinition, disk};
+use crate::{Error, Result, VmDefinition, disk, qemu::slots};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use vbm_core::{Consistency, SnapshotId, VolumeId};
@@ -38,7 +38,7 @@ pub(super) fn disks_of(definition: &VmDefinition) -> Vec<Disk> {
     let data = definition.disks.iter().filter(|disk| !disk.read_only);
     let data = data.map(|disk| Disk {
         volume: Some(disk.volume),
-        node: node_of(disk.volume),
+        node: slots::disk_node(disk.volume),
         path: disk.path.clone(),
     });
     let root = Disk {
@@ -47,11 +47,6 @@ pub(super) fn disks_of(definition: &VmDefinition) -> Vec<Disk> {
         path: definition.root_disk.clone(),
     };
     data.chain([root]).collect()
-}
-
-fn node_of(volume: VolumeId) -> String {
-    let digits = volume.uuid().simple().to_string();
-    format!("d{}", &digits[..NODE_DIGITS])
 }
 
 /// Whether a node of QEMU is a disk that a definition can have.
