@@ -13,7 +13,6 @@ use super::{record::VmDir, slots::Slots};
 use crate::{Error, Result, VmDefinition, disk};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::DirBuilderExt,
@@ -100,9 +99,10 @@ impl Kept {
             .or_else(|| {
                 let disks = |vm: &VmDefinition| {
                     let disk = |disk: &crate::DiskDefinition| (disk.volume, disk.read_only);
-                    vm.disks.iter().map(disk).collect::<BTreeSet<_>>()
+                    vm.disks.iter().map(disk).collect::<Vec<_>>()
                 };
-                (disks(then) != disks(now)).then(|| "it had other disks then".into())
+                // By their order a memory finds them again.
+                (disks(then) != disks(now)).then(|| "it had other disks then, or in another order".into())
             })
             .or_else(|| (then.hardware != now.hardware).then(|| "it had other hardware then".into()))
     }
