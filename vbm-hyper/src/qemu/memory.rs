@@ -68,7 +68,16 @@ impl Kept {
     /// Whether all of the memory is still there.
     pub(super) fn whole(&self) -> Result<()> {
         let path = &self.memory;
-        let bytes = fs::metadata(path).map_err(Error::io("read", path))?.len();
+        let bytes = match fs::metadata(path) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Corrupt {
+                    path: path.clone(),
+                    why: "it is gone".into(),
+                });
+            }
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
         if self.memory_bytes == 0 || bytes == self.memory_bytes {
             return Ok(());
         }

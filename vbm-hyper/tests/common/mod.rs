@@ -10,8 +10,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vbm_core::{VmId, VolumeId};
 use vbm_hyper::{
-    AcceleratorChoice, BootSource, ContentKind, DiskDefinition, Driver, Hardware, ImageStore, Pool, QemuConfig, QemuDriver,
-    Seen, VmDefinition,
+    AcceleratorChoice, BootSource, ContentKind, DiskDefinition, Driver, Hardware, ImageStore, Pool,
+    QemuConfig, QemuDriver, Seen, VmDefinition,
     conformance::{Bench, GuestWords},
 };
 

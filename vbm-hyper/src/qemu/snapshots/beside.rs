@@ -115,6 +115,14 @@ pub(super) enum Todo {
 }
 
 impl Todo {
+    pub(super) const fn snapshot(&self) -> SnapshotId {
+        match self {
+            Self::Take { snapshot, .. } | Self::Delete { snapshot, .. } | Self::Revert { snapshot, .. } => {
+                *snapshot
+            }
+        }
+    }
+
     /// A snapshot that is not there yet, or not any more.
     pub(super) const fn hides(&self) -> Option<SnapshotId> {
         match self {

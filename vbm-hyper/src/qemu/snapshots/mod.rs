@@ -109,8 +109,9 @@ impl Snapshots for QemuDriver {
         let kept = match kind {
             Consistency::WithMemory => {
                 let kept = MemoryDir::beside(&definition.root_disk).kept(snapshot)?;
+                let kept = kept.map(|kept| loadable(kept, definition)).transpose()?;
                 prepared.fits(kept.as_ref())?;
-                kept.map(|kept| loadable(kept, definition)).transpose()?
+                kept
             }
             _ => None,
         };

@@ -21,6 +21,8 @@ use std::{path::Path, sync::Arc};
 use tokio::time::{Instant, sleep};
 use vbm_core::{ErrorKind, PowerState, SnapshotId};
 
+const PROGRAM: &str = "qemu-img";
+
 /// Takes a snapshot of each disk. What was done before an error stays.
 pub(super) async fn create(cx: &OpCx, disks: &[Disk], name: &str) -> Result<()> {
     let total = disks.len() as u64;
@@ -91,6 +93,7 @@ pub(super) async fn finish(shared: &Shared, definition: &VmDefinition) -> Result
         return Ok(false);
     };
     tracing::info!(id = %definition.id, ?todo, "what was begun with its snapshots is brought to its end");
+    nobody_works(todo.snapshot()).await?;
     let went_back = match todo {
         Todo::Take {
             snapshot,
@@ -168,6 +171,41 @@ fn rests(power: PowerState) -> Result<()> {
         PowerState::Saved => Ok(()),
         power => super::at_rest(power, "work on the disks of"),
     }
+}
+
+/// Waits for a `qemu-img` of a daemon before, which goes on to its end: what it does is not to come after ours.
+async fn nobody_works(snapshot: SnapshotId) -> Result<()> {
+    let until = Instant::now() + DISK_LOCK_DEADLINE;
+    let named = snapshot.to_string();
+    loop {
+        let word = named.clone();
+        let found = crate::disk::blocking(move || Ok(is_worked_on(&word))).await?;
+        if !found {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(Error::Timeout {
+                command: format!("{PROGRAM} snapshot"),
+                after: DISK_LOCK_DEADLINE,
+            });
+        }
+        sleep(DISK_LOCK_RETRY).await;
+    }
+}
+
+/// Whether a `qemu-img` of this host has a word on its command line.
+fn is_worked_on(word: &str) -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return false;
+    };
+    let cmdlines = processes.filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok());
+    cmdlines
+        .map(|cmdline| String::from_utf8_lossy(&cmdline).into_owned())
+        .any(|cmdline| {
+            let mut args = cmdline.split('\0');
+            args.next().is_some_and(|program| program.ends_with(PROGRAM))
+                && args.any(|arg| arg.starts_with(word))
+        })
 }
 
 /// A `qemu-img` of a daemon before, or a process that is just ending, may still hold the disk.
