@@ -49,6 +49,7 @@ pub mod snapshot;
 pub mod source;
 mod text;
 pub mod time;
+pub mod uplink;
 pub mod vm;
 pub mod volume;
 
@@ -85,5 +86,6 @@ pub use snapshot::{
 };
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;
+pub use uplink::{UPLINKS_MAX, Uplink};
 pub use vm::{Accelerator, DriverKind, Vm, VmMove, VmRevert, VmSpec, VmStatus, WantedPower};
 pub use volume::{Volume, VolumeSpec};

@@ -24,7 +24,7 @@ mod books;
 mod consoles;
 mod errand;
 mod firmware;
-mod img;
+pub(crate) mod img;
 mod keeper;
 mod lifecycle;
 mod memory;
