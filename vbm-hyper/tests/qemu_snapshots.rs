@@ -166,6 +166,29 @@ async fn at_rest_all_disks_are_snapshotted_or_none() {
     assert_eq!(driver.list(&vm).await.unwrap().len(), 1);
     assert_eq!(beside(&vm), ["tree.json"], "nothing is half done");
     blank(broken);
+    // One that somebody else has.
+    let mut holder = Command::new("qemu-io")
+        .args(["-f", "qcow2"])
+        .arg(&vm.disks[0].path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let told = async {
+        loop {
+            let id = snapshot();
+            match driver.take(&cx, &vm, id.into()).await {
+                Err(error) => return error,
+                // It has not opened it yet.
+                Ok(_) => driver.delete(&cx, &vm, id).await.unwrap_or_default(),
+            }
+        }
+    };
+    let error = timeout(PATIENCE, told).await.unwrap();
+    println!("{error}");
+    assert!(matches!(error, Error::DiskInUse { .. }), "{error}");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
     driver.take(&cx, &vm, snapshot().into()).await.unwrap();
     assert_eq!(driver.list(&vm).await.unwrap().len(), 2);
     assert!(

@@ -19,7 +19,7 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 use tokio::time::{Instant, sleep};
-use vbm_core::{ErrorKind, PowerState, SnapshotId};
+use vbm_core::{PowerState, SnapshotId};
 
 const PROGRAM: &str = "qemu-img";
 
@@ -224,15 +224,16 @@ fn is_lock(error: &Error) -> bool {
     matches!(error, Error::Hypervisor { why, .. } if why.contains("lock"))
 }
 
-/// Says so when somebody else uses a disk.
+/// Says who uses a disk, where that is why it could not be worked on.
 fn in_use(disk: &Path, error: Error) -> Error {
-    match error {
-        Error::Hypervisor { why, .. } if why.contains("lock") => Error::Refused(vbm_core::Error::new(
-            ErrorKind::Conflict,
-            format!("{} cannot be worked on", disk.display()),
-            format!("another process uses it: {why}"),
-            "end what uses it, then try again",
-        )),
-        error => error,
+    if !is_lock(&error) {
+        return error;
+    }
+    match crate::disk::lock::take(disk, crate::disk::lock::Hold::Alone) {
+        Err(told @ Error::DiskInUse { .. }) => told,
+        _ => Error::DiskInUse {
+            path: disk.to_owned(),
+            holder: "a process that has let go of it by now".into(),
+        },
     }
 }
