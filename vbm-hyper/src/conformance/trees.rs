@@ -283,7 +283,7 @@ pub async fn disks_that_came_or_went_since_are_told(bench: &dyn Bench) -> Verdic
         ..second.clone()
     };
     let mut definition = bench.definition();
-    let (id, snapshot) = (definition.id, snapshot_of(definition.id, 1));
+    let snapshot = snapshot_of(definition.id, 1);
     definition.disks = vec![first.clone(), read_only];
     let taken = snapshots.take(&ground.cx, &definition, snapshot.into()).await;
     taken.expect("it never ran");
@@ -304,7 +304,6 @@ pub async fn disks_that_came_or_went_since_are_told(bench: &dyn Bench) -> Verdic
     }
     let deleted = snapshots.delete(&ground.cx, &definition, snapshot).await;
     deleted.expect("it is there");
-    drop(id);
     ground.driver.shutdown().await;
     Verdict::Kept
 }

@@ -22,7 +22,7 @@ fn without_memory(called: &str, freeze: Freeze) -> CreateSnapshot {
 async fn what_going_back_gives_is_told_and_why_it_is_less_than_was_asked_for() {
     let house = House::new();
     let (server, client) = house.furnished().await;
-    let vm = launch(&client, "web").await;
+    let vm = launch(&client, "web").await.vm.meta.id;
     keep(&client, "web", "before").await;
     let whole = taken(&client, CreateSnapshot::named(name("whole"))).await;
     assert_eq!(whole.consistency, Some(Consistency::WithMemory));
