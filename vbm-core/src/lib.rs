@@ -81,7 +81,9 @@ pub use path::NodePath;
 pub use port::{AddressPair, Port, PortSpec, PortStatus};
 pub use power::{CrashCause, PauseReason, PowerEvent, PowerState};
 pub use range::{Ipv4Range, Ipv6Range};
-pub use snapshot::{Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus};
+pub use snapshot::{
+    Consistency, Freeze, Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus,
+};
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;
 pub use uplink::{UPLINKS_MAX, Uplink};

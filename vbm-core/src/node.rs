@@ -102,6 +102,8 @@ pub enum FacetKind {
     SavedState,
     /// Moving a running VM to another host.
     Migration,
+    /// Disks, NICs and media that come and go while the VM runs.
+    Hotplug,
 }
 
 impl fmt::Display for FacetKind {
@@ -111,6 +113,7 @@ impl fmt::Display for FacetKind {
             Self::Snapshots => "snapshots",
             Self::SavedState => "saved memory",
             Self::Migration => "live migration",
+            Self::Hotplug => "hot-plug",
         })
     }
 }

@@ -22,7 +22,7 @@
 //! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
 //! | [`console`] | serial line, screen, VNC |
 //! | [`op`] | whose an operation is, how long it may take, how far it is |
-//! | [`facets`] | snapshots, saved memory, migration |
+//! | [`facets`], [`snapshot`] | snapshots, saved memory, migration; what is asked of a snapshot |
 //! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
 //! | [`conformance`] | what every driver promises, as checks |
@@ -62,6 +62,7 @@ pub mod actor;
 mod clock;
 pub mod conformance;
 pub mod console;
+mod devices;
 pub mod disk;
 pub mod driver;
 mod error;
@@ -74,6 +75,7 @@ pub mod qemu;
 mod scope;
 mod serial;
 pub mod sim;
+pub mod snapshot;
 pub mod virtualbox;
 
 pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};
@@ -88,8 +90,9 @@ pub use driver::{
     NicDefinition, Seen, VmDefinition,
 };
 pub use error::{Error, Result};
-pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
+pub use facets::{Migrated, Migration, SavedState, Snapshots};
 pub use op::{OpCx, Progress};
 pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};
+pub use snapshot::{ExportedDisk, Freezer, NoAgent, SnapshotInfo, SnapshotRequest, SnapshotTaken};
 pub use virtualbox::{RegisteredVm, VirtualBoxConfig, VirtualBoxDriver};

@@ -68,6 +68,8 @@ pub const SERIAL_READERS_MAX: usize = 64;
 pub const LOG_TAIL_BYTES: u64 = 2 * 1024;
 /// The largest screenshot.
 pub const SCREENSHOT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// The longest name of a CPU model.
+pub const CPU_MODEL_MAX_BYTES: usize = 64;
 /// The largest manifest.
 pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
 
@@ -75,6 +77,21 @@ pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
 pub const DISK_SNAPSHOTS_MAX: u64 = 1_024;
 /// The largest entry of a disk's table of snapshots that is read.
 pub const SNAPSHOT_ENTRY_MAX_BYTES: u64 = 64 * 1024;
+
+/// How long a guest may take to freeze its file systems. One with much to write needs seconds.
+pub const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a guest may take to let its file systems go on.
+pub const THAW_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a disk that another process still holds is waited for when half-done work with its snapshots is brought to its end.
+pub const DISK_LOCK_DEADLINE: Duration = Duration::from_secs(20);
+/// The pause between two attempts at such a disk.
+pub const DISK_LOCK_RETRY: Duration = Duration::from_millis(100);
+/// How long the export of one disk of a snapshot may take.
+pub const EXPORT_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// How often it is looked how far an export is.
+pub const EXPORT_PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// The most that `qemu-img` is heard of how far it is and what went wrong.
+pub const EXPORT_WORDS_MAX_BYTES: u64 = 4 * 1024 * 1024;
 
 /// How long writing or reading a VM's memory on disk may take.
 pub const MEMORY_DEADLINE: Duration = Duration::from_secs(600);

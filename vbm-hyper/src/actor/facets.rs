@@ -2,8 +2,8 @@
 
 use super::{Job, VmHandle, job::Typed, task::Command};
 use crate::{
-    Driver, Error, Facet, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen, SnapshotTaken,
-    Snapshots, VmDefinition,
+    Driver, Error, ExportedDisk, Facet, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen,
+    SnapshotInfo, SnapshotRequest, SnapshotTaken, Snapshots, VmDefinition,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -51,11 +51,12 @@ impl VmHandle {
     pub async fn take_snapshot(
         &self,
         definition: VmDefinition,
-        snapshot: SnapshotId,
+        request: impl Into<SnapshotRequest>,
     ) -> Result<SnapshotTaken> {
         self.is_mine(&definition)?;
+        let request = request.into();
         self.job(Job::TakeSnapshot, move |driver, cx| {
-            Box::pin(async move { snapshots(driver)?.take(cx, &definition, snapshot).await })
+            Box::pin(async move { snapshots(driver)?.take(cx, &definition, request).await })
         })
         .await
     }
@@ -99,6 +100,33 @@ impl VmHandle {
     ) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
         self.is_mine(definition)?;
         snapshots(&*self.driver)?.list(definition).await
+    }
+
+    /// The snapshots that are there, with what came after what; past any job.
+    ///
+    /// # Errors
+    /// Those of [`Snapshots::tree`]; [`Error::Unsupported`].
+    pub async fn snapshot_tree(&self, definition: &VmDefinition) -> Result<Vec<SnapshotInfo>> {
+        self.is_mine(definition)?;
+        snapshots(&*self.driver)?.tree(definition).await
+    }
+
+    /// Writes the disks of a snapshot into files below `dir`, past any job. See [`Snapshots::export`].
+    ///
+    /// # Errors
+    /// Those of [`Snapshots::export`]; [`Error::Unsupported`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future calls the export off.
+    pub async fn export_snapshot(
+        &self,
+        definition: &VmDefinition,
+        snapshot: SnapshotId,
+        dir: &std::path::Path,
+    ) -> Result<Vec<ExportedDisk>> {
+        self.is_mine(definition)?;
+        let snapshots = snapshots(&*self.driver)?;
+        snapshots.export(&self.cx, definition, snapshot, dir).await
     }
 
     /// Writes its memory to disk and ends it. See [`SavedState::save`].

@@ -9,7 +9,7 @@
 //! | power, definitions, the inventory | `power` |
 //! | restarts of the driver, accidents | `adoption` |
 //! | serial line, screen | `consoles` |
-//! | snapshots, saved memory, migration | `snapshots`, `saved`, `migration`: with a guest that is told what to remember |
+//! | snapshots, saved memory, migration | `snapshots`, `trees`, `saved`, `migration`: with a guest that is told what to remember |
 //!
 //! ```no_run
 //! # struct MyBench; impl MyBench { async fn boxed() -> Result<Box<dyn vbm_hyper::conformance::Bench>, String> { unimplemented!() } }
@@ -27,6 +27,7 @@ mod migration;
 mod power;
 mod saved;
 mod snapshots;
+mod trees;
 
 pub use adoption::*;
 pub use consoles::*;
@@ -35,6 +36,7 @@ pub use migration::*;
 pub use power::*;
 pub use saved::*;
 pub use snapshots::*;
+pub use trees::*;
 
 use crate::{
     Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, OpCx, SavedState, Seen, Snapshots,
@@ -78,6 +80,15 @@ pub trait Bench: Send + Sync {
     /// The reason, for people.
     fn words(&self) -> Result<GuestWords, String> {
         Err("its guest cannot be told to remember anything".into())
+    }
+
+    /// A disk of data that no VM has had, each time another one; or why there is none. The guest of an obedient VM that has
+    /// it first sees it as [`GuestWords`] says.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    fn data_disk(&self) -> Result<crate::DiskDefinition, String> {
+        Err("its VMs have one disk".into())
     }
 
     /// Opens the driver of a second host that sees the same disks, or says why there is none.
@@ -146,6 +157,13 @@ macro_rules! conformance_suite {
             a_crashed_vm_goes_back_to_a_snapshot
             a_saved_vm_goes_back_to_a_snapshot_and_its_saved_memory_is_gone
             what_no_snapshot_can_be_taken_of_is_refused
+            a_snapshot_without_memory_is_told_and_reverts_to_off
+            a_guest_is_frozen_or_it_is_said_why_not
+            a_snapshot_that_is_called_off_leaves_nothing
+            a_tree_tells_what_came_after_what
+            each_branch_holds_what_was_written_there
+            a_snapshot_of_another_vm_is_not_found
+            disks_that_came_or_went_since_are_told
             a_saved_vm_goes_on_where_it_was
             a_saved_vm_outlives_its_driver
             saved_memory_can_be_thrown_away

@@ -21,7 +21,7 @@ mod export;
 mod format;
 mod images;
 mod import;
-mod lock;
+pub(crate) mod lock;
 mod partial;
 mod pool;
 pub mod qcow2;

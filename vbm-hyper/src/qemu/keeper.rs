@@ -9,12 +9,14 @@
 
 use super::{
     Entry, Shared,
+    books::Books,
     errand::{self, Errand, Settled},
     lifecycle::{Exit, Input, Lifecycle, RunState},
     process::Proc,
     qmp::{Connected, Qmp, QmpEvent},
     record::{Ended, VmDir},
     serial::{self, Hub},
+    slots::Slots,
 };
 use crate::{
     DriverEvent, Error, Result, Seen, VmDefinition,
@@ -55,7 +57,7 @@ pub(super) struct View {
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) id: VmId,
-    pub(super) definition: VmDefinition,
+    pub(super) books: Arc<Books>,
     pub(super) process: Arc<Proc>,
     pub(super) view: watch::Receiver<View>,
     pub(super) monitor: watch::Receiver<Option<Qmp>>,
@@ -68,6 +70,11 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// What it is now: hot-plug changes it.
+    pub(super) fn definition(&self) -> Arc<VmDefinition> {
+        self.books.definition()
+    }
+
     /// Tells the keeper, and waits until it has taken it.
     pub(super) async fn tell(&self, input: Input) {
         let (done, taken) = oneshot::channel();
@@ -131,6 +138,8 @@ impl Machine {
 /// What a keeper begins with.
 pub(super) struct Begin {
     pub(super) definition: VmDefinition,
+    /// Where its devices are.
+    pub(super) slots: Slots,
     pub(super) process: Proc,
     pub(super) accelerator: Accelerator,
     pub(super) started_at: Timestamp,
@@ -159,6 +168,7 @@ struct Keeper {
     id: VmId,
     dir: VmDir,
     disk: std::path::PathBuf,
+    books: Arc<Books>,
     process: Arc<Proc>,
     life: Lifecycle,
     view: watch::Sender<View>,
@@ -191,9 +201,10 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
     let (monitor_sender, monitor) = watch::channel(None);
     let end = shared.scope.end.child_token();
     let disk = begin.definition.root_disk.clone();
+    let books = Arc::new(Books::new(begin.definition, begin.slots));
     let machine = Arc::new(Machine {
         id,
-        definition: begin.definition,
+        books: Arc::clone(&books),
         process: Arc::clone(&process),
         view,
         monitor,
@@ -208,6 +219,7 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         id,
         dir,
         disk,
+        books,
         process,
         life: match Lifecycle::new(begin.power) {
             life if begin.keeps_memory => life.keeping_memory(),
@@ -422,6 +434,7 @@ impl Keeper {
             power: self.life.power,
             at: self.shared.clock.now(),
         });
+        self.books.close();
         if let Err(error) = self.dir.end_run(ended.as_ref()) {
             tracing::warn!(id = %self.id, %error, "what a VM left cannot be cleared away");
         }

@@ -16,6 +16,7 @@ mod consoles;
 mod facets;
 mod guest;
 mod picture;
+mod snapshots;
 mod world;
 
 pub use world::{Fault, Latency, SimWorld};

@@ -78,6 +78,8 @@ pub enum Fault {
     NextRestoreFails(String),
     /// The next time it cannot be sent away, with these words.
     NextMigrationFails(String),
+    /// The file systems of the guest cannot be frozen, for this reason.
+    CannotFreeze(String),
     /// The guest ignores its power button.
     IgnoresButton,
     /// The hypervisor does not answer for it.
@@ -260,6 +262,11 @@ impl SimWorld {
         let faults = faults.get_mut(&id)?;
         let at = faults.iter().position(|fault| kind(fault.clone()).is_some())?;
         kind(faults.remove(at))
+    }
+
+    /// What a fault that stays says.
+    pub(super) fn lasting(&self, id: VmId, kind: impl Fn(&Fault) -> Option<String>) -> Option<String> {
+        self.faults().get(&id)?.iter().find_map(kind)
     }
 
     fn has_fault(&self, id: VmId, fault: &Fault) -> bool {

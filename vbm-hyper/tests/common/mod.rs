@@ -10,8 +10,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vbm_core::{VmId, VolumeId};
 use vbm_hyper::{
-    AcceleratorChoice, BootSource, ContentKind, Driver, Hardware, ImageStore, Pool, QemuConfig, QemuDriver,
-    Seen, VmDefinition,
+    AcceleratorChoice, BootSource, ContentKind, DiskDefinition, Driver, Hardware, ImageStore, Pool,
+    QemuConfig, QemuDriver, Seen, VmDefinition,
     conformance::{Bench, GuestWords},
 };
 
@@ -225,6 +225,15 @@ impl Bench for QemuBench {
     }
     fn words(&self) -> Result<GuestWords, String> {
         Ok(GuestWords::of_shell("/dev/vda"))
+    }
+    fn data_disk(&self) -> Result<DiskDefinition, String> {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        let path = futures_now(self.pool.clone_image(self.image, volume, 64 << 20));
+        Ok(DiskDefinition {
+            volume,
+            path,
+            read_only: false,
+        })
     }
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(QemuDriver::open(self.config_beside()).await.unwrap()))

@@ -354,6 +354,7 @@ fn missing_facets(driver: &dyn Driver) -> Vec<MissingFacet> {
         (Facet::Snapshots, FacetKind::Snapshots),
         (Facet::SavedState, FacetKind::SavedState),
         (Facet::Migration, FacetKind::Migration),
+        (Facet::Hotplug, FacetKind::Hotplug),
     ];
     let missing = |(facet, kind)| {
         driver.missing(facet).map(|why| MissingFacet {

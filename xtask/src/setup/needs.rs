@@ -5,6 +5,7 @@
 pub(crate) enum Need {
     Qemu,
     QemuImg,
+    Ovmf,
     Redis,
     Iptables,
     Nft,
@@ -46,9 +47,10 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::Qemu,
         Self::QemuImg,
+        Self::Ovmf,
         Self::Redis,
         Self::Iptables,
         Self::Nft,
@@ -94,6 +96,12 @@ impl Need {
                 "runs the virtual machines",
             ),
             Self::QemuImg => plain(&["qemu-img"], "qemu-utils", "makes and inspects disks"),
+            // A file, not a program.
+            Self::Ovmf => plain(
+                &["/usr/share/OVMF/OVMF_CODE_4M.fd"],
+                "ovmf",
+                "the UEFI firmware of virtual machines",
+            ),
             Self::Redis => plain(
                 &["redis-server"],
                 "redis-server",
