@@ -347,25 +347,45 @@ async fn over(qmp: &Qmp) -> Result<Vec<Mirror>> {
 }
 
 async fn clear(qmp: &Qmp, all: &[Mirror]) -> Result<()> {
+    cut(qmp).await?;
     for mirror in all {
         qmp.execute("job-dismiss", json!({ "id": mirror.id })).await?;
     }
     let nodes = qmp
         .execute("query-named-block-nodes", json!({ "flat": true }))
         .await?;
-    let names = nodes
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|node| node["node-name"].as_str());
-    for name in names.filter(|name| name.starts_with(COPY)) {
+    for name in copies(&nodes) {
         qmp.execute("blockdev-del", json!({ "node-name": name })).await?;
     }
     Ok(())
 }
 
+/// Cuts the connections to the copies. QEMU 10.0 hangs, guest and all, when a node is deleted whose other side stands still.
+async fn cut(qmp: &Qmp) -> Result<()> {
+    let nodes = qmp
+        .execute("query-named-block-nodes", json!({ "flat": true }))
+        .await?;
+    let instances: Vec<Value> = copies(&nodes)
+        .map(|name| json!({ "type": "block-node", "node-name": name }))
+        .collect();
+    if !instances.is_empty()
+        && let Err(error) = qmp.execute("yank", json!({ "instances": instances })).await
+    {
+        tracing::debug!(%error, "a connection to a copy cannot be cut; it may be gone");
+    }
+    Ok(())
+}
+
+/// The names of the nodes that stand for copies.
+fn copies(nodes: &Value) -> impl Iterator<Item = &str> {
+    let names = nodes.as_array().into_iter().flatten();
+    let names = names.filter_map(|node| node["node-name"].as_str());
+    names.filter(|name| name.starts_with(COPY))
+}
+
 /// Takes all of it back, however far it was. The VM's own disks were never anything but its own.
 pub(super) async fn undo(qmp: &Qmp) -> Result<()> {
+    cut(qmp).await?;
     for mirror in look(qmp).await?.iter().filter(|mirror| !mirror.over) {
         // With force, a write that hangs on the way is given up.
         let cancel = json!({ "device": mirror.id, "force": true });
