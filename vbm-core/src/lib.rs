@@ -83,5 +83,5 @@ pub use range::{Ipv4Range, Ipv6Range};
 pub use snapshot::{Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus};
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;
-pub use vm::{Accelerator, DriverKind, Vm, VmMove, VmRevert, VmSpec, VmStatus, WantedPower};
+pub use vm::{Accelerator, DriverKind, MoveHow, Vm, VmMove, VmRevert, VmSpec, VmStatus, WantedPower};
 pub use volume::{Volume, VolumeSpec};

@@ -134,6 +134,11 @@ impl Pool {
         .await
     }
 
+    /// The directory that its disks are in.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
     /// The file of a volume, if it is there.
     pub fn path(&self, volume: VolumeId) -> Option<PathBuf> {
         self.inner.find(volume)
