@@ -23,6 +23,7 @@
 //! | [`console`] | serial line, screen, VNC |
 //! | [`op`] | whose an operation is, how long it may take, how far it is |
 //! | [`facets`], [`snapshot`] | snapshots, saved memory, migration; what is asked of a snapshot |
+//! | [`moves`] | what the two sides of a migration tell each other |
 //! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
 //! | [`conformance`] | what every driver promises, as checks |
@@ -69,6 +70,7 @@ mod error;
 pub mod facets;
 mod files;
 pub mod limits;
+pub mod moves;
 pub mod op;
 mod process;
 pub mod qemu;
@@ -91,6 +93,7 @@ pub use driver::{
 };
 pub use error::{Error, Result};
 pub use facets::{Migrated, Migration, SavedState, Snapshots};
+pub use moves::{DiskFacts, Landing, LandingDisks, MachineFacts, MoveCheck, MoveOptions, MovedDisks};
 pub use op::{OpCx, Progress};
 pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};

@@ -101,9 +101,25 @@ pub const DISK_IMAGE_DEADLINE: Duration = Duration::from_secs(120);
 pub const MIGRATION_DEADLINE: Duration = Duration::from_secs(600);
 /// How long a VM's guest may be halted at the end of a migration before QEMU sends one more round of its memory.
 pub const MIGRATION_DOWNTIME_MAX: Duration = Duration::from_millis(300);
+/// The shortest downtime that a migration may be asked for.
+pub const MIGRATION_DOWNTIME_FLOOR: Duration = Duration::from_millis(1);
+/// The longest.
+pub const MIGRATION_DOWNTIME_CEILING: Duration = Duration::from_secs(60);
+/// The least bandwidth that a migration may be held to.
+pub const MIGRATION_BANDWIDTH_MIN_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// The most connections that one VM's memory is sent over.
+pub const MIGRATION_CHANNELS_MAX: u8 = 16;
+/// How long the copies of a running VM's disks may take until they are level with the disks.
+pub const MIRROR_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// How long such a copy may stand still before it is given up.
+pub const MIRROR_STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a copy that is level may take to end, guest halted, and one that is called off to be gone.
+pub const MIRROR_END_DEADLINE: Duration = Duration::from_secs(20);
+/// The most that a file may take on the destination to count as one that nothing was written to.
+pub const MIRROR_TARGET_MAX_BYTES: u64 = 1024 * 1024;
 /// The most that a transfer of memory may send. No limit of ours: links and disks have their own.
 pub const TRANSFER_MAX_BYTES_PER_SECOND: u64 = 1 << 40;
-/// How long a VM that is to arrive waits for its first byte.
+/// How long a VM that is to arrive waits when nothing comes and nobody says that it still will.
 pub const ARRIVAL_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a transfer that is called off may take to end.
 pub const CANCEL_DEADLINE: Duration = Duration::from_secs(10);

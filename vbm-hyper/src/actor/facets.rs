@@ -1,21 +1,17 @@
-//! The handle's methods for what only some drivers can do. A missing facet is an error that says why.
+//! The handle's methods for snapshots and saved memory, which only some drivers have. A missing facet is an error that says why.
 
 use super::{Job, VmHandle, job::Typed, task::Command};
 use crate::{
-    Driver, Error, ExportedDisk, Facet, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen,
-    SnapshotInfo, SnapshotRequest, SnapshotTaken, Snapshots, VmDefinition,
+    Driver, Error, ExportedDisk, Facet, NicBackend, OpCx, Result, SavedState, Seen, SnapshotInfo,
+    SnapshotRequest, SnapshotTaken, Snapshots, VmDefinition,
 };
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    pin::Pin,
-    sync::Arc,
-};
+use std::{pin::Pin, sync::Arc};
 use vbm_core::{SnapshotContent, SnapshotId};
 
 /// Work with a driver that lives as long as the work.
 type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
-fn missing(driver: &dyn Driver, facet: Facet, what: &str) -> Error {
+pub(super) fn missing(driver: &dyn Driver, facet: Facet, what: &str) -> Error {
     Error::Unsupported {
         driver: driver.kind(),
         what: what.to_owned(),
@@ -35,12 +31,6 @@ fn saved_state(driver: &dyn Driver) -> Result<&dyn SavedState> {
     driver
         .saved_state()
         .ok_or_else(|| missing(driver, Facet::SavedState, "keep the memory of a VM"))
-}
-
-fn migration(driver: &dyn Driver) -> Result<&dyn Migration> {
-    driver
-        .migration()
-        .ok_or_else(|| missing(driver, Facet::Migration, "move a running VM"))
 }
 
 impl VmHandle {
@@ -165,48 +155,6 @@ impl VmHandle {
         .await
     }
 
-    /// Sends it to another host, which waits for it at `to`. See [`Migration::send`]. A force-off calls it off.
-    ///
-    /// # Errors
-    /// Those of [`Migration::send`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
-    pub async fn migrate_out(&self, to: SocketAddr) -> Result<Migrated> {
-        let id = self.id;
-        self.job(Job::MigrateOut, move |driver, cx| {
-            Box::pin(async move { migration(driver)?.send(cx, id, to).await })
-        })
-        .await
-    }
-
-    /// Makes a place for it to arrive, and says where it is to be sent. See [`Migration::receive`]. It is `MigratingIn`
-    /// from then on; [`VmHandle::watch`] tells when it runs, or is off because it did not come.
-    ///
-    /// # Errors
-    /// Those of [`Migration::receive`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
-    pub async fn migrate_in(
-        &self,
-        definition: VmDefinition,
-        nics: Vec<NicBackend>,
-        listen: Ipv4Addr,
-    ) -> Result<SocketAddr> {
-        self.is_mine(&definition)?;
-        self.job(Job::MigrateIn, move |driver, cx| {
-            Box::pin(async move { migration(driver)?.receive(cx, &definition, nics, listen).await })
-        })
-        .await
-    }
-
-    /// Gives up waiting for it. See [`Migration::abandon`]. It ends the preparation of its arrival, too.
-    ///
-    /// # Errors
-    /// Those of [`Migration::abandon`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
-    pub async fn abandon(&self) -> Result<()> {
-        let id = self.id;
-        self.job(Job::Abandon, move |driver, _| {
-            Box::pin(async move { migration(driver)?.abandon(id).await })
-        })
-        .await
-    }
-
     pub(super) fn is_mine(&self, definition: &VmDefinition) -> Result<()> {
         if definition.id == self.id {
             return Ok(());
@@ -218,7 +166,7 @@ impl VmHandle {
         ))
     }
 
-    async fn job<T: Send + 'static>(
+    pub(super) async fn job<T: Send + 'static>(
         &self,
         job: Job,
         work: impl for<'a> FnOnce(&'a dyn Driver, &'a OpCx) -> Work<'a, T> + Send + 'static,

@@ -15,6 +15,7 @@
 
 mod facets;
 mod job;
+mod migration;
 mod policy;
 mod task;
 
@@ -63,6 +64,8 @@ pub enum Job {
     MigrateOut,
     /// A place is being made for it to arrive.
     MigrateIn,
+    /// The last step of its arrival.
+    FinishArrival,
     /// It is not waited for any more.
     Abandon,
 }
@@ -86,6 +89,7 @@ impl Job {
             Self::DiscardSaved => "deletion of its saved memory",
             Self::MigrateOut => "migration to another node",
             Self::MigrateIn => "preparation of its arrival",
+            Self::FinishArrival => "last step of its arrival",
             Self::Abandon => "end of its arrival",
         }
     }

@@ -26,6 +26,7 @@ pub(super) const PREEMPTS: &[(Job, &[Job])] = &[
             Job::DiscardSaved,
             Job::MigrateOut,
             Job::MigrateIn,
+            Job::FinishArrival,
             Job::Abandon,
         ],
     ),
@@ -56,6 +57,7 @@ pub(super) const fn event_of(job: Job) -> Option<PowerEvent> {
         | Job::TakeSnapshot
         | Job::DeleteSnapshot
         | Job::DiscardSaved
+        | Job::FinishArrival
         | Job::Abandon => return None,
     })
 }
@@ -86,6 +88,7 @@ mod tests {
         Job::DiscardSaved,
         Job::MigrateOut,
         Job::MigrateIn,
+        Job::FinishArrival,
         Job::Abandon,
     ];
 

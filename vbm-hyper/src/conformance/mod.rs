@@ -99,6 +99,15 @@ pub trait Bench: Send + Sync {
         Err("there is one host only".into())
     }
 
+    /// The same VM as the second host is to have it when its disk is copied there: with a disk of its own, of the same size,
+    /// that nothing was written to; or why there is none.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    async fn elsewhere(&self, _definition: &VmDefinition) -> Result<VmDefinition, String> {
+        Err("there is one host only".into())
+    }
+
     /// Ends the VM from outside, as an accident would, also while no driver is open. `seen` is what was last seen of it.
     async fn accident(&self, id: VmId, seen: &Seen);
 
@@ -172,6 +181,8 @@ macro_rules! conformance_suite {
             a_vm_moves_with_its_snapshots
             a_vm_that_nobody_waits_for_stays_and_goes_on
             an_arrival_that_is_given_up_leaves_nothing
+            a_running_vm_moves_with_a_copy_of_its_disk
+            a_migration_outside_its_limits_changes_nothing
         }
     };
     (@each $bench:expr, $($check:ident)*) => { $(

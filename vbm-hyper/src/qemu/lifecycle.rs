@@ -36,6 +36,8 @@ pub(super) enum Input {
     SentAway,
     /// It was found waiting for its memory from another host.
     FoundArriving,
+    /// What arrives stays halted until it is let go: halted, it has not arrived.
+    WaitsForWord,
     /// Its process has ended.
     Exited(Exit),
 }
@@ -84,6 +86,8 @@ pub(super) struct Lifecycle {
     leaves: Option<PowerEvent>,
     /// It waits for its memory from another host, and was found like that.
     arriving: bool,
+    /// It stays halted when it has come, until it is let go.
+    waits: bool,
     /// What a failed restore is called: the memory is kept, or was that of a snapshot.
     restore_failed: PowerEvent,
 }
@@ -101,6 +105,7 @@ impl Lifecycle {
             shutdown: None,
             leaves: None,
             arriving: false,
+            waits: false,
             restore_failed: PowerEvent::StartFailed,
         }
     }
@@ -142,6 +147,10 @@ impl Lifecycle {
             }
             Input::FoundArriving => {
                 self.arriving = true;
+                Vec::new()
+            }
+            Input::WaitsForWord => {
+                self.waits = true;
                 Vec::new()
             }
             Input::Said(event) => self.said(event),
@@ -189,7 +198,10 @@ impl Lifecycle {
             QmpEvent::Resume if self.power.plain() == vbm_core::power::S::Paused => {
                 self.apply(PowerEvent::Resume)
             }
-            QmpEvent::Resume => self.apply(PowerEvent::Started),
+            QmpEvent::Resume => {
+                self.waits = false;
+                self.apply(PowerEvent::Started)
+            }
             // The keeper asks what came of it.
             QmpEvent::MigrationCompleted => Vec::new(),
         }
@@ -205,6 +217,7 @@ impl Lifecycle {
         }
         let reason = match state {
             RunState::Running => return self.apply(PowerEvent::Started),
+            _ if self.waits => return Vec::new(),
             RunState::Prelaunch | RunState::InMigrate => return Vec::new(),
             RunState::GuestPanicked => {
                 self.panicked = true;

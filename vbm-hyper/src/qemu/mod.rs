@@ -16,19 +16,23 @@
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt` | act |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
+//! | `foresee`, `mirror`, `arrival` | a migration: looked at before; its disks; its last step |
 //! | `snapshots`, `saved`, `migration` | the facets made of these |
 
 mod adopt;
 mod argv;
+mod arrival;
 mod books;
 mod consoles;
 mod errand;
 mod firmware;
+mod foresee;
 pub(crate) mod img;
 mod keeper;
 mod lifecycle;
 mod memory;
 mod migration;
+mod mirror;
 mod probe;
 mod qmp;
 mod record;

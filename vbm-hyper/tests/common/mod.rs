@@ -67,6 +67,8 @@ pub(crate) struct QemuBench {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) images: ImageStore,
     pub(crate) pool: Pool,
+    /// The second host's own.
+    pub(crate) pool_beside: Pool,
     image: vbm_core::Digest,
     made: Mutex<Vec<VmId>>,
 }
@@ -91,10 +93,14 @@ impl QemuBench {
             .unwrap()
             .digest;
         let pool = Pool::open(dir.path().join("pool"), images.clone()).await.unwrap();
+        let pool_beside = Pool::open(dir.path().join("pool-beside"), images.clone())
+            .await
+            .unwrap();
         Self {
             dir,
             images,
             pool,
+            pool_beside,
             image,
             made: Mutex::default(),
         }
@@ -117,6 +123,16 @@ impl QemuBench {
         let definition = definition(path);
         self.made.lock().unwrap().push(definition.id);
         definition
+    }
+
+    /// The same VM with a fresh clone of its own at the second host.
+    pub(crate) async fn elsewhere(&self, definition: &VmDefinition) -> VmDefinition {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        let clone = self.pool_beside.clone_image(self.image, volume, 64 << 20);
+        VmDefinition {
+            root_disk: clone.await.unwrap(),
+            ..definition.clone()
+        }
     }
 
     /// The same, booted directly.
@@ -237,6 +253,9 @@ impl Bench for QemuBench {
     }
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(QemuDriver::open(self.config_beside()).await.unwrap()))
+    }
+    async fn elsewhere(&self, definition: &VmDefinition) -> Result<VmDefinition, String> {
+        Ok(self.elsewhere(definition).await)
     }
     async fn accident(&self, _: VmId, seen: &Seen) {
         kill_9(seen.pid.unwrap());

@@ -26,8 +26,8 @@ mod reverts;
 
 use crate::methods::{
     ConsoleClose, ConsoleLog, ConsoleOpen, ConsoleWrite, NetworkCheck, NetworkCount, NetworkEnsure,
-    NetworkForesee, NetworkRemove, NicFlowsOf, NicTakeFlows, VmAbandon, VmEnsure, VmLook, VmReceive,
-    VmRemove, VmReset, VmScreenshot, VmSend,
+    NetworkForesee, NetworkRemove, NicFlowsOf, NicTakeFlows, VmAbandon, VmCheckArrive, VmCheckLeave,
+    VmEnsure, VmFinish, VmLook, VmReceive, VmRemove, VmReset, VmScreenshot, VmSend,
 };
 use consoles::OpenConsoles;
 use keeper::VmKeeper;
@@ -282,6 +282,9 @@ impl Agent {
             VmRemove => vm_remove,
             VmReceive => vm_receive,
             VmSend => vm_send,
+            VmFinish => vm_finish,
+            VmCheckLeave => vm_check_leave,
+            VmCheckArrive => vm_check_arrive,
             VmLook => vm_look,
             VmAbandon => vm_abandon,
             NicFlowsOf => nic_flows,
