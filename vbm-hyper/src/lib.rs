@@ -22,6 +22,7 @@
 //! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
 //! | [`console`] | serial line, screen, VNC |
 //! | [`op`] | whose an operation is, how long it may take, how far it is |
+//! | [`registry`] | the drivers of a host, what each can do, who may use the processor |
 //! | [`facets`] | snapshots, saved memory, migration |
 //! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
@@ -67,16 +68,22 @@ pub mod driver;
 mod error;
 pub mod facets;
 mod files;
+#[cfg(test)]
+mod fuzz;
 pub mod limits;
 pub mod op;
 mod process;
 pub mod qemu;
+pub mod registry;
 mod scope;
 mod serial;
 pub mod sim;
 pub mod virtualbox;
 
-pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};
+pub use actor::{
+    Change, Changes, EndedJob, Gap, Gate, Job, JobEnd, Machines, MachinesConfig, Seq, StartPass, StopOutcome,
+    VmHandle, VmSeen, Work,
+};
 pub use clock::SystemClock;
 pub use console::{ByteIo, ByteStream, Consoles, SerialStream};
 pub use disk::{ContentKind, DiskKind, ImageStore, ImportedFile, Pool, StoredFile, VolumeFile};
@@ -88,5 +95,8 @@ pub use error::{Error, Result};
 pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
 pub use op::{OpCx, Progress};
 pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
+pub use registry::{
+    CapabilityMatrix, DriverReport, Health, HostFacts, Registry, Technique, capability_matrix,
+};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};
 pub use virtualbox::{RegisteredVm, VirtualBoxConfig, VirtualBoxDriver};

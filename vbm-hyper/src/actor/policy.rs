@@ -39,6 +39,14 @@ pub(super) fn preempts(asked: Job, running: Job) -> bool {
         .any(|(job, ends)| *job == asked && ends.contains(&running))
 }
 
+/// Whether a job makes the VM run that did not.
+pub(super) const fn makes_run(job: Job) -> bool {
+    matches!(
+        job,
+        Job::Start | Job::Restore | Job::RevertSnapshot | Job::MigrateIn
+    )
+}
+
 /// What the power table is asked before a job begins. Where it has no word the driver judges.
 pub(super) const fn event_of(job: Job) -> Option<PowerEvent> {
     Some(match job {

@@ -37,6 +37,8 @@ mod transfer;
 
 pub use probe::AcceleratorChoice;
 pub(crate) use probe::DEBIAN_PACKAGE;
+#[cfg(test)]
+pub(crate) use qmp::makes_sense as qmp_makes_sense;
 
 use crate::{
     Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
@@ -332,6 +334,11 @@ impl Driver for QemuDriver {
             accelerator,
             problem,
         }
+    }
+
+    async fn probe_again(&self) -> Capability {
+        *self.shared.found.lock().await = None;
+        self.probe().await
     }
 
     async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
