@@ -78,6 +78,8 @@ pub mod registry;
 mod scope;
 mod serial;
 pub mod sim;
+#[doc(hidden)]
+pub mod steps;
 pub mod virtualbox;
 
 pub use actor::{
@@ -94,7 +96,7 @@ pub use driver::{
 pub use error::{Error, Result};
 pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
 pub use op::{OpCx, Progress};
-pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
+pub use qemu::{AcceleratorChoice, Orphan, OrphanKind, QemuConfig, QemuDriver};
 pub use registry::{
     CapabilityMatrix, DriverReport, Health, HostFacts, Registry, Technique, capability_matrix,
 };

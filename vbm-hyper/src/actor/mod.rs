@@ -27,6 +27,8 @@ mod work;
 
 pub use changes::{Change, Changes, Gap, Seq};
 pub use journal::{EndedJob, JobEnd};
+pub(crate) use policy::PREEMPTED_BY_FORCE_OFF;
+
 pub use machines::{Gate, Machines, MachinesConfig, StartPass};
 pub use work::Work;
 

@@ -9,27 +9,27 @@ use std::time::Duration;
 /// What ends a job that runs: `(asked, running)`. All other work is refused while a job runs; queries go past.
 /// A force-off waits for another one instead.
 pub(super) const PREEMPTS: &[(Job, &[Job])] = &[
-    (
-        Job::ForceOff,
-        &[
-            Job::Start,
-            Job::Stop,
-            Job::Reset,
-            Job::Pause,
-            Job::Resume,
-            Job::Remove,
-            Job::TakeSnapshot,
-            Job::RevertSnapshot,
-            Job::DeleteSnapshot,
-            Job::Save,
-            Job::Restore,
-            Job::DiscardSaved,
-            Job::MigrateOut,
-            Job::MigrateIn,
-            Job::Abandon,
-        ],
-    ),
+    (Job::ForceOff, PREEMPTED_BY_FORCE_OFF),
     (Job::Abandon, &[Job::MigrateIn]),
+];
+
+/// What a force-off ends.
+pub(crate) const PREEMPTED_BY_FORCE_OFF: &[Job] = &[
+    Job::Start,
+    Job::Stop,
+    Job::Reset,
+    Job::Pause,
+    Job::Resume,
+    Job::Remove,
+    Job::TakeSnapshot,
+    Job::RevertSnapshot,
+    Job::DeleteSnapshot,
+    Job::Save,
+    Job::Restore,
+    Job::DiscardSaved,
+    Job::MigrateOut,
+    Job::MigrateIn,
+    Job::Abandon,
 ];
 
 /// Whether `asked` ends `running` and takes its place.

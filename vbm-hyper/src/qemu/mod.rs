@@ -15,6 +15,7 @@
 //! | `record` | run directory |
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt` | act |
+//! | [`orphans`] | what no daemon looks after |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
 //! | `snapshots`, `saved`, `migration` | the facets made of these |
 
@@ -27,6 +28,7 @@ mod keeper;
 mod lifecycle;
 mod memory;
 mod migration;
+pub mod orphans;
 mod probe;
 mod qmp;
 mod record;
@@ -35,6 +37,7 @@ mod snapshots;
 mod start;
 mod transfer;
 
+pub use orphans::{Orphan, OrphanKind};
 pub use probe::AcceleratorChoice;
 pub(crate) use probe::DEBIAN_PACKAGE;
 #[cfg(test)]
@@ -78,6 +81,8 @@ pub struct QemuConfig {
     pub program: Option<PathBuf>,
     /// The accelerator, if not the best that works.
     pub accelerator: Option<AcceleratorChoice>,
+    /// The device of KVM.
+    pub kvm_device: PathBuf,
     /// The clock that start times are read from.
     pub clock: Arc<dyn Clock>,
 }
@@ -90,6 +95,7 @@ impl QemuConfig {
             state: None,
             program: None,
             accelerator: None,
+            kvm_device: PathBuf::from("/dev/kvm"),
             clock: Arc::new(SystemClock),
         }
     }
@@ -265,6 +271,7 @@ impl Shared {
         let found = probe::probe(
             self.config.program.as_deref(),
             self.config.accelerator,
+            &self.config.kvm_device,
             &self.scope,
         )
         .await?;

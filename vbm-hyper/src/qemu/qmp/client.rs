@@ -265,6 +265,7 @@ impl Monitor {
     }
 
     fn enqueue(&mut self, command: String, arguments: &Value, fd: Option<OwnedFd>, waits: Waits) {
+        crate::steps::step(&command);
         let id = self.next_id;
         self.next_id += 1;
         let line = codec::encode(id, &command, arguments);
