@@ -23,7 +23,7 @@ mod adopt;
 mod argv;
 mod consoles;
 mod errand;
-mod img;
+pub(crate) mod img;
 mod keeper;
 mod lifecycle;
 mod memory;
