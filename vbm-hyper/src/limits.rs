@@ -37,6 +37,15 @@ pub const QMP_PENDING_MAX: usize = 256;
 /// Events of one monitor that its keeper did not take yet. Only events that change the power state count.
 pub const QMP_EVENTS_MAX: usize = 256;
 
+/// Events of one monitor, as they came, that a listener may lag behind.
+pub const QMP_RAW_EVENTS_MAX: usize = 64;
+/// How long a job of QEMU that was cancelled may take to conclude.
+pub const JOB_CANCEL_DEADLINE: Duration = Duration::from_secs(10);
+/// The pause between two looks at a job of QEMU, at first.
+pub const JOB_POLL_MIN: Duration = Duration::from_millis(1);
+/// The longest pause between two looks at a job of QEMU.
+pub const JOB_POLL_MAX: Duration = Duration::from_millis(50);
+
 /// Events that a subscriber of a driver or of the machines may lag behind.
 pub const EVENTS_MAX: usize = 4_096;
 /// Commands that wait for one VM's actor.
@@ -181,3 +190,8 @@ pub const VBOX_WATCH_SOON: Duration = Duration::from_millis(100);
 pub const VBOX_WATCH_FAILURES_MAX: u32 = 3;
 /// How long a VNC server may take to greet.
 pub const VNC_GREETING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the registry believes a probe.
+pub const REGISTRY_PROBE_TTL: Duration = Duration::from_secs(300);
+/// So many starts that fail one after the other make the registry probe a driver again.
+pub const REGISTRY_FAILED_STARTS_MAX: u32 = 3;

@@ -1,6 +1,11 @@
 //! The handle's methods for snapshots and saved memory, which only some drivers have. A missing facet is an error that says why.
 
-use super::{Job, VmHandle, job::Typed, task::Command};
+use super::{
+    Job, VmHandle,
+    job::Typed,
+    task::{self, Command, Errand},
+    work::About,
+};
 use crate::{
     Driver, Error, ExportedDisk, Facet, NicBackend, OpCx, Result, SavedState, Seen, SnapshotInfo,
     SnapshotRequest, SnapshotTaken, Snapshots, VmDefinition,
@@ -45,7 +50,8 @@ impl VmHandle {
     ) -> Result<SnapshotTaken> {
         self.is_mine(&definition)?;
         let request = request.into();
-        self.job(Job::TakeSnapshot, move |driver, cx| {
+        let about = Some((request.id, Box::new(definition.clone())));
+        self.job_about(Job::TakeSnapshot, about, move |driver, cx| {
             Box::pin(async move { snapshots(driver)?.take(cx, &definition, request).await })
         })
         .await
@@ -74,7 +80,8 @@ impl VmHandle {
     /// Those of [`Snapshots::delete`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn delete_snapshot(&self, definition: VmDefinition, snapshot: SnapshotId) -> Result<()> {
         self.is_mine(&definition)?;
-        self.job(Job::DeleteSnapshot, move |driver, cx| {
+        let about = Some((snapshot, Box::new(definition.clone())));
+        self.job_about(Job::DeleteSnapshot, about, move |driver, cx| {
             Box::pin(async move { snapshots(driver)?.delete(cx, &definition, snapshot).await })
         })
         .await
@@ -171,13 +178,30 @@ impl VmHandle {
         job: Job,
         work: impl for<'a> FnOnce(&'a dyn Driver, &'a OpCx) -> Work<'a, T> + Send + 'static,
     ) -> Result<T> {
+        self.job_about(job, None, work).await
+    }
+
+    /// A job about a snapshot: it is written down which one.
+    async fn job_about<T: Send + 'static>(
+        &self,
+        job: Job,
+        about: About,
+        work: impl for<'a> FnOnce(&'a dyn Driver, &'a OpCx) -> Work<'a, T> + Send + 'static,
+    ) -> Result<T> {
         let cx = self.cx.clone();
+        let errand = Errand {
+            job,
+            cx: cx.clone(),
+            about,
+        };
         self.ask(|reply| {
-            let begin = move |driver: Arc<dyn Driver>| -> Box<dyn super::job::AnyJob> {
-                let work = async move { work(&*driver, &cx).await };
-                Box::new(Typed::new(work, reply))
-            };
-            Command::Facet(job, Box::new(begin))
+            let begin =
+                move |driver: Arc<dyn Driver>, gate: Option<task::GateOf>| -> Box<dyn super::job::AnyJob> {
+                    let kind = driver.kind();
+                    let work = async move { work(&*driver, &cx).await };
+                    Box::new(Typed::new(task::through(gate, kind, work), reply))
+                };
+            Command::Facet(errand, Box::new(begin))
         })
         .await
     }
