@@ -22,7 +22,7 @@
 //! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
 //! | [`console`] | serial line, screen, VNC |
 //! | [`op`] | whose an operation is, how long it may take, how far it is |
-//! | [`facets`] | snapshots, saved memory, migration |
+//! | [`facets`] | snapshots, saved memory, migration, hot-plug |
 //! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
 //! | [`conformance`] | what every driver promises, as checks |
@@ -86,7 +86,7 @@ pub use driver::{
     NicDefinition, Seen, VmDefinition,
 };
 pub use error::{Error, Result};
-pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
+pub use facets::{Hotplug, Migrated, Migration, SavedState, SnapshotTaken, Snapshots, WhichDisk};
 pub use op::{OpCx, Progress};
 pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};

@@ -15,7 +15,7 @@ use vbm_core::{SnapshotContent, SnapshotId};
 /// Work with a driver that lives as long as the work.
 type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
-fn missing(driver: &dyn Driver, facet: Facet, what: &str) -> Error {
+pub(super) fn missing(driver: &dyn Driver, facet: Facet, what: &str) -> Error {
     Error::Unsupported {
         driver: driver.kind(),
         what: what.to_owned(),
@@ -190,7 +190,7 @@ impl VmHandle {
         ))
     }
 
-    async fn job<T: Send + 'static>(
+    pub(super) async fn job<T: Send + 'static>(
         &self,
         job: Job,
         work: impl for<'a> FnOnce(&'a dyn Driver, &'a OpCx) -> Work<'a, T> + Send + 'static,

@@ -14,6 +14,7 @@
 //! - A job belongs to the actor: dropping the future of a handle's method does not end it.
 
 mod facets;
+mod hotplug;
 mod job;
 mod policy;
 mod task;
@@ -65,6 +66,18 @@ pub enum Job {
     MigrateIn,
     /// It is not waited for any more.
     Abandon,
+    /// A disk is being attached.
+    AttachDisk,
+    /// A disk is being detached.
+    DetachDisk,
+    /// A disk is being made larger.
+    ResizeDisk,
+    /// A NIC is being attached.
+    AttachNic,
+    /// A NIC is being detached.
+    DetachNic,
+    /// The medium in its CD drive is being changed.
+    ChangeMedium,
 }
 
 impl Job {
@@ -87,6 +100,12 @@ impl Job {
             Self::MigrateOut => "migration to another node",
             Self::MigrateIn => "preparation of its arrival",
             Self::Abandon => "end of its arrival",
+            Self::AttachDisk => "attachment of a disk",
+            Self::DetachDisk => "detachment of a disk",
+            Self::ResizeDisk => "growth of a disk",
+            Self::AttachNic => "attachment of a NIC",
+            Self::DetachNic => "detachment of a NIC",
+            Self::ChangeMedium => "change of a medium",
         }
     }
 }

@@ -27,6 +27,12 @@ pub(super) const PREEMPTS: &[(Job, &[Job])] = &[
             Job::MigrateOut,
             Job::MigrateIn,
             Job::Abandon,
+            Job::AttachDisk,
+            Job::DetachDisk,
+            Job::ResizeDisk,
+            Job::AttachNic,
+            Job::DetachNic,
+            Job::ChangeMedium,
         ],
     ),
     (Job::Abandon, &[Job::MigrateIn]),
@@ -56,7 +62,13 @@ pub(super) const fn event_of(job: Job) -> Option<PowerEvent> {
         | Job::TakeSnapshot
         | Job::DeleteSnapshot
         | Job::DiscardSaved
-        | Job::Abandon => return None,
+        | Job::Abandon
+        | Job::AttachDisk
+        | Job::DetachDisk
+        | Job::ResizeDisk
+        | Job::AttachNic
+        | Job::DetachNic
+        | Job::ChangeMedium => return None,
     })
 }
 
@@ -87,6 +99,12 @@ mod tests {
         Job::MigrateOut,
         Job::MigrateIn,
         Job::Abandon,
+        Job::AttachDisk,
+        Job::DetachDisk,
+        Job::ResizeDisk,
+        Job::AttachNic,
+        Job::DetachNic,
+        Job::ChangeMedium,
     ];
 
     #[test]

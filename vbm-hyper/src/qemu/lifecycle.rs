@@ -191,7 +191,9 @@ impl Lifecycle {
             }
             QmpEvent::Resume => self.apply(PowerEvent::Started),
             // The keeper asks what came of it.
-            QmpEvent::MigrationCompleted => Vec::new(),
+            QmpEvent::MigrationCompleted
+            | QmpEvent::DeviceDeleted { .. }
+            | QmpEvent::UnplugRefused { .. } => Vec::new(),
         }
     }
 

@@ -15,6 +15,7 @@
 //! | `record`, `books` | run directory; what of it changes during a run |
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt` | act |
+//! | `hotplug`, `plug` | devices that come and go; what a restart of the daemon may cut in two |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
 //! | `snapshots`, `saved`, `migration` | the facets made of these |
 
@@ -24,11 +25,13 @@ mod books;
 mod consoles;
 mod errand;
 mod firmware;
+mod hotplug;
 mod img;
 mod keeper;
 mod lifecycle;
 mod memory;
 mod migration;
+mod plug;
 mod probe;
 mod qmp;
 mod record;
@@ -42,8 +45,8 @@ pub use probe::AcceleratorChoice;
 pub(crate) use probe::DEBIAN_PACKAGE;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
-    Seen, Snapshots, SystemClock, VmDefinition, disk, files,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Hotplug, Migration, NicBackend, OpCx, Result,
+    SavedState, Seen, Snapshots, SystemClock, VmDefinition, disk, files,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
     process, scope, serial,
 };
@@ -453,12 +456,18 @@ impl Driver for QemuDriver {
         Some(self)
     }
 
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        Some(self)
+    }
+
     fn missing(&self, facet: Facet) -> Option<String> {
         match facet {
-            Facet::Consoles | Facet::TapNics | Facet::Snapshots | Facet::SavedState | Facet::Migration => {
-                None
-            }
-            Facet::Hotplug => Some("it is not there yet".into()),
+            Facet::Consoles
+            | Facet::TapNics
+            | Facet::Snapshots
+            | Facet::SavedState
+            | Facet::Migration
+            | Facet::Hotplug => None,
             Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
         }
     }
