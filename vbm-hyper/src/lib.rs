@@ -80,7 +80,10 @@ pub mod virtualbox;
 pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};
 pub use clock::SystemClock;
 pub use console::{ByteIo, ByteStream, Consoles, SerialStream};
-pub use disk::{ContentKind, DiskKind, ImageStore, ImportedFile, Pool, StoredFile, VolumeFile};
+pub use disk::{
+    ChainLink, ContentKind, DiskKind, Exported, ImageFormat, ImageStore, ImportedFile, Pool, Room,
+    StoredFile, VolumeFile,
+};
 pub use driver::{
     Adopted, BootSource, DiskDefinition, Driver, DriverEvent, Facet, Firmware, Hardware, NicBackend,
     NicDefinition, Seen, VmDefinition,

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use vbm_core::{CrashCause, VmId};
 use vbm_hyper::{
-    Driver, Seen, SimDriver, SimWorld, VmDefinition,
+    DiskDefinition, Driver, Seen, SimDriver, SimWorld, VmDefinition,
     conformance::{Bench, GuestWords},
 };
 
@@ -41,6 +41,17 @@ impl Bench for SimBench {
     }
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(SimDriver::open(self.0.beside()).unwrap()))
+    }
+    fn volume(&self) -> Result<DiskDefinition, String> {
+        let volume = vbm_core::VolumeId::from_uuid(uuid::Uuid::now_v7());
+        Ok(DiskDefinition {
+            volume,
+            path: format!("/nonexistent/{volume}.qcow2").into(),
+            read_only: false,
+        })
+    }
+    fn medium(&self) -> Result<std::path::PathBuf, String> {
+        Ok("/nonexistent/install.iso".into())
     }
     async fn accident(&self, id: VmId, _: &Seen) {
         self.0.crash(id, CrashCause::Hypervisor);

@@ -26,7 +26,7 @@ mod consoles;
 mod errand;
 mod firmware;
 mod hotplug;
-mod img;
+pub(crate) mod img;
 mod keeper;
 mod lifecycle;
 mod memory;

@@ -33,6 +33,8 @@ pub(super) struct Memory {
 #[derive(Debug, Default)]
 pub(super) struct SimDisk {
     pub(super) word: String,
+    /// Its size, once it was changed.
+    pub(super) bytes: Option<u64>,
     pub(super) snapshots: BTreeMap<SnapshotId, SimSnapshot>,
 }
 

@@ -78,6 +78,10 @@ pub enum Fault {
     NextRestoreFails(String),
     /// The next time it cannot be sent away, with these words.
     NextMigrationFails(String),
+    /// The next time it is asked to let go of a device, the guest refuses, with these words.
+    NextUnplugRefused(String),
+    /// The guest does not answer when it is asked to let go of a device.
+    KeepsDevices,
     /// The guest ignores its power button.
     IgnoresButton,
     /// The hypervisor does not answer for it.
@@ -119,7 +123,9 @@ pub(super) struct SimVm {
     /// What its guest remembers.
     pub(super) memory: Memory,
     /// Held as a hypervisor would.
-    _nics: Vec<NicBackend>,
+    pub(super) nics: Vec<NicBackend>,
+    /// Whether it has a CD drive.
+    pub(super) drive: bool,
     pub(super) silent: bool,
     /// It ended while no driver looked.
     pub(super) unseen_end: bool,
@@ -262,7 +268,7 @@ impl SimWorld {
         kind(faults.remove(at))
     }
 
-    fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
+    pub(super) fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
         self.faults()
             .get(&id)
             .is_some_and(|faults| faults.contains(fault))
@@ -310,7 +316,8 @@ impl SimWorld {
             seen: seen.clone(),
             run,
             memory,
-            _nics: nics,
+            nics,
+            drive: definition.hardware.cdrom.is_some() || vms.get(&id).is_some_and(|before| before.drive),
             silent: self.has_fault(id, &Fault::Silent),
             unseen_end: false,
             said: BytesMut::new(),

@@ -291,6 +291,14 @@ impl Bench for QemuBench {
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(QemuDriver::open(self.config_beside()).await.unwrap()))
     }
+    fn volume(&self) -> Result<DiskDefinition, String> {
+        Ok(self.data_disk(16 << 20, false))
+    }
+    fn medium(&self) -> Result<PathBuf, String> {
+        let medium = self.dir.path().join("install.iso");
+        std::fs::write(&medium, vec![7; 64 * 1024]).map_err(|error| error.to_string())?;
+        Ok(medium)
+    }
     async fn accident(&self, _: VmId, seen: &Seen) {
         kill_9(seen.pid.unwrap());
     }

@@ -16,6 +16,7 @@ use super::{
     blob::Forms,
     exec, generation,
     netns::NetNs,
+    present,
     steps::{Back, Steps},
 };
 use crate::{
@@ -144,7 +145,7 @@ async fn quick(
 ) -> Result<(Vec<String>, Option<u32>), NetError> {
     want.settle(&known.held);
     if known.held == *want {
-        known.held.sets = exec::ipset_read(ns).await?;
+        known.held.sets = sets_now(ns).await?;
     }
     let steps = Steps::between(want, &known.held);
     let back = Back::of(want, &known.held, &steps);
@@ -182,14 +183,34 @@ async fn thorough(
     Ok((steps.changes, now.filter(|_| now == since)))
 }
 
+/// All that there is, at the same time.
 async fn read(ns: &NetNs) -> Result<Wanted, NetError> {
+    let there = present::of(ns).await?;
+    let (guard, sets, v4, v6, nft) = tokio::try_join!(
+        where_there(there.guard, exec::guard_read(ns)),
+        where_there(there.sets, exec::ipset_read(ns)),
+        where_there(there.v4, exec::iptables_read(ns)),
+        where_there(there.v6, exec::ip6tables_read(ns)),
+        where_there(there.nft, exec::nft_read(ns)),
+    )?;
     Ok(Wanted {
-        guard: exec::guard_read(ns).await?,
-        sets: exec::ipset_read(ns).await?,
-        v4: exec::iptables_read(ns).await?,
-        v6: exec::ip6tables_read(ns).await?,
-        nft: exec::nft_read(ns).await?,
+        guard,
+        sets,
+        v4,
+        v6,
+        nft,
     })
+}
+
+async fn where_there<T: Default>(
+    there: bool,
+    read: impl Future<Output = Result<T, NetError>>,
+) -> Result<T, NetError> {
+    if there { read.await } else { Ok(T::default()) }
+}
+
+async fn sets_now(ns: &NetNs) -> Result<Sets, NetError> {
+    where_there(present::has_sets(ns).await?, exec::ipset_read(ns)).await
 }
 
 /// What would be done; `None` where there is no namespace yet.
@@ -220,7 +241,7 @@ pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standi
         return verify(ns, want).await;
     }
     let have = Wanted {
-        sets: exec::ipset_read(ns).await?,
+        sets: sets_now(ns).await?,
         ..want.clone()
     };
     Steps::between(want, &have).missing()
