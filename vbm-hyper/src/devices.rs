@@ -1,8 +1,14 @@
 //! What a definition may say of disks and hardware: pure.
 
-use crate::{DiskDefinition, Error, Result, VmDefinition, limits::CPU_MODEL_MAX_BYTES};
+use crate::{
+    DiskDefinition, Error, NicDefinition, Result, VmDefinition, WhichDisk,
+    limits::{CPU_MODEL_MAX_BYTES, IMAGE_MAX_BYTES},
+};
 use std::path::Path;
-use vbm_core::limits;
+use vbm_core::{ErrorKind, limits};
+
+/// What sizes of disks are counted in.
+const SECTOR_BYTES: u64 = 512;
 
 /// Checks disks, ports and hardware of a definition, alone and against each other.
 pub(crate) fn check(definition: &VmDefinition) -> Result<()> {
@@ -56,6 +62,137 @@ pub(crate) fn check_disk(
         );
     }
     Ok(())
+}
+
+/// Whether a disk is to be attached; `false`: it is there as it should be.
+///
+/// # Errors
+/// [`Error::Invalid`]; `Conflict` when the volume or the file is there in another way.
+pub(crate) fn attaches_disk(definition: &VmDefinition, disk: &DiskDefinition) -> Result<bool> {
+    if definition.disks.contains(disk) {
+        return Ok(false);
+    }
+    check_path(&disk.path)?;
+    if let Some(there) = definition.disks.iter().find(|other| other.volume == disk.volume) {
+        return Err(conflict(
+            format!("volume {} cannot be attached", disk.volume),
+            format!(
+                "it is attached already, as {}{}",
+                there.path.display(),
+                if there.read_only { ", read-only" } else { "" }
+            ),
+            "detach it first",
+        ));
+    }
+    let mut files = definition.disks.iter().map(|other| &other.path);
+    if disk.path == definition.root_disk || files.any(|path| *path == disk.path) {
+        return Err(conflict(
+            format!("volume {} cannot be attached", disk.volume),
+            format!("another disk of the VM is {} already", disk.path.display()),
+            "give each disk a file of its own",
+        ));
+    }
+    room(
+        definition.disks.len(),
+        limits::VM_MAX_DISKS,
+        "disks beside its first",
+    )?;
+    Ok(true)
+}
+
+/// Whether a NIC is to be attached; `false`: it is there as it should be.
+///
+/// # Errors
+/// [`Error::Invalid`]; `Conflict` when the port or the address is there in another way.
+pub(crate) fn attaches_nic(definition: &VmDefinition, nic: &NicDefinition) -> Result<bool> {
+    if definition.nics.contains(nic) {
+        return Ok(false);
+    }
+    if !nic.mac.is_unicast() {
+        return Err(Error::invalid(
+            format!("a NIC cannot have the address {}", nic.mac),
+            "it is a group address",
+            "use `Mac::local` with fresh bits",
+        ));
+    }
+    let clash = |other: &&NicDefinition| other.port == nic.port || other.mac == nic.mac;
+    if let Some(there) = definition.nics.iter().find(clash) {
+        return Err(conflict(
+            format!(
+                "a NIC with the address {} cannot be plugged into port {}",
+                nic.mac, nic.port
+            ),
+            format!("the VM has {} in port {}", there.mac, there.port),
+            "detach that one first, or use another port and another address",
+        ));
+    }
+    room(definition.nics.len(), limits::VM_MAX_NICS, "NICs")?;
+    Ok(true)
+}
+
+fn room(has: usize, most: usize, of: &str) -> Result<()> {
+    if has < most {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        format!("the VM cannot have more {of}"),
+        format!("it has {has}, and that is the most"),
+        "detach one that nobody needs",
+    ))
+}
+
+fn conflict(what: String, why: String, fix: &str) -> Error {
+    Error::Refused(vbm_core::Error::new(ErrorKind::Conflict, what, why, fix))
+}
+
+/// Whether a disk of `now` bytes is to grow to `wanted`; `false`: it is as large as that.
+///
+/// # Errors
+/// [`Error::Invalid`]: a size that no disk has, or a smaller one.
+pub(crate) fn grows(now: u64, wanted: u64) -> Result<bool> {
+    let refuse = |why: String, fix: &str| {
+        Err(Error::invalid(
+            format!("a disk cannot be made {wanted} bytes large"),
+            why,
+            fix,
+        ))
+    };
+    if wanted % SECTOR_BYTES != 0 || wanted == 0 {
+        return refuse(format!("sizes are multiples of {SECTOR_BYTES}"), "round it up");
+    }
+    if wanted > IMAGE_MAX_BYTES {
+        return refuse(format!("the most is {IMAGE_MAX_BYTES}"), "use several disks");
+    }
+    if wanted < now {
+        return refuse(
+            format!("it has {now} bytes, and what lies behind the new end would be lost"),
+            "copy what is needed to a smaller disk",
+        );
+    }
+    Ok(wanted > now)
+}
+
+/// Which disk is meant, if it may be written to.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub(crate) fn written(definition: &VmDefinition, disk: WhichDisk) -> Result<Option<&DiskDefinition>> {
+    let WhichDisk::Data(volume) = disk else {
+        return Ok(None);
+    };
+    let refuse = |why: &str| {
+        let what = format!("volume {volume} cannot be made larger");
+        Err(Error::invalid(
+            what,
+            why,
+            "look at the VM's disks with `vbm info`",
+        ))
+    };
+    match definition.disks.iter().find(|disk| disk.volume == volume) {
+        Some(disk) if disk.read_only => refuse("it is attached read-only"),
+        Some(disk) => Ok(Some(disk)),
+        None => refuse("it is no disk of this VM"),
+    }
 }
 
 /// Checks a file of a VM.

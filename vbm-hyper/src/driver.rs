@@ -4,7 +4,7 @@
 //! [`SavedState`], [`Migration`]); a missing facet says why ([`Driver::missing`]). Power states and what may follow what are
 //! [`vbm_core::power`]'s.
 
-use crate::{Consoles, DiskKind, Error, Migration, OpCx, Result, SavedState, Snapshots, devices};
+use crate::{Consoles, DiskKind, Error, Hotplug, Migration, OpCx, Result, SavedState, Snapshots, devices};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{os::fd::OwnedFd, path::PathBuf};
@@ -398,6 +398,11 @@ pub trait Driver: Send + Sync {
 
     /// Migration of running VMs, where they can be moved.
     fn migration(&self) -> Option<&dyn Migration> {
+        None
+    }
+
+    /// Devices that come and go, where they can.
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
         None
     }
 

@@ -1,4 +1,4 @@
-//! What only some drivers can do with a VM's memory and disks: snapshots, saved memory, migration.
+//! What only some drivers can do with a VM's memory, disks and devices: snapshots, saved memory, migration, hot-plug.
 //!
 //! ```text
 //!   Snapshots    take --> [id] --> revert           the disk alone, or disk and memory of one moment
@@ -7,6 +7,10 @@
 //! ```
 //!
 //! As in [`Driver`](crate::Driver), ordering per VM is the business of its actor.
+
+mod hotplug;
+
+pub use hotplug::{Hotplug, WhichDisk};
 
 use crate::{
     Error, ExportedDisk, Landing, MachineFacts, MoveCheck, MoveOptions, NicBackend, OpCx, Result, Seen,

@@ -23,7 +23,7 @@
 //! | [`console`] | serial line, screen, VNC |
 //! | [`op`] | whose an operation is, how long it may take, how far it is |
 //! | [`registry`] | the drivers of a host, what each can do, who may use the processor |
-//! | [`facets`], [`snapshot`] | snapshots, saved memory, migration; what is asked of a snapshot |
+//! | [`facets`], [`snapshot`] | snapshots, saved memory, migration, hot-plug; what is asked of a snapshot |
 //! | [`moves`] | what the two sides of a migration tell each other |
 //! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
@@ -101,7 +101,7 @@ pub use driver::{
     NicDefinition, Seen, VmDefinition,
 };
 pub use error::{Error, Result};
-pub use facets::{Migrated, Migration, SavedState, Snapshots};
+pub use facets::{Hotplug, Migrated, Migration, SavedState, Snapshots, WhichDisk};
 pub use moves::{DiskFacts, Landing, LandingDisks, MachineFacts, MoveCheck, MoveOptions, MovedDisks};
 pub use op::{OpCx, Progress};
 pub use qemu::{AcceleratorChoice, Orphan, OrphanKind, QemuConfig, QemuDriver};

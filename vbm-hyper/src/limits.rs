@@ -82,6 +82,11 @@ pub const CPU_MODEL_MAX_BYTES: usize = 64;
 /// The largest manifest.
 pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
 
+/// How long a guest may take to let go of a device. One that is busy, or emulated, takes seconds.
+pub const UNPLUG_DEADLINE: Duration = Duration::from_secs(30);
+/// What guests say of devices that a call waits for, and that it may lag behind.
+pub const UNPLUGS_MAX: usize = 64;
+
 /// The most snapshots that a disk is believed to have.
 pub const DISK_SNAPSHOTS_MAX: u64 = 1_024;
 /// The largest entry of a disk's table of snapshots that is read.

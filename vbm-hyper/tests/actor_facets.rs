@@ -73,7 +73,7 @@ fn long_jobs(vm: &VmHandle, definition: &VmDefinition) -> Vec<(Job, PowerState, 
         Box::pin(async move { a.save().await.map(drop) }),
     ));
     let a = vm.clone();
-    let to = (HERE, 1).into();
+    let to = std::net::SocketAddr::from((HERE, 1));
     let leave = async move { a.migrate_out(to, MoveOptions::default()).await.map(drop) };
     jobs.push((Job::MigrateOut, running, Box::pin(leave)));
     let (a, d) = (vm.clone(), definition.clone());

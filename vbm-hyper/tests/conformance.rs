@@ -56,6 +56,17 @@ impl Bench for SimBench {
             ..definition.clone()
         })
     }
+    fn volume(&self) -> Result<DiskDefinition, String> {
+        let volume = vbm_core::VolumeId::from_uuid(uuid::Uuid::now_v7());
+        Ok(DiskDefinition {
+            volume,
+            path: format!("/nonexistent/{volume}.qcow2").into(),
+            read_only: false,
+        })
+    }
+    fn medium(&self) -> Result<std::path::PathBuf, String> {
+        Ok("/nonexistent/install.iso".into())
+    }
     async fn accident(&self, id: VmId, _: &Seen) {
         self.0.crash(id, CrashCause::Hypervisor);
     }

@@ -18,6 +18,7 @@
 
 mod changes;
 mod facets;
+mod hotplug;
 mod job;
 mod journal;
 mod machines;
@@ -79,6 +80,18 @@ pub enum Job {
     FinishArrival,
     /// It is not waited for any more.
     Abandon,
+    /// A disk is being attached.
+    AttachDisk,
+    /// A disk is being detached.
+    DetachDisk,
+    /// A disk is being made larger.
+    ResizeDisk,
+    /// A NIC is being attached.
+    AttachNic,
+    /// A NIC is being detached.
+    DetachNic,
+    /// The medium in its CD drive is being changed.
+    ChangeMedium,
 }
 
 impl Job {
@@ -102,6 +115,12 @@ impl Job {
             Self::MigrateIn => "preparation of its arrival",
             Self::FinishArrival => "last step of its arrival",
             Self::Abandon => "end of its arrival",
+            Self::AttachDisk => "attachment of a disk",
+            Self::DetachDisk => "detachment of a disk",
+            Self::ResizeDisk => "growth of a disk",
+            Self::AttachNic => "attachment of a NIC",
+            Self::DetachNic => "detachment of a NIC",
+            Self::ChangeMedium => "change of a medium",
         }
     }
 }

@@ -31,6 +31,12 @@ pub(crate) const PREEMPTED_BY_FORCE_OFF: &[Job] = &[
     Job::MigrateIn,
     Job::FinishArrival,
     Job::Abandon,
+    Job::AttachDisk,
+    Job::DetachDisk,
+    Job::ResizeDisk,
+    Job::AttachNic,
+    Job::DetachNic,
+    Job::ChangeMedium,
 ];
 
 /// Whether `asked` ends `running` and takes its place.
@@ -66,7 +72,13 @@ pub(super) const fn event_of(job: Job) -> Option<PowerEvent> {
         | Job::DeleteSnapshot
         | Job::DiscardSaved
         | Job::FinishArrival
-        | Job::Abandon => return None,
+        | Job::Abandon
+        | Job::AttachDisk
+        | Job::DetachDisk
+        | Job::ResizeDisk
+        | Job::AttachNic
+        | Job::DetachNic
+        | Job::ChangeMedium => return None,
     })
 }
 
@@ -98,6 +110,12 @@ mod tests {
         Job::MigrateIn,
         Job::FinishArrival,
         Job::Abandon,
+        Job::AttachDisk,
+        Job::DetachDisk,
+        Job::ResizeDisk,
+        Job::AttachNic,
+        Job::DetachNic,
+        Job::ChangeMedium,
     ];
 
     #[test]

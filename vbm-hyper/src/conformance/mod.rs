@@ -10,6 +10,7 @@
 //! | every operation in every state, many clients, work that is broken off | `table` |
 //! | restarts of the driver, accidents | `adoption` |
 //! | serial line, screen | `consoles` |
+//! | devices that come and go | `hotplug` |
 //! | snapshots, saved memory, migration | `snapshots`, `trees`, `saved`, `migration`: with a guest that is told what to remember |
 //!
 //! ```no_run
@@ -24,6 +25,7 @@
 mod adoption;
 mod consoles;
 mod guest;
+mod hotplug;
 mod migration;
 mod power;
 mod saved;
@@ -34,6 +36,7 @@ mod trees;
 pub use adoption::*;
 pub use consoles::*;
 pub use guest::GuestWords;
+pub use hotplug::*;
 pub use migration::*;
 pub use power::*;
 pub use saved::*;
@@ -109,6 +112,22 @@ pub trait Bench: Send + Sync {
     /// The reason, for people.
     async fn elsewhere(&self, _definition: &VmDefinition) -> Result<VmDefinition, String> {
         Err("there is one host only".into())
+    }
+
+    /// A volume that no VM has, smaller than 2 GiB, to be attached; or why there is none.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    fn volume(&self) -> Result<crate::DiskDefinition, String> {
+        Err("it has no volumes".into())
+    }
+
+    /// A medium for a CD drive, or why there is none.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    fn medium(&self) -> Result<std::path::PathBuf, String> {
+        Err("it has no media".into())
     }
 
     /// Ends the VM from outside, as an accident would, also while no driver is open. `seen` is what was last seen of it.
@@ -198,6 +217,12 @@ macro_rules! conformance_suite {
             an_arrival_that_is_given_up_leaves_nothing
             a_running_vm_moves_with_a_copy_of_its_disk
             a_migration_outside_its_limits_changes_nothing
+            disks_are_attached_in_order_and_once
+            an_adopted_vm_knows_what_was_attached
+            devices_are_changed_on_vms_that_live
+            a_disk_grows_and_never_shrinks
+            what_is_not_there_is_detached_already
+            a_guest_lets_go_of_a_disk
         }
     };
     (@each $bench:expr, $($check:ident)*) => { $(

@@ -12,6 +12,7 @@ use super::{
     books::Books,
     errand::{self, Errand, Settled},
     lifecycle::{Exit, Input, Lifecycle, RunState},
+    plug,
     process::Proc,
     qmp::{Connected, Qmp, QmpEvent},
     record::{Ended, VmDir},
@@ -20,12 +21,12 @@ use super::{
 };
 use crate::{
     DriverEvent, Error, Result, Seen, VmDefinition,
-    limits::{ADOPT_DEADLINE, LAST_WORDS_DEADLINE, MONITOR_LOST_GRACE, MONITOR_RETRY},
+    limits::{ADOPT_DEADLINE, LAST_WORDS_DEADLINE, MONITOR_LOST_GRACE, MONITOR_RETRY, UNPLUGS_MAX},
 };
 use serde_json::Value;
 use std::{future::Future, pin::Pin, sync::Arc};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,13 @@ pub(super) enum Note {
     Take(Input, oneshot::Sender<()>),
     /// The monitor is connected.
     Monitor(Connected),
+}
+
+/// What a guest did with a device that it was asked to let go of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unplug {
+    Gone(String),
+    Refused(String),
 }
 
 /// What a keeper shows.
@@ -68,6 +76,10 @@ pub(super) struct Machine {
     pub(super) errand: Arc<tokio::sync::Mutex<()>>,
     /// How long it is still waited for, while it is to arrive.
     pub(super) lease: super::arrival::Lease,
+    /// Held while a device comes or goes.
+    pub(super) plugging: tokio::sync::Mutex<()>,
+    /// What becomes of devices that go.
+    pub(super) unplugs: broadcast::Sender<Unplug>,
     notes: mpsc::Sender<Note>,
 }
 
@@ -171,6 +183,7 @@ struct Keeper {
     dir: VmDir,
     disk: std::path::PathBuf,
     books: Arc<Books>,
+    unplugs: broadcast::Sender<Unplug>,
     process: Arc<Proc>,
     life: Lifecycle,
     view: watch::Sender<View>,
@@ -201,9 +214,15 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         over: false,
     });
     let (monitor_sender, monitor) = watch::channel(None);
+    let unplugs = broadcast::channel(UNPLUGS_MAX).0;
     let end = shared.scope.end.child_token();
     let disk = begin.definition.root_disk.clone();
-    let books = Arc::new(Books::new(begin.definition, begin.slots));
+    let books = Arc::new(Books::new(
+        dir.clone(),
+        shared.keep(id),
+        begin.definition,
+        begin.slots,
+    ));
     let machine = Arc::new(Machine {
         id,
         books: Arc::clone(&books),
@@ -215,6 +234,8 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         qemu_version: begin.qemu_version,
         errand: Arc::default(),
         lease: super::arrival::Lease::new(),
+        plugging: tokio::sync::Mutex::default(),
+        unplugs: unplugs.clone(),
         notes,
     });
     let mut keeper = Keeper {
@@ -223,6 +244,7 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         dir,
         disk,
         books,
+        unplugs,
         process,
         life: match Lifecycle::new(begin.power) {
             life if begin.keeps_memory => life.keeping_memory(),
@@ -290,12 +312,28 @@ impl Keeper {
     }
 
     fn heard(&mut self, event: QmpEvent) {
+        match event {
+            QmpEvent::DeviceDeleted { device } => return self.unplugged(device),
+            QmpEvent::UnplugRefused { device } => {
+                // Nobody may be waiting.
+                drop(self.unplugs.send(Unplug::Refused(device)));
+                return;
+            }
+            _ => {}
+        }
         let arrived = event == QmpEvent::MigrationCompleted;
         self.take(Input::Said(event));
         if arrived && self.life.power == PowerState::MigratingIn {
             // It runs already, or it came as a paused one.
             self.ask();
         }
+    }
+
+    /// Tells who waits for it, and sees to it that nothing stays behind if nobody does.
+    fn unplugged(&self, device: String) {
+        drop(self.unplugs.send(Unplug::Gone(device.clone())));
+        let late = super::hotplug::let_go(Arc::clone(&self.shared), self.id, device);
+        self.shared.scope.tasks.spawn(late);
     }
 
     fn use_monitor(&mut self, connected: Connected) {
@@ -329,6 +367,7 @@ impl Keeper {
     fn connect(&self, pause: std::time::Duration) -> Look {
         let (dir, id, scope) = (self.dir.clone(), self.id, self.shared.scope.clone());
         let (disk, adopts) = (self.disk.clone(), self.life.power == PowerState::Unknown);
+        let books = Arc::clone(&self.books);
         Box::pin(async move {
             sleep(pause).await;
             for path in [dir.monitor(), dir.spare_monitor()] {
@@ -339,7 +378,7 @@ impl Keeper {
                         continue;
                     }
                 };
-                match meet(&connected.qmp, id, &dir, &disk, adopts).await {
+                match meet(&connected.qmp, id, &dir, &disk, &books, adopts).await {
                     Ok((state, settled)) => {
                         return Some(Found {
                             connected: Some(connected),
@@ -472,9 +511,14 @@ async fn meet(
     id: VmId,
     dir: &VmDir,
     disk: &std::path::Path,
+    books: &Books,
     adopts: bool,
 ) -> Result<(RunState, Option<Settled>)> {
     let state = verify(qmp, id).await?;
+    // Also after a monitor was lost: what devices did meanwhile nobody has heard.
+    if let Err(error) = plug::settle(qmp, dir, books).await {
+        tracing::warn!(%id, %error, "the devices of a VM are not looked through; the journal stays");
+    }
     match Errand::noted(dir).filter(|_| adopts) {
         Some(errand) => {
             let settled = errand::settle(qmp, dir, disk, errand).await?;

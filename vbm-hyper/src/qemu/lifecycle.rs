@@ -203,7 +203,9 @@ impl Lifecycle {
                 self.apply(PowerEvent::Started)
             }
             // The keeper asks what came of it.
-            QmpEvent::MigrationCompleted => Vec::new(),
+            QmpEvent::MigrationCompleted
+            | QmpEvent::DeviceDeleted { .. }
+            | QmpEvent::UnplugRefused { .. } => Vec::new(),
             QmpEvent::Looked(word) => self.looked(RunState::parse(&word)),
         }
     }

@@ -16,6 +16,7 @@
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt` | act |
 //! | [`orphans`] | what no daemon looks after |
+//! | `hotplug`, `plug` | devices that come and go; what a restart of the daemon may cut in two |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
 //! | `foresee`, `mirror`, `arrival` | a migration: looked at before; its disks; its last step |
 //! | `snapshots`, `saved`, `migration` | the facets made of these |
@@ -28,6 +29,7 @@ mod consoles;
 mod errand;
 mod firmware;
 mod foresee;
+mod hotplug;
 pub(crate) mod img;
 mod keeper;
 mod lifecycle;
@@ -35,6 +37,7 @@ mod memory;
 mod migration;
 mod mirror;
 pub mod orphans;
+mod plug;
 mod probe;
 mod qmp;
 mod record;
@@ -51,8 +54,8 @@ pub(crate) use probe::DEBIAN_PACKAGE;
 pub(crate) use qmp::makes_sense as qmp_makes_sense;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
-    Seen, Snapshots, SystemClock, VmDefinition, disk, files,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Hotplug, Migration, NicBackend, OpCx, Result,
+    SavedState, Seen, Snapshots, SystemClock, VmDefinition, disk, files,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
     process, scope, serial,
 };
@@ -485,12 +488,18 @@ impl Driver for QemuDriver {
         Some(self)
     }
 
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        Some(self)
+    }
+
     fn missing(&self, facet: Facet) -> Option<String> {
         match facet {
-            Facet::Consoles | Facet::TapNics | Facet::Snapshots | Facet::SavedState | Facet::Migration => {
-                None
-            }
-            Facet::Hotplug => Some("it is not there yet".into()),
+            Facet::Consoles
+            | Facet::TapNics
+            | Facet::Snapshots
+            | Facet::SavedState
+            | Facet::Migration
+            | Facet::Hotplug => None,
             Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
         }
     }

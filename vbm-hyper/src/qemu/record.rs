@@ -5,6 +5,7 @@
 //!   <root>/<vm id>/starting     a start was begun; with no manifest beside it, a process may have been left behind
 //!                 /manifest     who runs it: written, whole, before the first instruction of the guest
 //!                 /errand       what is being done with it that a restart of the daemon may cut in two: see `errand`
+//!                 /plug         what is being done with a device of it: see `plug`
 //!                 /ended        how the last run ended, if not as asked
 //!                 /q0 /q1 /tty /ga  sockets: monitor, spare monitor, serial line, guest agent
 //!                 /serial.log   what the serial line said in this run (serial.log.1: before that)
@@ -161,6 +162,7 @@ impl VmDir {
             "manifest",
             "starting",
             "errand",
+            "plug",
             "ended",
             "q0",
             "q1",
@@ -181,7 +183,7 @@ impl VmDir {
         if let Some(ended) = ended {
             self.write("ended", ended)?;
         }
-        for name in ["q0", "q1", "tty", "ga", "manifest", "starting", "errand"] {
+        for name in ["q0", "q1", "tty", "ga", "manifest", "starting", "errand", "plug"] {
             remove_if_there(&self.file(name))?;
         }
         Ok(())

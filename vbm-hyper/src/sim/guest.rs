@@ -33,6 +33,8 @@ pub(super) struct Memory {
 #[derive(Debug, Default)]
 pub(super) struct SimDisk {
     pub(super) word: String,
+    /// Its size, once it was changed.
+    pub(super) bytes: Option<u64>,
     /// Of the VM whose root disk it is.
     pub(super) snapshots: BTreeMap<SnapshotId, SimSnapshot>,
     /// What the disks stand on.

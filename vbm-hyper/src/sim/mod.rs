@@ -15,6 +15,7 @@
 mod consoles;
 mod facets;
 mod guest;
+mod hotplug;
 mod migration;
 mod picture;
 mod snapshots;
@@ -23,8 +24,8 @@ mod world;
 pub use world::{Fault, Latency, SimWorld};
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
-    Seen, Snapshots, VmDefinition,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Hotplug, Migration, NicBackend, OpCx, Result,
+    SavedState, Seen, Snapshots, VmDefinition,
 };
 use async_trait::async_trait;
 use std::{
@@ -311,6 +312,10 @@ impl Driver for SimDriver {
     }
 
     fn migration(&self) -> Option<&dyn Migration> {
+        Some(self)
+    }
+
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
         Some(self)
     }
 

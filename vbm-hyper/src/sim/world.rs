@@ -82,6 +82,10 @@ pub enum Fault {
     CannotFreeze(String),
     /// The next time that it was sent away, its source does not hear that it has come.
     NextConfirmationIsLost,
+    /// The next time it is asked to let go of a device, the guest refuses, with these words.
+    NextUnplugRefused(String),
+    /// The guest does not answer when it is asked to let go of a device.
+    KeepsDevices,
     /// The guest ignores its power button.
     IgnoresButton,
     /// The hypervisor does not answer for it.
@@ -125,7 +129,9 @@ pub(super) struct SimVm {
     /// While it is to arrive.
     pub(super) arrival: super::migration::Arrival,
     /// Held as a hypervisor would.
-    _nics: Vec<NicBackend>,
+    pub(super) nics: Vec<NicBackend>,
+    /// Whether it has a CD drive.
+    pub(super) drive: bool,
     pub(super) silent: bool,
     /// It ended while no driver looked.
     pub(super) unseen_end: bool,
@@ -273,7 +279,7 @@ impl SimWorld {
         self.faults().get(&id)?.iter().find_map(kind)
     }
 
-    fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
+    pub(super) fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
         self.faults()
             .get(&id)
             .is_some_and(|faults| faults.contains(fault))
@@ -322,7 +328,8 @@ impl SimWorld {
             run,
             memory,
             arrival: super::migration::Arrival::new(),
-            _nics: nics,
+            nics,
+            drive: definition.hardware.cdrom.is_some() || vms.get(&id).is_some_and(|before| before.drive),
             silent: self.has_fault(id, &Fault::Silent),
             unseen_end: false,
             said: BytesMut::new(),

@@ -73,6 +73,45 @@ pub(crate) struct QemuBench {
     made: Mutex<Vec<VmId>>,
 }
 
+/// A plain client of a VM's second monitor.
+pub(crate) struct QmpClient {
+    lines: std::io::BufReader<std::os::unix::net::UnixStream>,
+}
+
+impl QmpClient {
+    /// Connects; nobody else uses that monitor while the first one works.
+    pub(crate) fn connect(bench: &QemuBench, id: VmId) -> Self {
+        let socket = bench.dir.path().join("run").join(id.to_string()).join("q1");
+        let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = Self {
+            lines: std::io::BufReader::new(stream),
+        };
+        client.next();
+        client.run("qmp_capabilities", serde_json::json!({}));
+        client
+    }
+
+    fn next(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut self.lines, &mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Runs a command; events are passed over.
+    pub(crate) fn run(&mut self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        let message = serde_json::json!({ "execute": command, "arguments": arguments });
+        std::io::Write::write_all(self.lines.get_mut(), message.to_string().as_bytes()).unwrap();
+        loop {
+            let mut reply = self.next();
+            assert!(reply["error"].is_null(), "{command}: {reply}");
+            if !reply["return"].is_null() {
+                return reply["return"].take();
+            }
+        }
+    }
+}
+
 impl QemuBench {
     pub(crate) async fn boxed() -> Result<Box<dyn Bench>, String> {
         if left_out("qemu") {
@@ -135,6 +174,18 @@ impl QemuBench {
         }
     }
 
+    /// A data disk of so many bytes.
+    pub(crate) fn data_disk(&self, bytes: u64, read_only: bool) -> DiskDefinition {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        let path = self.dir.path().join(format!("{volume}.qcow2"));
+        make_qcow2(&path, bytes);
+        DiskDefinition {
+            volume,
+            path,
+            read_only,
+        }
+    }
+
     /// The same, booted directly.
     pub(crate) fn direct(&self) -> VmDefinition {
         let guest = guest_dir();
@@ -147,6 +198,17 @@ impl QemuBench {
             ..self.on_disk()
         }
     }
+}
+
+/// Makes an empty disk.
+pub(crate) fn make_qcow2(path: &Path, bytes: u64) {
+    let made = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(path)
+        .arg(bytes.to_string())
+        .status()
+        .unwrap();
+    assert!(made.success(), "qemu-img makes {}", path.display());
 }
 
 /// Waits for a short piece of work from a place that is not async.
@@ -298,6 +360,14 @@ impl Bench for QemuBench {
     }
     async fn elsewhere(&self, definition: &VmDefinition) -> Result<VmDefinition, String> {
         Ok(self.elsewhere(definition).await)
+    }
+    fn volume(&self) -> Result<DiskDefinition, String> {
+        Ok(self.data_disk(16 << 20, false))
+    }
+    fn medium(&self) -> Result<PathBuf, String> {
+        let medium = self.dir.path().join("install.iso");
+        std::fs::write(&medium, vec![7; 64 * 1024]).map_err(|error| error.to_string())?;
+        Ok(medium)
     }
     async fn accident(&self, _: VmId, seen: &Seen) {
         kill_9(seen.pid.unwrap());

@@ -30,6 +30,10 @@ pub(crate) enum QmpEvent {
     DiskErrorStops,
     /// Its memory has come, or has gone, whole.
     MigrationCompleted,
+    /// A device is gone: the guest has let go of it.
+    DeviceDeleted { device: String },
+    /// The guest does not let go of a device.
+    UnplugRefused { device: String },
     /// No event of QEMU's: the run state after some were lost, for who could not take them as fast as they came.
     Looked(String),
 }
@@ -128,6 +132,13 @@ pub(super) fn event(name: &str, data: &Value) -> Option<QmpEvent> {
         "RESUME" => QmpEvent::Resume,
         "GUEST_PANICKED" => QmpEvent::GuestPanicked,
         "MIGRATION" if data["status"] == "completed" => QmpEvent::MigrationCompleted,
+        // Devices without an id are parts of others.
+        "DEVICE_DELETED" => QmpEvent::DeviceDeleted {
+            device: data["device"].as_str()?.to_owned(),
+        },
+        "DEVICE_UNPLUG_GUEST_ERROR" => QmpEvent::UnplugRefused {
+            device: data["device"].as_str()?.to_owned(),
+        },
         "BLOCK_IO_ERROR" if data["action"] == "stop" => QmpEvent::DiskErrorStops,
         _ => return None,
     })
