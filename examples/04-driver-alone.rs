@@ -6,7 +6,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::io::AsyncReadExt;
 use vbm_core::{DiskFormat, VmId, VolumeId};
 use vbm_hyper::{
-    BootSource, ContentKind, Driver, ImageStore, Machines, Pool, QemuConfig, QemuDriver, VmDefinition,
+    BootSource, ContentKind, Driver, Hardware, ImageStore, Machines, Pool, QemuConfig, QemuDriver,
+    VmDefinition,
 };
 
 #[tokio::main]
@@ -44,6 +45,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             initrd: guest.join(text("initrd")),
             cmdline: text("cmdline"),
         },
+        disks: vec![],
+        hardware: Hardware::default(),
         nics: vec![],
     };
     let vm = machines.vm(definition.id);

@@ -1,6 +1,6 @@
 //! Nodes: the machines that run VMs.
 
-use crate::{Accelerator, DriverKind, Epoch, Error, NodePath, Timestamp};
+use crate::{Accelerator, DriverKind, Epoch, Error, NodePath, Timestamp, Uplink};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::Ipv4Addr};
 
@@ -167,4 +167,7 @@ pub struct NodeStatus {
     /// Which directory of images and disks it works in, when that is shared with others: the same word on each.
     #[serde(default)]
     pub shared_storage: Option<String>,
+    /// Its interfaces that networks may name; nothing: it does not tell, and nobody knows before it tries.
+    #[serde(default)]
+    pub uplinks: Option<Vec<Uplink>>,
 }

@@ -4,13 +4,14 @@
 //! [`SavedState`], [`Migration`]); a missing facet says why ([`Driver::missing`]). Power states and what may follow what are
 //! [`vbm_core::power`]'s.
 
-use crate::{Consoles, DiskKind, Error, Migration, Result, SavedState, Snapshots};
+use crate::{Consoles, DiskKind, Error, Migration, OpCx, Result, SavedState, Snapshots};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{os::fd::OwnedFd, path::PathBuf};
 use tokio::sync::broadcast;
 use vbm_core::{
-    Accelerator, Capability, DriverKind, Mac, Name, PortId, PowerEvent, PowerState, Timestamp, VmId, limits,
+    Accelerator, Capability, DriverKind, Mac, Name, PortId, PowerEvent, PowerState, Timestamp, VmId,
+    VolumeId, limits,
 };
 
 /// All that a driver needs to know to run a VM.
@@ -28,8 +29,50 @@ pub struct VmDefinition {
     pub root_disk: PathBuf,
     /// How it boots.
     pub boot: BootSource,
+    /// Its disks beside that, in the order in which the guest sees them.
+    #[serde(default)]
+    pub disks: Vec<DiskDefinition>,
+    /// What else its machine has.
+    #[serde(default)]
+    pub hardware: Hardware,
     /// Its NICs, in the order in which the guest sees them.
     pub nics: Vec<NicDefinition>,
+}
+
+/// A disk of a VM beside the one it boots from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskDefinition {
+    /// The volume; the guest sees its id as the disk's serial number.
+    pub volume: VolumeId,
+    /// Its file, of the kind that the driver takes.
+    pub path: PathBuf,
+    /// Whether the guest may not write to it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// What the machine of a VM has beside processors, memory, disks and NICs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hardware {
+    /// What its firmware is.
+    pub firmware: Firmware,
+    /// The CPU model, in the hypervisor's words; the driver's baseline, if none.
+    pub cpu: Option<String>,
+    /// What lies in its CD drive, if it has one: an ISO image.
+    pub cdrom: Option<PathBuf>,
+}
+
+/// The firmware of a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Firmware {
+    /// A PC BIOS.
+    #[default]
+    Bios,
+    /// UEFI.
+    Uefi,
 }
 
 /// How a VM boots.
@@ -282,7 +325,7 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// [`Error::Invalid`], [`Error::Refused`] by the power table, [`Error::MissingProgram`], [`Error::StartFailed`]. After each of
     /// them no process and no socket is left.
-    async fn start(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen>;
+    async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen>;
 
     /// Asks the guest to shut down: presses its power button once. Returns when it was pressed, not when the VM is off.
     ///

@@ -35,6 +35,18 @@ pub enum Error {
         /// What it is busy with.
         job: &'static str,
     },
+    /// Who asked for it called it off.
+    #[error("{what} was called off")]
+    CalledOff {
+        /// What was being done.
+        what: &'static str,
+    },
+    /// The time that it was given is over.
+    #[error("{what} was not done in time")]
+    OutOfTime {
+        /// What was being done.
+        what: &'static str,
+    },
     /// A force-off ended the job.
     #[error("{job} of VM {vm} was ended by a force-off")]
     Preempted {
@@ -157,6 +169,59 @@ pub enum Error {
     /// A volume of that id exists already.
     #[error("volume {0} exists already")]
     VolumeExists(vbm_core::VolumeId),
+    /// There is no such volume in the pool.
+    #[error("there is no volume {0} in this pool")]
+    NoSuchVolume(vbm_core::VolumeId),
+    /// Somebody uses the disk.
+    #[error("{path} is in use by {holder}")]
+    DiskInUse {
+        /// The disk.
+        path: PathBuf,
+        /// Who has it: a VM, a process, or that it cannot be told.
+        holder: String,
+    },
+    /// The disk would take more than its directory may.
+    #[error("{wanted_bytes} more bytes are over the quota of {dir}")]
+    OverQuota {
+        /// The directory.
+        dir: PathBuf,
+        /// What was asked for.
+        wanted_bytes: u64,
+        /// What is taken and promised.
+        used_bytes: u64,
+        /// What may be taken.
+        quota_bytes: u64,
+    },
+    /// The file system has not enough room left for it.
+    #[error("{dir} has no room for {needed_bytes} bytes")]
+    NoRoom {
+        /// The directory.
+        dir: PathBuf,
+        /// What would be written.
+        needed_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+        /// What must stay free.
+        reserve_bytes: u64,
+    },
+    /// A source of an image sent nothing for too long.
+    #[error("{source_name} sent nothing for {after:?}")]
+    Stalled {
+        /// The source.
+        source_name: String,
+        /// How long nothing came.
+        after: Duration,
+        /// What had come until then, in bytes; it is kept for the next time.
+        had_bytes: u64,
+    },
+    /// The content has another length than the one that was promised.
+    #[error("the content has {found_bytes} bytes, expected were {expected_bytes}")]
+    WrongLength {
+        /// The promised one.
+        expected_bytes: u64,
+        /// The one it has.
+        found_bytes: u64,
+    },
     /// Stored data cannot be read.
     #[error("{path} cannot be understood: {why}")]
     Corrupt {
@@ -190,17 +255,26 @@ impl Error {
     /// The sort of failure, as [`vbm_core::Error`] will tell it.
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchVm(_) | Self::NoSuchSnapshot { .. } | Self::NoSuchImage(_) => ErrorKind::NotFound,
+            Self::NoSuchVm(_)
+            | Self::NoSuchSnapshot { .. }
+            | Self::NoSuchImage(_)
+            | Self::NoSuchVolume(_) => ErrorKind::NotFound,
             Self::Refused(error) => error.kind(),
-            Self::Busy { .. } | Self::InUse { .. } | Self::ImageInUse { .. } => ErrorKind::Conflict,
-            Self::Preempted { .. } => ErrorKind::Cancelled,
-            Self::Invalid { .. } | Self::BadDisk { .. } | Self::WrongDigest { .. } => ErrorKind::InvalidInput,
+            Self::Busy { .. } | Self::InUse { .. } | Self::ImageInUse { .. } | Self::DiskInUse { .. } => {
+                ErrorKind::Conflict
+            }
+            Self::Preempted { .. } | Self::CalledOff { .. } => ErrorKind::Cancelled,
+            Self::OutOfTime { .. } => ErrorKind::DeadlineExceeded,
+            Self::Invalid { .. }
+            | Self::BadDisk { .. }
+            | Self::WrongDigest { .. }
+            | Self::WrongLength { .. } => ErrorKind::InvalidInput,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::MissingProgram { .. } => ErrorKind::MissingDependency,
             Self::Hypervisor { .. } | Self::StartFailed { .. } | Self::Io { .. } => ErrorKind::Internal,
-            Self::Timeout { .. } => ErrorKind::DeadlineExceeded,
+            Self::Timeout { .. } | Self::Stalled { .. } => ErrorKind::DeadlineExceeded,
             Self::Disconnected { .. } | Self::ShutDown(_) | Self::Source(_) => ErrorKind::Unavailable,
-            Self::DiskFull { .. } => ErrorKind::Exhausted,
+            Self::DiskFull { .. } | Self::OverQuota { .. } | Self::NoRoom { .. } => ErrorKind::Exhausted,
             Self::VolumeExists(_) => ErrorKind::AlreadyExists,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
         }
@@ -209,7 +283,11 @@ impl Error {
     /// Whether the effect took place.
     pub const fn outcome(&self) -> Outcome {
         match self {
-            Self::Timeout { .. } | Self::Disconnected { .. } | Self::Preempted { .. } => Outcome::Unknown,
+            Self::Timeout { .. }
+            | Self::Disconnected { .. }
+            | Self::Preempted { .. }
+            | Self::CalledOff { .. }
+            | Self::OutOfTime { .. } => Outcome::Unknown,
             Self::StartFailed { .. } => Outcome::RolledBack,
             _ => Outcome::NotApplied,
         }
@@ -220,6 +298,8 @@ impl Error {
             Self::Io { source, .. } | Self::Source(source) => source.to_string(),
             Self::NoSuchVm(_) => "it was never started here, or was removed".into(),
             Self::Busy { .. } => "a VM does one thing at a time; only force-off and queries go past".into(),
+            Self::CalledOff { .. } => "whoever asked for it wants it no more".into(),
+            Self::OutOfTime { .. } => "the time that it was given is over".into(),
             Self::Preempted { .. } => "somebody forced the VM off while it ran".into(),
             Self::MissingProgram { program, .. } => format!("{program} was not found in the search path"),
             Self::DiskFull { path, .. } => format!("the file system of {} has no room left", path.display()),
@@ -228,6 +308,22 @@ impl Error {
             Self::NoSuchImage(_) => "it was never imported here, or was removed".into(),
             Self::ImageInUse { .. } => "a linked clone cannot be read without its base".into(),
             Self::VolumeExists(_) => "ids of volumes are never used twice".into(),
+            Self::NoSuchVolume(_) => "it was never made here, or was removed".into(),
+            Self::DiskInUse { .. } => "what is to be done needs a disk that nobody writes to".into(),
+            Self::OverQuota {
+                used_bytes,
+                quota_bytes,
+                ..
+            } => format!("{used_bytes} of {quota_bytes} bytes are spoken for"),
+            Self::NoRoom {
+                free_bytes,
+                reserve_bytes,
+                ..
+            } => format!("{free_bytes} bytes are free, and {reserve_bytes} must stay so"),
+            Self::Stalled { had_bytes, .. } => {
+                format!("{had_bytes} bytes had come until then; they are kept for the next time")
+            }
+            Self::WrongLength { .. } => "it was cut short on its way, or is another content".into(),
             Self::InUse { .. } => "two owners would fight over the same VMs".into(),
             Self::Timeout { .. } => {
                 "the host is overloaded, or the hypervisor hangs; it may still obey".into()
@@ -260,7 +356,10 @@ impl Error {
             Self::Invalid { fix, .. } => fix.clone(),
             Self::NoSuchVm(_) => "list the VMs with `vbm list`".into(),
             Self::Busy { .. } => "wait until it is done, or force the VM off with `vbm stop --force`".into(),
-            Self::Preempted { .. } => "look at the VM with `vbm info` before trying again".into(),
+            Self::OutOfTime { .. } => "look at the VM with `vbm info`, and give it more time".into(),
+            Self::Preempted { .. } | Self::CalledOff { .. } => {
+                "look at the VM with `vbm info` before trying again".into()
+            }
             Self::Unsupported { .. } => "use another driver or leave it out".into(),
             Self::MissingProgram { package, .. } => {
                 format!("install it with `apt-get install --no-install-recommends {package}`")
@@ -282,6 +381,12 @@ impl Error {
             Self::NoSuchImage(_) => "import it with `vbm image import`".into(),
             Self::ImageInUse { .. } => "delete the VMs that were made from it first".into(),
             Self::VolumeExists(_) => "remove the old volume, or choose a new id".into(),
+            Self::NoSuchVolume(_) => "list them with `vbm volume list`".into(),
+            Self::DiskInUse { .. } => "stop the VM, or wait until the other work is done".into(),
+            Self::OverQuota { .. } => "remove disks that nobody needs, or raise the quota".into(),
+            Self::NoRoom { .. } => "remove disks that nobody needs, or enlarge the file system".into(),
+            Self::Stalled { .. } => "start the import again: it goes on from there".into(),
+            Self::WrongLength { .. } => "fetch the file again and compare its size".into(),
             Self::Corrupt { .. } => "move the file away; `vbm doctor` tells what is lost by it".into(),
             Self::ShutDown(_) => "start vbmd again".into(),
             Self::Refused(error) => error.fix().to_owned(),

@@ -8,7 +8,7 @@
 //!
 //! As in [`Driver`](crate::Driver), ordering per VM is the business of its actor.
 
-use crate::{NicBackend, Result, Seen, VmDefinition};
+use crate::{NicBackend, OpCx, Result, Seen, VmDefinition};
 use async_trait::async_trait;
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -42,7 +42,8 @@ pub trait Snapshots: Send + Sync {
     /// # Errors
     /// [`crate::Error::Refused`] in any other state; [`crate::Error::DiskFull`]; what the hypervisor refused. After an
     /// error nothing of the snapshot is left.
-    async fn take(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<SnapshotTaken>;
+    async fn take(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId)
+    -> Result<SnapshotTaken>;
 
     /// Goes back to a snapshot, with one backend per NIC. The VM must be at rest (off, saved or crashed); what it
     /// had since then is lost. With memory it runs afterwards, else it is off.
@@ -52,6 +53,7 @@ pub trait Snapshots: Send + Sync {
     /// [`Driver::start`](crate::Driver::start).
     async fn revert(
         &self,
+        cx: &OpCx,
         definition: &VmDefinition,
         snapshot: SnapshotId,
         nics: Vec<NicBackend>,
@@ -61,7 +63,7 @@ pub trait Snapshots: Send + Sync {
     ///
     /// # Errors
     /// What the hypervisor refused.
-    async fn delete(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()>;
+    async fn delete(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()>;
 
     /// The snapshots that are there, with what they hold.
     ///
@@ -77,13 +79,13 @@ pub trait SavedState: Send + Sync {
     ///
     /// # Errors
     /// [`crate::Error::NoSuchVm`], [`crate::Error::Refused`] by the power table, [`crate::Error::DiskFull`].
-    async fn save(&self, id: VmId) -> Result<Seen>;
+    async fn save(&self, cx: &OpCx, id: VmId) -> Result<Seen>;
 
     /// Lets a saved VM go on, with one backend per NIC. The saved memory is used up. When it cannot be restored, it stays saved.
     ///
     /// # Errors
     /// [`crate::Error::Refused`] when it is not saved; those of [`Driver::start`](crate::Driver::start).
-    async fn restore(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen>;
+    async fn restore(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen>;
 
     /// Throws the saved memory away: the VM is off, as after a power cut. Does nothing when it is not saved.
     ///
@@ -125,6 +127,7 @@ pub trait Migration: Send + Sync {
     /// Those of [`Driver::start`](crate::Driver::start); nothing is left then.
     async fn receive(
         &self,
+        cx: &OpCx,
         definition: &VmDefinition,
         nics: Vec<NicBackend>,
         listen: Ipv4Addr,
@@ -137,7 +140,7 @@ pub trait Migration: Send + Sync {
     ///
     /// # Cancel safety
     /// Dropping the future calls the migration off when that is still possible: look where the VM runs.
-    async fn send(&self, id: VmId, to: SocketAddr) -> Result<Migrated>;
+    async fn send(&self, cx: &OpCx, id: VmId, to: SocketAddr) -> Result<Migrated>;
 
     /// Gives up waiting for a VM: `Off` here. Refused once it has arrived.
     ///

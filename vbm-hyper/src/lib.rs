@@ -21,6 +21,7 @@
 //! | [`driver`] | the trait, definitions, what is seen |
 //! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
 //! | [`console`] | serial line, screen, VNC |
+//! | [`op`] | whose an operation is, how long it may take, how far it is |
 //! | [`facets`] | snapshots, saved memory, migration |
 //! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
@@ -44,6 +45,8 @@
 //!     memory_mib: 128,
 //!     root_disk: "/var/lib/vbm/pool/web-1.qcow2".into(),
 //!     boot: BootSource::Disk,
+//!     disks: vec![],
+//!     hardware: Hardware::default(),
 //!     nics: vec![],
 //! };
 //! let vm = machines.vm(definition.id);
@@ -65,6 +68,7 @@ mod error;
 pub mod facets;
 mod files;
 pub mod limits;
+pub mod op;
 mod process;
 pub mod qemu;
 mod scope;
@@ -75,12 +79,17 @@ pub mod virtualbox;
 pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};
 pub use clock::SystemClock;
 pub use console::{ByteIo, ByteStream, Consoles, SerialStream};
-pub use disk::{ContentKind, DiskKind, ImageStore, ImportedFile, Pool, StoredFile, VolumeFile};
+pub use disk::{
+    ChainLink, ContentKind, DiskKind, Exported, ImageFormat, ImageStore, ImportedFile, Pool, Room,
+    StoredFile, VolumeFile,
+};
 pub use driver::{
-    Adopted, BootSource, Driver, DriverEvent, Facet, NicBackend, NicDefinition, Seen, VmDefinition,
+    Adopted, BootSource, DiskDefinition, Driver, DriverEvent, Facet, Firmware, Hardware, NicBackend,
+    NicDefinition, Seen, VmDefinition,
 };
 pub use error::{Error, Result};
 pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
+pub use op::{OpCx, Progress};
 pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};
 pub use virtualbox::{RegisteredVm, VirtualBoxConfig, VirtualBoxDriver};

@@ -102,6 +102,25 @@ pub const IMPORT_CHUNK_BYTES: usize = 256 * 1024;
 /// Pieces of an import between reader and writer.
 pub const IMPORT_CHUNKS_MAX: usize = 4;
 
+/// The largest table of a disk's file that is kept in memory: 32 MiB.
+pub const DISK_TABLE_MAX_BYTES: u64 = 32 * 1024 * 1024;
+/// The largest text that describes a VMDK.
+pub const VMDK_DESCRIPTOR_MAX_BYTES: u64 = 1024 * 1024;
+/// The most files that a disk may consist of, one upon the other. Longer chains get slow.
+pub const CHAIN_MAX_LAYERS: usize = 16;
+/// The size of the pieces that disks are copied in.
+pub const COPY_CHUNK_BYTES: usize = 64 * 1024;
+/// Pieces of an export between reader and writer.
+pub const EXPORT_CHUNKS_MAX: usize = 16;
+/// How long a source of an image may send nothing.
+pub const IMPORT_STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How often an import that broke goes on by itself before it fails; what came is kept for the next one.
+pub const IMPORT_RETRIES_MAX: u32 = 5;
+/// The pause before an import goes on; doubles with each time that nothing came.
+pub const IMPORT_RETRY_FIRST: Duration = Duration::from_millis(200);
+/// How long what came of an import that broke is kept.
+pub const PARTIAL_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// VBoxManage processes of one driver at the same time.
 pub const VBOX_COMMANDS_MAX_PARALLEL: usize = 8;
 /// How long VBoxManage may take for a command on a VM. The first one also starts VBoxSVC.

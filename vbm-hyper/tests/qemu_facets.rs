@@ -18,7 +18,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::{CrashCause, PowerState, SnapshotContent, SnapshotId, VmId};
 use vbm_hyper::{
-    Consoles, Driver, Error, Job, Machines, Migrated, Migration, QemuDriver, SavedState, Snapshots,
+    Consoles, Driver, Error, Job, Machines, Migrated, Migration, OpCx, QemuDriver, SavedState, Snapshots,
     VmDefinition,
 };
 
@@ -35,7 +35,7 @@ async fn beside(bench: &QemuBench) -> QemuDriver {
 }
 
 async fn booted(driver: &QemuDriver, definition: &VmDefinition) {
-    driver.start(definition, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), definition, vec![]).await.unwrap();
     let mut serial = driver.serial(definition.id).await.unwrap();
     read_until(&mut serial, READY).await;
 }
@@ -84,7 +84,10 @@ async fn until(driver: &QemuDriver, id: VmId, wanted: impl Fn(PowerState) -> boo
 }
 
 async fn receive(driver: &QemuDriver, definition: &VmDefinition) -> SocketAddr {
-    driver.receive(definition, vec![], HERE).await.unwrap()
+    driver
+        .receive(&OpCx::new(), definition, vec![], HERE)
+        .await
+        .unwrap()
 }
 
 fn memory_dir(definition: &VmDefinition) -> PathBuf {
@@ -114,7 +117,7 @@ fn send(
     to: SocketAddr,
 ) -> tokio::task::JoinHandle<Result<Migrated, Error>> {
     let driver = Arc::clone(driver);
-    tokio::spawn(async move { driver.send(id, to).await })
+    tokio::spawn(async move { driver.send(&OpCx::new(), id, to).await })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,27 +135,30 @@ async fn the_times_of_each_facet_are_seen() {
     let snapshots: Vec<_> = (0..3).map(|_| snapshot()).collect();
     for snapshot in &snapshots {
         let begun = Instant::now();
-        let taken = driver.take(&definition, *snapshot).await.unwrap();
+        let taken = driver.take(&OpCx::new(), &definition, *snapshot).await.unwrap();
         pauses.push((taken.paused, begun.elapsed()));
     }
     println!("live snapshot, (guest halted, all of it): {pauses:?}");
     let begun = Instant::now();
-    driver.save(id).await.unwrap();
+    driver.save(&OpCx::new(), id).await.unwrap();
     let saved = begun.elapsed();
-    driver.restore(&definition, vec![]).await.unwrap();
+    driver.restore(&OpCx::new(), &definition, vec![]).await.unwrap();
     println!("save: {saved:?}, restore: {:?}", begun.elapsed() - saved);
     let to = receive(&other, &definition).await;
-    let moved = driver.send(id, to).await.unwrap();
+    let moved = driver.send(&OpCx::new(), id, to).await.unwrap();
     println!("migration: {moved:?}");
     until(&other, id, |power| power == PowerState::Running).await;
     remembers(&other, id, "alpha").await;
     other.kill(id).await.unwrap();
     let begun = Instant::now();
-    other.revert(&definition, snapshots[1], vec![]).await.unwrap();
+    other
+        .revert(&OpCx::new(), &definition, snapshots[1], vec![])
+        .await
+        .unwrap();
     println!("revert with memory: {:?}", begun.elapsed());
     remembers(&other, id, "alpha").await;
     for snapshot in &snapshots {
-        other.delete(&definition, *snapshot).await.unwrap();
+        other.delete(&OpCx::new(), &definition, *snapshot).await.unwrap();
     }
     assert!(beside_disk(&definition).is_empty());
     other.kill(id).await.unwrap();
@@ -376,14 +382,14 @@ async fn a_vm_arrives_although_the_daemon_of_the_destination_is_gone() {
         PowerState::Unknown,
         "nobody can tell yet"
     );
-    driver.send(id, to).await.unwrap();
+    driver.send(&OpCx::new(), id, to).await.unwrap();
     until(&other, id, |power| power == PowerState::Running).await;
     remembers(&other, id, "alpha").await;
 
     let back = receive(&driver, &definition).await;
     driver.shutdown().await;
     drop(driver);
-    other.send(id, back).await.unwrap();
+    other.send(&OpCx::new(), id, back).await.unwrap();
     assert_eq!(power(&other, id).await, PowerState::Off);
     let driver = here(&bench).await;
     let adopted = driver.adopt().await.unwrap();
@@ -408,8 +414,9 @@ async fn a_migration_that_nobody_waits_for_any_more_is_called_off() {
     let door = tokio::net::TcpListener::bind((HERE, 0)).await.unwrap();
     let to = door.local_addr().unwrap();
     let sending = async {
+        let cx = OpCx::new();
         tokio::select! {
-            sent = driver.send(id, to) => panic!("it cannot end: {sent:?}"),
+            sent = driver.send(&cx, id, to) => panic!("it cannot end: {sent:?}"),
             came = door.accept() => came.unwrap(),
         }
     };
@@ -490,7 +497,7 @@ async fn a_daemon_that_goes_during_a_save_or_a_snapshot_leaves_it_whole_or_undon
         let taken = snapshot();
         let taking = {
             let (driver, definition) = (Arc::clone(&driver), definition.clone());
-            tokio::spawn(async move { driver.take(&definition, taken).await })
+            tokio::spawn(async move { driver.take(&OpCx::new(), &definition, taken).await })
         };
         sleep(Duration::from_millis(*millis)).await;
         driver.shutdown().await;
@@ -502,7 +509,7 @@ async fn a_daemon_that_goes_during_a_save_or_a_snapshot_leaves_it_whole_or_undon
         let listed = driver.list(&definition).await.unwrap();
         println!("snapshot, gone after {millis} ms: {listed:?}");
         assert!(!whole || listed == [(taken, SnapshotContent::DiskAndMemory)]);
-        driver.delete(&definition, taken).await.unwrap();
+        driver.delete(&OpCx::new(), &definition, taken).await.unwrap();
         assert!(
             beside_disk(&definition).is_empty(),
             "{:?}",
@@ -511,7 +518,7 @@ async fn a_daemon_that_goes_during_a_save_or_a_snapshot_leaves_it_whole_or_undon
 
         let saving = {
             let driver = Arc::clone(&driver);
-            tokio::spawn(async move { driver.save(id).await })
+            tokio::spawn(async move { driver.save(&OpCx::new(), id).await })
         };
         sleep(Duration::from_millis(*millis)).await;
         driver.shutdown().await;
@@ -533,7 +540,7 @@ async fn a_daemon_that_goes_during_a_save_or_a_snapshot_leaves_it_whole_or_undon
 
 /// The process of the run before may hold the disk for a moment.
 async fn restore_when_free(driver: &QemuDriver, definition: &VmDefinition) {
-    let restored = driver.restore(definition, vec![]).await;
+    let restored = driver.restore(&OpCx::new(), definition, vec![]).await;
     assert_eq!(restored.unwrap().power, PowerState::Running);
 }
 
@@ -549,7 +556,7 @@ async fn a_saved_vm_survives_a_boot_of_the_host() {
     let id = definition.id;
     booted(&driver, &definition).await;
     remember(&driver, id, "alpha").await;
-    driver.save(id).await.unwrap();
+    driver.save(&OpCx::new(), id).await.unwrap();
     driver.shutdown().await;
     drop(driver);
     // A run directory does not survive a boot.
@@ -558,7 +565,7 @@ async fn a_saved_vm_survives_a_boot_of_the_host() {
     assert_eq!(power(&driver, id).await, PowerState::Saved);
     let adopted = driver.adopt().await.unwrap();
     assert_eq!(adopted[0].definition, definition);
-    driver.restore(&definition, vec![]).await.unwrap();
+    driver.restore(&OpCx::new(), &definition, vec![]).await.unwrap();
     remembers(&driver, id, "alpha").await;
     driver.kill(id).await.unwrap();
     driver.undefine(id).await.unwrap();
@@ -581,26 +588,32 @@ async fn memory_that_cannot_be_read_back_stays_saved_and_says_why() {
     let id = definition.id;
     booted(&driver, &definition).await;
     remember(&driver, id, "alpha").await;
-    driver.save(id).await.unwrap();
+    driver.save(&OpCx::new(), id).await.unwrap();
     let memory = memory_dir(&definition).join("saved.mem");
     let whole = std::fs::read(&memory).unwrap();
     for spoilt in [&whole[..whole.len() / 2], &b"garbage"[..], &[]] {
         std::fs::write(&memory, spoilt).unwrap();
-        let error = driver.restore(&definition, vec![]).await.unwrap_err();
+        let error = driver
+            .restore(&OpCx::new(), &definition, vec![])
+            .await
+            .unwrap_err();
         println!("{} bytes: {error}", spoilt.len());
         assert!(matches!(error, Error::StartFailed { .. }), "{error}");
         assert_eq!(power(&driver, id).await, PowerState::Saved);
     }
     std::fs::remove_file(&memory).unwrap();
-    let error = driver.restore(&definition, vec![]).await.unwrap_err();
+    let error = driver
+        .restore(&OpCx::new(), &definition, vec![])
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("gone"), "{error}");
     let mut larger = definition.clone();
     larger.memory_mib += 32;
     std::fs::write(&memory, &whole).unwrap();
-    let error = driver.restore(&larger, vec![]).await.unwrap_err();
+    let error = driver.restore(&OpCx::new(), &larger, vec![]).await.unwrap_err();
     println!("more memory: {error}");
     assert_eq!(power(&driver, id).await, PowerState::Saved);
-    driver.restore(&definition, vec![]).await.unwrap();
+    driver.restore(&OpCx::new(), &definition, vec![]).await.unwrap();
     remembers(&driver, id, "alpha").await;
     driver.kill(id).await.unwrap();
 }
@@ -652,11 +665,14 @@ async fn a_full_disk_is_told_nothing_is_left_and_the_guest_goes_on() {
     booted(&driver, &definition).await;
     remember(&driver, id, "alpha").await;
     for _ in 0..2 {
-        let error = driver.take(&definition, snapshot()).await.unwrap_err();
+        let error = driver
+            .take(&OpCx::new(), &definition, snapshot())
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::DiskFull { .. }), "{error}");
         assert_eq!(power(&driver, id).await, PowerState::Running);
         remembers(&driver, id, "alpha").await;
-        let error = driver.save(id).await.unwrap_err();
+        let error = driver.save(&OpCx::new(), id).await.unwrap_err();
         assert!(matches!(error, Error::DiskFull { .. }), "{error}");
         assert_eq!(power(&driver, id).await, PowerState::Running);
         remembers(&driver, id, "alpha").await;

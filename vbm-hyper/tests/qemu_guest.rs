@@ -12,7 +12,7 @@ use common::{PATIENCE, QemuBench, READY, converse, kill_9, left_out, read_until}
 use std::{process::Stdio, sync::Arc, time::Duration};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use vbm_core::{CrashCause, PowerEvent, PowerState, VmId};
-use vbm_hyper::{Consoles, Driver, Error, Machines, QemuConfig, QemuDriver, StopOutcome, VmDefinition};
+use vbm_hyper::{Consoles, Driver, Error, Machines, OpCx, QemuConfig, QemuDriver, StopOutcome, VmDefinition};
 
 const MULTI: &str = "each test needs two threads: one for the bench, one for the driver";
 
@@ -21,7 +21,7 @@ async fn driver(bench: &QemuBench) -> QemuDriver {
 }
 
 async fn booted(driver: &QemuDriver, definition: &VmDefinition) {
-    driver.start(definition, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), definition, vec![]).await.unwrap();
     let mut serial = driver.serial(definition.id).await.unwrap();
     read_until(&mut serial, READY).await;
 }
@@ -147,7 +147,12 @@ async fn a_hypervisor_that_hangs_is_unresponsive_and_not_failed_and_can_be_force
     let driver = driver(&bench).await;
     let definition = bench.on_disk();
     let id = definition.id;
-    let pid = driver.start(&definition, vec![]).await.unwrap().pid.unwrap();
+    let pid = driver
+        .start(&OpCx::new(), &definition, vec![])
+        .await
+        .unwrap()
+        .pid
+        .unwrap();
     signal(pid, rustix::process::Signal::STOP);
     let error = driver.pause(id).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
@@ -182,7 +187,7 @@ async fn a_start_that_fails_tells_why_and_leaves_nothing() {
     let disk = bench.dir.path().join("not-a.qcow2");
     std::fs::write(&disk, b"nonsense").unwrap();
     let definition = common::definition(&disk);
-    let error = vbm_core::Error::from(driver.start(&definition, vec![]).await.unwrap_err());
+    let error = vbm_core::Error::from(driver.start(&OpCx::new(), &definition, vec![]).await.unwrap_err());
     assert!(error.why().contains("qcow2"), "{error}");
     assert_eq!(
         driver.inspect(definition.id).await.unwrap().power,
@@ -196,7 +201,11 @@ async fn a_start_that_fails_tells_why_and_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
     let missing = common::definition("/nonexistent.qcow2");
     assert_eq!(
-        driver.start(&missing, vec![]).await.unwrap_err().kind(),
+        driver
+            .start(&OpCx::new(), &missing, vec![])
+            .await
+            .unwrap_err()
+            .kind(),
         vbm_core::ErrorKind::InvalidInput
     );
 }
@@ -349,7 +358,12 @@ async fn a_process_left_by_a_start_that_was_cut_short_is_ended_by_adoption() {
     let first = driver(&bench).await;
     let definition = bench.on_disk();
     let id = definition.id;
-    let pid = first.start(&definition, vec![]).await.unwrap().pid.unwrap();
+    let pid = first
+        .start(&OpCx::new(), &definition, vec![])
+        .await
+        .unwrap()
+        .pid
+        .unwrap();
     first.shutdown().await;
     // As if the daemon had died between exec and manifest.
     let dir = bench.config().root.join(id.to_string());
@@ -366,6 +380,6 @@ async fn a_process_left_by_a_start_that_was_cut_short_is_ended_by_adoption() {
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.expect("it is ended");
-    second.start(&definition, vec![]).await.unwrap();
+    second.start(&OpCx::new(), &definition, vec![]).await.unwrap();
     second.kill(id).await.unwrap();
 }

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use vbm_core::PowerState;
-use vbm_hyper::{Driver, QemuDriver};
+use vbm_hyper::{Driver, OpCx, QemuDriver};
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
@@ -72,7 +72,7 @@ async fn a_start_and_a_force_off_cost_little_more_than_qemu_itself() {
     for _ in 0..7 {
         let definition = bench.on_disk();
         let begun = Instant::now();
-        driver.start(&definition, vec![]).await.unwrap();
+        driver.start(&OpCx::new(), &definition, vec![]).await.unwrap();
         ours.push(begun.elapsed());
         let manifest = bench
             .config()
@@ -105,7 +105,11 @@ async fn a_start_that_is_cut_short_at_any_time_leaves_no_process_and_the_vm_off(
     let id = definition.id;
     for millis in [0, 1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 160] {
         let mut events = driver.events();
-        let cut = timeout(Duration::from_millis(millis), driver.start(&definition, vec![])).await;
+        let cut = timeout(
+            Duration::from_millis(millis),
+            driver.start(&OpCx::new(), &definition, vec![]),
+        )
+        .await;
         if cut.is_ok() {
             driver.kill(id).await.unwrap();
             continue;
@@ -145,7 +149,7 @@ async fn a_thousand_run_directories_are_opened_adopted_and_listed_quickly() {
     let bench = QemuBench::make().await;
     let driver = QemuDriver::open(bench.config()).await.unwrap();
     let definition = bench.on_disk();
-    driver.start(&definition, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &definition, vec![]).await.unwrap();
     let manifest = bench
         .config()
         .root

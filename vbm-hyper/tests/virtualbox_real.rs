@@ -19,7 +19,7 @@ use std::{
 use tokio::time::Instant;
 use vbm_core::{DiskFormat, ErrorKind, PowerState, SnapshotContent, SnapshotId, VolumeId};
 use vbm_hyper::{
-    ContentKind, DiskKind, Driver, ImageStore, Pool, Snapshots, VirtualBoxConfig, VirtualBoxDriver,
+    ContentKind, DiskKind, Driver, ImageStore, OpCx, Pool, Snapshots, VirtualBoxConfig, VirtualBoxDriver,
     VmDefinition,
 };
 
@@ -132,7 +132,7 @@ async fn a_vm_is_made_snapshotted_reverted_and_forgotten_by_the_real_one() {
     let Some(real) = real().await else { return };
     let (driver, vm) = (&real.driver, real.vm().await);
     for number in [1, 2] {
-        let taken = driver.take(&vm, snapshot(number)).await.unwrap();
+        let taken = driver.take(&OpCx::new(), &vm, snapshot(number)).await.unwrap();
         assert_eq!(taken.content, SnapshotContent::Disk);
     }
     let info = real.info(&vm);
@@ -147,18 +147,24 @@ async fn a_vm_is_made_snapshotted_reverted_and_forgotten_by_the_real_one() {
     ] {
         assert!(info.contains(&line), "{line} is not in {info}");
     }
-    driver.revert(&vm, snapshot(1), vec![]).await.unwrap();
-    driver.take(&vm, snapshot(3)).await.unwrap();
+    driver
+        .revert(&OpCx::new(), &vm, snapshot(1), vec![])
+        .await
+        .unwrap();
+    driver.take(&OpCx::new(), &vm, snapshot(3)).await.unwrap();
     let mut listed = driver.list(&vm).await.unwrap();
     listed.sort_by_key(|(id, _)| *id);
     assert_eq!(listed, [1, 2, 3].map(|n| (snapshot(n), SnapshotContent::Disk)));
-    let error = vbm_core::Error::from(driver.delete(&vm, snapshot(1)).await.unwrap_err());
+    let error = vbm_core::Error::from(driver.delete(&OpCx::new(), &vm, snapshot(1)).await.unwrap_err());
     assert!(error.why().starts_with("2 snapshots stand on it"), "{error}");
     for number in [2, 1, 3, 3] {
-        driver.delete(&vm, snapshot(number)).await.unwrap();
+        driver.delete(&OpCx::new(), &vm, snapshot(number)).await.unwrap();
     }
     assert_eq!(driver.list(&vm).await.unwrap(), []);
-    let gone = driver.revert(&vm, snapshot(1), vec![]).await.unwrap_err();
+    let gone = driver
+        .revert(&OpCx::new(), &vm, snapshot(1), vec![])
+        .await
+        .unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::NotFound);
     driver.undefine(vm.id).await.unwrap();
     assert_eq!(driver.registered().await.unwrap(), []);
@@ -183,7 +189,7 @@ async fn without_the_kernel_driver_a_start_is_refused_with_what_to_do() {
     let problem = capability.problem.unwrap();
     assert!(problem.why().contains("/dev/vboxdrv"), "{problem}");
     let vm = real.vm().await;
-    let error = real.driver.start(&vm, vec![]).await.unwrap_err();
+    let error = real.driver.start(&OpCx::new(), &vm, vec![]).await.unwrap_err();
     assert_eq!(vbm_core::Error::from(error), problem);
     assert_eq!(real.driver.registered().await.unwrap(), []);
 }
@@ -204,7 +210,7 @@ async fn a_vm_made_by_hand_is_seen_and_untouched_by_the_real_one() {
         &folder,
         "--register",
     ]);
-    driver.take(&vm, snapshot(1)).await.unwrap();
+    driver.take(&OpCx::new(), &vm, snapshot(1)).await.unwrap();
     let before = real.by_hand(&["showvminfo", name, "--machinereadable"]);
     let seen = driver.registered().await.unwrap();
     let mut told: Vec<_> = seen

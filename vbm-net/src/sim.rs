@@ -14,7 +14,7 @@ use crate::{
     names,
     plan::{
         Transit,
-        leg::Refusal,
+        leg::{Refusal, Seen, offered},
         routed::{self, Others},
     },
 };
@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::broadcast;
-use vbm_core::{Clock, NetworkId, NetworkMode, PortId};
+use vbm_core::{Clock, NetworkId, NetworkMode, PortId, Uplink};
 
 /// How a change is reported.
 const CHANGED: &str = "changed as wanted";
@@ -547,6 +547,18 @@ impl NetworkBackend for SimNetwork {
             .into_iter()
             .map(|id| format!("namespace {}", names::namespace(id)))
             .collect())
+    }
+
+    async fn uplinks(&self) -> Result<Vec<Uplink>, NetError> {
+        let state = self.lock();
+        state.up()?;
+        let names = Self::INTERFACES.into_iter().map(str::to_owned);
+        let names = names.chain(state.interfaces.iter().cloned());
+        let bridge = Seen {
+            is_bridge: true,
+            ..Seen::default()
+        };
+        Ok(offered(names.map(|name| (name, bridge.clone()))))
     }
 
     fn events(&self) -> broadcast::Receiver<NetEvent> {

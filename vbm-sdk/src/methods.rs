@@ -19,7 +19,7 @@ use vbm_core::{
     AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
     GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
     OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp,
-    VmId, VmRevert, VmStatus, VolumeId, WantedPower,
+    Uplink, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
 use vbm_rpc::{Method, StreamMethod};
 
@@ -530,6 +530,9 @@ pub struct NodeReportRequest {
     /// The word for the directory of images and disks that it shares with others.
     #[serde(default)]
     pub shared_storage: Option<String>,
+    /// Its interfaces that networks may name; nothing: it does not tell.
+    #[serde(default)]
+    pub uplinks: Option<Vec<Uplink>>,
     /// Its drivers.
     pub capabilities: Vec<Capability>,
     /// What its drivers cannot do.

@@ -2,7 +2,7 @@
 
 use super::{Job, VmHandle, job::Typed, task::Command};
 use crate::{
-    Driver, Error, Facet, Migrated, Migration, NicBackend, Result, SavedState, Seen, SnapshotTaken,
+    Driver, Error, Facet, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen, SnapshotTaken,
     Snapshots, VmDefinition,
 };
 use std::{
@@ -54,8 +54,8 @@ impl VmHandle {
         snapshot: SnapshotId,
     ) -> Result<SnapshotTaken> {
         self.is_mine(&definition)?;
-        self.job(Job::TakeSnapshot, move |driver| {
-            Box::pin(async move { snapshots(driver)?.take(&definition, snapshot).await })
+        self.job(Job::TakeSnapshot, move |driver, cx| {
+            Box::pin(async move { snapshots(driver)?.take(cx, &definition, snapshot).await })
         })
         .await
     }
@@ -71,8 +71,8 @@ impl VmHandle {
         nics: Vec<NicBackend>,
     ) -> Result<Seen> {
         self.is_mine(&definition)?;
-        self.job(Job::RevertSnapshot, move |driver| {
-            Box::pin(async move { snapshots(driver)?.revert(&definition, snapshot, nics).await })
+        self.job(Job::RevertSnapshot, move |driver, cx| {
+            Box::pin(async move { snapshots(driver)?.revert(cx, &definition, snapshot, nics).await })
         })
         .await
     }
@@ -83,8 +83,8 @@ impl VmHandle {
     /// Those of [`Snapshots::delete`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn delete_snapshot(&self, definition: VmDefinition, snapshot: SnapshotId) -> Result<()> {
         self.is_mine(&definition)?;
-        self.job(Job::DeleteSnapshot, move |driver| {
-            Box::pin(async move { snapshots(driver)?.delete(&definition, snapshot).await })
+        self.job(Job::DeleteSnapshot, move |driver, cx| {
+            Box::pin(async move { snapshots(driver)?.delete(cx, &definition, snapshot).await })
         })
         .await
     }
@@ -107,8 +107,8 @@ impl VmHandle {
     /// Those of [`SavedState::save`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn save(&self) -> Result<Seen> {
         let id = self.id;
-        self.job(Job::Save, move |driver| {
-            Box::pin(async move { saved_state(driver)?.save(id).await })
+        self.job(Job::Save, move |driver, cx| {
+            Box::pin(async move { saved_state(driver)?.save(cx, id).await })
         })
         .await
     }
@@ -119,8 +119,8 @@ impl VmHandle {
     /// Those of [`SavedState::restore`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn restore(&self, definition: VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
         self.is_mine(&definition)?;
-        self.job(Job::Restore, move |driver| {
-            Box::pin(async move { saved_state(driver)?.restore(&definition, nics).await })
+        self.job(Job::Restore, move |driver, cx| {
+            Box::pin(async move { saved_state(driver)?.restore(cx, &definition, nics).await })
         })
         .await
     }
@@ -131,7 +131,7 @@ impl VmHandle {
     /// Those of [`SavedState::discard`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn discard_saved(&self) -> Result<()> {
         let id = self.id;
-        self.job(Job::DiscardSaved, move |driver| {
+        self.job(Job::DiscardSaved, move |driver, _| {
             Box::pin(async move { saved_state(driver)?.discard(id).await })
         })
         .await
@@ -143,8 +143,8 @@ impl VmHandle {
     /// Those of [`Migration::send`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn migrate_out(&self, to: SocketAddr) -> Result<Migrated> {
         let id = self.id;
-        self.job(Job::MigrateOut, move |driver| {
-            Box::pin(async move { migration(driver)?.send(id, to).await })
+        self.job(Job::MigrateOut, move |driver, cx| {
+            Box::pin(async move { migration(driver)?.send(cx, id, to).await })
         })
         .await
     }
@@ -161,8 +161,8 @@ impl VmHandle {
         listen: Ipv4Addr,
     ) -> Result<SocketAddr> {
         self.is_mine(&definition)?;
-        self.job(Job::MigrateIn, move |driver| {
-            Box::pin(async move { migration(driver)?.receive(&definition, nics, listen).await })
+        self.job(Job::MigrateIn, move |driver, cx| {
+            Box::pin(async move { migration(driver)?.receive(cx, &definition, nics, listen).await })
         })
         .await
     }
@@ -173,7 +173,7 @@ impl VmHandle {
     /// Those of [`Migration::abandon`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn abandon(&self) -> Result<()> {
         let id = self.id;
-        self.job(Job::Abandon, move |driver| {
+        self.job(Job::Abandon, move |driver, _| {
             Box::pin(async move { migration(driver)?.abandon(id).await })
         })
         .await
@@ -193,11 +193,12 @@ impl VmHandle {
     async fn job<T: Send + 'static>(
         &self,
         job: Job,
-        work: impl for<'a> FnOnce(&'a dyn Driver) -> Work<'a, T> + Send + 'static,
+        work: impl for<'a> FnOnce(&'a dyn Driver, &'a OpCx) -> Work<'a, T> + Send + 'static,
     ) -> Result<T> {
+        let cx = self.cx.clone();
         self.ask(|reply| {
             let begin = move |driver: Arc<dyn Driver>| -> Box<dyn super::job::AnyJob> {
-                let work = async move { work(&*driver).await };
+                let work = async move { work(&*driver, &cx).await };
                 Box::new(Typed::new(work, reply))
             };
             Command::Facet(job, Box::new(begin))

@@ -18,7 +18,7 @@ mod job;
 mod policy;
 mod task;
 
-use crate::{Adopted, Driver, DriverEvent, Error, NicBackend, Result, Seen, VmDefinition, limits};
+use crate::{Adopted, Driver, DriverEvent, Error, NicBackend, OpCx, Result, Seen, VmDefinition, limits};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -239,6 +239,7 @@ impl Inner {
             commands,
             seen: watched,
             driver: Arc::clone(&self.driver),
+            cx: OpCx::new(),
         };
         actors.insert(id, vm.clone());
         drop(actors);
@@ -321,6 +322,7 @@ pub struct VmHandle {
     commands: mpsc::Sender<Command>,
     seen: watch::Receiver<VmSeen>,
     driver: Arc<dyn Driver>,
+    cx: OpCx,
 }
 
 impl std::fmt::Debug for VmHandle {
@@ -338,13 +340,20 @@ impl VmHandle {
         self.id
     }
 
+    /// The same handle, for one operation: what it is asked to do is done under that context.
+    #[must_use]
+    pub fn under(&self, cx: OpCx) -> Self {
+        Self { cx, ..self.clone() }
+    }
+
     /// Starts it. Returns when its processors run.
     ///
     /// # Errors
     /// Those of [`Driver::start`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn start(&self, definition: VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
         self.is_mine(&definition)?;
-        self.ask(|reply| Command::Start(Box::new(definition), nics, reply))
+        let cx = self.cx.clone();
+        self.ask(|reply| Command::Start(cx, Box::new(definition), nics, reply))
             .await
     }
 

@@ -5,7 +5,7 @@ use super::{
     job::{AnyJob, Reply, Typed, answer},
     policy,
 };
-use crate::{Driver, DriverEvent, Error, NicBackend, Result, Seen, VmDefinition, limits};
+use crate::{Driver, DriverEvent, Error, NicBackend, OpCx, Result, Seen, VmDefinition, limits};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
     sync::{broadcast, mpsc, watch},
@@ -19,7 +19,7 @@ pub(super) type BeginWith = Box<dyn FnOnce(Arc<dyn Driver>) -> Box<dyn AnyJob> +
 
 /// What an actor can be told: its whole command surface.
 pub(super) enum Command {
-    Start(Box<VmDefinition>, Vec<NicBackend>, Reply<Seen>),
+    Start(OpCx, Box<VmDefinition>, Vec<NicBackend>, Reply<Seen>),
     Stop(Duration, Reply<StopOutcome>),
     ForceOff(Reply<()>),
     /// Reset, pause, resume, remove.
@@ -106,8 +106,8 @@ impl Actor {
                     self.next_force_off();
                 }
             }
-            Command::Start(definition, nics, reply) => {
-                let work = async move { driver.start(&definition, nics).await };
+            Command::Start(cx, definition, nics, reply) => {
+                let work = async move { driver.start(&cx, &definition, nics).await };
                 self.begin(Job::Start, Typed::new(work, reply));
             }
             Command::Stop(_, reply) if self.rests() && self.running.is_none() => {

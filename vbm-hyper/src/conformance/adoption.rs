@@ -48,7 +48,7 @@ pub async fn nothing_is_known_before_it_is_adopted(bench: &dyn Bench) -> Verdict
     let ground = Ground::open(bench).await;
     assert_eq!(ground.power(id).await, PowerState::Unknown);
     refused(
-        ground.driver.start(&definition, NO_NICS).await,
+        ground.driver.start(&ground.cx, &definition, NO_NICS).await,
         "start of what may run",
     );
     refused(ground.driver.undefine(id).await, "forgetting what may run");
@@ -122,7 +122,11 @@ pub async fn a_driver_that_was_shut_down_refuses_work(bench: &dyn Bench) -> Verd
     let before = ground.seen(id).await;
     ground.driver.shutdown().await;
     for result in [
-        ground.driver.start(&bench.definition(), NO_NICS).await.map(drop),
+        ground
+            .driver
+            .start(&ground.cx, &bench.definition(), NO_NICS)
+            .await
+            .map(drop),
         ground.driver.kill(id).await,
         ground.driver.inspect(id).await.map(drop),
         ground.driver.inventory().await.map(drop),

@@ -66,12 +66,15 @@ pub async fn a_running_vm_moves_to_another_host_and_goes_on(bench: &dyn Bench) -
     guest.write("apple").await;
     let before = guest.count().await;
 
-    let to = beside.migration().receive(definition, NO_NICS, HERE).await;
+    let to = beside
+        .migration()
+        .receive(&ground.cx, definition, NO_NICS, HERE)
+        .await;
     let to = to.expect("it can be taken in");
     assert_eq!(to.ip(), HERE, "it listens where it was told to");
     assert_eq!(beside.power(id).await, PowerState::MigratingIn);
     let sent = ground
-        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .patiently("send", or_left_out!(ground.migration()).send(&ground.cx, id, to))
         .await;
     let sent = sent.expect("somebody waits for it");
     assert!(sent.bytes > 0 && sent.downtime <= sent.took, "{sent:?}");
@@ -108,13 +111,19 @@ pub async fn a_vm_moves_with_its_snapshots(bench: &dyn Bench) -> Verdict {
     guest.remember("alpha").await;
     guest.write("apple").await;
     let snapshot = snapshot_of(id, 1);
-    snapshots.take(definition, snapshot).await.expect("it runs");
+    snapshots
+        .take(&ground.cx, definition, snapshot)
+        .await
+        .expect("it runs");
     guest.remember("bravo").await;
     guest.write("berry").await;
-    let to = beside.migration().receive(definition, NO_NICS, HERE).await;
+    let to = beside
+        .migration()
+        .receive(&ground.cx, definition, NO_NICS, HERE)
+        .await;
     let to = to.expect("it can be taken in");
     let sent = ground
-        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .patiently("send", or_left_out!(ground.migration()).send(&ground.cx, id, to))
         .await;
     sent.expect("somebody waits for it");
     beside.arrived(&ground, id).await;
@@ -131,11 +140,14 @@ pub async fn a_vm_moves_with_its_snapshots(bench: &dyn Bench) -> Verdict {
         [(snapshot, SnapshotContent::DiskAndMemory)]
     );
     beside.driver.kill(id).await.expect("force-off works");
-    let reverted = ground.patiently("revert", there.revert(definition, snapshot, NO_NICS));
+    let reverted = ground.patiently("revert", there.revert(&ground.cx, definition, snapshot, NO_NICS));
     assert_eq!(reverted.await.expect("it is off").power, PowerState::Running);
     guest.remembers("alpha").await;
     guest.has_written("apple").await;
-    there.delete(definition, snapshot).await.expect("it may run");
+    there
+        .delete(&ground.cx, definition, snapshot)
+        .await
+        .expect("it may run");
     beside.done(id).await;
     ground.done(&[id]).await
 }
@@ -150,7 +162,10 @@ pub async fn a_vm_that_nobody_waits_for_stays_and_goes_on(bench: &dyn Bench) -> 
         .and_then(|listener| listener.local_addr())
         .expect("the host has ports");
     let sent = ground
-        .patiently("send", or_left_out!(ground.migration()).send(id, nowhere))
+        .patiently(
+            "send",
+            or_left_out!(ground.migration()).send(&ground.cx, id, nowhere),
+        )
         .await;
     sent.expect_err("nobody waits there");
     ground.event(id, |event| event == PowerEvent::MigrateFailed).await;
@@ -159,7 +174,9 @@ pub async fn a_vm_that_nobody_waits_for_stays_and_goes_on(bench: &dyn Bench) -> 
     ground.driver.resume(id).await.expect("it is paused");
     ground.kill(id).await;
     refused(
-        or_left_out!(ground.migration()).send(id, nowhere).await,
+        or_left_out!(ground.migration())
+            .send(&ground.cx, id, nowhere)
+            .await,
         "sending a VM that is off",
     );
     ground.done(&[id]).await
@@ -173,25 +190,28 @@ pub async fn an_arrival_that_is_given_up_leaves_nothing(bench: &dyn Bench) -> Ve
     let id = ground.start(&definition).await;
     let to: SocketAddr = beside
         .migration()
-        .receive(&definition, NO_NICS, HERE)
+        .receive(&ground.cx, &definition, NO_NICS, HERE)
         .await
         .expect("it can be taken in");
     refused(
-        beside.driver.start(&definition, NO_NICS).await,
+        beside.driver.start(&ground.cx, &definition, NO_NICS).await,
         "start of a VM that is expected",
     );
     beside.migration().abandon(id).await.expect("it is expected");
     assert_eq!(beside.power(id).await, PowerState::Off);
     let sent = ground
-        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .patiently("send", or_left_out!(ground.migration()).send(&ground.cx, id, to))
         .await;
     sent.expect_err("nobody waits there any more");
     assert_eq!(ground.power(id).await, PowerState::Running);
 
-    let to = beside.migration().receive(&definition, NO_NICS, HERE).await;
+    let to = beside
+        .migration()
+        .receive(&ground.cx, &definition, NO_NICS, HERE)
+        .await;
     let to = to.expect("it can be taken in");
     let sent = ground
-        .patiently("send", or_left_out!(ground.migration()).send(id, to))
+        .patiently("send", or_left_out!(ground.migration()).send(&ground.cx, id, to))
         .await;
     sent.expect("somebody waits for it");
     beside.arrived(&ground, id).await;

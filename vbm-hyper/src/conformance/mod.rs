@@ -37,7 +37,7 @@ pub use saved::*;
 pub use snapshots::*;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, SavedState, Seen, Snapshots,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, OpCx, SavedState, Seen, Snapshots,
     VmDefinition, limits::BUTTON_RESEND_FIRST,
 };
 use async_trait::async_trait;
@@ -179,6 +179,8 @@ struct Ground<'a> {
     bench: &'a dyn Bench,
     driver: Arc<dyn Driver>,
     events: broadcast::Receiver<DriverEvent>,
+    /// What its work is done under.
+    cx: OpCx,
 }
 
 impl<'a> Ground<'a> {
@@ -189,6 +191,7 @@ impl<'a> Ground<'a> {
             bench,
             driver,
             events,
+            cx: OpCx::new(),
         }
     }
 
@@ -197,7 +200,7 @@ impl<'a> Ground<'a> {
     }
 
     async fn start(&self, definition: &VmDefinition) -> VmId {
-        let started = self.patiently("start", self.driver.start(definition, NO_NICS));
+        let started = self.patiently("start", self.driver.start(&self.cx, definition, NO_NICS));
         let seen = started.await.expect("a sound definition starts");
         assert_eq!(
             seen.power,

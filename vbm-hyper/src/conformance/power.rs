@@ -31,7 +31,7 @@ pub async fn a_vm_that_runs_cannot_be_started_again(bench: &dyn Bench) -> Verdic
     let id = ground.start(&definition).await;
     let before = ground.seen(id).await;
     refused(
-        ground.driver.start(&definition, NO_NICS).await,
+        ground.driver.start(&ground.cx, &definition, NO_NICS).await,
         "a second start is refused",
     );
     assert_eq!(
@@ -49,8 +49,8 @@ pub async fn of_two_starts_at_the_same_time_one_wins(bench: &dyn Bench) -> Verdi
     // Whatever a first start prepares is ready, so that the two meet.
     drop(ground.driver.probe().await);
     let (a, b) = tokio::join!(
-        ground.driver.start(&definition, NO_NICS),
-        ground.driver.start(&definition, NO_NICS)
+        ground.driver.start(&ground.cx, &definition, NO_NICS),
+        ground.driver.start(&ground.cx, &definition, NO_NICS)
     );
     assert!(a.is_ok() != b.is_ok(), "one wins and one is refused: {a:?} {b:?}");
     refused(a.and(b), "the other is refused");
@@ -65,7 +65,7 @@ pub async fn a_start_that_nobody_waits_for_leaves_nothing(bench: &dyn Bench) -> 
     let id = definition.id;
     let begun = {
         let driver = Arc::clone(&ground.driver);
-        let mut start = Box::pin(async move { driver.start(&definition, NO_NICS).await });
+        let mut start = Box::pin(async move { driver.start(&OpCx::new(), &definition, NO_NICS).await });
         let wait = ground.event(id, |event| event == PowerEvent::Start);
         tokio::select! {
             biased;
@@ -104,7 +104,7 @@ pub async fn a_definition_that_makes_no_sense_changes_nothing(bench: &dyn Bench)
         spoil(&mut definition);
         let error = ground
             .driver
-            .start(&definition, NO_NICS)
+            .start(&ground.cx, &definition, NO_NICS)
             .await
             .expect_err("it makes no sense");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");

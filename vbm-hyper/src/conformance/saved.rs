@@ -16,19 +16,19 @@ pub async fn a_saved_vm_goes_on_where_it_was(bench: &dyn Bench) -> Verdict {
     let before = guest.count().await;
     {
         let saved_state = or_left_out!(ground.saved_state());
-        let seen = ground.patiently("save", saved_state.save(id)).await;
+        let seen = ground.patiently("save", saved_state.save(&ground.cx, id)).await;
         assert_eq!(seen.expect("it runs"), Seen::resting(PowerState::Saved));
     }
     ground.event(id, |event| event == PowerEvent::SaveDone).await;
     assert_eq!(ground.seen(id).await, Seen::resting(PowerState::Saved));
     refused(
-        ground.driver.start(definition, NO_NICS).await,
+        ground.driver.start(&ground.cx, definition, NO_NICS).await,
         "start of a saved VM",
     );
     refused(ground.driver.undefine(id).await, "forgetting a saved VM");
 
     let saved_state = or_left_out!(ground.saved_state());
-    let seen = ground.patiently("restore", saved_state.restore(definition, NO_NICS));
+    let seen = ground.patiently("restore", saved_state.restore(&ground.cx, definition, NO_NICS));
     assert_eq!(seen.await.expect("it is saved").power, PowerState::Running);
     let guest = scene.guest(&ground);
     guest.remembers("alpha").await;
@@ -39,7 +39,7 @@ pub async fn a_saved_vm_goes_on_where_it_was(bench: &dyn Bench) -> Verdict {
     );
     ground.kill(id).await;
     refused(
-        saved_state.restore(definition, NO_NICS).await,
+        saved_state.restore(&ground.cx, definition, NO_NICS).await,
         "restore of what was used up",
     );
     ground.done(&[id]).await
@@ -52,7 +52,7 @@ pub async fn a_saved_vm_outlives_its_driver(bench: &dyn Bench) -> Verdict {
     let definition = bench.definition();
     let id = ground.start(&definition).await;
     ground.driver.pause(id).await.expect("it runs");
-    let saved = or_left_out!(ground.saved_state()).save(id).await;
+    let saved = or_left_out!(ground.saved_state()).save(&ground.cx, id).await;
     saved.expect("a paused VM is saved too");
     let (ground, adopted) = reopen(ground).await;
     let mine = adopted.iter().find(|vm| vm.id == id);
@@ -63,7 +63,7 @@ pub async fn a_saved_vm_outlives_its_driver(bench: &dyn Bench) -> Verdict {
     );
     assert_eq!(ground.power(id).await, PowerState::Saved);
     let saved_state = or_left_out!(ground.saved_state());
-    let seen = ground.patiently("restore", saved_state.restore(&definition, NO_NICS));
+    let seen = ground.patiently("restore", saved_state.restore(&ground.cx, &definition, NO_NICS));
     assert_eq!(seen.await.expect("it is saved").power, PowerState::Running);
     let (ground, _) = reopen(ground).await;
     assert_eq!(
@@ -81,7 +81,7 @@ pub async fn saved_memory_can_be_thrown_away(bench: &dyn Bench) -> Verdict {
     let definition = bench.definition();
     let id = ground.start(&definition).await;
     for by_force in [false, true] {
-        let saved = or_left_out!(ground.saved_state()).save(id).await;
+        let saved = or_left_out!(ground.saved_state()).save(&ground.cx, id).await;
         saved.expect("it runs");
         if by_force {
             ground.kill(id).await;
@@ -104,18 +104,18 @@ pub async fn what_cannot_be_saved_or_restored_is_refused(bench: &dyn Bench) -> V
     let ground = Ground::open(bench).await;
     let saved_state = or_left_out!(ground.saved_state());
     let definition = bench.definition();
-    let unknown = saved_state.save(definition.id).await;
+    let unknown = saved_state.save(&ground.cx, definition.id).await;
     assert_eq!(unknown.expect_err("it is unknown").kind(), ErrorKind::NotFound);
     let id = ground.start(&definition).await;
     refused(
-        saved_state.restore(&definition, NO_NICS).await,
+        saved_state.restore(&ground.cx, &definition, NO_NICS).await,
         "restore of a VM that runs",
     );
     assert_eq!(ground.power(id).await, PowerState::Running);
     ground.kill(id).await;
-    refused(saved_state.save(id).await, "save of a VM that is off");
+    refused(saved_state.save(&ground.cx, id).await, "save of a VM that is off");
     refused(
-        saved_state.restore(&definition, NO_NICS).await,
+        saved_state.restore(&ground.cx, &definition, NO_NICS).await,
         "restore of a VM that is off",
     );
     assert_eq!(ground.power(id).await, PowerState::Off);

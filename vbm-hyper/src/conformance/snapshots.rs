@@ -61,7 +61,10 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_its_disk(bench: &dyn Bench) -> Verd
 
     scene.boot(&ground).await.write("apple").await;
     ground.kill(id).await;
-    let taken = snapshots.take(definition, snapshot).await.expect("it is off");
+    let taken = snapshots
+        .take(&ground.cx, definition, snapshot)
+        .await
+        .expect("it is off");
     assert_eq!(
         (taken.content, taken.paused),
         (SnapshotContent::Disk, Duration::ZERO)
@@ -71,12 +74,18 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_its_disk(bench: &dyn Bench) -> Verd
     guest.write("berry").await;
     ground.kill(id).await;
 
-    let seen = ground.patiently("revert", snapshots.revert(definition, snapshot, NO_NICS));
+    let seen = ground.patiently(
+        "revert",
+        snapshots.revert(&ground.cx, definition, snapshot, NO_NICS),
+    );
     assert_eq!(seen.await.expect("it is off"), Seen::resting(PowerState::Off));
     assert_eq!(ground.power(id).await, PowerState::Off);
     scene.boot(&ground).await.has_written("apple").await;
     ground.kill(id).await;
-    snapshots.delete(definition, snapshot).await.expect("it is there");
+    snapshots
+        .delete(&ground.cx, definition, snapshot)
+        .await
+        .expect("it is there");
     assert_eq!(snapshots.list(definition).await.expect("it can be listed"), []);
     ground.done(&[id]).await
 }
@@ -93,7 +102,7 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_disk_and_memory(bench: &dyn Bench) 
     guest.remember("alpha").await;
     guest.write("apple").await;
     let before = guest.count().await;
-    let taken = ground.patiently("snapshot", snapshots.take(definition, snapshot));
+    let taken = ground.patiently("snapshot", snapshots.take(&ground.cx, definition, snapshot));
     let taken = taken.await.expect("it runs");
     assert_eq!(taken.content, SnapshotContent::DiskAndMemory);
     assert!(
@@ -111,12 +120,15 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_disk_and_memory(bench: &dyn Bench) 
         after = guest.next_count().await;
     }
     refused(
-        snapshots.revert(definition, snapshot, NO_NICS).await,
+        snapshots.revert(&ground.cx, definition, snapshot, NO_NICS).await,
         "revert of a VM that runs",
     );
     ground.kill(id).await;
 
-    let reverted = ground.patiently("revert", snapshots.revert(definition, snapshot, NO_NICS));
+    let reverted = ground.patiently(
+        "revert",
+        snapshots.revert(&ground.cx, definition, snapshot, NO_NICS),
+    );
     assert_eq!(reverted.await.expect("it is off").power, PowerState::Running);
     assert_eq!(ground.power(id).await, PowerState::Running);
     let guest = scene.guest(&ground);
@@ -130,7 +142,7 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_disk_and_memory(bench: &dyn Bench) 
         [(snapshot, SnapshotContent::DiskAndMemory)],
         "a revert uses nothing up"
     );
-    let deleted = ground.patiently("delete", snapshots.delete(definition, snapshot));
+    let deleted = ground.patiently("delete", snapshots.delete(&ground.cx, definition, snapshot));
     deleted.await.expect("it may run");
     assert_eq!(snapshots.list(definition).await.expect("it can be listed"), []);
     guest.remembers("alpha").await;
@@ -145,20 +157,26 @@ pub async fn a_paused_vm_is_snapshotted_and_stays_paused(bench: &dyn Bench) -> V
     let id = ground.start(&definition).await;
     ground.driver.pause(id).await.expect("it runs");
     let snapshot = snapshot_of(id, 1);
-    let taken = ground.patiently("snapshot", snapshots.take(&definition, snapshot));
+    let taken = ground.patiently("snapshot", snapshots.take(&ground.cx, &definition, snapshot));
     assert_eq!(
         taken.await.expect("it is paused").content,
         SnapshotContent::DiskAndMemory
     );
     assert_eq!(ground.power(id).await, PowerState::Paused(PauseReason::Requested));
     ground.driver.resume(id).await.expect("it goes on all the same");
-    let twice = snapshots.take(&definition, snapshot).await.expect("it is there");
+    let twice = snapshots
+        .take(&ground.cx, &definition, snapshot)
+        .await
+        .expect("it is there");
     assert_eq!(
         (twice.content, twice.paused),
         (SnapshotContent::DiskAndMemory, Duration::ZERO)
     );
     ground.kill(id).await;
-    let reverted = ground.patiently("revert", snapshots.revert(&definition, snapshot, NO_NICS));
+    let reverted = ground.patiently(
+        "revert",
+        snapshots.revert(&ground.cx, &definition, snapshot, NO_NICS),
+    );
     assert_eq!(reverted.await.expect("it is off").power, PowerState::Running);
     ground.done(&[id]).await
 }
@@ -172,7 +190,10 @@ pub async fn snapshots_are_deleted_whatever_stands_before_and_after(bench: &dyn 
     ground.kill(id).await;
     let all: Vec<SnapshotId> = (1..=4).map(|number| snapshot_of(id, number)).collect();
     for snapshot in &all {
-        snapshots.take(&definition, *snapshot).await.expect("it is off");
+        snapshots
+            .take(&ground.cx, &definition, *snapshot)
+            .await
+            .expect("it is off");
     }
     let listed = async || {
         let listed = snapshots.list(&definition).await.expect("it can be listed");
@@ -183,19 +204,25 @@ pub async fn snapshots_are_deleted_whatever_stands_before_and_after(bench: &dyn 
     let mut there = all.clone();
     there.sort();
     assert_eq!(listed().await, there);
-    snapshots.delete(&definition, all[1]).await.expect("it is there");
-    let again = snapshots.delete(&definition, all[1]).await;
+    snapshots
+        .delete(&ground.cx, &definition, all[1])
+        .await
+        .expect("it is there");
+    let again = snapshots.delete(&ground.cx, &definition, all[1]).await;
     again.expect("deleting what is not there is no error");
     ground.start(&definition).await;
-    snapshots.delete(&definition, all[0]).await.expect("it is there");
+    snapshots
+        .delete(&ground.cx, &definition, all[0])
+        .await
+        .expect("it is there");
     ground.kill(id).await;
     there.retain(|snapshot| ![all[0], all[1]].contains(snapshot));
     assert_eq!(listed().await, there);
     for snapshot in [all[2], all[3]] {
-        let reverted = snapshots.revert(&definition, snapshot, NO_NICS).await;
+        let reverted = snapshots.revert(&ground.cx, &definition, snapshot, NO_NICS).await;
         assert_eq!(reverted.expect("it is there").power, PowerState::Off);
     }
-    let gone = snapshots.revert(&definition, all[0], NO_NICS).await;
+    let gone = snapshots.revert(&ground.cx, &definition, all[0], NO_NICS).await;
     assert_eq!(gone.expect_err("it is gone").kind(), ErrorKind::NotFound);
     ground.start(&definition).await;
     ground.done(&[id]).await
@@ -208,7 +235,9 @@ pub async fn a_snapshot_outlives_the_driver(bench: &dyn Bench) -> Verdict {
     let definition = bench.definition();
     let id = ground.start(&definition).await;
     let snapshot = snapshot_of(id, 1);
-    let taken = or_left_out!(ground.snapshots()).take(&definition, snapshot).await;
+    let taken = or_left_out!(ground.snapshots())
+        .take(&ground.cx, &definition, snapshot)
+        .await;
     taken.expect("it runs");
     let (ground, _) = reopen(ground).await;
     let snapshots = or_left_out!(ground.snapshots());
@@ -217,7 +246,10 @@ pub async fn a_snapshot_outlives_the_driver(bench: &dyn Bench) -> Verdict {
         [(snapshot, SnapshotContent::DiskAndMemory)]
     );
     ground.kill(id).await;
-    let reverted = ground.patiently("revert", snapshots.revert(&definition, snapshot, NO_NICS));
+    let reverted = ground.patiently(
+        "revert",
+        snapshots.revert(&ground.cx, &definition, snapshot, NO_NICS),
+    );
     assert_eq!(reverted.await.expect("it is off").power, PowerState::Running);
     ground.done(&[id]).await
 }
@@ -228,7 +260,9 @@ pub async fn a_crashed_vm_goes_back_to_a_snapshot(bench: &dyn Bench) -> Verdict 
     let definition = bench.definition();
     let id = definition.id;
     let snapshot = snapshot_of(id, 1);
-    let taken = or_left_out!(ground.snapshots()).take(&definition, snapshot).await;
+    let taken = or_left_out!(ground.snapshots())
+        .take(&ground.cx, &definition, snapshot)
+        .await;
     assert_eq!(
         taken.expect("it never ran").content,
         SnapshotContent::Disk,
@@ -240,7 +274,10 @@ pub async fn a_crashed_vm_goes_back_to_a_snapshot(bench: &dyn Bench) -> Verdict 
         .event(id, |event| matches!(event, PowerEvent::Crash(_)))
         .await;
     let snapshots = or_left_out!(ground.snapshots());
-    let reverted = ground.patiently("revert", snapshots.revert(&definition, snapshot, NO_NICS));
+    let reverted = ground.patiently(
+        "revert",
+        snapshots.revert(&ground.cx, &definition, snapshot, NO_NICS),
+    );
     assert_eq!(reverted.await.expect("it has crashed").power, PowerState::Off);
     assert_eq!(ground.power(id).await, PowerState::Off);
     ground.done(&[id]).await
@@ -254,18 +291,24 @@ pub async fn a_saved_vm_goes_back_to_a_snapshot_and_its_saved_memory_is_gone(ben
     let definition = bench.definition();
     let id = ground.start(&definition).await;
     let snapshot = snapshot_of(id, 1);
-    snapshots.take(&definition, snapshot).await.expect("it runs");
-    let saved = ground.patiently("save", saved_state.save(id)).await;
+    snapshots
+        .take(&ground.cx, &definition, snapshot)
+        .await
+        .expect("it runs");
+    let saved = ground.patiently("save", saved_state.save(&ground.cx, id)).await;
     saved.expect("it runs");
     refused(
-        snapshots.take(&definition, snapshot_of(id, 2)).await,
+        snapshots.take(&ground.cx, &definition, snapshot_of(id, 2)).await,
         "snapshot of a saved VM",
     );
-    let reverted = ground.patiently("revert", snapshots.revert(&definition, snapshot, NO_NICS));
+    let reverted = ground.patiently(
+        "revert",
+        snapshots.revert(&ground.cx, &definition, snapshot, NO_NICS),
+    );
     assert_eq!(reverted.await.expect("it is saved").power, PowerState::Running);
     ground.kill(id).await;
     refused(
-        saved_state.restore(&definition, NO_NICS).await,
+        saved_state.restore(&ground.cx, &definition, NO_NICS).await,
         "restore of what was used up",
     );
     ground.done(&[id]).await
@@ -278,7 +321,9 @@ pub async fn what_no_snapshot_can_be_taken_of_is_refused(bench: &dyn Bench) -> V
     let definition = bench.definition();
     let id = ground.start(&definition).await;
     let snapshot = snapshot_of(id, 1);
-    let taken = or_left_out!(ground.snapshots()).take(&definition, snapshot).await;
+    let taken = or_left_out!(ground.snapshots())
+        .take(&ground.cx, &definition, snapshot)
+        .await;
     taken.expect("it runs");
     // What may run is judged by nobody before it is adopted.
     ground.driver.shutdown().await;
@@ -286,11 +331,11 @@ pub async fn what_no_snapshot_can_be_taken_of_is_refused(bench: &dyn Bench) -> V
     let ground = Ground::open(bench).await;
     let snapshots = or_left_out!(ground.snapshots());
     refused(
-        snapshots.take(&definition, snapshot_of(id, 2)).await,
+        snapshots.take(&ground.cx, &definition, snapshot_of(id, 2)).await,
         "snapshot of what nobody knows",
     );
     refused(
-        snapshots.revert(&definition, snapshot, NO_NICS).await,
+        snapshots.revert(&ground.cx, &definition, snapshot, NO_NICS).await,
         "revert of what nobody knows",
     );
     ground.driver.adopt().await.expect("it can be adopted");

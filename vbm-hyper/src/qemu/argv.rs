@@ -145,6 +145,7 @@ pub(super) fn blames_display(log: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Hardware;
     use crate::NicDefinition;
     use uuid::Uuid;
     use vbm_core::{Mac, PortId, VmId};
@@ -161,6 +162,8 @@ mod tests {
                 initrd: "/i".into(),
                 cmdline: "quiet a=b,c".into(),
             },
+            disks: vec![],
+            hardware: Hardware::default(),
             nics: vec![NicDefinition {
                 port: PortId::from_uuid(Uuid::from_u128(2)),
                 mac: Mac::local(7),

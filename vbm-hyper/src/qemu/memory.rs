@@ -247,6 +247,7 @@ fn sync(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Hardware;
 
     #[test]
     fn what_an_older_qemu_lacks_is_known() {
@@ -278,6 +279,8 @@ mod tests {
                 memory_mib: 64,
                 root_disk: root.path().join("v.qcow2"),
                 boot: crate::BootSource::Disk,
+                disks: vec![],
+                hardware: Hardware::default(),
                 nics: Vec::new(),
             },
             machine: "pc-q35-10.0".into(),

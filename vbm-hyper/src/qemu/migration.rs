@@ -26,7 +26,7 @@ use super::{
     transfer::{self, Channel, Phase, Report, Way},
 };
 use crate::{
-    Error, Migrated, Migration, NicBackend, Result, VmDefinition,
+    Error, Migrated, Migration, NicBackend, OpCx, Result, VmDefinition,
     driver::not_for,
     limits::{ARRIVAL_DEADLINE, KILL_DEADLINE, MIGRATION_DEADLINE, START_DEADLINE},
 };
@@ -47,10 +47,12 @@ const ARRIVAL_POLL: Duration = Duration::from_millis(500);
 impl Migration for QemuDriver {
     async fn receive(
         &self,
+        cx: &OpCx,
         definition: &VmDefinition,
         nics: Vec<NicBackend>,
         listen: Ipv4Addr,
     ) -> Result<SocketAddr> {
+        cx.go_on("an arrival")?;
         let shared = &self.shared;
         shared.open()?;
         let prepared = start::Prepared::of(shared, definition, nics).await?;
@@ -93,17 +95,26 @@ impl Migration for QemuDriver {
         }
     }
 
-    async fn send(&self, id: VmId, to: SocketAddr) -> Result<Migrated> {
+    async fn send(&self, cx: &OpCx, id: VmId, to: SocketAddr) -> Result<Migrated> {
+        cx.go_on("a migration")?;
         let machine = self.shared.live(id, PowerEvent::MigrateOut)?;
         let place = errand::place(&machine)?;
         let called_off = CancellationToken::new();
-        let _call_off = called_off.clone().drop_guard();
+        let call_off = called_off.clone().drop_guard();
         let shared = Arc::clone(&self.shared);
-        errand::run(&self.shared, async move {
+        let sending = errand::run(&self.shared, async move {
             let _place = place;
             send(&shared, &machine, to, called_off).await
-        })
-        .await
+        });
+        let mut sending = std::pin::pin!(sending);
+        // Cancel safe: what was called off is waited for.
+        tokio::select! {
+            sent = &mut sending => sent,
+            () = cx.cancelled() => {
+                drop(call_off);
+                sending.await
+            }
+        }
     }
 
     async fn abandon(&self, id: VmId) -> Result<()> {

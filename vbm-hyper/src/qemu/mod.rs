@@ -22,7 +22,7 @@ mod adopt;
 mod argv;
 mod consoles;
 mod errand;
-mod img;
+pub(crate) mod img;
 mod keeper;
 mod lifecycle;
 mod memory;
@@ -39,8 +39,8 @@ pub use probe::AcceleratorChoice;
 pub(crate) use probe::DEBIAN_PACKAGE;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, Result, SavedState, Seen,
-    Snapshots, SystemClock, VmDefinition, disk, files,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
+    Seen, Snapshots, SystemClock, VmDefinition, disk, files,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
     process, scope, serial,
 };
@@ -334,9 +334,10 @@ impl Driver for QemuDriver {
         }
     }
 
-    async fn start(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+    async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
         self.shared.open()?;
-        start::start(&self.shared, definition, nics).await
+        cx.run("a start", start::start(&self.shared, definition, nics))
+            .await
     }
 
     async fn stop(&self, id: VmId) -> Result<()> {

@@ -19,7 +19,7 @@ use super::{
     transfer::{self, Channel, Way},
 };
 use crate::{
-    DriverEvent, Error, NicBackend, Result, SavedState, Seen, VmDefinition, driver::not_for,
+    DriverEvent, Error, NicBackend, OpCx, Result, SavedState, Seen, VmDefinition, driver::not_for,
     limits::MEMORY_DEADLINE,
 };
 use async_trait::async_trait;
@@ -29,7 +29,8 @@ use vbm_core::{PowerEvent, PowerState, VmId};
 
 #[async_trait]
 impl SavedState for QemuDriver {
-    async fn save(&self, id: VmId) -> Result<Seen> {
+    async fn save(&self, cx: &OpCx, id: VmId) -> Result<Seen> {
+        cx.go_on("a save")?;
         let machine = self.shared.live(id, PowerEvent::Save)?;
         machine.keeps_memory()?;
         let place = errand::place(&machine)?;
@@ -41,7 +42,8 @@ impl SavedState for QemuDriver {
         .await
     }
 
-    async fn restore(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+    async fn restore(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+        cx.go_on("a restore")?;
         let shared = &self.shared;
         shared.open()?;
         let power = shared.known(definition.id).seen().power;

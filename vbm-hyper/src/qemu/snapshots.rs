@@ -25,7 +25,7 @@ use super::{
     transfer::{self, Channel, Phase, Way},
 };
 use crate::{
-    Error, NicBackend, Result, Seen, SnapshotTaken, Snapshots, VmDefinition, disk, driver::not_for,
+    Error, NicBackend, OpCx, Result, Seen, SnapshotTaken, Snapshots, VmDefinition, disk, driver::not_for,
     limits::MEMORY_DEADLINE,
 };
 use async_trait::async_trait;
@@ -83,7 +83,13 @@ async fn list(disk: PathBuf) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
 
 #[async_trait]
 impl Snapshots for QemuDriver {
-    async fn take(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<SnapshotTaken> {
+    async fn take(
+        &self,
+        cx: &OpCx,
+        definition: &VmDefinition,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotTaken> {
+        cx.go_on("a snapshot")?;
         let shared = &self.shared;
         shared.open()?;
         let there = list(definition.root_disk.clone()).await?;
@@ -121,10 +127,12 @@ impl Snapshots for QemuDriver {
 
     async fn revert(
         &self,
+        cx: &OpCx,
         definition: &VmDefinition,
         snapshot: SnapshotId,
         nics: Vec<NicBackend>,
     ) -> Result<Seen> {
+        cx.go_on("a revert")?;
         let shared = &self.shared;
         shared.open()?;
         let prepared = start::Prepared::of(shared, definition, nics).await?;
@@ -160,7 +168,8 @@ impl Snapshots for QemuDriver {
         }
     }
 
-    async fn delete(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
+    async fn delete(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
+        cx.go_on("the deletion of a snapshot")?;
         let shared = &self.shared;
         shared.open()?;
         let disk = definition.root_disk.clone();

@@ -6,8 +6,8 @@ use super::{
     world::SimWorld,
 };
 use crate::{
-    Error, Migrated, Migration, NicBackend, Result, SavedState, Seen, SnapshotTaken, Snapshots, VmDefinition,
-    driver::not_for, limits::ARRIVAL_DEADLINE,
+    Error, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen, SnapshotTaken, Snapshots,
+    VmDefinition, driver::not_for, limits::ARRIVAL_DEADLINE,
 };
 use async_trait::async_trait;
 use std::{
@@ -64,7 +64,13 @@ fn refused(command: &str, why: String) -> Error {
 
 #[async_trait]
 impl Snapshots for SimDriver {
-    async fn take(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<SnapshotTaken> {
+    async fn take(
+        &self,
+        cx: &OpCx,
+        definition: &VmDefinition,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotTaken> {
+        cx.go_on("a snapshot")?;
         self.is_open()?;
         let (world, id) = (self.world(), definition.id);
         let there =
@@ -120,10 +126,12 @@ impl Snapshots for SimDriver {
 
     async fn revert(
         &self,
+        cx: &OpCx,
         definition: &VmDefinition,
         snapshot: SnapshotId,
         nics: Vec<NicBackend>,
     ) -> Result<Seen> {
+        cx.go_on("a revert")?;
         self.is_open()?;
         definition.check(nics.len())?;
         let (world, id) = (self.world(), definition.id);
@@ -144,7 +152,8 @@ impl Snapshots for SimDriver {
             .await
     }
 
-    async fn delete(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
+    async fn delete(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
+        cx.go_on("the deletion of a snapshot")?;
         self.is_open()?;
         sleep(self.world().latency().command).await;
         self.world().site().disk(&definition.root_disk, |disk| {
@@ -223,7 +232,8 @@ impl Drop for GoesOn<'_> {
 
 #[async_trait]
 impl SavedState for SimDriver {
-    async fn save(&self, id: VmId) -> Result<Seen> {
+    async fn save(&self, cx: &OpCx, id: VmId) -> Result<Seen> {
+        cx.go_on("a save")?;
         let saving = GoesOn::begin(self, id, PowerEvent::Save, PowerEvent::SaveFailed)?;
         sleep(self.world().latency().transfer).await;
         let fails = self.world().fails_now(id, |fault| match fault {
@@ -236,7 +246,8 @@ impl SavedState for SimDriver {
         }
     }
 
-    async fn restore(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+    async fn restore(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+        cx.go_on("a restore")?;
         self.is_open()?;
         definition.check(nics.len())?;
         let id = definition.id;
@@ -264,10 +275,12 @@ impl SavedState for SimDriver {
 impl Migration for SimDriver {
     async fn receive(
         &self,
+        cx: &OpCx,
         definition: &VmDefinition,
         nics: Vec<NicBackend>,
         listen: Ipv4Addr,
     ) -> Result<SocketAddr> {
+        cx.go_on("an arrival")?;
         self.is_open()?;
         definition.check(nics.len())?;
         let (world, id) = (self.world(), definition.id);
@@ -293,7 +306,8 @@ impl Migration for SimDriver {
         Ok(address)
     }
 
-    async fn send(&self, id: VmId, to: SocketAddr) -> Result<Migrated> {
+    async fn send(&self, cx: &OpCx, id: VmId, to: SocketAddr) -> Result<Migrated> {
+        cx.go_on("a migration")?;
         let begun = Instant::now();
         let leaving = GoesOn::begin(self, id, PowerEvent::MigrateOut, PowerEvent::MigrateFailed)?;
         sleep(self.world().latency().transfer).await;

@@ -21,8 +21,8 @@ mod world;
 pub use world::{Fault, Latency, SimWorld};
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, Result, SavedState, Seen,
-    Snapshots, VmDefinition,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
+    Seen, Snapshots, VmDefinition,
 };
 use async_trait::async_trait;
 use std::{
@@ -184,7 +184,8 @@ impl Driver for SimDriver {
         }
     }
 
-    async fn start(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+    async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+        cx.go_on("a start")?;
         self.is_open()?;
         definition.check(nics.len())?;
         let id = definition.id;

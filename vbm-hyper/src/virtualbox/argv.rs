@@ -177,6 +177,7 @@ pub(super) fn check_interface(name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Hardware;
     use crate::{BootSource, NicDefinition};
     use vbm_core::PortId;
 
@@ -189,6 +190,8 @@ mod tests {
             memory_mib: 256,
             root_disk: "/var/lib/vbm/volumes/a.vdi".into(),
             boot: BootSource::Disk,
+            disks: vec![],
+            hardware: Hardware::default(),
             nics: vec![NicDefinition {
                 port: PortId::from_uuid(uuid),
                 mac: "52:54:00:ab:cd:ef".parse().unwrap(),

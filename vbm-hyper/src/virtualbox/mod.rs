@@ -36,8 +36,8 @@ mod watch;
 mod words;
 
 use crate::{
-    Adopted, Consoles, DiskKind, Driver, DriverEvent, Error, Facet, NicBackend, Result, SavedState, Seen,
-    Snapshots, SystemClock, VmDefinition, disk, files,
+    Adopted, Consoles, DiskKind, Driver, DriverEvent, Error, Facet, NicBackend, OpCx, Result, SavedState,
+    Seen, Snapshots, SystemClock, VmDefinition, disk, files,
     limits::{self, PROBE_DEADLINE, PROBE_FALLBACK_TTL, VBOX_LIST_DEADLINE},
     scope::Scope,
 };
@@ -431,9 +431,10 @@ impl Driver for VirtualBoxDriver {
         }
     }
 
-    async fn start(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+    async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
         self.shared.open()?;
-        start::start(&self.shared, definition, nics).await
+        cx.run("a start", start::start(&self.shared, definition, nics))
+            .await
     }
 
     async fn stop(&self, id: VmId) -> Result<()> {

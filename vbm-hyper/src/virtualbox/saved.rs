@@ -8,7 +8,7 @@ use super::{
     start::{self, after_fault, begin, check, guarded, ready},
 };
 use crate::{
-    Error, NicBackend, Result, SavedState, Seen, VmDefinition,
+    Error, NicBackend, OpCx, Result, SavedState, Seen, VmDefinition,
     limits::{KILL_DEADLINE, VBOX_BULK_DEADLINE},
     process,
 };
@@ -19,7 +19,8 @@ use vbm_core::{PowerEvent, PowerState, VmId};
 
 #[async_trait]
 impl SavedState for VirtualBoxDriver {
-    async fn save(&self, id: VmId) -> Result<Seen> {
+    async fn save(&self, cx: &OpCx, id: VmId) -> Result<Seen> {
+        cx.go_on("a save")?;
         let shared = &self.shared;
         let machine = shared.machine(id)?;
         machine.power().after(PowerEvent::Save)?;
@@ -39,7 +40,8 @@ impl SavedState for VirtualBoxDriver {
         }
     }
 
-    async fn restore(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+    async fn restore(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
+        cx.go_on("a restore")?;
         self.shared.open()?;
         let interfaces = check(definition, nics)?;
         let machine = self.shared.machine(definition.id)?;

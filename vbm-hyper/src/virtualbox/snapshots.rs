@@ -12,7 +12,7 @@ use super::{
     start::{begin, check, entry, ready},
 };
 use crate::{
-    Error, NicBackend, Result, Seen, SnapshotTaken, Snapshots, VmDefinition,
+    Error, NicBackend, OpCx, Result, Seen, SnapshotTaken, Snapshots, VmDefinition,
     disk::vdi,
     limits::{LOG_TAIL_BYTES, VBOX_BULK_DEADLINE},
     serial::tail,
@@ -27,7 +27,13 @@ const LOG_BYTES: u64 = 32 * LOG_TAIL_BYTES;
 
 #[async_trait]
 impl Snapshots for VirtualBoxDriver {
-    async fn take(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<SnapshotTaken> {
+    async fn take(
+        &self,
+        cx: &OpCx,
+        definition: &VmDefinition,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotTaken> {
+        cx.go_on("a snapshot")?;
         let (shared, id) = (&self.shared, definition.id);
         shared.open()?;
         let machine = match shared.machine(id) {
@@ -79,10 +85,12 @@ impl Snapshots for VirtualBoxDriver {
 
     async fn revert(
         &self,
+        cx: &OpCx,
         definition: &VmDefinition,
         snapshot: SnapshotId,
         nics: Vec<NicBackend>,
     ) -> Result<Seen> {
+        cx.go_on("a revert")?;
         let (shared, id) = (&self.shared, definition.id);
         shared.open()?;
         let interfaces = check(definition, nics)?;
@@ -127,7 +135,8 @@ impl Snapshots for VirtualBoxDriver {
         saved::wake(shared, machine, definition, interfaces).await
     }
 
-    async fn delete(&self, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
+    async fn delete(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
+        cx.go_on("the deletion of a snapshot")?;
         let (shared, id) = (&self.shared, definition.id);
         let machine = match shared.machine(id) {
             Err(Error::NoSuchVm(_)) => return Ok(()),

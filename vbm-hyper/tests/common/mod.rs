@@ -10,8 +10,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vbm_core::{VmId, VolumeId};
 use vbm_hyper::{
-    AcceleratorChoice, BootSource, ContentKind, Driver, ImageStore, Pool, QemuConfig, QemuDriver, Seen,
-    VmDefinition,
+    AcceleratorChoice, BootSource, ContentKind, Driver, Hardware, ImageStore, Pool, QemuConfig, QemuDriver,
+    Seen, VmDefinition,
     conformance::{Bench, GuestWords},
 };
 
@@ -31,6 +31,8 @@ pub(crate) fn definition(disk: impl Into<PathBuf>) -> VmDefinition {
         memory_mib: 96,
         root_disk: disk.into(),
         boot: BootSource::Disk,
+        disks: vec![],
+        hardware: Hardware::default(),
         nics: Vec::new(),
     }
 }

@@ -4,7 +4,7 @@ use crate::{common, vbox::FakeBench};
 use std::time::Duration;
 use tokio::{sync::broadcast, time::timeout};
 use vbm_core::{CrashCause, ErrorKind, PowerEvent, PowerState, SnapshotContent, SnapshotId, VmId};
-use vbm_hyper::{Consoles, Driver, DriverEvent, Error, SavedState, Snapshots, VirtualBoxDriver};
+use vbm_hyper::{Consoles, Driver, DriverEvent, Error, OpCx, SavedState, Snapshots, VirtualBoxDriver};
 
 /// Waits for an event of a VM.
 async fn event(events: &mut broadcast::Receiver<DriverEvent>, id: VmId, wanted: PowerEvent) {
@@ -34,7 +34,7 @@ async fn a_display_that_fails_does_not_fail_the_start() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
     bench.knob("display-fails", "");
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     assert_eq!(power(&driver, vm.id).await, PowerState::Running);
     driver.screenshot(vm.id).await.expect("pictures need no display");
     let Err(error) = driver.vnc(vm.id).await else {
@@ -43,7 +43,7 @@ async fn a_display_that_fails_does_not_fail_the_start() {
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     driver.kill(vm.id).await.unwrap();
     bench.unknob("display-fails");
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     driver.vnc(vm.id).await.expect("it has one again");
     driver.kill(vm.id).await.unwrap();
 }
@@ -53,14 +53,14 @@ async fn a_start_that_fails_tells_virtualboxs_words_and_leaves_the_vm_off() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
     bench.knob("start-fails", "");
-    let error = driver.start(&vm, vec![]).await.unwrap_err();
+    let error = driver.start(&OpCx::new(), &vm, vec![]).await.unwrap_err();
     assert!(
         matches!(&error, Error::StartFailed { why } if why.contains("terminated unexpectedly")),
         "{error}"
     );
     assert_eq!(power(&driver, vm.id).await, PowerState::Off);
     bench.unknob("start-fails");
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     driver.kill(vm.id).await.unwrap();
     driver.undefine(vm.id).await.unwrap();
 }
@@ -69,7 +69,7 @@ async fn a_start_that_fails_tells_virtualboxs_words_and_leaves_the_vm_off() {
 async fn a_vm_that_virtualbox_does_not_end_is_ended_by_its_process() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     bench.knob("poweroff-fails", "");
     driver.kill(vm.id).await.unwrap();
     assert_eq!(power(&driver, vm.id).await, PowerState::Off, "and not crashed");
@@ -79,9 +79,9 @@ async fn a_vm_that_virtualbox_does_not_end_is_ended_by_its_process() {
 async fn a_snapshot_that_fails_leaves_nothing_and_the_vm_runs() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     bench.knob("snapshot-fails", "");
-    let error = driver.take(&vm, snapshot(1)).await.unwrap_err();
+    let error = driver.take(&OpCx::new(), &vm, snapshot(1)).await.unwrap_err();
     assert!(error.to_string().contains("no room"), "{error}");
     assert_eq!(power(&driver, vm.id).await, PowerState::Running);
     assert_eq!(driver.list(&vm).await.unwrap(), []);
@@ -93,16 +93,19 @@ async fn a_snapshot_that_two_stand_on_is_deleted_leaf_first() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
     for (number, back) in [(1, false), (2, true), (3, false)] {
-        driver.take(&vm, snapshot(number)).await.unwrap();
+        driver.take(&OpCx::new(), &vm, snapshot(number)).await.unwrap();
         if back {
-            driver.revert(&vm, snapshot(1), vec![]).await.unwrap();
+            driver
+                .revert(&OpCx::new(), &vm, snapshot(1), vec![])
+                .await
+                .unwrap();
         }
     }
-    let error = vbm_core::Error::from(driver.delete(&vm, snapshot(1)).await.unwrap_err());
+    let error = vbm_core::Error::from(driver.delete(&OpCx::new(), &vm, snapshot(1)).await.unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.why().starts_with("2 snapshots stand on it"), "{error}");
-    driver.delete(&vm, snapshot(2)).await.unwrap();
-    driver.delete(&vm, snapshot(1)).await.unwrap();
+    driver.delete(&OpCx::new(), &vm, snapshot(2)).await.unwrap();
+    driver.delete(&OpCx::new(), &vm, snapshot(1)).await.unwrap();
     assert_eq!(
         driver.list(&vm).await.unwrap(),
         [(snapshot(3), SnapshotContent::Disk)]
@@ -113,7 +116,7 @@ async fn a_snapshot_that_two_stand_on_is_deleted_leaf_first() {
 async fn vms_that_cannot_be_looked_at_are_unresponsive_and_not_off_and_come_back() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     let mut events = driver.events();
     bench.knob("list-fails", "");
     event(&mut events, vm.id, PowerEvent::Silence).await;
@@ -135,7 +138,7 @@ async fn when_vboxsvc_crashes_all_vms_have_crashed_and_can_be_started_again() {
     let mut events = driver.events();
     let mut pids = Vec::new();
     for vm in &vms {
-        pids.push(driver.start(vm, vec![]).await.unwrap().pid.unwrap());
+        pids.push(driver.start(&OpCx::new(), vm, vec![]).await.unwrap().pid.unwrap());
     }
     pids.into_iter().for_each(common::kill_9);
     for vm in &vms {
@@ -146,7 +149,7 @@ async fn when_vboxsvc_crashes_all_vms_have_crashed_and_can_be_started_again() {
             power(&driver, vm.id).await,
             PowerState::Crashed(CrashCause::Hypervisor)
         );
-        driver.start(vm, vec![]).await.unwrap();
+        driver.start(&OpCx::new(), vm, vec![]).await.unwrap();
         driver.kill(vm.id).await.unwrap();
     }
 }
@@ -155,7 +158,12 @@ async fn when_vboxsvc_crashes_all_vms_have_crashed_and_can_be_started_again() {
 async fn a_vm_that_ran_when_the_host_went_down_has_crashed_with_it() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    let pid = driver.start(&vm, vec![]).await.unwrap().pid.unwrap();
+    let pid = driver
+        .start(&OpCx::new(), &vm, vec![])
+        .await
+        .unwrap()
+        .pid
+        .unwrap();
     driver.shutdown().await;
     common::kill_9(pid);
     let path = bench.dir.path().join(format!("vbox/vms/{}/run", vm.id));
@@ -171,7 +179,7 @@ async fn a_vm_that_ran_when_the_host_went_down_has_crashed_with_it() {
 async fn a_vm_whose_start_was_cut_in_two_is_ended_when_it_is_found() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     driver.shutdown().await;
     // As a daemon leaves it that dies before it could say that the VM runs.
     let path = bench.dir.path().join(format!("vbox/vms/{}/run", vm.id));
@@ -183,7 +191,7 @@ async fn a_vm_whose_start_was_cut_in_two_is_ended_when_it_is_found() {
     assert_eq!(driver.adopt().await.unwrap(), []);
     event(&mut events, vm.id, PowerEvent::ForceOff).await;
     assert_eq!(power(&driver, vm.id).await, PowerState::Off);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     driver.kill(vm.id).await.unwrap();
 }
 
@@ -191,7 +199,7 @@ async fn a_vm_whose_start_was_cut_in_two_is_ended_when_it_is_found() {
 async fn what_is_written_down_as_garbage_is_left_alone_and_unknown() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     driver.shutdown().await;
     let path = bench.dir.path().join(format!("vbox/vms/{}/run", vm.id));
     std::fs::write(&path, b"{\"definition\":").unwrap();
@@ -206,7 +214,7 @@ async fn what_is_written_down_as_garbage_is_left_alone_and_unknown() {
 async fn a_vboxmanage_that_hangs_does_not_hold_the_daemon_nor_the_inventory() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     bench.knob("hang", "1000");
     let at_once = Duration::from_secs(2);
     let inventory = timeout(at_once, driver.inventory())
@@ -226,12 +234,12 @@ async fn what_somebody_does_by_hand_to_a_vm_of_ours_is_seen() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
     let mut events = driver.events();
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     let id = vm.id.to_string();
     bench.by_hand(&["controlvm", &id, "savestate"]);
     event(&mut events, vm.id, PowerEvent::SaveDone).await;
     assert_eq!(power(&driver, vm.id).await, PowerState::Saved);
-    driver.restore(&vm, vec![]).await.unwrap();
+    driver.restore(&OpCx::new(), &vm, vec![]).await.unwrap();
     bench.by_hand(&["controlvm", &id, "poweroff"]);
     event(&mut events, vm.id, PowerEvent::ShutDown).await;
     assert_eq!(power(&driver, vm.id).await, PowerState::Off);

@@ -4,8 +4,8 @@ use crate::vbox::FakeBench;
 use std::{fs, path::Path};
 use vbm_core::{ErrorKind, PortId};
 use vbm_hyper::{
-    BootSource, Driver, Facet, NicBackend, NicDefinition, SavedState, VirtualBoxConfig, VirtualBoxDriver,
-    VmDefinition,
+    BootSource, Driver, Facet, Hardware, NicBackend, NicDefinition, OpCx, SavedState, VirtualBoxConfig,
+    VirtualBoxDriver, VmDefinition,
 };
 
 fn settings(bench: &FakeBench, vm: &VmDefinition) -> serde_json::Value {
@@ -32,7 +32,7 @@ async fn a_vm_made_by_hand_is_seen_and_never_touched() {
         "--basefolder",
         &folder,
     ]);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     let seen = driver.registered().await.unwrap();
     let told: Vec<_> = seen
         .iter()
@@ -75,7 +75,7 @@ async fn a_strangers_vm_with_our_id_is_told_and_left_alone() {
         "--basefolder",
         &folder,
     ]);
-    let error = vbm_core::Error::from(driver.start(&vm, vec![]).await.unwrap_err());
+    let error = vbm_core::Error::from(driver.start(&OpCx::new(), &vm, vec![]).await.unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.why().contains("not VBM's"), "{error}");
     driver.undefine(vm.id).await.unwrap();
@@ -87,7 +87,7 @@ async fn a_strangers_vm_with_our_id_is_told_and_left_alone() {
 async fn a_forgotten_vm_leaves_its_disk_and_nothing_else() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     driver.kill(vm.id).await.unwrap();
     let machines = bench.dir.path().join("vbox/machines/vbm");
     assert_eq!(fs::read_dir(&machines).unwrap().count(), 1);
@@ -121,12 +121,12 @@ async fn without_its_kernel_driver_the_probe_says_what_to_do_and_a_start_refuses
     let problem = driver.probe().await.problem.unwrap();
     assert_eq!(problem.kind(), ErrorKind::MissingDependency);
     assert!(problem.fix().contains("virtualbox-dkms") && problem.fix().contains("modprobe vboxdrv"));
-    let error = driver.start(&vm, vec![]).await.unwrap_err();
+    let error = driver.start(&OpCx::new(), &vm, vec![]).await.unwrap_err();
     assert_eq!(vbm_core::Error::from(error), problem);
     assert_eq!(driver.registered().await.unwrap(), [], "nothing was made");
     // Repaired while the daemon runs.
     fs::write(bench.dir.path().join("host/dev/vboxdrv"), "").unwrap();
-    driver.start(&vm, vec![]).await.unwrap();
+    driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     driver.kill(vm.id).await.unwrap();
 }
 
@@ -143,7 +143,7 @@ async fn what_virtualbox_cannot_run_is_refused_before_anything_is_made() {
         boot: kernel,
         ..vm.clone()
     };
-    let error = vbm_core::Error::from(driver.start(&direct, vec![]).await.unwrap_err());
+    let error = vbm_core::Error::from(driver.start(&OpCx::new(), &direct, vec![]).await.unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.why().contains("boots from disks only"), "{error}");
     let qcow2 = bench.dir.path().join("disk.qcow2");
@@ -152,7 +152,7 @@ async fn what_virtualbox_cannot_run_is_refused_before_anything_is_made() {
         root_disk: qcow2,
         ..vm.clone()
     };
-    let error = driver.start(&clone, vec![]).await.unwrap_err();
+    let error = driver.start(&OpCx::new(), &clone, vec![]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     let nic = NicDefinition {
         port: PortId::from_uuid(uuid::Uuid::from_u128(1)),
@@ -160,17 +160,27 @@ async fn what_virtualbox_cannot_run_is_refused_before_anything_is_made() {
         mtu: None,
     };
     let wired = VmDefinition {
+        disks: vec![],
+        hardware: Hardware::default(),
         nics: vec![nic],
         ..vm.clone()
     };
     let tap = NicBackend::Tap(fs::File::open("/dev/null").unwrap().into());
     assert_eq!(
-        driver.start(&wired, vec![tap]).await.unwrap_err().kind(),
+        driver
+            .start(&OpCx::new(), &wired, vec![tap])
+            .await
+            .unwrap_err()
+            .kind(),
         ErrorKind::Unsupported
     );
     let option = NicBackend::HostInterface("--natdnshost".into());
     assert_eq!(
-        driver.start(&wired, vec![option]).await.unwrap_err().kind(),
+        driver
+            .start(&OpCx::new(), &wired, vec![option])
+            .await
+            .unwrap_err()
+            .kind(),
         ErrorKind::InvalidInput
     );
     assert!(driver.missing(Facet::TapNics).is_some() && driver.missing(Facet::HostInterfaceNics).is_none());
@@ -187,18 +197,20 @@ async fn a_vm_is_made_as_it_is_defined_and_made_again_when_that_changes() {
         mtu: None,
     };
     let vm = VmDefinition {
+        disks: vec![],
+        hardware: Hardware::default(),
         nics: vec![nic],
         ..bench.vm().await
     };
     let plug = |name: &str| vec![NicBackend::HostInterface(name.into())];
-    driver.start(&vm, plug("vbp-one")).await.unwrap();
+    driver.start(&OpCx::new(), &vm, plug("vbp-one")).await.unwrap();
     let made = settings(&bench, &vm);
     assert_eq!(made["settings"]["bridgeadapter1"], "vbp-one");
     assert_eq!(made["settings"]["macaddress1"], "52540000000A");
     assert_eq!(made["settings"]["memory"], "96");
     assert_eq!(made["settings"]["disk-0-0"], vm.root_disk.display().to_string());
-    driver.save(vm.id).await.unwrap();
-    driver.restore(&vm, plug("vbp-two")).await.unwrap();
+    driver.save(&OpCx::new(), vm.id).await.unwrap();
+    driver.restore(&OpCx::new(), &vm, plug("vbp-two")).await.unwrap();
     assert_eq!(
         settings(&bench, &vm)["settings"]["bridgeadapter1"],
         "vbp-two",
@@ -210,7 +222,10 @@ async fn a_vm_is_made_as_it_is_defined_and_made_again_when_that_changes() {
         root_disk: bench.disk().await,
         ..vm.clone()
     };
-    driver.start(&larger, plug("vbp-one")).await.unwrap();
+    driver
+        .start(&OpCx::new(), &larger, plug("vbp-one"))
+        .await
+        .unwrap();
     let made = settings(&bench, &vm);
     assert_eq!(made["settings"]["memory"], "128");
     assert_eq!(made["settings"]["bridgeadapter1"], "vbp-one");

@@ -5,7 +5,7 @@
 use super::Agent;
 use crate::methods::WantedVm;
 use vbm_core::{Boot, Error, ErrorKind, Result};
-use vbm_hyper::{BootSource, ContentKind, Driver, Facet, NicBackend, NicDefinition, VmDefinition};
+use vbm_hyper::{BootSource, ContentKind, Driver, Facet, Hardware, NicBackend, NicDefinition, VmDefinition};
 use vbm_net::{Nic, NicKind};
 
 /// In which form a driver takes its NICs.
@@ -45,6 +45,8 @@ impl Agent {
             memory_mib: want.memory_mib,
             root_disk,
             boot,
+            disks: vec![],
+            hardware: Hardware::default(),
             nics: nics.collect(),
         })
     }

@@ -31,6 +31,9 @@ pub(crate) enum Need {
     Dnsmasq,
     Iperf,
     Ethtool,
+    Libvirtd,
+    LibvirtQemu,
+    Virsh,
 }
 
 /// Where a need is met: `program` (or `busybox_applet` of a busybox that is there), else by installing `package`.
@@ -73,6 +76,9 @@ impl Need {
         Self::Iperf,
         Self::Ethtool,
     ];
+
+    /// What the benches measure beside, and nothing else needs.
+    pub(crate) const PEERS: [Self; 3] = [Self::Libvirtd, Self::LibvirtQemu, Self::Virsh];
 
     pub(super) fn entry(self) -> Entry {
         let plain = |programs, package, why| Entry {
@@ -198,6 +204,18 @@ impl Need {
                 "ethtool",
                 "gives the links that are measured the same offloads",
             ),
+            Self::Libvirtd => plain(
+                &["libvirtd"],
+                "libvirt-daemon",
+                "the manager of VMs that ours is measured beside",
+            ),
+            // Its driver of QEMU is a library; this program comes with it.
+            Self::LibvirtQemu => plain(
+                &["virt-qemu-run"],
+                "libvirt-daemon-driver-qemu",
+                "that manager's driver of QEMU",
+            ),
+            Self::Virsh => plain(&["virsh"], "libvirt-clients", "speaks to that manager"),
         }
     }
 }
@@ -278,7 +296,7 @@ mod tests {
 
     #[test]
     fn every_need_says_why() {
-        for need in Need::ALL {
+        for need in Need::ALL.into_iter().chain(Need::PEERS) {
             let entry = need.entry();
             assert!(!entry.why.is_empty() && !entry.programs.is_empty() && !entry.package.is_empty());
         }

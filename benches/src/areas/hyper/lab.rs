@@ -17,10 +17,12 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use uuid::Uuid;
 use vbm_core::{Digest, DiskFormat, VmId, VolumeId};
-use vbm_hyper::{BootSource, ContentKind, Driver, ImageStore, Pool, QemuConfig, QemuDriver, VmDefinition};
+use vbm_hyper::{
+    BootSource, ContentKind, Driver, Hardware, ImageStore, Pool, QemuConfig, QemuDriver, VmDefinition,
+};
 
 /// Enough for the tiny guest.
-const MEMORY_MIB: u32 = 96;
+pub(super) const MEMORY_MIB: u32 = 96;
 /// The size of a clone's disk.
 pub(super) const DISK_BYTES: u64 = 64 << 20;
 
@@ -29,7 +31,7 @@ pub(super) struct Lab {
     pub(super) pool: Pool,
     pub(super) image: Digest,
     base: PathBuf,
-    boot: BootSource,
+    pub(super) boot: BootSource,
     started: RefCell<Vec<VmId>>,
     pub(super) dir: TempDir,
 }
@@ -65,9 +67,14 @@ impl Lab {
         &self.base
     }
 
+    /// Where the driver keeps what runs.
+    pub(super) fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
     /// A driver on the run directory; it has looked what this host can do.
     pub(super) async fn driver(&self) -> Outcome<QemuDriver> {
-        let driver = QemuDriver::open(QemuConfig::new(self.dir.path().join("run"))).await?;
+        let driver = QemuDriver::open(QemuConfig::new(self.run_dir())).await?;
         let capability = driver.probe().await;
         match capability.problem {
             None => Ok(driver),
@@ -130,7 +137,7 @@ impl Drop for Lab {
 }
 
 /// A small VM without NICs.
-pub(super) fn definition(disk: PathBuf) -> VmDefinition {
+fn definition(disk: PathBuf) -> VmDefinition {
     let id = VmId::from_uuid(Uuid::now_v7());
     let tail = id.to_string().chars().rev().take(8).collect::<String>();
     VmDefinition {
@@ -142,6 +149,8 @@ pub(super) fn definition(disk: PathBuf) -> VmDefinition {
         memory_mib: MEMORY_MIB,
         root_disk: disk,
         boot: BootSource::Disk,
+        disks: vec![],
+        hardware: Hardware::default(),
         nics: Vec::new(),
     }
 }

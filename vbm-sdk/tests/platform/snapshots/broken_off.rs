@@ -1,6 +1,7 @@
 //! Taking and going back, broken off in the middle, and what stands in their way.
 
 use super::*;
+use vbm_hyper::{Hardware, OpCx};
 
 #[tokio::test]
 async fn a_snapshot_that_was_begun_is_taken_after_a_restart_of_the_daemon() {
@@ -78,7 +79,7 @@ async fn a_way_back_that_was_gone_while_the_agent_died_is_not_gone_again() {
     let there = driver
         .snapshots()
         .unwrap()
-        .revert(&definition, base.snapshot.meta.id, Vec::new())
+        .revert(&OpCx::new(), &definition, base.snapshot.meta.id, Vec::new())
         .await
         .unwrap();
     driver.shutdown().await;
@@ -111,6 +112,8 @@ fn definition_of(house: &House, vm: VmId) -> VmDefinition {
         memory_mib: 256,
         root_disk: disk,
         boot: vbm_hyper::BootSource::Disk,
+        disks: vec![],
+        hardware: Hardware::default(),
         nics: Vec::new(),
     }
 }

@@ -1,6 +1,7 @@
 //! A driver that has none of it.
 
 use super::*;
+use vbm_hyper::OpCx;
 
 /// A driver that can do nothing but what each must.
 struct Plain(SimDriver);
@@ -15,8 +16,13 @@ impl Driver for Plain {
     async fn probe(&self) -> Capability {
         self.0.probe().await
     }
-    async fn start(&self, definition: &VmDefinition, nics: Vec<NicBackend>) -> vbm_hyper::Result<Seen> {
-        self.0.start(definition, nics).await
+    async fn start(
+        &self,
+        cx: &OpCx,
+        definition: &VmDefinition,
+        nics: Vec<NicBackend>,
+    ) -> vbm_hyper::Result<Seen> {
+        self.0.start(cx, definition, nics).await
     }
     async fn stop(&self, id: VmId) -> vbm_hyper::Result<()> {
         self.0.stop(id).await
