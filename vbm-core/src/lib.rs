@@ -87,5 +87,5 @@ pub use snapshot::{
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;
 pub use uplink::{UPLINKS_MAX, Uplink};
-pub use vm::{Accelerator, DriverKind, Vm, VmMove, VmRevert, VmSpec, VmStatus, WantedPower};
+pub use vm::{Accelerator, DriverKind, MoveHow, Vm, VmMove, VmRevert, VmSpec, VmStatus, WantedPower};
 pub use volume::{Volume, VolumeSpec};

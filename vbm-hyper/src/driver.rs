@@ -317,6 +317,11 @@ pub trait Driver: Send + Sync {
     /// Whether the hypervisor works here: its version, how it runs guests and why so, or what is missing.
     async fn probe(&self) -> Capability;
 
+    /// The same, looked at anew: what an earlier probe found is not believed.
+    async fn probe_again(&self) -> Capability {
+        self.probe().await
+    }
+
     /// Starts a VM with one backend per NIC. Returns when its processors run.
     ///
     /// # Errors
@@ -398,6 +403,13 @@ pub trait Driver: Send + Sync {
 
     /// Why a facet is missing; `None` when it is there.
     fn missing(&self, facet: Facet) -> Option<String>;
+
+    /// Why one VM, so defined, lacks a facet that its driver may have; `None` when it has it. What no driver could do with it is told
+    /// before anything is tried.
+    fn missing_for(&self, definition: &VmDefinition, facet: Facet) -> Option<String> {
+        let _ = definition;
+        self.missing(facet)
+    }
 
     /// Forgets a VM that is off and removes what the driver kept of it (not its disks). Forgetting what is not known is no error.
     ///

@@ -50,6 +50,12 @@ impl Bench for SimBench {
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(SimDriver::open(self.0.beside()).unwrap()))
     }
+    async fn elsewhere(&self, definition: &VmDefinition) -> Result<VmDefinition, String> {
+        Ok(VmDefinition {
+            root_disk: definition.root_disk.with_extension("elsewhere"),
+            ..definition.clone()
+        })
+    }
     async fn accident(&self, id: VmId, _: &Seen) {
         self.0.crash(id, CrashCause::Hypervisor);
     }

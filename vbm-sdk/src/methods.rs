@@ -22,6 +22,7 @@ use vbm_core::{
     NetworkStatus, NodePath, OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent,
     SnapshotId, Timestamp, Uplink, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
+use vbm_hyper::{Landing, MachineFacts, MoveCheck, MoveOptions};
 use vbm_rpc::{Method, StreamMethod};
 
 /// The service that controllers offer on the bus.
@@ -80,11 +81,17 @@ methods! {
     /// Takes a VM and its disk off the node, at once.
     VmRemove = "vm.remove": GoneVm => ();
     /// Prepares the node to take in a VM that runs elsewhere. The answer says where its memory is to be sent to.
-    VmReceive = "vm.receive": WantedVm => Receiving;
+    VmReceive = "vm.receive": ReceiveVm => Receiving;
     /// Begins to send a VM away; [`VmLook`] tells how it goes.
     VmSend = "vm.send": SendVm => ();
     /// How far a VM is on this node, whether it comes, goes or stays.
     VmLook = "vm.look": LookAt => LookedAt;
+    /// Lets a VM go on here that has come whole, with a copy of its disk: its source has let go of it, or runs it no more.
+    VmFinish = "vm.finish": VmId => ();
+    /// What a VM on this node is, and what stands in the way of its leaving; nothing is changed.
+    VmCheckLeave = "vm.check-leave": CheckLeave => CheckedLeave;
+    /// What stands in the way of taking a VM in; nothing is changed.
+    VmCheckArrive = "vm.check-arrive": CheckArrive => Vec<MoveCheck>;
     /// Gives up waiting for a VM that should have come.
     VmAbandon = "vm.abandon": GoneVm => ();
     /// The flows of a NIC, which may go with it to another node.
@@ -359,13 +366,73 @@ pub struct SendVm {
     pub vm: WantedVm,
     /// Where it is waited for.
     pub to: SocketAddr,
+    /// The same in full; an older controller names the address only.
+    #[serde(default)]
+    pub landing: Option<Landing>,
+    /// What it is moved with.
+    #[serde(default)]
+    pub options: MoveOptions,
+}
+
+/// A VM that shall come from another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveVm {
+    /// The VM.
+    #[serde(flatten)]
+    pub vm: WantedVm,
+    /// What it is moved with.
+    #[serde(default)]
+    pub options: MoveOptions,
+}
+
+/// Asks whether a VM can leave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckLeave {
+    /// The VM.
+    pub vm: VmId,
+    /// What it would be moved with.
+    pub options: MoveOptions,
+}
+
+/// What a VM that may leave is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckedLeave {
+    /// What a destination must be able to make.
+    pub machine: MachineFacts,
+    /// What was looked at.
+    pub checks: Vec<MoveCheck>,
+}
+
+/// Asks whether a VM can be taken in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckArrive {
+    /// The VM.
+    pub vm: WantedVm,
+    /// What it is where it runs.
+    pub machine: MachineFacts,
+    /// What it would be moved with.
+    pub options: MoveOptions,
+}
+
+/// How far a move is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveProgress {
+    /// What is sent: `disks` or `memory`.
+    pub phase: String,
+    /// How much of it, in bytes.
+    pub done: u64,
+    /// Of how much, as far as that is known.
+    pub total: u64,
 }
 
 /// A node that waits for a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receiving {
     /// Where its memory is to be sent to.
     pub at: SocketAddr,
+    /// The same in full.
+    #[serde(default)]
+    pub landing: Option<Landing>,
 }
 
 /// Which move of which VM.
@@ -384,6 +451,12 @@ pub struct LookedAt {
     pub power: PowerState,
     /// Where it is waited for, if so.
     pub receiving: Option<SocketAddr>,
+    /// The same in full.
+    #[serde(default)]
+    pub landing: Option<Landing>,
+    /// How far its sending is.
+    #[serde(default)]
+    pub progress: Option<MoveProgress>,
     /// How the sending of that generation goes, when it was begun since the agent was started.
     pub sent: Option<Sent>,
 }

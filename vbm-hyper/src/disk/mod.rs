@@ -111,7 +111,7 @@ impl Owner {
 }
 
 /// The name of the lock of a directory.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 
 /// How a directory is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -63,6 +63,14 @@ fn ran(root: &Path) -> Result<HashMap<VmId, Entry>> {
     Ok(vms)
 }
 
+/// Takes in what has just come into the directories; it is to be adopted.
+pub(super) fn meet_new(shared: &Shared, id: VmId) -> Result<()> {
+    let mut found = known(&shared.root, &shared.state)?;
+    let entry = found.remove(&id).ok_or(Error::NoSuchVm(id))?;
+    shared.lock().insert(id, entry);
+    Ok(())
+}
+
 /// What became of a VM that a manifest, or its absence, leaves open.
 enum Fate {
     /// It runs.

@@ -66,6 +66,8 @@ pub(super) struct Machine {
     pub(super) qemu_version: String,
     /// The one place for an errand.
     pub(super) errand: Arc<tokio::sync::Mutex<()>>,
+    /// How long it is still waited for, while it is to arrive.
+    pub(super) lease: super::arrival::Lease,
     notes: mpsc::Sender<Note>,
 }
 
@@ -212,6 +214,7 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         has_display: begin.has_display,
         qemu_version: begin.qemu_version,
         errand: Arc::default(),
+        lease: super::arrival::Lease::new(),
         notes,
     });
     let mut keeper = Keeper {
@@ -359,9 +362,12 @@ impl Keeper {
                     self.use_monitor(connected);
                 }
                 match found.settled {
-                    Some(Settled::Arriving) => {
+                    Some(Settled::Arriving { waits }) => {
                         self.take(Input::FoundArriving);
-                        let watch = super::migration::watch_arrival(Arc::clone(&self.shared), self.id);
+                        if waits {
+                            self.take(Input::WaitsForWord);
+                        }
+                        let watch = super::arrival::watch(Arc::clone(&self.shared), self.id);
                         self.shared.scope.tasks.spawn(watch);
                     }
                     Some(Settled::Away) => return self.end_now(),

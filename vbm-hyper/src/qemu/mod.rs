@@ -15,20 +15,26 @@
 //! | `record`, `books` | run directory; what of it changes during a run |
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt` | act |
+//! | [`orphans`] | what no daemon looks after |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
+//! | `foresee`, `mirror`, `arrival` | a migration: looked at before; its disks; its last step |
 //! | `snapshots`, `saved`, `migration` | the facets made of these |
 
 mod adopt;
 mod argv;
+mod arrival;
 mod books;
 mod consoles;
 mod errand;
 mod firmware;
+mod foresee;
 pub(crate) mod img;
 mod keeper;
 mod lifecycle;
 mod memory;
 mod migration;
+mod mirror;
+pub mod orphans;
 mod probe;
 mod qmp;
 mod record;
@@ -38,8 +44,11 @@ mod snapshots;
 mod start;
 mod transfer;
 
+pub use orphans::{Orphan, OrphanKind};
 pub use probe::AcceleratorChoice;
 pub(crate) use probe::DEBIAN_PACKAGE;
+#[cfg(test)]
+pub(crate) use qmp::makes_sense as qmp_makes_sense;
 
 use crate::{
     Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
@@ -81,6 +90,8 @@ pub struct QemuConfig {
     pub accelerator: Option<AcceleratorChoice>,
     /// The folder with the UEFI firmware (`OVMF_CODE_4M.fd`, `OVMF_VARS_4M.fd`), if not where distributions keep it.
     pub firmware: Option<PathBuf>,
+    /// The device of KVM.
+    pub kvm_device: PathBuf,
     /// The clock that start times are read from.
     pub clock: Arc<dyn Clock>,
     /// Who freezes the file systems of guests for snapshots.
@@ -96,6 +107,7 @@ impl QemuConfig {
             program: None,
             accelerator: None,
             firmware: None,
+            kvm_device: PathBuf::from("/dev/kvm"),
             clock: Arc::new(SystemClock),
             freezer: Arc::new(crate::NoAgent),
         }
@@ -290,6 +302,7 @@ impl Shared {
         let found = probe::probe(
             self.config.program.as_deref(),
             self.config.accelerator,
+            &self.config.kvm_device,
             &self.scope,
         )
         .await?;
@@ -364,6 +377,11 @@ impl Driver for QemuDriver {
             accelerator,
             problem,
         }
+    }
+
+    async fn probe_again(&self) -> Capability {
+        *self.shared.found.lock().await = None;
+        self.probe().await
     }
 
     async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {

@@ -156,6 +156,7 @@ impl VmDir {
 
     /// Clears what the last run left, keeps its machine facts.
     pub(super) fn clear_run(&self) -> Result<()> {
+        crate::steps::step("clear_run");
         for name in [
             "manifest",
             "starting",
@@ -176,6 +177,7 @@ impl VmDir {
 
     /// Removes what says that it runs; logs stay.
     pub(super) fn end_run(&self, ended: Option<&Ended>) -> Result<()> {
+        crate::steps::step("end_run");
         if let Some(ended) = ended {
             self.write("ended", ended)?;
         }
@@ -186,6 +188,7 @@ impl VmDir {
     }
 
     pub(super) fn remove(&self) -> Result<()> {
+        crate::steps::step("remove");
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io("remove", &self.path)(error))

@@ -160,7 +160,7 @@ impl argv::Entry {
     }
 }
 
-fn check_files(definition: &VmDefinition) -> Result<()> {
+pub(super) fn check_files(definition: &VmDefinition) -> Result<()> {
     let mut files: Vec<&Path> = vec![&definition.root_disk];
     if let crate::BootSource::Kernel { kernel, initrd, .. } = &definition.boot {
         files.extend([kernel.as_path(), initrd]);

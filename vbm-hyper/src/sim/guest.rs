@@ -54,6 +54,8 @@ pub(super) struct Door {
     pub(super) world: Weak<Inner>,
     pub(super) definition: VmDefinition,
     pub(super) run: u64,
+    /// Disks are copied to it, and who comes waits to be let go.
+    pub(super) copies: bool,
 }
 
 /// What hosts share: disks, and a way to each other.

@@ -15,6 +15,7 @@
 mod consoles;
 mod facets;
 mod guest;
+mod migration;
 mod picture;
 mod snapshots;
 mod world;

@@ -80,6 +80,8 @@ pub enum Fault {
     NextMigrationFails(String),
     /// The file systems of the guest cannot be frozen, for this reason.
     CannotFreeze(String),
+    /// The next time that it was sent away, its source does not hear that it has come.
+    NextConfirmationIsLost,
     /// The guest ignores its power button.
     IgnoresButton,
     /// The hypervisor does not answer for it.
@@ -120,6 +122,8 @@ pub(super) struct SimVm {
     pub(super) run: u64,
     /// What its guest remembers.
     pub(super) memory: Memory,
+    /// While it is to arrive.
+    pub(super) arrival: super::migration::Arrival,
     /// Held as a hypervisor would.
     _nics: Vec<NicBackend>,
     pub(super) silent: bool,
@@ -317,6 +321,7 @@ impl SimWorld {
             seen: seen.clone(),
             run,
             memory,
+            arrival: super::migration::Arrival::new(),
             _nics: nics,
             silent: self.has_fault(id, &Fault::Silent),
             unseen_end: false,

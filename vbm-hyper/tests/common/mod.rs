@@ -67,6 +67,8 @@ pub(crate) struct QemuBench {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) images: ImageStore,
     pub(crate) pool: Pool,
+    /// The second host's own.
+    pub(crate) pool_beside: Pool,
     image: vbm_core::Digest,
     made: Mutex<Vec<VmId>>,
 }
@@ -91,10 +93,14 @@ impl QemuBench {
             .unwrap()
             .digest;
         let pool = Pool::open(dir.path().join("pool"), images.clone()).await.unwrap();
+        let pool_beside = Pool::open(dir.path().join("pool-beside"), images.clone())
+            .await
+            .unwrap();
         Self {
             dir,
             images,
             pool,
+            pool_beside,
             image,
             made: Mutex::default(),
         }
@@ -117,6 +123,16 @@ impl QemuBench {
         let definition = definition(path);
         self.made.lock().unwrap().push(definition.id);
         definition
+    }
+
+    /// The same VM with a fresh clone of its own at the second host.
+    pub(crate) async fn elsewhere(&self, definition: &VmDefinition) -> VmDefinition {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        let clone = self.pool_beside.clone_image(self.image, volume, 64 << 20);
+        VmDefinition {
+            root_disk: clone.await.unwrap(),
+            ..definition.clone()
+        }
     }
 
     /// The same, booted directly.
@@ -156,6 +172,48 @@ impl Drop for QemuBench {
             }
         }
     }
+}
+
+/// Processes that are a VM's, by their command line.
+pub(crate) fn processes_of(id: VmId) -> Vec<u32> {
+    let id = id.to_string();
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let args: Vec<_> = args.split(|byte| *byte == 0).collect();
+        args.windows(2)
+            .any(|pair| pair[0] == b"-uuid" && pair[1] == id.as_bytes())
+    })
+    .collect()
+}
+
+/// What is left of forgotten VMs below a directory: processes, run directories, sockets that anybody listens at, files that are open here.
+pub(crate) fn leftovers(dir: &Path, ids: &[VmId]) -> Vec<String> {
+    let mut left: Vec<String> = Vec::new();
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    for id in ids {
+        left.extend(processes_of(*id).iter().map(|pid| format!("process {pid}")));
+        for run in ["run", "run-beside"].map(|run| dir.join(run).join(id.to_string())) {
+            left.extend(run.exists().then(|| run.display().to_string()));
+            let run = format!("{}/", run.display());
+            left.extend(
+                sockets
+                    .lines()
+                    .filter(|line| line.contains(&run))
+                    .map(str::to_owned),
+            );
+            let open = std::fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+            left.extend(
+                open.filter(|file| file.starts_with(&run))
+                    .map(|file| file.display().to_string()),
+            );
+        }
+    }
+    left
 }
 
 /// Kills a process that the test has started.
@@ -238,8 +296,14 @@ impl Bench for QemuBench {
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(QemuDriver::open(self.config_beside()).await.unwrap()))
     }
+    async fn elsewhere(&self, definition: &VmDefinition) -> Result<VmDefinition, String> {
+        Ok(self.elsewhere(definition).await)
+    }
     async fn accident(&self, _: VmId, seen: &Seen) {
         kill_9(seen.pid.unwrap());
+    }
+    fn leftovers(&self, ids: &[VmId]) -> Vec<String> {
+        leftovers(self.dir.path(), ids)
     }
     fn patience(&self) -> Duration {
         PATIENCE

@@ -15,7 +15,7 @@ use super::{
 use crate::NetError;
 use nix::sys::socket::{MsgFlags, recv};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     os::fd::{AsRawFd, OwnedFd},
 };
@@ -43,6 +43,9 @@ const BRIDGE: u8 = 7;
 const TABLE: u16 = 1;
 const CHAIN: u16 = 2;
 const EXPRESSIONS: u16 = 4;
+/// The same of a set or map itself; its name is at `NFTA_SET_NAME`.
+const GET_SET: u16 = 10 << 8 | 10;
+const SET_TOLD: u16 = 10 << 8 | 9;
 /// `NFTA_SET_ELEM_LIST_SET`, `NFTA_SET_ELEM_LIST_ELEMENTS`, `NFTA_LIST_ELEM`, `NFTA_SET_ELEM_KEY`, `NFTA_DATA_VALUE`.
 const SET: u16 = 2;
 const ELEMENTS: u16 = 3;
@@ -136,6 +139,102 @@ fn text(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
+/// A table: its chains as bytes, and where its maps lead which link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Whole {
+    pub(super) chains: BTreeMap<String, Vec<u8>>,
+    pub(super) maps: BTreeMap<String, BTreeSet<(String, String)>>,
+}
+
+/// All of a bridge table. `None` where the kernel does not tell, or tells something else.
+pub(super) async fn whole(ns: &NetNs, table: &'static str) -> Result<Option<Whole>, NetError> {
+    ns.run(move || ask_whole(table).ok()).await
+}
+
+fn ask_whole(table: &str) -> io::Result<Whole> {
+    let kernel = open()?;
+    let named = |message: &[u8], kind| {
+        let name = attributes_of(message).find(|(k, _)| *k == kind).map(|(_, v)| v)?;
+        String::from_utf8(name.strip_suffix(&[0]).unwrap_or(name).to_vec()).ok()
+    };
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    let mut whole = Whole::default();
+    dump(&kernel, GET_CHAIN, &body, |kind, message| {
+        if kind == CHAIN_TOLD && named(message, TABLE).as_deref() == Some(table) {
+            let name = named(message, CHAIN_NAME).ok_or_else(broken)?;
+            whole.chains.insert(name, hook_of(message));
+        }
+        Ok(())
+    })?;
+    let mut found: BTreeMap<String, (Vec<u8>, Vec<Vec<u8>>)> = BTreeMap::new();
+    dump(&kernel, GET_RULE, &body, |kind, message| {
+        if kind == RULE && named(message, TABLE).as_deref() == Some(table) {
+            let chain = named(message, CHAIN).ok_or_else(broken)?;
+            let (rules, sets) = found.entry(chain.clone()).or_default();
+            read_rule(message, &chain, rules, sets)?;
+        }
+        Ok(())
+    })?;
+    for (name, bytes) in &mut whole.chains {
+        let (rules, sets) = found.remove(name).unwrap_or_default();
+        put(bytes, &rules);
+        for set in sets {
+            put(bytes, &ask_set(&kernel, table, &set)?);
+        }
+    }
+    let mut maps = Vec::new();
+    dump(&kernel, GET_SET, &body, |kind, message| {
+        if kind == SET_TOLD && named(message, TABLE).as_deref() == Some(table) {
+            maps.push(named(message, SET).ok_or_else(broken)?);
+        }
+        Ok(())
+    })?;
+    for map in maps
+        .into_iter()
+        .filter(|map| !map.as_bytes().starts_with(NAMELESS))
+    {
+        let jumps = ask_jumps(&kernel, table, &map)?;
+        whole.maps.insert(map, jumps);
+    }
+    if found.is_empty() {
+        Ok(whole)
+    } else {
+        Err(broken())
+    }
+}
+
+/// The elements of a map from links to chains.
+fn ask_jumps(kernel: &OwnedFd, table: &str, map: &str) -> io::Result<BTreeSet<(String, String)>> {
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    attribute(&mut body, SET, &text(map));
+    let mut jumps = BTreeSet::new();
+    dump(kernel, GET_ELEMENT, &body, |kind, message| {
+        if kind == ELEMENT {
+            let lists = attributes_of(message).filter(|(kind, _)| *kind == ELEMENTS);
+            for (_, element) in lists.flat_map(|(_, list)| attributes_of(list)) {
+                jumps.insert(read_jump(element).ok_or_else(broken)?);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(jumps)
+}
+
+/// The link and the chain of an element whose verdict is a jump.
+fn read_jump(element: &[u8]) -> Option<(String, String)> {
+    let find = |at, kind| attributes_of(at).find(|(k, _)| *k == kind).map(|(_, v)| v);
+    let link: &[u8] = find(find(element, KEY)?, VALUE)?;
+    let link = link.split(|byte| *byte == 0).next()?;
+    let verdict: &[u8] = find(find(element, DATA)?, VERDICT)?;
+    let code = i32::from_be_bytes(find(verdict, CODE)?.try_into().ok()?);
+    let chain: &[u8] = find(verdict, VERDICT_CHAIN)?;
+    let chain = chain.strip_suffix(&[0]).unwrap_or(chain);
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    (code == JUMP).then_some((text(link)?, text(chain)?))
+}
+
 /// A chain: where it is hooked in, its rules, and what is in the sets that have no name of their own.
 fn ask(kernel: &OwnedFd, table: &str, chain: &str) -> io::Result<Vec<u8>> {
     let mut bytes = ask_hook(kernel, table, chain)?;
@@ -176,15 +275,20 @@ fn ask_hook(kernel: &OwnedFd, table: &str, chain: &str) -> io::Result<Vec<u8>> {
     let mut found = None;
     read_part(part.get(..length).unwrap_or_default(), &mut |kind, message| {
         if kind == CHAIN_TOLD {
-            let mut bytes = Vec::new();
-            for (_, value) in attributes_of(message).filter(|(kind, _)| HOOKED.contains(kind)) {
-                put(&mut bytes, value);
-            }
-            found = Some(bytes);
+            found = Some(hook_of(message));
         }
         Ok(())
     })?;
     found.ok_or_else(broken)
+}
+
+/// What an answer says of where a chain is hooked in.
+fn hook_of(message: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (_, value) in attributes_of(message).filter(|(kind, _)| HOOKED.contains(kind)) {
+        put(&mut bytes, value);
+    }
+    bytes
 }
 
 /// The elements of a set, in an order of their own: the kernel's is another each time.
@@ -196,7 +300,11 @@ fn ask_set(kernel: &OwnedFd, table: &str, set: &[u8]) -> io::Result<Vec<u8>> {
     dump(kernel, GET_ELEMENT, &body, |kind, message| {
         if kind == ELEMENT {
             let lists = attributes_of(message).filter(|(kind, _)| *kind == ELEMENTS);
-            elements.extend(lists.flat_map(|(_, list)| attributes_of(list)).map(|(_, e)| e.to_vec()));
+            elements.extend(
+                lists
+                    .flat_map(|(_, list)| attributes_of(list))
+                    .map(|(_, e)| e.to_vec()),
+            );
         }
         Ok(())
     })?;
@@ -216,7 +324,11 @@ fn read_rule(message: &[u8], chain: &str, rules: &mut Vec<u8>, sets: &mut Vec<Ve
     let body = find(EXPRESSIONS).ok_or_else(broken)?;
     put(rules, body);
     for (_, expression) in attributes_of(body) {
-        let part = |kind| attributes_of(expression).find(|(k, _)| *k == kind).map(|(_, v)| v);
+        let part = |kind| {
+            attributes_of(expression)
+                .find(|(k, _)| *k == kind)
+                .map(|(_, v)| v)
+        };
         if part(EXPRESSION_NAME) == Some(LOOKUP)
             && let Some(data) = part(EXPRESSION_DATA)
             && let Some((_, set)) = attributes_of(data).find(|(k, _)| *k == LOOKUP_SET)
@@ -370,7 +482,7 @@ mod tests {
         #[test]
         fn reading_garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut read = |_: u16, message: &[u8]| read_rule(message, "c", &mut Vec::new(), &mut Vec::new());
-            let _read = (read_part(&bytes, &mut read), read_rule(&bytes, "c", &mut Vec::new(), &mut Vec::new()), read_target(&bytes));
+            let _read = (read_part(&bytes, &mut read), read_rule(&bytes, "c", &mut Vec::new(), &mut Vec::new()), read_target(&bytes), read_jump(&bytes));
         }
     }
 }

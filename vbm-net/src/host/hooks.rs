@@ -111,7 +111,11 @@ async fn change(
         let commits = diff.script.lines().filter(|line| *line == "COMMIT").count();
         written.transactions = u32::try_from(commits).ok();
         // Where the last network goes, so do the chains: there is nothing to ask for.
-        let asked = if want.is_some() { chains_of(owner, &diff.script) } else { Tables::new() };
+        let asked = if want.is_some() {
+            chains_of(owner, &diff.script)
+        } else {
+            Tables::new()
+        };
         written.told = exec::tables_write(host, family.restore(), &diff.script, &asked).await?;
     }
     if want.is_some() {
@@ -130,7 +134,10 @@ async fn change(
 fn chains_of(owner: &str, script: &str) -> Tables {
     let mut tables = Tables::new();
     for chain in HostChain::ALL {
-        if script.lines().any(|line| line.strip_prefix('*') == Some(chain.table())) {
+        if script
+            .lines()
+            .any(|line| line.strip_prefix('*') == Some(chain.table()))
+        {
             let table = tables.entry(chain.table().to_owned()).or_default();
             tables::chain(table, chain.name(owner), None, Vec::new());
         }
@@ -149,7 +156,9 @@ async fn read_back(
     written: Written,
 ) -> Result<Option<u32>, NetError> {
     let since = generation::of(&shared.host).await?;
-    let expected = before.zip(written.transactions).map(|(at, more)| at.wrapping_add(more));
+    let expected = before
+        .zip(written.transactions)
+        .map(|(at, more)| at.wrapping_add(more));
     let now = match since.filter(|since| want.is_some() && expected == Some(*since)) {
         Some(at) => {
             let mut now = observed.clone();

@@ -41,6 +41,7 @@ mod sysctl;
 mod tap;
 pub(crate) mod teardown;
 mod uplinks;
+mod whole;
 
 use crate::{
     DesiredNetwork, Dispatch, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,

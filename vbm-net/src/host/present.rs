@@ -49,7 +49,9 @@ impl Present {
 
 /// What there is now.
 pub(super) async fn of(ns: &NetNs) -> Result<Present, NetError> {
-    let told = ns.run(|| Some(Present::of(&tables().ok()?, sets().unwrap_or(true)))).await?;
+    let told = ns
+        .run(|| Some(Present::of(&tables().ok()?, sets().unwrap_or(true))))
+        .await?;
     Ok(told.unwrap_or(Present {
         guard: true,
         v4: true,

@@ -18,6 +18,7 @@ use super::{
     netns::NetNs,
     present,
     steps::{Back, Steps},
+    whole,
 };
 use crate::{
     DesiredNetwork, NetError, Validated,
@@ -118,7 +119,7 @@ pub(crate) async fn apply(
         let sure = known.as_ref().is_some_and(|known| known.held != want);
         let found = match known {
             Some(known) => quick(ns, &mut want, known, forms, step).await?,
-            None => thorough(ns, &mut want, step).await?,
+            None => thorough(ns, &mut want, forms, step).await?,
         };
         done.healed |= !sure && !found.0.is_empty();
         done.changes.extend(found.0);
@@ -131,7 +132,7 @@ pub(crate) async fn apply(
         }
     }
     // Another writes all the time, or the kernel does not tell generations: what stands was read back all the same.
-    verify(ns, &want).await?;
+    verify(ns, &want, forms).await?;
     Ok(done)
 }
 
@@ -154,7 +155,7 @@ async fn quick(
         back.compare(ns, &told, want, forms).await?;
     } else {
         steps.write(ns, None, step).await?;
-        verify(ns, want).await?;
+        verify(ns, want, forms).await?;
     }
     let expected = known.generation.wrapping_add(steps.transactions());
     let now = generation::of(ns).await?.filter(|now| *now == expected);
@@ -165,10 +166,11 @@ async fn quick(
 async fn thorough(
     ns: &NetNs,
     want: &mut Wanted,
+    forms: &Mutex<Forms>,
     step: &(dyn Fn(&'static str) + Sync),
 ) -> Result<(Vec<String>, Option<u32>), NetError> {
     let before = generation::of(ns).await?;
-    let have = read(ns).await?;
+    let have = read(ns, want, forms).await?;
     want.settle(&have);
     let steps = Steps::between(want, &have);
     steps.write(ns, None, step).await?;
@@ -176,18 +178,18 @@ async fn thorough(
         before
     } else {
         let since = generation::of(ns).await?;
-        verify(ns, want).await?;
+        verify(ns, want, forms).await?;
         since
     };
     let now = generation::of(ns).await?;
     Ok((steps.changes, now.filter(|_| now == since)))
 }
 
-/// All that there is, at the same time.
-async fn read(ns: &NetNs) -> Result<Wanted, NetError> {
+/// All that there is, at the same time. Of the guard only what is otherwise than wanted is printed.
+async fn read(ns: &NetNs, want: &Wanted, forms: &Mutex<Forms>) -> Result<Wanted, NetError> {
     let there = present::of(ns).await?;
     let (guard, sets, v4, v6, nft) = tokio::try_join!(
-        where_there(there.guard, exec::guard_read(ns)),
+        where_there(there.guard, whole::read(ns, &want.guard, forms)),
         where_there(there.sets, exec::ipset_read(ns)),
         where_there(there.v4, exec::iptables_read(ns)),
         where_there(there.v6, exec::ip6tables_read(ns)),
@@ -214,9 +216,13 @@ async fn sets_now(ns: &NetNs) -> Result<Sets, NetError> {
 }
 
 /// What would be done; `None` where there is no namespace yet.
-pub(crate) async fn foresee(ns: Option<&NetNs>, mut want: Wanted) -> Result<Vec<String>, NetError> {
+pub(crate) async fn foresee(
+    ns: Option<&NetNs>,
+    mut want: Wanted,
+    forms: &Mutex<Forms>,
+) -> Result<Vec<String>, NetError> {
     let have = match ns {
-        Some(ns) => read(ns).await?,
+        Some(ns) => read(ns, &want, forms).await?,
         None => Wanted::default(),
     };
     want.settle(&have);
@@ -224,13 +230,18 @@ pub(crate) async fn foresee(ns: Option<&NetNs>, mut want: Wanted) -> Result<Vec<
 }
 
 /// Fails unless the kernel holds just this. Reads all of it.
-async fn verify(ns: &NetNs, want: &Wanted) -> Result<(), NetError> {
-    let steps = Steps::between(want, &read(ns).await?);
+async fn verify(ns: &NetNs, want: &Wanted, forms: &Mutex<Forms>) -> Result<(), NetError> {
+    let steps = Steps::between(want, &read(ns, want, forms).await?);
     steps.missing()
 }
 
 /// Whether the kernel holds just this: by the generation, where that tells it.
-pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standing>) -> Result<(), NetError> {
+pub(crate) async fn check(
+    ns: &NetNs,
+    mut want: Wanted,
+    standing: Option<&Standing>,
+    forms: &Mutex<Forms>,
+) -> Result<(), NetError> {
     let now = generation::of(ns).await?;
     if let Some(standing) = standing {
         want.settle(&standing.held);
@@ -238,7 +249,7 @@ pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standi
     let want = &want;
     let known = standing.filter(|s| Some(s.generation) == now && s.held == *want);
     if known.is_none() {
-        return verify(ns, want).await;
+        return verify(ns, want, forms).await;
     }
     let have = Wanted {
         sets: sets_now(ns).await?,

@@ -98,7 +98,9 @@ fn diff_table(table: &str, want: &Table, have: &Table, changes: &mut Vec<String>
         let header = format!(":{name} {} [0:0]\n", chain.policy.as_deref().unwrap_or("-"));
         let added = stands.and_then(|stands| added(name, &stands.rules, &chain.rules));
         // A user chain named in a header is flushed; a built-in one is not.
-        if stands.is_none_or(|stands| stands.policy != chain.policy) || chain.policy.is_none() && added.is_none() {
+        if stands.is_none_or(|stands| stands.policy != chain.policy)
+            || chain.policy.is_none() && added.is_none()
+        {
             headers += &header;
         }
         if let Some(added) = added {
@@ -227,7 +229,10 @@ pub fn parse_asked_all(text: &str, asked: &Tables) -> Option<Tables> {
         part.push('\n');
     }
     let told = |(table, part): (&String, String)| (table.clone(), parse_asked(&part));
-    chains.next().is_none().then(|| parts.into_iter().map(told).collect())
+    chains
+        .next()
+        .is_none()
+        .then(|| parts.into_iter().map(told).collect())
 }
 
 /// Reads the answer to [`asking`] for one table.
@@ -317,7 +322,9 @@ mod tests {
 
     #[test]
     fn what_only_comes_is_put_in_its_place_and_nothing_else_is_touched() {
-        let have = tables("*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A A -s 1.0.0.1/32\n-A A -s 1.0.0.3/32\nCOMMIT\n");
+        let have = tables(
+            "*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A A -s 1.0.0.1/32\n-A A -s 1.0.0.3/32\nCOMMIT\n",
+        );
         let want = tables(
             "*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n:B - [0:0]\n-A INPUT -j A\n-A A -s 1.0.0.0/32\n-A A -s 1.0.0.1/32\n-A A -s 1.0.0.2/32\n-A A -s 1.0.0.3/32\n-A A -j B\nCOMMIT\n",
         );
@@ -326,12 +333,17 @@ mod tests {
             "*filter\n:B - [0:0]\n-I A 1 -s 1.0.0.0/32\n-I A 3 -s 1.0.0.2/32\n-A A -j B\n-A INPUT -j A\nCOMMIT\n"
         );
         let script = diff(&have, &want).script;
-        assert!(script.contains(":A - [0:0]") && script.contains("-F INPUT"), "{script}");
+        assert!(
+            script.contains(":A - [0:0]") && script.contains("-F INPUT"),
+            "{script}"
+        );
     }
 
     #[test]
     fn tables_that_do_not_stand_begin_with_the_policies_they_keep() {
-        let want = tables("*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A INPUT -j A\nCOMMIT\n*nat\n:INPUT ACCEPT [0:0]\nCOMMIT\n*mangle\n:INPUT ACCEPT [0:0]\nCOMMIT\n");
+        let want = tables(
+            "*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A INPUT -j A\nCOMMIT\n*nat\n:INPUT ACCEPT [0:0]\nCOMMIT\n*mangle\n:INPUT ACCEPT [0:0]\nCOMMIT\n",
+        );
         let (script, begun) = beginning("ip", &want, &Tables::new());
         assert_eq!(
             script,
@@ -347,11 +359,16 @@ mod tests {
 
     #[test]
     fn chains_of_one_name_in_two_tables_are_told_apart() {
-        let asked = tables("*filter\n:A - [0:0]\n:INPUT DROP [0:0]\nCOMMIT\n*nat\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n");
+        let asked = tables(
+            "*filter\n:A - [0:0]\n:INPUT DROP [0:0]\nCOMMIT\n*nat\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n",
+        );
         let said = "-N A\n-P INPUT DROP\n-P INPUT ACCEPT\n-A INPUT -j DROP\n";
         assert_eq!(parse_asked_all(said, &asked), Some(asked.clone()));
         assert_eq!(parse_asked_all("-N A\n-P INPUT DROP\n", &asked), None);
-        assert_eq!(parse_asked_all("-P INPUT DROP\n-N A\n-P INPUT ACCEPT\n", &asked), None);
+        assert_eq!(
+            parse_asked_all("-P INPUT DROP\n-N A\n-P INPUT ACCEPT\n", &asked),
+            None
+        );
         assert_eq!(parse_asked_all("", &Tables::new()), Some(Tables::new()));
     }
 

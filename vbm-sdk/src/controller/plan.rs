@@ -195,6 +195,11 @@ impl World {
         all.any(|s| s.meta.deleting || s.status.state == SnapshotState::Creating)
     }
 
+    /// Whether a VM has snapshots.
+    pub(crate) fn has_snapshots(&self, vm: VmId) -> bool {
+        self.snapshots.values().any(|s| s.spec.vm == vm)
+    }
+
     /// `None` while a record that it refers to is missing: it is better to wait than to start half of it.
     pub(crate) fn wanted_vm(&self, vm: &Vm) -> Option<WantedVm> {
         let image = self.images.get(&vm.spec.image)?;
