@@ -202,8 +202,7 @@ async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) -> Adopt
         started_at: manifest.started_at,
         power: PowerState::Unknown,
     };
-    let root_disk = begin.definition.root_disk.clone();
-    let thaw = super::snapshots::thaw_left(Arc::clone(shared), id, root_disk);
+    let thaw = super::snapshots::thaw_left(Arc::clone(shared), id, &begin.definition.root_disk);
     let machine = keeper::enter(shared, begin);
     shared.scope.tasks.spawn(thaw);
     let known = machine.wait_for(|view| view.seen.power != PowerState::Unknown);
