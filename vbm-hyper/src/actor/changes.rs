@@ -60,12 +60,7 @@ impl Teller {
     }
 
     pub(super) fn tell(&self, event: DriverEvent) {
-        self.send(1, |number| {
-            Change::Event(Seq {
-                number,
-                what: event,
-            })
-        });
+        self.send(1, |number| Change::Event(Seq { number, what: event }));
     }
 
     /// So many events of the driver never came here.

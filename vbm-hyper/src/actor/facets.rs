@@ -1,6 +1,11 @@
 //! The handle's methods for what only some drivers can do. A missing facet is an error that says why.
 
-use super::{Job, VmHandle, job::Typed, task::{self, Command, Errand}, work::About};
+use super::{
+    Job, VmHandle,
+    job::Typed,
+    task::{self, Command, Errand},
+    work::About,
+};
 use crate::{
     Driver, Error, Facet, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen, SnapshotTaken,
     Snapshots, VmDefinition,
@@ -214,11 +219,12 @@ impl VmHandle {
             about,
         };
         self.ask(|reply| {
-            let begin = move |driver: Arc<dyn Driver>, gate: Option<task::GateOf>| -> Box<dyn super::job::AnyJob> {
-                let kind = driver.kind();
-                let work = async move { work(&*driver, &cx).await };
-                Box::new(Typed::new(task::through(gate, kind, work), reply))
-            };
+            let begin =
+                move |driver: Arc<dyn Driver>, gate: Option<task::GateOf>| -> Box<dyn super::job::AnyJob> {
+                    let kind = driver.kind();
+                    let work = async move { work(&*driver, &cx).await };
+                    Box::new(Typed::new(task::through(gate, kind, work), reply))
+                };
             Command::Facet(errand, Box::new(begin))
         })
         .await

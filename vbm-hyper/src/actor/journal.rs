@@ -259,7 +259,9 @@ mod tests {
         let path = |n| dir.path().join("jobs").join(Journal::name(id(n)));
         std::fs::write(path(2), "{").unwrap();
         std::fs::write(dir.path().join("jobs/other"), "{}").unwrap();
-        let newer = serde_json::to_string(&note).unwrap().replace("\"format\":1", "\"format\":2");
+        let newer = serde_json::to_string(&note)
+            .unwrap()
+            .replace("\"format\":1", "\"format\":2");
         std::fs::write(path(3), newer).unwrap();
         assert_eq!(journal.left().unwrap(), [note]);
         journal.forget(id(1));

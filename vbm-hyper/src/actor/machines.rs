@@ -177,7 +177,11 @@ impl Machines {
 
     /// What came of the job of an earlier daemon needs not be told again.
     pub fn heard_of(&self, job: &EndedJob) {
-        let busy = self.inner.lock().get(&job.vm).is_some_and(|vm| vm.work.borrow().is_some());
+        let busy = self
+            .inner
+            .lock()
+            .get(&job.vm)
+            .is_some_and(|vm| vm.work.borrow().is_some());
         // The note of a job that runs by now is another one.
         if !busy {
             self.inner.journal.forget(job.vm);

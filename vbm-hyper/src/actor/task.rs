@@ -2,8 +2,8 @@
 
 use super::{
     Job, StopOutcome, VmSeen,
-    job::{AnyJob, Reply, Typed, answer},
     changes::Teller,
+    job::{AnyJob, Reply, Typed, answer},
     machines::Gate,
     policy,
     work::{About, Desk},

@@ -1,6 +1,9 @@
 //! What a VM is busy with, as it goes on: whose work it is, since when, how far; and how it is called off.
 
-use super::{Job, journal::{Journal, Note}};
+use super::{
+    Job,
+    journal::{Journal, Note},
+};
 use crate::{OpCx, Progress};
 use tokio::sync::watch;
 use vbm_core::{Clock, OperationId, SnapshotId, Timestamp, VmId};

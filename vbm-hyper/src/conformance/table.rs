@@ -88,7 +88,9 @@ async fn bring(ground: &mut Ground<'_>, definition: &VmDefinition, power: PowerS
         PowerState::Paused(_) => ground.driver.pause(id).await.expect("it runs"),
         PowerState::Crashed(_) => {
             ground.bench.accident(id, &ground.seen(id).await).await;
-            ground.event(id, |event| matches!(event, PowerEvent::Crash(_))).await;
+            ground
+                .event(id, |event| matches!(event, PowerEvent::Crash(_)))
+                .await;
         }
         PowerState::Saved => match Operation::Save.run(ground, definition).await {
             Err(Error::Unsupported { .. }) => return false,
@@ -118,13 +120,20 @@ pub async fn every_operation_in_every_state_is_as_the_table_says(bench: &dyn Ben
         if !bring(&mut ground, &definition, *power).await {
             continue;
         }
-        for operation in OPERATIONS.iter().filter(|operation| !operation.is_allowed(*power)) {
+        for operation in OPERATIONS
+            .iter()
+            .filter(|operation| !operation.is_allowed(*power))
+        {
             let before = ground.seen(id).await;
             match operation.run(&ground, &definition).await {
                 Err(Error::Unsupported { .. }) => {}
                 result => refused(result, &format!("{operation:?} of a VM that is {power}")),
             }
-            assert_eq!(ground.seen(id).await, before, "a refused {operation:?} changes nothing");
+            assert_eq!(
+                ground.seen(id).await,
+                before,
+                "a refused {operation:?} changes nothing"
+            );
         }
         let mut fresh = true;
         for operation in OPERATIONS.iter().filter(|operation| operation.is_allowed(*power)) {
@@ -193,7 +202,9 @@ pub async fn thirty_two_clients_leave_one_vm_whole(bench: &dyn Bench) -> Verdict
         };
         number += 1;
         assert_eq!(event.number, number, "numbers have no holes");
-        power = power.after(event.what.event).expect("the table allows each event");
+        power = power
+            .after(event.what.event)
+            .expect("the table allows each event");
         assert_eq!(power, event.what.seen.power);
     }
     vm.start(definition, NO_NICS).await.expect("it can be used again");
@@ -218,7 +229,10 @@ async fn client(n: usize, vm: &VmHandle, definition: VmDefinition) {
             let kind = error.kind();
             let refused = matches!(kind, ErrorKind::Conflict | ErrorKind::Cancelled);
             // A force-off came between two steps of it.
-            let ended = matches!(error, Error::StartFailed { .. } | Error::Disconnected { .. } | Error::NoSuchVm(_));
+            let ended = matches!(
+                error,
+                Error::StartFailed { .. } | Error::Disconnected { .. } | Error::NoSuchVm(_)
+            );
             assert!(refused || ended, "{error}");
         }
     }
@@ -232,7 +246,10 @@ fn begin(job: Job, vm: &VmHandle, definition: &VmDefinition) -> Option<(PowerSta
     let snapshot = vbm_core::SnapshotId::from_uuid(uuid::Uuid::from_u128(77));
     let (running, off) = (PowerState::Running, PowerState::Off);
     Some(match job {
-        Job::Start => (off, Box::pin(async move { vm.start(definition, NO_NICS).await.map(drop) })),
+        Job::Start => (
+            off,
+            Box::pin(async move { vm.start(definition, NO_NICS).await.map(drop) }),
+        ),
         Job::Stop => (
             running,
             Box::pin(async move { vm.stop(Duration::from_secs(600)).await.map(|_| ()) }),
@@ -279,7 +296,11 @@ pub async fn force_off_ends_every_job(bench: &dyn Bench) -> Verdict {
         let forced = timeout(bench.patience(), vm.force_off()).await;
         forced.expect("a force-off waits for no job").expect("it works");
         let seen = vm.inspect().await.expect("it is known").seen;
-        assert_eq!(seen, Seen::resting(PowerState::Off), "after a force-off during {job:?}");
+        assert_eq!(
+            seen,
+            Seen::resting(PowerState::Off),
+            "after a force-off during {job:?}"
+        );
         match work.await.expect("it does not panic") {
             Ok(()) | Err(Error::Preempted { .. } | Error::Unsupported { .. }) => {}
             Err(error) => panic!("{job:?} ended by a force-off: {error}"),
@@ -316,7 +337,9 @@ async fn poll_some(polls: u32, work: impl Future) -> bool {
 
 /// A start or a save whose future is dropped, or that is called off, wherever it waits: the VM comes to rest in a state of the table, runs or is
 /// off, and can be used.
-pub async fn work_that_is_dropped_or_called_off_at_any_await_leaves_a_usable_vm(bench: &dyn Bench) -> Verdict {
+pub async fn work_that_is_dropped_or_called_off_at_any_await_leaves_a_usable_vm(
+    bench: &dyn Bench,
+) -> Verdict {
     let mut ground = Ground::open(bench).await;
     let definition = bench.definition();
     let id = definition.id;

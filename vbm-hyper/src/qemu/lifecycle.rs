@@ -382,7 +382,10 @@ mod tests {
     fn a_look_stands_for_the_events_that_were_lost() {
         let looked = |word: &str| Input::Said(QmpEvent::Looked(word.into()));
         let mut life = running();
-        assert!(life.take(looked("running")).is_empty(), "nothing was lost that matters");
+        assert!(
+            life.take(looked("running")).is_empty(),
+            "nothing was lost that matters"
+        );
         life.take(Input::PauseAsked);
         life.take(looked("paused"));
         assert_eq!(life.power, PowerState::Paused(PauseReason::Requested));

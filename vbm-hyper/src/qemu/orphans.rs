@@ -1,7 +1,7 @@
 //! Orphans: processes and run directories that no daemon looks after.
 //!
 //! ```text
-//!   /proc: "-uuid ID", "logfile=ROOT/ID/serial.log"  --.
+//!   /proc: "-uuid ID", open file ROOT/ID/*.log       --.
 //!   ROOT/ID: manifest, starting                      ----> judge, purely --> Unwatched | Stray | Dead | Unreadable
 //!   ROOT/lock: held by a daemon that lives?          --'
 //! ```
@@ -11,8 +11,7 @@
 //! user's, is nobody's business here.
 
 use super::{
-    QemuDriver,
-    adopt,
+    QemuDriver, adopt,
     process::{self, Proc},
     record::{Ended, Manifest, VmDir},
 };
@@ -103,7 +102,6 @@ fn find_where(roots: &[PathBuf], is_served: impl Fn(&Path) -> bool) -> Result<Ve
     let mut wanted: BTreeSet<PathBuf> = roots.iter().cloned().collect();
     wanted.extend(processes.iter().map(|(root, ..)| root.clone()));
     let mut sights: BTreeMap<(PathBuf, VmId), Sight> = BTreeMap::new();
-    let mut claimed = Vec::new();
     for root in &wanted {
         let served = is_served(root);
         for id in listed(root)? {
@@ -111,11 +109,6 @@ fn find_where(roots: &[PathBuf], is_served: impl Fn(&Path) -> bool) -> Result<Ve
             let manifest = dir.manifest().transpose();
             let manifest = manifest.map(|read| read.map_err(|error| error.to_string()));
             let other_boot = matches!(&manifest, Some(Ok(manifest)) if manifest.boot_id != boot_id);
-            if let Some(Ok(manifest)) = &manifest
-                && !other_boot
-            {
-                claimed.push((id, manifest.pid, manifest.start_ticks));
-            }
             let sight = Sight {
                 starting: dir.file("starting").exists(),
                 served,
@@ -127,14 +120,8 @@ fn find_where(roots: &[PathBuf], is_served: impl Fn(&Path) -> bool) -> Result<Ve
         }
     }
     for (root, id, running) in processes {
-        // One that moved with its run directory is claimed where it is now, whatever its command line says.
-        let here = |sight: &Sight| matches!(&sight.manifest, Some(Ok(m)) if m.pid == running.pid && m.start_ticks == running.start_ticks);
-        let home = sights
-            .iter()
-            .find(|((_, of), sight)| *of == id && here(sight))
-            .map_or_else(|| (root.clone(), id), |(key, _)| key.clone());
-        let served = is_served(&home.0);
-        let sight = sights.entry(home).or_insert_with(|| Sight {
+        let served = is_served(&root);
+        let sight = sights.entry((root, id)).or_insert_with(|| Sight {
             served,
             ..Sight::default()
         });
@@ -196,12 +183,17 @@ fn processes() -> Result<Vec<(PathBuf, VmId, Running)>> {
     let entries = fs::read_dir("/proc").map_err(Error::io("list", "/proc"))?;
     let mut found = Vec::new();
     for entry in entries.filter_map(io::Result::ok) {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
-        let Some((root, id)) = process::cmdline(pid).ok().and_then(|args| names(&args)) else {
+        let Some((named, id)) = process::cmdline(pid).ok().and_then(|args| names(&args)) else {
             continue;
         };
+        let root = stands(pid, id).unwrap_or(named);
         // It may have ended in between.
         if let Some(start_ticks) = process::started(pid) {
             found.push((root, id, Running { pid, start_ticks }));
@@ -210,14 +202,31 @@ fn processes() -> Result<Vec<(PathBuf, VmId, Running)>> {
     Ok(found)
 }
 
+/// The run directory in which the files of a process lie by now: it may have been moved since its command line was written.
+fn stands(pid: u32, vm: VmId) -> Option<PathBuf> {
+    let name = vm.to_string();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let mut files = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    files.find_map(|file| {
+        let dir = file.parent()?;
+        let of_vm = dir.file_name()?.to_str()? == name && file.file_name()?.to_str()?.ends_with(".log");
+        of_vm.then(|| dir.parent().map(Path::to_owned))?
+    })
+}
+
 /// The run directory and the VM that a command line of ours names.
 fn names(args: &[Vec<u8>]) -> Option<(PathBuf, VmId)> {
-    let texts: Vec<&str> = args.iter().filter_map(|arg| std::str::from_utf8(arg).ok()).collect();
+    let texts: Vec<&str> = args
+        .iter()
+        .filter_map(|arg| std::str::from_utf8(arg).ok())
+        .collect();
     let id: VmId = texts
         .windows(2)
         .find(|pair| pair[0] == "-uuid")
         .and_then(|pair| pair[1].parse().ok())?;
-    let log = texts.iter().find_map(|arg| arg.split_once(",logfile=").map(|(_, rest)| rest))?;
+    let log = texts
+        .iter()
+        .find_map(|arg| arg.split_once(",logfile=").map(|(_, rest)| rest))?;
     // A comma within the path is doubled (QEMU's option syntax).
     let log = log.replace(",,", "\0");
     let log = log.split(',').next()?.replace('\0', ",");
@@ -283,7 +292,9 @@ pub async fn clear(orphan: &Orphan, asked: bool) -> Result<()> {
         return refused("it is no orphan any more");
     };
     if now.kind != OrphanKind::Dead && !asked {
-        return refused("it may be needed: what lives, or cannot be understood, is ended only when it is named");
+        return refused(
+            "it may be needed: what lives, or cannot be understood, is ended only when it is named",
+        );
     }
     if let Some(pid) = now.pid {
         end(pid, orphan.vm).await?;
@@ -500,7 +511,10 @@ mod tests {
         };
         let found = all();
         let kinds: Vec<_> = found.iter().map(|orphan| (orphan.vm, orphan.kind)).collect();
-        assert_eq!(kinds, [(id(1), OrphanKind::Dead), (id(2), OrphanKind::Unreadable)]);
+        assert_eq!(
+            kinds,
+            [(id(1), OrphanKind::Dead), (id(2), OrphanKind::Unreadable)]
+        );
         clear(&found[0], false).await.unwrap();
         let refused = clear(&found[1], false).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Conflict);

@@ -336,9 +336,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named_with_its_package() {
-        let error = probe(Some(Path::new("/nonexistent/qemu")), None, Path::new("/dev/kvm"), &Scope::default())
-            .await
-            .unwrap_err();
+        let error = probe(
+            Some(Path::new("/nonexistent/qemu")),
+            None,
+            Path::new("/dev/kvm"),
+            &Scope::default(),
+        )
+        .await
+        .unwrap_err();
         let error = vbm_core::Error::from(error);
         assert_eq!(error.kind(), vbm_core::ErrorKind::MissingDependency);
         assert!(error.fix().contains("qemu-system-x86"));
@@ -346,9 +351,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_no_qemu_is_told_by_its_own_words() {
-        let error = probe(Some(Path::new("/bin/false")), None, Path::new("/dev/kvm"), &Scope::default())
-            .await
-            .unwrap_err();
+        let error = probe(
+            Some(Path::new("/bin/false")),
+            None,
+            Path::new("/dev/kvm"),
+            &Scope::default(),
+        )
+        .await
+        .unwrap_err();
         assert!(matches!(error, Error::StartFailed { .. }), "{error}");
     }
 }

@@ -126,7 +126,9 @@ pub fn may_use(
         let module = host.kvm_module.as_deref().unwrap_or("kvm");
         return refuse(
             format!("the module {module} is loaded, and from Linux 6.12 on it has it as long as it is"),
-            format!("unload it with `modprobe -r {module}`, or boot the kernel with kvm.enable_virt_at_load=0"),
+            format!(
+                "unload it with `modprobe -r {module}`, or boot the kernel with kvm.enable_virt_at_load=0"
+            ),
         );
     }
     Ok(())
@@ -200,7 +202,10 @@ mod tests {
         assert_eq!(HostFacts::read(root.path()), host((6, 12), false));
         put("proc/sys/kernel/osrelease", "6.1.0-44-amd64\n");
         put("sys/module/kvm/parameters/enable_virt_at_load", "Y\n");
-        assert!(!HostFacts::read(root.path()).kvm_holds, "an old kernel holds nothing at load");
+        assert!(
+            !HostFacts::read(root.path()).kvm_holds,
+            "an old kernel holds nothing at load"
+        );
     }
 
     #[test]
@@ -208,6 +213,9 @@ mod tests {
         assert_eq!(Technique::of(DriverKind::Qemu, "tcg"), None);
         assert_eq!(Technique::of(DriverKind::Sim, "sim"), None);
         assert_eq!(Technique::of(DriverKind::Qemu, "kvm"), Some(Technique::Kvm));
-        assert_eq!(Technique::of(DriverKind::VirtualBox, "vt-x"), Some(Technique::VirtualBox));
+        assert_eq!(
+            Technique::of(DriverKind::VirtualBox, "vt-x"),
+            Some(Technique::VirtualBox)
+        );
     }
 }

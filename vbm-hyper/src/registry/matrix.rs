@@ -26,7 +26,10 @@ pub struct CapabilityMatrix {
 /// What these drivers can do, as they say themselves.
 pub fn capability_matrix(drivers: &[&dyn Driver]) -> CapabilityMatrix {
     let row = |(facet, words): &(Facet, &'static str)| {
-        (*words, drivers.iter().map(|driver| driver.missing(*facet)).collect())
+        (
+            *words,
+            drivers.iter().map(|driver| driver.missing(*facet)).collect(),
+        )
     };
     CapabilityMatrix {
         drivers: drivers.iter().map(|driver| driver.kind()).collect(),

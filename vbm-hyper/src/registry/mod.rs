@@ -12,6 +12,8 @@
 
 mod hardware;
 mod matrix;
+#[cfg(test)]
+mod tests;
 
 pub use hardware::{Holder, HostFacts, Technique, may_use};
 pub use matrix::{CapabilityMatrix, capability_matrix};
@@ -172,7 +174,11 @@ impl Registry {
                 let young = |(_, at): &(Capability, Instant)| at.elapsed() < REGISTRY_PROBE_TTL;
                 let known = entry.probed.clone();
                 let fresh = known.as_ref().is_some_and(young) && !failing;
-                (known.map(|(capability, _)| capability), fresh, entry.probed.is_some())
+                (
+                    known.map(|(capability, _)| capability),
+                    fresh,
+                    entry.probed.is_some(),
+                )
             }
             None => (None, false, false),
         };
@@ -222,7 +228,11 @@ impl Registry {
 
     /// What all drivers can do.
     pub fn capability_matrix(&self) -> CapabilityMatrix {
-        let drivers: Vec<_> = self.entries().values().map(|entry| Arc::clone(&entry.driver)).collect();
+        let drivers: Vec<_> = self
+            .entries()
+            .values()
+            .map(|entry| Arc::clone(&entry.driver))
+            .collect();
         let drivers: Vec<_> = drivers.iter().map(|driver| &**driver).collect();
         capability_matrix(&drivers)
     }
@@ -237,14 +247,21 @@ impl Registry {
 
     /// Who uses the processor's virtualisation, by what the drivers see.
     async fn holders(&self) -> Vec<Holder> {
-        let drivers: Vec<_> = self.entries().values().map(|entry| Arc::clone(&entry.driver)).collect();
+        let drivers: Vec<_> = self
+            .entries()
+            .values()
+            .map(|entry| Arc::clone(&entry.driver))
+            .collect();
         let mut holders = Vec::new();
         for driver in drivers {
             let Ok(inventory) = driver.inventory().await else {
                 continue;
             };
             for (vm, seen) in inventory {
-                let accelerator = seen.accelerator.as_ref().map_or("", |accelerator| &accelerator.name);
+                let accelerator = seen
+                    .accelerator
+                    .as_ref()
+                    .map_or("", |accelerator| &accelerator.name);
                 if let Some(technique) = Technique::of(driver.kind(), accelerator)
                     && seen.power.is_live()
                 {
@@ -313,7 +330,9 @@ impl Gate for Registry {
         match failed {
             None => (entry.failed, entry.last_failure) = (0, None),
             // Only what speaks against the hypervisor counts; a definition that makes no sense does not.
-            Some(error @ (Error::StartFailed { .. } | Error::MissingProgram { .. } | Error::Timeout { .. })) => {
+            Some(
+                error @ (Error::StartFailed { .. } | Error::MissingProgram { .. } | Error::Timeout { .. }),
+            ) => {
                 entry.failed = entry.failed.saturating_add(1);
                 if entry.failed.is_multiple_of(REGISTRY_FAILED_STARTS_MAX) {
                     entry.last_failure = Some(error.to_string());

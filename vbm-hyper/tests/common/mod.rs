@@ -161,11 +161,14 @@ impl Drop for QemuBench {
 /// Processes that are a VM's, by their command line.
 pub(crate) fn processes_of(id: VmId) -> Vec<u32> {
     let id = id.to_string();
-    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid: &u32| {
         let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let args: Vec<_> = args.split(|byte| *byte == 0).collect();
-        args.windows(2).any(|pair| pair[0] == b"-uuid" && pair[1] == id.as_bytes())
+        args.windows(2)
+            .any(|pair| pair[0] == b"-uuid" && pair[1] == id.as_bytes())
     })
     .collect()
 }
@@ -179,9 +182,19 @@ pub(crate) fn leftovers(dir: &Path, ids: &[VmId]) -> Vec<String> {
         for run in ["run", "run-beside"].map(|run| dir.join(run).join(id.to_string())) {
             left.extend(run.exists().then(|| run.display().to_string()));
             let run = format!("{}/", run.display());
-            left.extend(sockets.lines().filter(|line| line.contains(&run)).map(str::to_owned));
-            let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
-            left.extend(open.filter(|file| file.starts_with(&run)).map(|file| file.display().to_string()));
+            left.extend(
+                sockets
+                    .lines()
+                    .filter(|line| line.contains(&run))
+                    .map(str::to_owned),
+            );
+            let open = std::fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+            left.extend(
+                open.filter(|file| file.starts_with(&run))
+                    .map(|file| file.display().to_string()),
+            );
         }
     }
     left

@@ -102,7 +102,13 @@ impl Qmp {
     }
 
     /// Every event from now on, as QEMU says it, those included that nobody here knows. Who lags is told so.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what waits for an event of a device or of a job listens here"))]
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "what waits for an event of a device or of a job listens here"
+        )
+    )]
     pub(crate) fn raw_events(&self) -> broadcast::Receiver<RawEvent> {
         self.raw.subscribe()
     }

@@ -188,7 +188,10 @@ mod tests {
         };
         assert_eq!(event("SHUTDOWN", &shutdown), Some(means));
         assert_eq!(event("STOP", &Value::Null), Some(QmpEvent::Stop));
-        for (name, data) in [("BLOCK_IO_ERROR", json!({ "action": "report" })), ("A_NEW_ONE", json!(7))] {
+        for (name, data) in [
+            ("BLOCK_IO_ERROR", json!({ "action": "report" })),
+            ("A_NEW_ONE", json!(7)),
+        ] {
             assert_eq!(event(name, &data), None, "{name}");
         }
     }
@@ -231,15 +234,15 @@ mod tests {
                     why: "GenericError".into(),
                 },
             ),
-            (
-                r#"{"timestamp": {}, "event": "STOP"}"#,
-                said("STOP", Value::Null),
-            ),
+            (r#"{"timestamp": {}, "event": "STOP"}"#, said("STOP", Value::Null)),
             (
                 r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
                 said("SHUTDOWN", json!({ "guest": true, "reason": "guest-shutdown" })),
             ),
-            (r#"{"event": "A_NEW_ONE", "data": 7}"#, said("A_NEW_ONE", json!(7))),
+            (
+                r#"{"event": "A_NEW_ONE", "data": 7}"#,
+                said("A_NEW_ONE", json!(7)),
+            ),
             (r#"{"event": 7}"#, Incoming::Other),
             (r#"{"return": {}, "id": "not ours"}"#, Incoming::Other),
             ("[1]", Incoming::Other),

@@ -136,7 +136,11 @@ async fn until(
             why,
         };
         match stage(&qmp.execute("query-jobs", Value::Null).await?, id) {
-            None => return Err(failed(format!("its job {id} is gone, and with it what came of it"))),
+            None => {
+                return Err(failed(format!(
+                    "its job {id} is gone, and with it what came of it"
+                )));
+            }
             Some(Stage::Concluded(error)) => {
                 dismiss(qmp, id).await?;
                 return error.map_or(Ok(()), |why| Err(failed(why)));

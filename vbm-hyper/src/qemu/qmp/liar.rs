@@ -25,8 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-const GREETING: &str =
-    r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}"#;
+const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}"#;
 /// How long anything here may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -48,7 +47,11 @@ impl Liar {
                 let line: Vec<u8> = self.heard.drain(..=end).collect();
                 return serde_json::from_slice(&line).unwrap();
             }
-            assert_ne!(self.stream.read_buf(&mut self.heard).await.unwrap(), 0, "it goes on");
+            assert_ne!(
+                self.stream.read_buf(&mut self.heard).await.unwrap(),
+                0,
+                "it goes on"
+            );
         }
     }
 
@@ -83,7 +86,9 @@ async fn pair(scope: &Scope) -> (Connected, Liar) {
 /// All tasks end once nobody holds anything: nothing hangs and nothing leaks.
 async fn nothing_is_left(scope: Scope) {
     scope.tasks.close();
-    timeout(PATIENCE, scope.tasks.wait()).await.expect("all tasks end");
+    timeout(PATIENCE, scope.tasks.wait())
+        .await
+        .expect("all tasks end");
 }
 
 /// Once the client has written all that it may: its task runs on this thread, and a socket takes it at once.
@@ -95,8 +100,15 @@ async fn written() {
 
 #[tokio::test]
 async fn a_conversation_may_be_split_at_every_byte() {
-    let first = format!("{GREETING}\r\n{}\ngarbage {{\r\n", json!({ "event": "STOP", "data": { "x": "a\nb" } }));
-    let second = format!("{}\r\n{}\r\n", json!({ "return": "è", "id": 1 }), json!({ "event": "RESUME" }));
+    let first = format!(
+        "{GREETING}\r\n{}\ngarbage {{\r\n",
+        json!({ "event": "STOP", "data": { "x": "a\nb" } })
+    );
+    let second = format!(
+        "{}\r\n{}\r\n",
+        json!({ "return": "è", "id": 1 }),
+        json!({ "event": "RESUME" })
+    );
     for cut in 0..=first.len().max(second.len()) {
         let scope = Scope::default();
         let (ours, mut liar) = ends();
@@ -130,7 +142,8 @@ async fn an_event_before_the_greeting_or_a_reply_is_heard_and_an_unknown_id_is_l
         liar.say(r#"{"event": "RESUME"}"#).await;
         liar.say(GREETING).await;
         let asked = liar.hear().await;
-        liar.say(r#"{"event": "STOP", "timestamp": {"seconds": 1}}"#).await;
+        liar.say(r#"{"event": "STOP", "timestamp": {"seconds": 1}}"#)
+            .await;
         liar.reply(&asked, json!({})).await;
         let asked = liar.hear().await;
         liar.say(r#"{"return": "of nobody", "id": 4711}"#).await;
@@ -156,7 +169,12 @@ async fn an_event_before_the_greeting_or_a_reply_is_heard_and_an_unknown_id_is_l
 
 #[tokio::test]
 async fn the_end_within_a_reply_is_told_to_whoever_waited() {
-    for said in ["", "{", r#"{"return": {"status": "run"#, r#"{"return": {}, "id": 2}"#] {
+    for said in [
+        "",
+        "{",
+        r#"{"return": {"status": "run"#,
+        r#"{"return": {}, "id": 2}"#,
+    ] {
         let scope = Scope::default();
         let (connected, mut liar) = pair(&scope).await;
         let play = async {
@@ -165,7 +183,10 @@ async fn the_end_within_a_reply_is_told_to_whoever_waited() {
             drop(liar);
         };
         let (result, ()) = tokio::join!(connected.qmp.execute("x", Value::Null), play);
-        assert!(matches!(result.unwrap_err(), Error::Disconnected { .. }), "{said}");
+        assert!(
+            matches!(result.unwrap_err(), Error::Disconnected { .. }),
+            "{said}"
+        );
         let after = connected.qmp.execute("y", Value::Null).await.unwrap_err();
         assert!(matches!(after, Error::Disconnected { .. }));
         drop(connected);
@@ -262,8 +283,11 @@ async fn a_monitor_that_refuses_to_negotiate_is_told_by_its_words() {
     let play = async {
         liar.say(GREETING).await;
         let asked = liar.hear().await;
-        liar.say(&json!({ "error": { "class": "CommandNotFound", "desc": "not today" }, "id": asked["id"] }).to_string())
-            .await;
+        liar.say(
+            &json!({ "error": { "class": "CommandNotFound", "desc": "not today" }, "id": asked["id"] })
+                .to_string(),
+        )
+        .await;
     };
     let (connected, ()) = tokio::join!(Qmp::negotiate(ours, &scope), play);
     let error = connected.unwrap_err();
@@ -412,12 +436,18 @@ async fn two_descriptors_in_one_go_each_travel_with_their_command() {
         )));
     }
     for ask in &mut asked {
-        assert!(!poll_once(ask.as_mut()), "both are under way before either is answered");
+        assert!(
+            !poll_once(ask.as_mut()),
+            "both are under way before either is answered"
+        );
     }
     liar.stream.readable().await.unwrap();
     written().await;
     let came = commands_with_fds(&liar.stream);
-    let names: Vec<_> = came.iter().map(|(line, _)| line["arguments"]["fdname"].clone()).collect();
+    let names: Vec<_> = came
+        .iter()
+        .map(|(line, _)| line["arguments"]["fdname"].clone())
+        .collect();
     assert_eq!(names, ["a", "b"]);
     for (line, fd) in came {
         use std::io::Write as _;
@@ -468,7 +498,11 @@ async fn a_command_given_up_in_the_middle_is_sent_whole_and_the_next_one_works()
     let long = "x".repeat(4 << 20);
     {
         let arguments = json!({ "fdname": long });
-        let mut given_up = Box::pin(connected.qmp.execute_within(PATIENCE, "getfd", arguments, Some(write)));
+        let mut given_up = Box::pin(
+            connected
+                .qmp
+                .execute_within(PATIENCE, "getfd", arguments, Some(write)),
+        );
         assert!(!poll_once(given_up.as_mut()));
         liar.stream.readable().await.unwrap();
         written().await;
@@ -523,7 +557,11 @@ async fn a_job_is_waited_for_to_its_conclusion_its_error_told_and_it_is_dismisse
     let going = json!([{ "id": "j", "status": "running", "current-progress": 1, "total-progress": 2 }]);
     let over = json!([{ "id": "j", "status": "concluded" }]);
     let failed = json!([{ "id": "j", "status": "concluded", "error": "no room" }]);
-    for (end, why) in [(over, None), (failed, Some("no room")), (json!([]), Some("is gone"))] {
+    for (end, why) in [
+        (over, None),
+        (failed, Some("no room")),
+        (json!([]), Some("is gone")),
+    ] {
         let scope = Scope::default();
         let (connected, mut liar) = pair(&scope).await;
         let cx = OpCx::new();
@@ -535,7 +573,10 @@ async fn a_job_is_waited_for_to_its_conclusion_its_error_told_and_it_is_dismisse
             }
         };
         let (ended, ()) = tokio::join!(jobs::conclude(&connected.qmp, &cx, "j", "copy", PATIENCE), play);
-        assert_eq!((cx.progress().borrow().done, cx.progress().borrow().total), (1, 2));
+        assert_eq!(
+            (cx.progress().borrow().done, cx.progress().borrow().total),
+            (1, 2)
+        );
         match (ended, why) {
             (Ok(()), None) => {}
             (Err(Error::Hypervisor { why, .. }), Some(words)) => assert!(why.contains(words), "{why}"),
