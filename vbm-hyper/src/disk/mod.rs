@@ -19,6 +19,8 @@
 mod chain;
 mod export;
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod images;
 mod import;
 mod lock;
