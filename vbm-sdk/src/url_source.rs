@@ -76,8 +76,11 @@ fn check(uri: &Uri) -> Result<(), String> {
     let Some(authority) = uri.authority().filter(|authority| !authority.host().is_empty()) else {
         return Err("it names no host".into());
     };
-    match authority.as_str().contains('@') {
-        true => Err("it bears a user or a password, which would be seen in lists of processes".into()),
+    if authority.as_str().contains('@') {
+        return Err("it bears a user or a password, which would be seen in lists of processes".into());
+    }
+    match authority.as_str() != authority.host() && authority.port_u16().is_none() {
+        true => Err("its port is no number up to 65,535".into()),
         false => Ok(()),
     }
 }

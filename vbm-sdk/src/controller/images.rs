@@ -231,7 +231,7 @@ fn pieces_of<T: Send + 'static>(
                         working.await.map_err(io::Error::other)?;
                         return Ok(None);
                     }
-                    done = working => {
+                    done = &mut *working => {
                         done.map_err(io::Error::other)?;
                         work = None;
                     }

@@ -41,7 +41,7 @@ pub(super) async fn bring(
     let expected = Expected::default().of_format(format).of_digest(disk.sha256);
     let text = disk.path.to_string_lossy();
     if UrlSource::is_one(&text) {
-        let (store, source) = (cache().await?, UrlSource::new(&text)?);
+        let (source, store) = (UrlSource::new(&text)?, cache().await?);
         let cx = context(on);
         let import = store.import_from(&cx, &source, &expected);
         let name = text.rsplit('/').next().unwrap_or(&text).to_owned();
