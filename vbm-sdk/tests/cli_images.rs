@@ -162,7 +162,16 @@ fn an_image_comes_from_the_web_though_the_line_breaks() {
     let none = format!("http://{}/none", web.address);
     let said = daemon.vbm(&["image", "import", "x", "--disk", &none]);
     assert!(said.refused(3).contains("/none"), "{}", said.err);
-    let wrong = ["image", "import", "x", "--disk", &url, "--sha256", &sha(b"other")];
+    let wrong = [
+        "-q",
+        "image",
+        "import",
+        "x",
+        "--disk",
+        &url,
+        "--sha256",
+        &sha(b"other"),
+    ];
     let said = daemon.vbm(&wrong);
     assert!(said.refused(2).contains("SHA-256"), "{}", said.err);
     assert!(!said.err.contains("secret"), "{}", said.err);
@@ -239,6 +248,7 @@ fn disks_of_other_hypervisors_are_kept_as_qcow2_and_leave_in_each_format() {
         "the files of the test only"
     );
     let wrong = daemon.vbm(&[
+        "-q",
         "image",
         "import",
         "x",

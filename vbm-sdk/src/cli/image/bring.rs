@@ -11,7 +11,7 @@ use std::{
 };
 use tokio::{fs::File, io::AsyncReadExt};
 use vbm_core::{Digest, DiskFormat, Error, ErrorKind};
-use vbm_hyper::{Expected, ImageFormat, ImageStore, ImportedDisk, OpCx};
+use vbm_hyper::{Expected, ImageFormat, ImageSource, ImageStore, ImportedDisk, OpCx};
 
 /// A disk that can be sent.
 pub(super) struct Disk {
@@ -44,7 +44,8 @@ pub(super) async fn bring(
         let (source, store) = (UrlSource::new(&text)?, cache().await?);
         let cx = context(on);
         let import = store.import_from(&cx, &source, &expected);
-        let name = text.rsplit('/').next().unwrap_or(&text).to_owned();
+        let address = source.name();
+        let name = address.rsplit('/').next().unwrap_or_default().to_owned();
         let found = shown(on, &cx, &name, import).await?;
         return kept(store, &found);
     }
