@@ -75,8 +75,31 @@ pub struct VmMove {
     pub to: NodePath,
     /// Whether it runs on while it goes.
     pub live: bool,
+    /// What else was asked for.
+    #[serde(default, skip_serializing_if = "MoveHow::is_usual")]
+    pub how: MoveHow,
     /// The operation that tells of it.
     pub operation: OperationId,
+}
+
+/// How a VM moves, where that was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct MoveHow {
+    /// Its disk is copied, because the nodes do not share it.
+    pub copy_disks: bool,
+    /// How long it may be halted before one more round of its memory is sent, in milliseconds.
+    pub max_downtime_ms: Option<u64>,
+    /// The most that is sent in a second, in bytes.
+    pub bandwidth_bytes: Option<u64>,
+}
+
+impl MoveHow {
+    /// Whether nothing was asked for.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl VmSpec {

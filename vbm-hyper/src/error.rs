@@ -97,6 +97,22 @@ pub enum Error {
         /// Its words.
         why: String,
     },
+    /// The guest did not let go of a device: it said no.
+    #[error("the guest does not let go of {what}")]
+    GuestRefused {
+        /// The device.
+        what: String,
+        /// What is known of it.
+        why: String,
+    },
+    /// The guest said nothing when it was asked to let go of a device. It still may.
+    #[error("the guest did not let go of {what} within {after:?}")]
+    GuestSilent {
+        /// The device.
+        what: String,
+        /// How long we waited.
+        after: Duration,
+    },
     /// The hypervisor did not answer in time. The command may still take effect.
     #[error("the hypervisor did not answer {command} within {after:?}")]
     Timeout {
@@ -260,6 +276,8 @@ impl Error {
             | Self::NoSuchImage(_)
             | Self::NoSuchVolume(_) => ErrorKind::NotFound,
             Self::Refused(error) => error.kind(),
+            Self::GuestRefused { .. } => ErrorKind::Conflict,
+            Self::GuestSilent { .. } => ErrorKind::DeadlineExceeded,
             Self::Busy { .. } | Self::InUse { .. } | Self::ImageInUse { .. } | Self::DiskInUse { .. } => {
                 ErrorKind::Conflict
             }
@@ -284,6 +302,7 @@ impl Error {
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::Timeout { .. }
+            | Self::GuestSilent { .. }
             | Self::Disconnected { .. }
             | Self::Preempted { .. }
             | Self::CalledOff { .. }
@@ -329,7 +348,12 @@ impl Error {
                 "the host is overloaded, or the hypervisor hangs; it may still obey".into()
             }
             Self::Disconnected { .. } => "the hypervisor closed its monitor, or ended".into(),
+            Self::GuestSilent { .. } => {
+                "no system runs in it that hears of it, or it is busy; it has the device until it lets go"
+                    .into()
+            }
             Self::Invalid { why, .. }
+            | Self::GuestRefused { why, .. }
             | Self::Unsupported { why, .. }
             | Self::StartFailed { why }
             | Self::Hypervisor { why, .. }
@@ -368,6 +392,10 @@ impl Error {
             Self::Hypervisor { .. } => "look at qemu.log in the run directory of the VM".into(),
             Self::Timeout { .. } | Self::Disconnected { .. } => {
                 "look at the VM with `vbm info`; force it off if it stays silent".into()
+            }
+            Self::GuestRefused { .. } => "stop what uses it in the guest (unmount it), then try again".into(),
+            Self::GuestSilent { .. } => {
+                "look at the VM with `vbm info`; try again when its system is up, or stop it first".into()
             }
             Self::InUse { .. } => "stop the other vbmd, or give this one a directory of its own".into(),
             Self::Io { .. } => "check that the path exists and may be read and written".into(),

@@ -37,6 +37,15 @@ pub const QMP_PENDING_MAX: usize = 256;
 /// Events of one monitor that its keeper did not take yet. Only events that change the power state count.
 pub const QMP_EVENTS_MAX: usize = 256;
 
+/// Events of one monitor, as they came, that a listener may lag behind.
+pub const QMP_RAW_EVENTS_MAX: usize = 64;
+/// How long a job of QEMU that was cancelled may take to conclude.
+pub const JOB_CANCEL_DEADLINE: Duration = Duration::from_secs(10);
+/// The pause between two looks at a job of QEMU, at first.
+pub const JOB_POLL_MIN: Duration = Duration::from_millis(1);
+/// The longest pause between two looks at a job of QEMU.
+pub const JOB_POLL_MAX: Duration = Duration::from_millis(50);
+
 /// Events that a subscriber of a driver or of the machines may lag behind.
 pub const EVENTS_MAX: usize = 4_096;
 /// Commands that wait for one VM's actor.
@@ -68,13 +77,35 @@ pub const SERIAL_READERS_MAX: usize = 64;
 pub const LOG_TAIL_BYTES: u64 = 2 * 1024;
 /// The largest screenshot.
 pub const SCREENSHOT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// The longest name of a CPU model.
+pub const CPU_MODEL_MAX_BYTES: usize = 64;
 /// The largest manifest.
 pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
+
+/// How long a guest may take to let go of a device. One that is busy, or emulated, takes seconds.
+pub const UNPLUG_DEADLINE: Duration = Duration::from_secs(30);
+/// What guests say of devices that a call waits for, and that it may lag behind.
+pub const UNPLUGS_MAX: usize = 64;
 
 /// The most snapshots that a disk is believed to have.
 pub const DISK_SNAPSHOTS_MAX: u64 = 1_024;
 /// The largest entry of a disk's table of snapshots that is read.
 pub const SNAPSHOT_ENTRY_MAX_BYTES: u64 = 64 * 1024;
+
+/// How long a guest may take to freeze its file systems. One with much to write needs seconds.
+pub const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a guest may take to let its file systems go on.
+pub const THAW_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a disk that another process still holds is waited for when half-done work with its snapshots is brought to its end.
+pub const DISK_LOCK_DEADLINE: Duration = Duration::from_secs(20);
+/// The pause between two attempts at such a disk.
+pub const DISK_LOCK_RETRY: Duration = Duration::from_millis(100);
+/// How long the export of one disk of a snapshot may take.
+pub const EXPORT_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// How often it is looked how far an export is.
+pub const EXPORT_PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// The most that `qemu-img` is heard of how far it is and what went wrong.
+pub const EXPORT_WORDS_MAX_BYTES: u64 = 4 * 1024 * 1024;
 
 /// How long writing or reading a VM's memory on disk may take.
 pub const MEMORY_DEADLINE: Duration = Duration::from_secs(600);
@@ -84,9 +115,25 @@ pub const DISK_IMAGE_DEADLINE: Duration = Duration::from_secs(120);
 pub const MIGRATION_DEADLINE: Duration = Duration::from_secs(600);
 /// How long a VM's guest may be halted at the end of a migration before QEMU sends one more round of its memory.
 pub const MIGRATION_DOWNTIME_MAX: Duration = Duration::from_millis(300);
+/// The shortest downtime that a migration may be asked for.
+pub const MIGRATION_DOWNTIME_FLOOR: Duration = Duration::from_millis(1);
+/// The longest.
+pub const MIGRATION_DOWNTIME_CEILING: Duration = Duration::from_secs(60);
+/// The least bandwidth that a migration may be held to.
+pub const MIGRATION_BANDWIDTH_MIN_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// The most connections that one VM's memory is sent over.
+pub const MIGRATION_CHANNELS_MAX: u8 = 16;
+/// How long the copies of a running VM's disks may take until they are level with the disks.
+pub const MIRROR_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// How long such a copy may stand still before it is given up.
+pub const MIRROR_STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a copy that is level may take to end, guest halted, and one that is called off to be gone.
+pub const MIRROR_END_DEADLINE: Duration = Duration::from_secs(20);
+/// The most that a file may take on the destination to count as one that nothing was written to.
+pub const MIRROR_TARGET_MAX_BYTES: u64 = 1024 * 1024;
 /// The most that a transfer of memory may send. No limit of ours: links and disks have their own.
 pub const TRANSFER_MAX_BYTES_PER_SECOND: u64 = 1 << 40;
-/// How long a VM that is to arrive waits for its first byte.
+/// How long a VM that is to arrive waits when nothing comes and nobody says that it still will.
 pub const ARRIVAL_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a transfer that is called off may take to end.
 pub const CANCEL_DEADLINE: Duration = Duration::from_secs(10);
@@ -148,3 +195,8 @@ pub const VBOX_WATCH_SOON: Duration = Duration::from_millis(100);
 pub const VBOX_WATCH_FAILURES_MAX: u32 = 3;
 /// How long a VNC server may take to greet.
 pub const VNC_GREETING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the registry believes a probe.
+pub const REGISTRY_PROBE_TTL: Duration = Duration::from_secs(300);
+/// So many starts that fail one after the other make the registry probe a driver again.
+pub const REGISTRY_FAILED_STARTS_MAX: u32 = 3;

@@ -12,7 +12,7 @@ use std::{future::Future, net::Ipv4Addr, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use vbm_core::{ErrorKind, PauseReason, PowerEvent, PowerState, SnapshotContent, SnapshotId};
 use vbm_hyper::{
-    Error, Fault, Job, Latency, Machines, SimDriver, SimWorld, VmDefinition, VmHandle,
+    Change, Error, Fault, Job, Latency, Machines, MoveOptions, SimDriver, SimWorld, VmDefinition, VmHandle,
     limits::ARRIVAL_DEADLINE,
 };
 
@@ -73,8 +73,8 @@ fn long_jobs(vm: &VmHandle, definition: &VmDefinition) -> Vec<(Job, PowerState, 
         Box::pin(async move { a.save().await.map(drop) }),
     ));
     let a = vm.clone();
-    let to = (HERE, 1).into();
-    let leave = async move { a.migrate_out(to).await.map(drop) };
+    let to = std::net::SocketAddr::from((HERE, 1));
+    let leave = async move { a.migrate_out(to, MoveOptions::default()).await.map(drop) };
     jobs.push((Job::MigrateOut, running, Box::pin(leave)));
     let (a, d) = (vm.clone(), definition.clone());
     let restore = async move { a.restore(d, vec![]).await.map(drop) };
@@ -146,7 +146,9 @@ async fn what_fails_changes_nothing_and_works_the_next_time() {
         for failed in [
             vm.take_snapshot(definition.clone(), snapshot(1)).await.map(drop),
             vm.save().await.map(drop),
-            vm.migrate_out((HERE, 1).into()).await.map(drop),
+            vm.migrate_out(std::net::SocketAddr::from((HERE, 1)), MoveOptions::default())
+                .await
+                .map(drop),
         ] {
             let error = failed.unwrap_err();
             assert!(error.to_string().contains("it is broken"), "{error}");
@@ -168,31 +170,38 @@ async fn a_vm_moves_between_two_hosts_and_what_does_not_come_is_given_up() {
     let (world, machines, definition, vm) = running().await;
     let other = host(&world.beside()).await;
     let there = other.vm(definition.id);
-    let to = there.migrate_in(definition.clone(), vec![], HERE).await.unwrap();
+    let to = there
+        .migrate_in(definition.clone(), vec![], HERE, MoveOptions::default())
+        .await
+        .unwrap();
     assert_eq!(power(&there), PowerState::MigratingIn);
     assert_eq!(
         there.start(definition.clone(), vec![]).await.unwrap_err().kind(),
         ErrorKind::Conflict
     );
-    vm.migrate_out(to).await.unwrap();
+    vm.migrate_out(to, MoveOptions::default()).await.unwrap();
     until(&there, |seen| seen.power() == PowerState::Running).await;
     assert_eq!(power(&vm), PowerState::Off);
 
     // Nobody comes: given up by itself, and by hand.
     let mut changes = machines.changes();
     let begun = Instant::now();
-    vm.migrate_in(definition.clone(), vec![], HERE).await.unwrap();
+    vm.migrate_in(definition.clone(), vec![], HERE, MoveOptions::default())
+        .await
+        .unwrap();
     until(&vm, |seen| seen.power() == PowerState::Off).await;
     assert_eq!(begun.elapsed().as_secs(), ARRIVAL_DEADLINE.as_secs());
     let mut story = Vec::new();
-    while let Ok(change) = changes.try_recv() {
-        story.push(change.event);
+    while let Some(Change::Event(change)) = changes.try_next() {
+        story.push(change.what.event);
     }
     assert!(
         story.ends_with(&[PowerEvent::MigrateIn, PowerEvent::MigrateFailed]),
         "{story:?}"
     );
-    vm.migrate_in(definition.clone(), vec![], HERE).await.unwrap();
+    vm.migrate_in(definition.clone(), vec![], HERE, MoveOptions::default())
+        .await
+        .unwrap();
     vm.abandon().await.unwrap();
     assert_eq!(power(&vm), PowerState::Off);
     assert_eq!(vm.abandon().await.unwrap_err().kind(), ErrorKind::Conflict);
@@ -213,7 +222,9 @@ async fn a_definition_of_another_vm_is_refused() {
         vm.delete_snapshot(other.clone(), snapshot(1)).await,
         vm.list_snapshots(&other).await.map(drop),
         vm.restore(other.clone(), vec![]).await.map(drop),
-        vm.migrate_in(other.clone(), vec![], HERE).await.map(drop),
+        vm.migrate_in(other.clone(), vec![], HERE, MoveOptions::default())
+            .await
+            .map(drop),
     ] {
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
     }

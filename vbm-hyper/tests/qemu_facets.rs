@@ -18,8 +18,8 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use vbm_core::{CrashCause, PowerState, SnapshotContent, SnapshotId, VmId};
 use vbm_hyper::{
-    Consoles, Driver, Error, Job, Machines, Migrated, Migration, OpCx, QemuDriver, SavedState, Snapshots,
-    VmDefinition,
+    Consoles, Driver, Error, Job, Machines, Migrated, Migration, MoveOptions, OpCx, QemuDriver, SavedState,
+    Snapshots, VmDefinition,
 };
 
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -85,9 +85,10 @@ async fn until(driver: &QemuDriver, id: VmId, wanted: impl Fn(PowerState) -> boo
 
 async fn receive(driver: &QemuDriver, definition: &VmDefinition) -> SocketAddr {
     driver
-        .receive(&OpCx::new(), definition, vec![], HERE)
+        .receive(&OpCx::new(), definition, vec![], HERE, &MoveOptions::default())
         .await
         .unwrap()
+        .memory
 }
 
 fn memory_dir(definition: &VmDefinition) -> PathBuf {
@@ -117,7 +118,11 @@ fn send(
     to: SocketAddr,
 ) -> tokio::task::JoinHandle<Result<Migrated, Error>> {
     let driver = Arc::clone(driver);
-    tokio::spawn(async move { driver.send(&OpCx::new(), id, to).await })
+    tokio::spawn(async move {
+        driver
+            .send(&OpCx::new(), id, &to.into(), &MoveOptions::default())
+            .await
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,7 +140,10 @@ async fn the_times_of_each_facet_are_seen() {
     let snapshots: Vec<_> = (0..3).map(|_| snapshot()).collect();
     for snapshot in &snapshots {
         let begun = Instant::now();
-        let taken = driver.take(&OpCx::new(), &definition, *snapshot).await.unwrap();
+        let taken = driver
+            .take(&OpCx::new(), &definition, (*snapshot).into())
+            .await
+            .unwrap();
         pauses.push((taken.paused, begun.elapsed()));
     }
     println!("live snapshot, (guest halted, all of it): {pauses:?}");
@@ -145,7 +153,10 @@ async fn the_times_of_each_facet_are_seen() {
     driver.restore(&OpCx::new(), &definition, vec![]).await.unwrap();
     println!("save: {saved:?}, restore: {:?}", begun.elapsed() - saved);
     let to = receive(&other, &definition).await;
-    let moved = driver.send(&OpCx::new(), id, to).await.unwrap();
+    let moved = driver
+        .send(&OpCx::new(), id, &to.into(), &MoveOptions::default())
+        .await
+        .unwrap();
     println!("migration: {moved:?}");
     until(&other, id, |power| power == PowerState::Running).await;
     remembers(&other, id, "alpha").await;
@@ -382,14 +393,20 @@ async fn a_vm_arrives_although_the_daemon_of_the_destination_is_gone() {
         PowerState::Unknown,
         "nobody can tell yet"
     );
-    driver.send(&OpCx::new(), id, to).await.unwrap();
+    driver
+        .send(&OpCx::new(), id, &to.into(), &MoveOptions::default())
+        .await
+        .unwrap();
     until(&other, id, |power| power == PowerState::Running).await;
     remembers(&other, id, "alpha").await;
 
     let back = receive(&driver, &definition).await;
     driver.shutdown().await;
     drop(driver);
-    other.send(&OpCx::new(), id, back).await.unwrap();
+    other
+        .send(&OpCx::new(), id, &back.into(), &MoveOptions::default())
+        .await
+        .unwrap();
     assert_eq!(power(&other, id).await, PowerState::Off);
     let driver = here(&bench).await;
     let adopted = driver.adopt().await.unwrap();
@@ -416,7 +433,7 @@ async fn a_migration_that_nobody_waits_for_any_more_is_called_off() {
     let sending = async {
         let cx = OpCx::new();
         tokio::select! {
-            sent = driver.send(&cx, id, to) => panic!("it cannot end: {sent:?}"),
+            sent = driver.send(&cx, id, &to.into(), &MoveOptions::default()) => panic!("it cannot end: {sent:?}"),
             came = door.accept() => came.unwrap(),
         }
     };
@@ -441,7 +458,7 @@ async fn force_off_ends_a_migration_and_a_save_at_once() {
     vm.start(definition.clone(), vec![]).await.unwrap();
     let leaving = {
         let vm = vm.clone();
-        tokio::spawn(async move { vm.migrate_out(to).await })
+        tokio::spawn(async move { vm.migrate_out(to, MoveOptions::default()).await })
     };
     let _came = door.accept().await.unwrap();
     assert_eq!(vm.watch().borrow().busy, Some(Job::MigrateOut));
@@ -497,7 +514,7 @@ async fn a_daemon_that_goes_during_a_save_or_a_snapshot_leaves_it_whole_or_undon
         let taken = snapshot();
         let taking = {
             let (driver, definition) = (Arc::clone(&driver), definition.clone());
-            tokio::spawn(async move { driver.take(&OpCx::new(), &definition, taken).await })
+            tokio::spawn(async move { driver.take(&OpCx::new(), &definition, taken.into()).await })
         };
         sleep(Duration::from_millis(*millis)).await;
         driver.shutdown().await;
@@ -666,7 +683,7 @@ async fn a_full_disk_is_told_nothing_is_left_and_the_guest_goes_on() {
     remember(&driver, id, "alpha").await;
     for _ in 0..2 {
         let error = driver
-            .take(&OpCx::new(), &definition, snapshot())
+            .take(&OpCx::new(), &definition, snapshot().into())
             .await
             .unwrap_err();
         assert!(matches!(error, Error::DiskFull { .. }), "{error}");

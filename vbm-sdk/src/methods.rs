@@ -12,15 +12,17 @@ use crate::api::{ConsoleKind, Counted, TriedPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 use vbm_core::{
-    AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
-    GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
-    OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp,
-    VmId, VmRevert, VmStatus, VolumeId, WantedPower,
+    AddressPair, Boot, Capability, Consistency, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId,
+    Freeze, Generation, GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec,
+    NetworkStatus, NodePath, OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent,
+    SnapshotId, Timestamp, Uplink, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
+use vbm_hyper::{Landing, MachineFacts, MoveCheck, MoveOptions};
 use vbm_rpc::{Method, StreamMethod};
 
 /// The service that controllers offer on the bus.
@@ -79,11 +81,17 @@ methods! {
     /// Takes a VM and its disk off the node, at once.
     VmRemove = "vm.remove": GoneVm => ();
     /// Prepares the node to take in a VM that runs elsewhere. The answer says where its memory is to be sent to.
-    VmReceive = "vm.receive": WantedVm => Receiving;
+    VmReceive = "vm.receive": ReceiveVm => Receiving;
     /// Begins to send a VM away; [`VmLook`] tells how it goes.
     VmSend = "vm.send": SendVm => ();
     /// How far a VM is on this node, whether it comes, goes or stays.
     VmLook = "vm.look": LookAt => LookedAt;
+    /// Lets a VM go on here that has come whole, with a copy of its disk: its source has let go of it, or runs it no more.
+    VmFinish = "vm.finish": VmId => ();
+    /// What a VM on this node is, and what stands in the way of its leaving; nothing is changed.
+    VmCheckLeave = "vm.check-leave": CheckLeave => CheckedLeave;
+    /// What stands in the way of taking a VM in; nothing is changed.
+    VmCheckArrive = "vm.check-arrive": CheckArrive => Vec<MoveCheck>;
     /// Gives up waiting for a VM that should have come.
     VmAbandon = "vm.abandon": GoneVm => ();
     /// The flows of a NIC, which may go with it to another node.
@@ -337,6 +345,9 @@ pub struct WantedVm {
     /// Snapshots to be taken, in this order.
     #[serde(default)]
     pub take: Vec<SnapshotId>,
+    /// Those of them that are taken without memory, and whether the guest is frozen for it.
+    #[serde(default)]
+    pub without_memory: BTreeMap<SnapshotId, Freeze>,
     /// Snapshots to be deleted, each with the generation in which that was asked for: asked again, it is tried again.
     #[serde(default)]
     pub drop: Vec<(SnapshotId, Generation)>,
@@ -355,13 +366,73 @@ pub struct SendVm {
     pub vm: WantedVm,
     /// Where it is waited for.
     pub to: SocketAddr,
+    /// The same in full; an older controller names the address only.
+    #[serde(default)]
+    pub landing: Option<Landing>,
+    /// What it is moved with.
+    #[serde(default)]
+    pub options: MoveOptions,
+}
+
+/// A VM that shall come from another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveVm {
+    /// The VM.
+    #[serde(flatten)]
+    pub vm: WantedVm,
+    /// What it is moved with.
+    #[serde(default)]
+    pub options: MoveOptions,
+}
+
+/// Asks whether a VM can leave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckLeave {
+    /// The VM.
+    pub vm: VmId,
+    /// What it would be moved with.
+    pub options: MoveOptions,
+}
+
+/// What a VM that may leave is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckedLeave {
+    /// What a destination must be able to make.
+    pub machine: MachineFacts,
+    /// What was looked at.
+    pub checks: Vec<MoveCheck>,
+}
+
+/// Asks whether a VM can be taken in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckArrive {
+    /// The VM.
+    pub vm: WantedVm,
+    /// What it is where it runs.
+    pub machine: MachineFacts,
+    /// What it would be moved with.
+    pub options: MoveOptions,
+}
+
+/// How far a move is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveProgress {
+    /// What is sent: `disks` or `memory`.
+    pub phase: String,
+    /// How much of it, in bytes.
+    pub done: u64,
+    /// Of how much, as far as that is known.
+    pub total: u64,
 }
 
 /// A node that waits for a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receiving {
     /// Where its memory is to be sent to.
     pub at: SocketAddr,
+    /// The same in full.
+    #[serde(default)]
+    pub landing: Option<Landing>,
 }
 
 /// Which move of which VM.
@@ -380,6 +451,12 @@ pub struct LookedAt {
     pub power: PowerState,
     /// Where it is waited for, if so.
     pub receiving: Option<SocketAddr>,
+    /// The same in full.
+    #[serde(default)]
+    pub landing: Option<Landing>,
+    /// How far its sending is.
+    #[serde(default)]
+    pub progress: Option<MoveProgress>,
     /// How the sending of that generation goes, when it was begun since the agent was started.
     pub sent: Option<Sent>,
 }
@@ -530,6 +607,9 @@ pub struct NodeReportRequest {
     /// The word for the directory of images and disks that it shares with others.
     #[serde(default)]
     pub shared_storage: Option<String>,
+    /// Its interfaces that networks may name; nothing: it does not tell.
+    #[serde(default)]
+    pub uplinks: Option<Vec<Uplink>>,
     /// Its drivers.
     pub capabilities: Vec<Capability>,
     /// What its drivers cannot do.
@@ -612,6 +692,12 @@ pub enum SnapshotFate {
         paused_micros: u64,
         /// When.
         at: Timestamp,
+        /// What going back to it gives.
+        #[serde(default)]
+        consistency: Option<Consistency>,
+        /// Why it is less than was asked for, if so.
+        #[serde(default)]
+        note: Option<String>,
     },
     /// It could not be taken; nothing of it is left.
     NotTaken(Error),

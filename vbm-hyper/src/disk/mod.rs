@@ -23,7 +23,7 @@ mod format;
 mod fuzz;
 mod images;
 mod import;
-mod lock;
+pub(crate) mod lock;
 mod partial;
 mod pool;
 pub mod qcow2;
@@ -113,7 +113,7 @@ impl Owner {
 }
 
 /// The name of the lock of a directory.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 
 /// How a directory is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

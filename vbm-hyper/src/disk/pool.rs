@@ -167,6 +167,11 @@ impl Pool {
         blocking(move || inner.create_blank(volume, virtual_bytes, kind)).await
     }
 
+    /// The directory that its disks are in.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
     /// The file of a volume, if it is there.
     pub fn path(&self, volume: VolumeId) -> Option<PathBuf> {
         self.inner.find(volume)

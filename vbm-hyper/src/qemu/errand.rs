@@ -12,6 +12,7 @@ use super::{
     Shared,
     keeper::Machine,
     memory::MemoryDir,
+    mirror,
     qmp::Qmp,
     record::VmDir,
     snapshots,
@@ -36,10 +37,17 @@ pub(super) enum Errand {
     Save { was_running: bool },
     /// Its memory is read back.
     Restore,
-    /// It leaves.
-    Send { was_running: bool },
-    /// It arrives.
-    Receive,
+    /// It leaves; with copies of its disks, no lock tells whether it is there.
+    Send {
+        was_running: bool,
+        #[serde(default)]
+        copies: bool,
+    },
+    /// It arrives; when it waits for our word, it is halted until then.
+    Receive {
+        #[serde(default)]
+        waits: bool,
+    },
 }
 
 /// What came of an errand whose daemon is gone.
@@ -49,8 +57,8 @@ pub(super) enum Settled {
     GoesOn,
     /// The VM runs elsewhere.
     Away,
-    /// The VM is still expected.
-    Arriving,
+    /// The VM is still expected, or is there and waits for our word.
+    Arriving { waits: bool },
 }
 
 impl Errand {
@@ -117,18 +125,21 @@ pub(super) fn place(machine: &Machine) -> Result<tokio::sync::OwnedMutexGuard<()
 /// Brings an errand of an earlier daemon to an end.
 pub(super) async fn settle(qmp: &Qmp, dir: &VmDir, disk: &Path, errand: Errand) -> Result<Settled> {
     let settled = match errand {
-        Errand::Receive => return Ok(Settled::Arriving),
+        Errand::Receive { waits } => return Ok(Settled::Arriving { waits }),
         Errand::Restore => {
             loaded(qmp).await?;
             transfer::go_on(qmp).await?;
             MemoryDir::beside(disk).remove(None)?;
             Settled::GoesOn
         }
-        Errand::Send { was_running } => {
+        Errand::Send { was_running, copies } => {
             if transfer::call_off(qmp).await?.phase == Phase::Completed {
                 return Ok(Settled::Away);
             }
-            if was_running && !transfer::stays(qmp).await? {
+            if copies {
+                mirror::undo(qmp).await?;
+                go_on_if(qmp, was_running).await?;
+            } else if was_running && !transfer::stays(qmp).await? {
                 return Ok(Settled::Away);
             }
             Settled::GoesOn
@@ -145,11 +156,7 @@ pub(super) async fn settle(qmp: &Qmp, dir: &VmDir, disk: &Path, errand: Errand) 
         } => {
             transfer::call_off(qmp).await?;
             let settled = go_on_if(qmp, was_running).await?;
-            let memory = MemoryDir::beside(disk);
-            if !memory.has(snapshot) {
-                snapshots::forget_live(qmp, disk, snapshot).await?;
-                memory.remove(Some(snapshot))?;
-            }
+            snapshots::settle_live(qmp, disk, Some(snapshot)).await?;
             settled
         }
     };

@@ -36,6 +36,8 @@ pub(super) enum Input {
     SentAway,
     /// It was found waiting for its memory from another host.
     FoundArriving,
+    /// What arrives stays halted until it is let go: halted, it has not arrived.
+    WaitsForWord,
     /// Its process has ended.
     Exited(Exit),
 }
@@ -84,6 +86,8 @@ pub(super) struct Lifecycle {
     leaves: Option<PowerEvent>,
     /// It waits for its memory from another host, and was found like that.
     arriving: bool,
+    /// It stays halted when it has come, until it is let go.
+    waits: bool,
     /// What a failed restore is called: the memory is kept, or was that of a snapshot.
     restore_failed: PowerEvent,
 }
@@ -101,6 +105,7 @@ impl Lifecycle {
             shutdown: None,
             leaves: None,
             arriving: false,
+            waits: false,
             restore_failed: PowerEvent::StartFailed,
         }
     }
@@ -142,6 +147,10 @@ impl Lifecycle {
             }
             Input::FoundArriving => {
                 self.arriving = true;
+                Vec::new()
+            }
+            Input::WaitsForWord => {
+                self.waits = true;
                 Vec::new()
             }
             Input::Said(event) => self.said(event),
@@ -189,10 +198,37 @@ impl Lifecycle {
             QmpEvent::Resume if self.power.plain() == vbm_core::power::S::Paused => {
                 self.apply(PowerEvent::Resume)
             }
-            QmpEvent::Resume => self.apply(PowerEvent::Started),
+            QmpEvent::Resume => {
+                self.waits = false;
+                self.apply(PowerEvent::Started)
+            }
             // The keeper asks what came of it.
-            QmpEvent::MigrationCompleted => Vec::new(),
+            QmpEvent::MigrationCompleted
+            | QmpEvent::DeviceDeleted { .. }
+            | QmpEvent::UnplugRefused { .. } => Vec::new(),
+            QmpEvent::Looked(word) => self.looked(RunState::parse(&word)),
         }
+    }
+
+    /// A look in the place of events that were lost.
+    fn looked(&mut self, state: RunState) -> Vec<PowerEvent> {
+        let reason = match (self.power, state) {
+            (PowerState::Paused(_), RunState::Running) => return self.apply(PowerEvent::Resume),
+            (PowerState::Running | PowerState::Stopping, RunState::Paused) if self.pause_asked => {
+                PauseReason::Requested
+            }
+            (PowerState::Running | PowerState::Stopping, RunState::DiskError) => PauseReason::DiskError,
+            (PowerState::Running | PowerState::Stopping, RunState::Paused | RunState::GuestPanicked) => {
+                PauseReason::Hypervisor
+            }
+            (PowerState::Starting | PowerState::Restoring, RunState::Running) => {
+                return self.apply(PowerEvent::Started);
+            }
+            _ => return self.answered(state),
+        };
+        (self.pause_asked, self.disk_error) = (false, false);
+        self.panicked |= state == RunState::GuestPanicked;
+        self.apply(PowerEvent::Pause(reason))
     }
 
     /// A direct look after a silence or an adoption.
@@ -205,6 +241,7 @@ impl Lifecycle {
         }
         let reason = match state {
             RunState::Running => return self.apply(PowerEvent::Started),
+            _ if self.waits => return Vec::new(),
             RunState::Prelaunch | RunState::InMigrate => return Vec::new(),
             RunState::GuestPanicked => {
                 self.panicked = true;
@@ -357,6 +394,25 @@ mod tests {
     }
 
     #[test]
+    fn a_look_stands_for_the_events_that_were_lost() {
+        let looked = |word: &str| Input::Said(QmpEvent::Looked(word.into()));
+        let mut life = running();
+        assert!(
+            life.take(looked("running")).is_empty(),
+            "nothing was lost that matters"
+        );
+        life.take(Input::PauseAsked);
+        life.take(looked("paused"));
+        assert_eq!(life.power, PowerState::Paused(PauseReason::Requested));
+        assert!(life.take(looked("paused")).is_empty());
+        assert_eq!(life.take(looked("running")), [PowerEvent::Resume]);
+        life.take(looked("io-error"));
+        assert_eq!(life.power, PowerState::Paused(PauseReason::DiskError));
+        let mut starts = Lifecycle::new(PowerState::Starting);
+        assert_eq!(starts.take(looked("running")), [PowerEvent::Started]);
+    }
+
+    #[test]
     fn a_silent_vm_is_unresponsive_and_not_failed_and_comes_back() {
         let mut life = running();
         life.take(Input::Silent);
@@ -485,6 +541,9 @@ mod tests {
             Just(Input::Said(QmpEvent::DiskErrorStops)),
             Just(shutdown("guest-shutdown")),
             Just(shutdown("what-is-new")),
+            Just(Input::Said(QmpEvent::Looked("running".into()))),
+            Just(Input::Said(QmpEvent::Looked("paused".into()))),
+            Just(Input::Said(QmpEvent::Looked("io-error".into()))),
             Just(Input::Answered(RunState::Running)),
             Just(Input::Answered(RunState::Prelaunch)),
             Just(Input::Answered(RunState::Halted)),

@@ -31,7 +31,32 @@ pub(super) enum Way {
     /// The guest goes on while its memory of one moment is written.
     Background,
     /// To another host, which confirms that it has everything before we let go.
-    Live,
+    Live(Live),
+}
+
+/// What a transfer to another host is done with. Both sides set the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Live {
+    downtime_millis: u64,
+    bytes_per_second: u64,
+    auto_converge: bool,
+    channels: u8,
+    /// Halted, it waits for our word before the last of it is sent: its disks are finished then.
+    waits: bool,
+}
+
+impl Live {
+    pub(super) fn of(options: &crate::MoveOptions) -> Self {
+        Self {
+            downtime_millis: options.downtime_max_millis,
+            bytes_per_second: options
+                .bandwidth_max_bytes
+                .unwrap_or(TRANSFER_MAX_BYTES_PER_SECOND),
+            auto_converge: options.auto_converge,
+            channels: options.channels,
+            waits: options.copies(),
+        }
+    }
 }
 
 /// Where memory goes to, or comes from.
@@ -79,6 +104,12 @@ pub(super) struct Report {
     pub(super) coming: bool,
     /// Where we listen.
     pub(super) port: Option<u16>,
+    /// What is still to be sent, in bytes.
+    pub(super) remaining: u64,
+    /// How many times the memory was gone through.
+    pub(super) rounds: u64,
+    /// The guest is halted, and the last of it waits for our word.
+    pub(super) waits: bool,
 }
 
 pub(super) fn report(reply: &Value) -> Report {
@@ -101,16 +132,25 @@ pub(super) fn report(reply: &Value) -> Report {
         port: reply["socket-address"][0]["port"]
             .as_str()
             .and_then(|port| port.parse().ok()),
+        remaining: number(&ram["remaining"]),
+        rounds: number(&ram["dirty-sync-count"]),
+        waits: reply["status"] == "pre-switchover",
     }
 }
 
 /// Sets what every transfer needs; what an earlier one had set is set back.
 pub(super) async fn prepare(qmp: &Qmp, way: Way) -> Result<()> {
+    let live = match way {
+        Way::Live(live) => Some(live),
+        Way::Halted | Way::Background => None,
+    };
     let capabilities = [
         ("events", true),
         ("background-snapshot", way == Way::Background),
-        ("return-path", way == Way::Live),
-        ("auto-converge", way == Way::Live),
+        ("return-path", live.is_some()),
+        ("auto-converge", live.is_some_and(|live| live.auto_converge)),
+        ("multifd", live.is_some_and(|live| live.channels > 1)),
+        ("pause-before-switchover", live.is_some_and(|live| live.waits)),
     ];
     // What is off goes first: QEMU refuses some pairs.
     for wanted in [false, true] {
@@ -122,9 +162,14 @@ pub(super) async fn prepare(qmp: &Qmp, way: Way) -> Result<()> {
         qmp.execute("migrate-set-capabilities", json!({ "capabilities": list }))
             .await?;
     }
-    let downtime_millis = u64::try_from(MIGRATION_DOWNTIME_MAX.as_millis()).unwrap_or(u64::MAX);
-    let parameters =
-        json!({ "max-bandwidth": TRANSFER_MAX_BYTES_PER_SECOND, "downtime-limit": downtime_millis });
+    let downtime = u64::try_from(MIGRATION_DOWNTIME_MAX.as_millis()).unwrap_or(u64::MAX);
+    let mut parameters = json!({
+        "max-bandwidth": live.map_or(TRANSFER_MAX_BYTES_PER_SECOND, |live| live.bytes_per_second),
+        "downtime-limit": live.map_or(downtime, |live| live.downtime_millis),
+    });
+    if let Some(Live { channels: 2.., .. }) = live {
+        parameters["multifd-channels"] = json!(live.map(|live| live.channels));
+    }
     qmp.execute("migrate-set-parameters", parameters).await.map(drop)
 }
 
@@ -278,6 +323,11 @@ mod tests {
         }));
         assert_eq!((done.phase, done.pages, done.bytes), (Phase::Completed, 7, 80));
         assert_eq!((done.took.as_millis(), done.downtime.as_millis()), (274, 59));
+        let halted = report(&json!({
+            "status": "pre-switchover", "ram": { "remaining": 9, "dirty-sync-count": 3 }
+        }));
+        assert_eq!((halted.phase, halted.waits), (Phase::Going, true));
+        assert_eq!((halted.remaining, halted.rounds), (9, 3));
         for (status, phase) in [
             (json!({}), Phase::None),
             (json!({ "status": "setup" }), Phase::Going),

@@ -1,33 +1,19 @@
-//! Snapshots, saved memory and migration of simulated VMs.
+//! Saved memory of simulated VMs, and what the other facets share.
 
-use super::{
-    Fault, Guard, SimDriver,
-    guest::{Door, Memory, SimSnapshot},
-    world::SimWorld,
-};
-use crate::{
-    Error, Migrated, Migration, NicBackend, OpCx, Result, SavedState, Seen, SnapshotTaken, Snapshots,
-    VmDefinition, driver::not_for, limits::ARRIVAL_DEADLINE,
-};
+use super::{Fault, Guard, SimDriver, guest::Memory, world::SimWorld};
+use crate::{Error, NicBackend, OpCx, Result, SavedState, Seen, VmDefinition, driver::not_for};
 use async_trait::async_trait;
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
-use tokio::time::{Instant, sleep};
-use vbm_core::{PauseReason, PowerEvent, PowerState, SnapshotContent, SnapshotId, VmId};
-
-/// What a simulated memory weighs: a byte for each that the VM has.
-const MIB_BYTES: u64 = 1024 * 1024;
+use tokio::time::sleep;
+use vbm_core::{PowerEvent, PowerState, VmId};
 
 impl SimDriver {
-    fn power(&self, id: VmId) -> PowerState {
+    pub(super) fn power(&self, id: VmId) -> PowerState {
         let vms = self.world().vms();
         vms.get(&id).map_or(PowerState::Off, |vm| self.sees(id, vm).power)
     }
 
     /// Runs a VM from a memory, once it was read.
-    async fn resume(
+    pub(super) async fn resume(
         &self,
         definition: &VmDefinition,
         nics: Vec<NicBackend>,
@@ -55,135 +41,31 @@ impl SimDriver {
     }
 }
 
-fn refused(command: &str, why: String) -> Error {
+pub(super) fn refused(command: &str, why: String) -> Error {
     Error::Hypervisor {
         command: command.into(),
         why,
     }
 }
 
-#[async_trait]
-impl Snapshots for SimDriver {
-    async fn take(
-        &self,
-        cx: &OpCx,
-        definition: &VmDefinition,
-        snapshot: SnapshotId,
-    ) -> Result<SnapshotTaken> {
-        cx.go_on("a snapshot")?;
-        self.is_open()?;
-        let (world, id) = (self.world(), definition.id);
-        let there =
-            |disk: &mut super::guest::SimDisk| disk.snapshots.get(&snapshot).map(|found| found.content);
-        if let Some(content) = world.site().disk(&definition.root_disk, there) {
-            return Ok(SnapshotTaken::new(content, Duration::ZERO));
-        }
-        let allowed = |power| match power {
-            PowerState::Off | PowerState::Crashed(_) => Ok(false),
-            PowerState::Running | PowerState::Paused(_) => Ok(true),
-            power => Err(not_for(
-                "take a snapshot of",
-                power,
-                "off, crashed, running or paused",
-            )),
-        };
-        allowed(self.power(id))?;
-        let latency = world.latency();
-        sleep(latency.transfer).await;
-        let fails = world.fails_now(id, |fault| match fault {
-            Fault::NextSnapshotFails(why) => Some(why),
-            _ => None,
-        });
-        if let Some(why) = fails {
-            return Err(refused("snapshot", why));
-        }
-        let with_memory = allowed(self.power(id))?;
-        let mut vms = world.vms();
-        let vm = vms.get_mut(&id).filter(|_| with_memory);
-        let halts = vm.as_ref().is_some_and(|vm| vm.seen.power == PowerState::Running);
-        let memory = vm.map(|vm| {
-            if halts {
-                world.apply(id, vm, PowerEvent::Pause(PauseReason::Hypervisor));
-                world.apply(id, vm, PowerEvent::Resume);
-            }
-            vm.memory.clone()
-        });
-        let content = match memory {
-            Some(_) => SnapshotContent::DiskAndMemory,
-            None => SnapshotContent::Disk,
-        };
-        world.site().disk(&definition.root_disk, |disk| {
-            let taken = SimSnapshot {
-                content,
-                word: disk.word.clone(),
-                memory: memory.unwrap_or_default(),
-            };
-            disk.snapshots.insert(snapshot, taken);
-        });
-        let paused = if halts { latency.command } else { Duration::ZERO };
-        Ok(SnapshotTaken::new(content, paused))
-    }
-
-    async fn revert(
-        &self,
-        cx: &OpCx,
-        definition: &VmDefinition,
-        snapshot: SnapshotId,
-        nics: Vec<NicBackend>,
-    ) -> Result<Seen> {
-        cx.go_on("a revert")?;
-        self.is_open()?;
-        definition.check(nics.len())?;
-        let (world, id) = (self.world(), definition.id);
-        self.power(id).after(PowerEvent::Restore)?;
-        let find = |disk: &mut super::guest::SimDisk| disk.snapshots.get(&snapshot).cloned();
-        let found = world.site().disk(&definition.root_disk, find);
-        let found = found.ok_or(Error::NoSuchSnapshot { vm: id, snapshot })?;
-        sleep(world.latency().command).await;
-        self.power(id).after(PowerEvent::Restore)?;
-        world.end(id, PowerEvent::ForceOff);
-        world
-            .site()
-            .disk(&definition.root_disk, |disk| disk.word.clone_from(&found.word));
-        if found.content == SnapshotContent::Disk {
-            return Ok(Seen::resting(PowerState::Off));
-        }
-        self.resume(definition, nics, found.memory, PowerEvent::StartFailed)
-            .await
-    }
-
-    async fn delete(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
-        cx.go_on("the deletion of a snapshot")?;
-        self.is_open()?;
-        sleep(self.world().latency().command).await;
-        self.world().site().disk(&definition.root_disk, |disk| {
-            disk.snapshots.remove(&snapshot);
-        });
-        Ok(())
-    }
-
-    async fn list(&self, definition: &VmDefinition) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
-        self.is_open()?;
-        Ok(self.world().site().disk(&definition.root_disk, |disk| {
-            let all = disk.snapshots.iter();
-            all.map(|(id, snapshot)| (*id, snapshot.content)).collect()
-        }))
-    }
-}
-
 /// Lets a VM go on unless what was begun with it was done.
-struct GoesOn<'a> {
+pub(super) struct GoesOn<'a> {
     world: &'a SimWorld,
     id: VmId,
-    run: u64,
-    was: PowerState,
+    pub(super) run: u64,
+    pub(super) was: PowerState,
     failed: PowerEvent,
     done: bool,
 }
 
 impl<'a> GoesOn<'a> {
     /// Begins something that may fail without harm.
-    fn begin(driver: &'a SimDriver, id: VmId, event: PowerEvent, failed: PowerEvent) -> Result<Self> {
+    pub(super) fn begin(
+        driver: &'a SimDriver,
+        id: VmId,
+        event: PowerEvent,
+        failed: PowerEvent,
+    ) -> Result<Self> {
         let (was, run) = driver.act(id, event, |world, vm| {
             let was = vm.seen.power;
             world.apply(id, vm, event);
@@ -200,7 +82,7 @@ impl<'a> GoesOn<'a> {
     }
 
     /// It leaves this host by `event`; what its guest remembers stays with it.
-    fn leaves(mut self, event: PowerEvent) -> Result<Seen> {
+    pub(super) fn leaves(mut self, event: PowerEvent) -> Result<Seen> {
         let mut vms = self.world.vms();
         let vm = vms.get_mut(&self.id).filter(|vm| vm.run == self.run);
         let Some(vm) = vm.filter(|vm| vm.seen.power.after(event).is_ok()) else {
@@ -235,7 +117,11 @@ impl SavedState for SimDriver {
     async fn save(&self, cx: &OpCx, id: VmId) -> Result<Seen> {
         cx.go_on("a save")?;
         let saving = GoesOn::begin(self, id, PowerEvent::Save, PowerEvent::SaveFailed)?;
-        sleep(self.world().latency().transfer).await;
+        let written = async {
+            sleep(self.world().latency().transfer).await;
+            Ok(())
+        };
+        cx.run("a save", written).await?;
         let fails = self.world().fails_now(id, |fault| match fault {
             Fault::NextSaveFails(why) => Some(why),
             _ => None,
@@ -269,97 +155,4 @@ impl SavedState for SimDriver {
         }
         Ok(())
     }
-}
-
-#[async_trait]
-impl Migration for SimDriver {
-    async fn receive(
-        &self,
-        cx: &OpCx,
-        definition: &VmDefinition,
-        nics: Vec<NicBackend>,
-        listen: Ipv4Addr,
-    ) -> Result<SocketAddr> {
-        cx.go_on("an arrival")?;
-        self.is_open()?;
-        definition.check(nics.len())?;
-        let (world, id) = (self.world(), definition.id);
-        self.power(id).after(PowerEvent::MigrateIn)?;
-        let run = world.begin(definition, nics, PowerEvent::MigrateIn, Memory::default())?;
-        self.known().insert(id);
-        let address = SocketAddr::from((listen, world.site().next_port()));
-        let door = Door {
-            world: world.downgrade(),
-            definition: definition.clone(),
-            run,
-        };
-        world.site().doors().insert(address, door);
-        let host = world.downgrade();
-        // Ends by itself, and holds the world up for nobody.
-        tokio::spawn(async move {
-            sleep(ARRIVAL_DEADLINE).await;
-            if let Some(world) = SimWorld::upgrade(&host) {
-                world.site().doors().remove(&address);
-                world.fail_start(id, run, PowerEvent::MigrateFailed);
-            }
-        });
-        Ok(address)
-    }
-
-    async fn send(&self, cx: &OpCx, id: VmId, to: SocketAddr) -> Result<Migrated> {
-        cx.go_on("a migration")?;
-        let begun = Instant::now();
-        let leaving = GoesOn::begin(self, id, PowerEvent::MigrateOut, PowerEvent::MigrateFailed)?;
-        sleep(self.world().latency().transfer).await;
-        let fails = self.world().fails_now(id, |fault| match fault {
-            Fault::NextMigrationFails(why) => Some(why),
-            _ => None,
-        });
-        if let Some(why) = fails {
-            return Err(refused("migrate", why));
-        }
-        let memory = {
-            let vms = self.world().vms();
-            let vm = vms
-                .get(&id)
-                .filter(|vm| vm.run == leaving.run && vm.seen.power == PowerState::MigratingOut);
-            vm.map(|vm| (vm.memory.clone(), u64::from(vm.definition.memory_mib)))
-        };
-        let (memory, mib) = memory.ok_or_else(|| refused("migrate", "it ended on its way".into()))?;
-        let door = self.world().site().doors().remove(&to);
-        arrive(door, id, memory, leaving.was)?;
-        leaving.leaves(PowerEvent::MigratedAway)?;
-        Ok(Migrated::new(
-            begun.elapsed(),
-            self.world().latency().command,
-            mib * MIB_BYTES,
-        ))
-    }
-
-    async fn abandon(&self, id: VmId) -> Result<()> {
-        self.is_open()?;
-        let power = self.power(id);
-        if power != PowerState::MigratingIn {
-            return Err(not_for("give up waiting for", power, "migrating in"));
-        }
-        self.world().end(id, PowerEvent::MigrateFailed);
-        Ok(())
-    }
-}
-
-/// Lets a VM in at the other side.
-fn arrive(door: Option<Door>, id: VmId, memory: Memory, was: PowerState) -> Result<()> {
-    let nobody = || refused("migrate", "nobody waits for it there".into());
-    let door = door.filter(|door| door.definition.id == id).ok_or_else(nobody)?;
-    let world = SimWorld::upgrade(&door.world).ok_or_else(nobody)?;
-    {
-        let mut vms = world.vms();
-        let vm = vms.get_mut(&id).filter(|vm| vm.run == door.run);
-        vm.ok_or_else(nobody)?.memory = memory;
-    }
-    world.finish_start(id, door.run).map_err(|_| nobody())?;
-    if let PowerState::Paused(why) = was {
-        world.happens(id, PowerEvent::Pause(why));
-    }
-    Ok(())
 }

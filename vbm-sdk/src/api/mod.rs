@@ -6,6 +6,7 @@
 //! | `/v1/vms`, `/v1/vms/{vm}` | GET, POST, DELETE |
 //! | `/v1/vms/{vm}/power` | POST [`PowerRequest`] |
 //! | `/v1/vms/{vm}/migrate` | POST [`MigrateRequest`] |
+//! | `/v1/vms/{vm}/migrate/check` | POST [`MigrateRequest`]: a [`MoveCheckView`] of each thing that a move would need |
 //! | `/v1/vms/{vm}/placement` | GET: a [`Placement`] of each node |
 //! | `/v1/vms/{vm}/snapshots`, `/v1/vms/{vm}/snapshots/{snapshot}` | GET, POST, DELETE |
 //! | `/v1/vms/{vm}/snapshots/{snapshot}/revert` | POST |
@@ -62,7 +63,7 @@ use std::{
 };
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, InterfaceName,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Freeze, GuestData, InterfaceName,
     Ipv4Range, Mac, MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol,
     Reservation, Rule, Snapshot, Vm,
 };
@@ -189,6 +190,28 @@ pub struct MigrateRequest {
     /// Whether it must run meanwhile (`true`) or must be off (`false`). When absent: as it is.
     #[serde(default)]
     pub live: Option<bool>,
+    /// Whether its disk is copied, for nodes that do not share it.
+    #[serde(default)]
+    pub copy_disks: bool,
+    /// How long it may be halted before one more round of its memory is sent, in milliseconds; 300 when absent.
+    #[serde(default)]
+    pub max_downtime_ms: Option<u64>,
+    /// The most that is sent in a second, in bytes; no limit when absent.
+    #[serde(default)]
+    pub bandwidth_bytes: Option<u64>,
+}
+
+/// One thing that was looked at before a move, and what was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MoveCheckView {
+    /// Where it was looked: a node, or the scheduler.
+    pub at: String,
+    /// What was looked at.
+    pub what: String,
+    /// Whether the move may go on.
+    pub passed: bool,
+    /// What was found, in words.
+    pub found: String,
 }
 
 /// What the scheduler thinks of a node for a VM.
@@ -269,7 +292,7 @@ pub struct Accepted<T> {
     pub operation: Operation,
 }
 
-/// Takes a snapshot of a VM: of its disk when it is off, of disk and memory when it runs.
+/// Takes a snapshot of a VM: of its disks when it is off, of disks and memory when it runs, unless its memory is not wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
@@ -279,6 +302,12 @@ pub struct CreateSnapshot {
     /// Free `key=value` text.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Whether the memory of a VM that runs is kept too; it is when absent.
+    #[serde(default)]
+    pub memory: Option<bool>,
+    /// Whether the guest's file systems are frozen for it; only without memory.
+    #[serde(default)]
+    pub freeze: Freeze,
 }
 
 /// A snapshot as lists show it.

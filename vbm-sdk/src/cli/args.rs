@@ -4,11 +4,13 @@
 mod bus;
 mod bus_auth;
 mod nouns;
+mod orphans;
 mod ports;
 
 pub(super) use bus::*;
 pub(super) use bus_auth::*;
 pub(super) use nouns::*;
+pub(super) use orphans::*;
 pub(super) use ports::*;
 
 use super::exit;
@@ -167,6 +169,9 @@ pub(super) enum Command {
     Version,
     /// Look for what is missing or left over on this host, and repair it with --fix
     Doctor(Doctor),
+    /// VMs of this host that no daemon looks after; works without a vbmd
+    #[command(subcommand)]
+    Orphans(Orphans),
     /// Print the completions for a shell
     Completions(Completions),
 }
@@ -255,7 +260,9 @@ pub(super) struct Stop {
 Examples:
   vbm migrate web1                   to the node that fits best
   vbm migrate web1 --to zone/n2      to this one
-  vbm migrate web1 --live            only while it runs")]
+  vbm migrate web1 --live            only while it runs
+  vbm migrate web1 --copy-disks      to a node that does not share its disk
+  vbm migrate web1 --dry-run         what would be looked at, and what is found")]
 pub(super) struct Migrate {
     /// The VM
     pub(super) vm: String,
@@ -263,8 +270,23 @@ pub(super) struct Migrate {
     #[arg(long, value_name = "NODE")]
     pub(super) to: Option<String>,
     /// Only while it runs
-    #[arg(long)]
+    #[arg(long, conflicts_with = "cold")]
     pub(super) live: bool,
+    /// Only while it is off
+    #[arg(long)]
+    pub(super) cold: bool,
+    /// Copy its disk, for nodes that do not share it
+    #[arg(long, conflicts_with = "cold")]
+    pub(super) copy_disks: bool,
+    /// How long it may be halted before one more round of its memory is sent, in milliseconds [default: 300]
+    #[arg(long, value_name = "MS")]
+    pub(super) max_downtime: Option<u64>,
+    /// The most that is sent in a second, in MiB [default: no limit]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub(super) bandwidth: Option<u64>,
+    /// Only tell what would be looked at and what is found; nothing is changed
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,14 +6,27 @@ use super::{
     session::Session,
     table::Table,
 };
-use crate::api::{MigrateRequest, Placement};
+use crate::api::{MigrateRequest, MoveCheckView, Placement};
 use vbm_core::Error;
 
 pub(super) async fn migrate(on: &Session<'_>, args: &Migrate) -> Result<(), Error> {
+    const MIB: u64 = 1024 * 1024;
     let request = MigrateRequest {
         to: args.to.as_deref().map(str::parse).transpose()?,
-        live: args.live.then_some(true),
+        live: args.live.then_some(true).or_else(|| args.cold.then_some(false)),
+        copy_disks: args.copy_disks,
+        max_downtime_ms: args.max_downtime,
+        bandwidth_bytes: args.bandwidth.map(|mib| mib * MIB),
     };
+    if args.dry_run {
+        let checks = on.client.vms().check_migrate(&args.vm, &request).await?.items;
+        return on.out.list(
+            &checks,
+            |c| c.what.clone(),
+            &checked(&checks),
+            "nothing was looked at",
+        );
+    }
     let begin = |vm: String| {
         let request = &request;
         async move { Ok(on.client.vms().migrate(vm, request).await?.operation) }
@@ -32,6 +45,19 @@ pub(super) async fn placement(on: &Session<'_>, args: &OneVm) -> Result<(), Erro
         &table(&nodes),
         "no node has reported itself yet",
     )
+}
+
+fn checked(checks: &[MoveCheckView]) -> Table {
+    let mut table = Table::new(&["WHERE", "WHAT", "OK", "FOUND"], &[]);
+    for check in checks {
+        table.row([
+            check.at.clone(),
+            check.what.clone(),
+            if check.passed { "yes" } else { "no" }.to_owned(),
+            check.found.clone(),
+        ]);
+    }
+    table
 }
 
 fn table(nodes: &[Placement]) -> Table {

@@ -9,8 +9,8 @@ use super::{
     snapshots::Snapshots,
 };
 use crate::api::{
-    Accepted, LaunchRequest, List, MigrateRequest, Placement, PowerAction, PowerRequest, SetGroups, SetPort,
-    VmView,
+    Accepted, LaunchRequest, List, MigrateRequest, MoveCheckView, Placement, PowerAction, PowerRequest,
+    SetGroups, SetPort, VmView,
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -39,6 +39,11 @@ impl Vms {
             ApiPath::one("vms", "vm", vm.as_ref()),
             json,
         ))
+    }
+
+    /// Whether it could be moved like that: what is looked at before, and what was found. Nothing is changed.
+    pub fn check_migrate(&self, vm: impl AsRef<str>, request: &MigrateRequest) -> Call<List<MoveCheckView>> {
+        Call::new(&self.0, Method::POST, below(vm, "migrate/check"), json).with_json(request)
     }
 
     /// Moves it to another node, or to the one that fits best. The operation is over when it is there.

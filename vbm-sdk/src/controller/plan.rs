@@ -195,6 +195,11 @@ impl World {
         all.any(|s| s.meta.deleting || s.status.state == SnapshotState::Creating)
     }
 
+    /// Whether a VM has snapshots.
+    pub(crate) fn has_snapshots(&self, vm: VmId) -> bool {
+        self.snapshots.values().any(|s| s.spec.vm == vm)
+    }
+
     /// `None` while a record that it refers to is missing: it is better to wait than to start half of it.
     pub(crate) fn wanted_vm(&self, vm: &Vm) -> Option<WantedVm> {
         let image = self.images.get(&vm.spec.image)?;
@@ -236,6 +241,11 @@ impl World {
                 .as_ref()
                 .is_some_and(|m| vm.spec.node.as_ref() != Some(&m.to)),
             take: snapshots().filter(coming).map(|s| s.meta.id).collect(),
+            without_memory: snapshots()
+                .filter(coming)
+                .filter(|s| !s.spec.memory)
+                .map(|s| (s.meta.id, s.spec.freeze))
+                .collect(),
             drop: snapshots()
                 .filter(|s| s.meta.deleting)
                 .map(|s| (s.meta.id, s.meta.generation))

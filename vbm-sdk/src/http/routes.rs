@@ -7,8 +7,9 @@ use super::{
 };
 use crate::api::{
     API_VERSION, Accepted, Blob, CreateForward, CreateGroup, CreateImage, CreateNetwork, EventQuery,
-    EventView, ForwardView, LaunchRequest, List, ListQuery, MigrateRequest, NetworkView, Placement, PortView,
-    PowerRequest, Problem, SetGroups, SetPort, SetRules, UpdateNetwork, Version, VmView, WaitQuery,
+    EventView, ForwardView, LaunchRequest, List, ListQuery, MigrateRequest, MoveCheckView, NetworkView,
+    Placement, PortView, PowerRequest, Problem, SetGroups, SetPort, SetRules, UpdateNetwork, Version, VmView,
+    WaitQuery,
 };
 use crate::store::Revision;
 use axum::{
@@ -41,6 +42,7 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         .routes(routes!(get_vm, delete_vm))
         .routes(routes!(power))
         .routes(routes!(migrate))
+        .routes(routes!(migrate_check))
         .routes(routes!(placement))
         .routes(routes!(snapshots::list_snapshots, snapshots::create_snapshot))
         .routes(routes!(snapshots::get_snapshot, snapshots::delete_snapshot))
@@ -186,6 +188,18 @@ async fn migrate(
     Json(request): Json<MigrateRequest>,
 ) -> Made<Accepted<VmView>> {
     accepted(api.controller.migrate(&vm, &request).await?)
+}
+
+/// Tells whether a VM could be moved like that: everything that is looked at before, and what was found. Nothing is changed.
+#[utoipa::path(post, path = "/vms/{vm}/migrate/check", tag = "vms", request_body = MigrateRequest,
+    params(("vm" = String, Path, description = "A name, an id, or the beginning of an id")),
+    responses((status = 200, body = List<MoveCheckView>), (status = "default", body = Problem)))]
+async fn migrate_check(
+    State(api): State<ApiState>,
+    Path(vm): Path<String>,
+    Json(request): Json<MigrateRequest>,
+) -> Answer<List<MoveCheckView>> {
+    Ok(axum::Json(api.controller.check_migrate(&vm, &request).await?))
 }
 
 /// Tells what the scheduler thinks of each node for a VM, the best first.

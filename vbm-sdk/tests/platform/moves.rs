@@ -111,7 +111,7 @@ impl Pair {
 fn to_machine(to: Option<&str>) -> MigrateRequest {
     MigrateRequest {
         to: to.map(|m| format!("lab/{m}").parse().unwrap()),
-        live: None,
+        ..MigrateRequest::default()
     }
 }
 

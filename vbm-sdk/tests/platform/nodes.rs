@@ -224,6 +224,7 @@ async fn a_node_that_falls_silent_is_lost_and_known_again_when_it_comes_back() {
         let request = MigrateRequest {
             to: Some("lab/b".parse().unwrap()),
             live: None,
+            ..MigrateRequest::default()
         };
         let error = client.vms().migrate(vm, &request).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Conflict);

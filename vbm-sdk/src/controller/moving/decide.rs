@@ -7,6 +7,9 @@
 //!           3     MigratingOut      waits              Wait
 //!           4     Off               Running            Switch
 //!   cold    1     Off               Off                Switch
+//!   copied  1..3  as live; what has come is halted there
+//!           4     Off                 waits            Finish, then Switch
+//!           4a    says nothing        waits            Wait: it may run on, or may have left
 //!   both    5     (the record says: destination)       Leave
 //! ```
 //!
@@ -15,11 +18,14 @@
 //! move is not given up, however long that takes: a source that got the VM back would start it a second time.
 
 use crate::methods::{LookedAt, Sent};
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 use vbm_core::{Error, ErrorKind, PowerState};
+use vbm_hyper::Landing;
 
 /// A move that has not ended by then is given up, unless the VM is at its destination.
 pub(super) const MOVE_MAX: Duration = Duration::from_secs(600);
+/// The same for one whose disk is copied.
+pub(super) const MOVE_COPY_MAX: Duration = Duration::from_secs(6 * 3600);
 /// A node that must act and says nothing for so long is not waited for any longer.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(45);
 
@@ -27,6 +33,8 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_secs(45);
 #[derive(Clone, Debug)]
 pub(super) struct Sides {
     pub(super) live: bool,
+    /// Whether its disk is copied: then what has come waits until it is let go.
+    pub(super) copies: bool,
     /// Whether the record names the destination as the VM's node.
     pub(super) switched: bool,
     /// What each side says; an error when it says nothing.
@@ -50,6 +58,21 @@ impl Sides {
         !self.live || self.source.as_ref().is_ok_and(has)
     }
 
+    const fn longest(&self) -> Duration {
+        if self.copies { MOVE_COPY_MAX } else { MOVE_MAX }
+    }
+
+    /// Whether all of it may be at the destination, halted.
+    fn may_be_whole(&self) -> bool {
+        let waits = |destination: &LookedAt| {
+            matches!(
+                destination.power,
+                PowerState::MigratingIn | PowerState::Unknown | PowerState::Unresponsive
+            )
+        };
+        self.destination.as_ref().map_or(true, waits)
+    }
+
     /// Whether the source has seen it end.
     pub(super) fn ended(&self) -> bool {
         self.source.as_ref().is_ok_and(|source| is_over(source.power))
@@ -63,7 +86,9 @@ pub(super) enum Next {
     /// Ask the destination to wait for the VM.
     Receive,
     /// Tell the source to send it.
-    Send(SocketAddr),
+    Send(Landing),
+    /// Let it go on at the destination: its source has let go of it, or runs it no more.
+    Finish,
     /// Write down that it is on the destination.
     Switch,
     /// Take what is left off the source; then the move is over.
@@ -81,14 +106,19 @@ pub(super) fn next(sides: &Sides) -> Next {
     } else {
         next_cold(sides)
     };
+    // What waits at the destination may be all that is left of it: its source may have let go, or may run on.
+    if sides.copies && sides.live && sides.source.is_err() && sides.may_be_whole() {
+        return next;
+    }
     // Whether it runs at a destination that says nothing, nobody knows: it is not left to its source to start it again.
     if sides.destination.is_err() && !sides.stays() {
         return next;
     }
     match next {
         // Also what is asked again and again, and never done.
-        Next::Wait | Next::Receive | Next::Send(_) if sides.waited >= MOVE_MAX => {
-            Next::GiveUp(given_up("it took longer than ten minutes"))
+        Next::Wait | Next::Receive | Next::Send(_) if sides.waited >= sides.longest() => {
+            let minutes = sides.longest().as_secs() / 60;
+            Next::GiveUp(given_up(&format!("it took longer than {minutes} minutes")))
         }
         Next::Wait if sides.silent >= SILENCE_MAX => {
             let why = sides.source.as_ref().err().or(sides.destination.as_ref().err());
@@ -136,7 +166,14 @@ fn next_live(sides: &Sides) -> Next {
     if let Some(failed) = failed(source) {
         return failed;
     }
-    match (source.power, destination.receiving, &source.sent) {
+    if sides.copies && is_over(source.power) && sides.may_be_whole() {
+        return Next::Finish;
+    }
+    let waits_at = destination.landing.clone().or_else(|| {
+        let at = destination.receiving.filter(|_| !sides.copies);
+        at.map(Landing::shared)
+    });
+    match (source.power, waits_at, &source.sent) {
         // An agent that was restarted meanwhile does not know where it waits; its hypervisor waits on.
         (_, _, Some(Sent::UnderWay | Sent::Done { .. })) if destination.power == PowerState::MigratingIn => {
             Next::Wait
@@ -172,6 +209,7 @@ fn given_up(why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
     use vbm_core::CrashCause;
 
     fn at(port: u16) -> SocketAddr {
@@ -199,6 +237,7 @@ mod tests {
     fn sides(source: LookedAt, destination: LookedAt) -> Sides {
         Sides {
             live: true,
+            copies: false,
             switched: false,
             source: Ok(source),
             destination: Ok(destination),
@@ -218,7 +257,7 @@ mod tests {
     fn a_live_move_goes_through_its_rows() {
         let (off, running) = (look(PowerState::Off), look(PowerState::Running));
         assert_eq!(next(&sides(running.clone(), off.clone())), Next::Receive);
-        assert_eq!(next(&sides(running.clone(), waits())), Next::Send(at(1)));
+        assert_eq!(next(&sides(running.clone(), waits())), Next::Send(at(1).into()));
         let sending = LookedAt {
             sent: Some(Sent::UnderWay),
             ..look(PowerState::MigratingOut)
@@ -235,6 +274,47 @@ mod tests {
             ..sides(off, running)
         };
         assert_eq!(next(&switched), Next::Leave);
+    }
+
+    #[test]
+    fn a_move_with_a_copy_is_finished_once_its_source_has_let_go_and_not_before() {
+        let landed = LookedAt {
+            landing: Some(at(1).into()),
+            ..waits()
+        };
+        let of = |source: LookedAt| Sides {
+            copies: true,
+            ..sides(source, landed.clone())
+        };
+        let sent = |power, sent| LookedAt {
+            sent: Some(sent),
+            ..look(power)
+        };
+        assert_eq!(next(&of(look(PowerState::Running))), Next::Send(at(1).into()));
+        assert_eq!(
+            next(&of(sent(PowerState::MigratingOut, Sent::UnderWay))),
+            Next::Wait
+        );
+        assert_eq!(next(&of(sent(PowerState::Off, DONE))), Next::Finish);
+        // Dead, it runs no more; whether all of it came, the destination knows.
+        let dead = PowerState::Crashed(CrashCause::Hypervisor);
+        assert_eq!(next(&of(look(dead))), Next::Finish);
+        let failed = sent(PowerState::Running, Sent::Failed(Error::internal("x", "y")));
+        assert!(matches!(next(&of(failed)), Next::GiveUp(_)));
+        // One that says nothing may run on, or may have let go: neither is guessed, however long it takes.
+        let unheard = Sides {
+            source: silent(),
+            waited: MOVE_COPY_MAX,
+            silent: MOVE_COPY_MAX,
+            ..of(look(PowerState::Off))
+        };
+        assert_eq!(next(&unheard), Next::Wait);
+        // An address alone is no place for copies.
+        let old = Sides {
+            copies: true,
+            ..sides(look(PowerState::Running), waits())
+        };
+        assert_ne!(next(&old), Next::Send(at(1).into()));
     }
 
     #[test]

@@ -15,8 +15,11 @@ mod flows;
 mod possible;
 
 use super::{Controller, keeper::Reached, plan::World};
-use crate::api::{Accepted, List, MigrateRequest, Placement, VmView};
-use crate::methods::{LookAt, LookedAt, SendVm, VmAbandon, VmLook, VmReceive, VmRemove, VmSend};
+use crate::api::{Accepted, List, MigrateRequest, MoveCheckView, Placement, VmView};
+use crate::methods::{
+    CheckArrive, CheckLeave, LookAt, LookedAt, MoveProgress, ReceiveVm, SendVm, VmAbandon, VmCheckArrive,
+    VmCheckLeave, VmFinish, VmLook, VmReceive, VmRemove, VmSend,
+};
 use crate::records::{Edit, until_uncrossed};
 use decide::{Next, Sides, next};
 use possible::check;
@@ -28,8 +31,10 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{
-    Error, ErrorKind, EventKind, Kind, NodePath, ObjectRef, Operation, Result, Vm, VmId, VmMove, WantedPower,
+    Error, ErrorKind, EventKind, Kind, MoveHow, NodePath, ObjectRef, Operation, Result, Vm, VmId, VmMove,
+    WantedPower,
 };
+use vbm_hyper::{MoveCheck, MoveOptions, MovedDisks};
 
 /// How often both sides are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -74,20 +79,89 @@ impl Controller {
         })
     }
 
+    /// Looks at everything that a move would need, and changes nothing.
+    ///
+    /// # Errors
+    /// The VM does not exist, or a number is outside its limits.
+    pub async fn check_migrate(&self, vm: &str, request: &MigrateRequest) -> Result<List<MoveCheckView>> {
+        let vm = self.records().resolve::<Vm>(vm).await?.value;
+        let options = options_of(&how_of(request));
+        options.check().map_err(Error::from)?;
+        let world = World::load(self.records()).await?;
+        let mut items = Vec::new();
+        match check(&world, &vm, request) {
+            Err(error) => items.push(shown(
+                "the records",
+                &MoveCheck::failed("records", error.inline()),
+            )),
+            Ok((from, to, live)) => {
+                let found = format!("from {from} to {to}, {}", if live { "live" } else { "at rest" });
+                items.push(shown("the records", &MoveCheck::passed("records", found)));
+                if live {
+                    self.check_live(&world, &vm, (&from, &to), options, &mut items)
+                        .await;
+                }
+            }
+        }
+        Ok(List {
+            items,
+            next: None,
+            revision: world.revision,
+        })
+    }
+
+    /// Asks both nodes. One that does not answer is a check that did not pass.
+    async fn check_live(
+        &self,
+        world: &World,
+        vm: &Vm,
+        (from, to): (&NodePath, &NodePath),
+        options: MoveOptions,
+        items: &mut Vec<MoveCheckView>,
+    ) {
+        let silent = |error: Error| MoveCheck::failed("answer", error.inline());
+        let leave = CheckLeave {
+            vm: vm.meta.id,
+            options: options.clone(),
+        };
+        let leaving = match self.ask_node::<VmCheckLeave>(from, &leave).await {
+            Ok(leaving) => leaving,
+            Err(error) => return items.push(shown(&from.to_string(), &silent(error))),
+        };
+        items.extend(leaving.checks.iter().map(|check| shown(&from.to_string(), check)));
+        let Some(wanted) = world.wanted_vm(vm) else { return };
+        let arrive = CheckArrive {
+            vm: wanted,
+            machine: leaving.machine,
+            options,
+        };
+        match self.ask_node::<VmCheckArrive>(to, &arrive).await {
+            Ok(checks) => items.extend(checks.iter().map(|check| shown(&to.to_string(), check))),
+            Err(error) => items.push(shown(&to.to_string(), &silent(error))),
+        }
+    }
+
     async fn migrate_once(&self, id: VmId, request: &MigrateRequest) -> Result<Operation> {
         let world = World::load(self.records()).await?;
         let held = self.records().must::<Vm>(id).await?;
         let mut vm = held.value.clone();
+        options_of(&how_of(request)).check().map_err(Error::from)?;
         let (from, to, live) = check(&world, &vm, request)?;
         let target = ObjectRef::new(Kind::Vm, id, &vm.meta.name);
         vm.meta.generation = vm.meta.generation.next();
         vm.status.problem = None;
         let operation = self.operation(MIGRATE, target.clone(), vm.meta.generation);
-        let message = format!("from {from} to {to}, {}", if live { "live" } else { "at rest" });
+        let how = match (live, request.copy_disks) {
+            (true, true) => "live, with a copy of its disk",
+            (true, false) => "live",
+            (false, _) => "at rest",
+        };
+        let message = format!("from {from} to {to}, {how}");
         vm.spec.moving = Some(VmMove {
             from,
             to,
             live,
+            how: how_of(request),
             operation: operation.id,
         });
         let event = self.event(EventKind::VmMoving, target, message);
@@ -101,6 +175,51 @@ impl Controller {
             .await?;
         Ok(operation)
     }
+}
+
+fn how_of(request: &MigrateRequest) -> MoveHow {
+    MoveHow {
+        copy_disks: request.copy_disks,
+        max_downtime_ms: request.max_downtime_ms,
+        bandwidth_bytes: request.bandwidth_bytes,
+    }
+}
+
+fn options_of(how: &MoveHow) -> MoveOptions {
+    let usual = MoveOptions::default();
+    MoveOptions {
+        disks: if how.copy_disks {
+            MovedDisks::Copied
+        } else {
+            MovedDisks::Shared
+        },
+        downtime_max_millis: how.max_downtime_ms.unwrap_or(usual.downtime_max_millis),
+        bandwidth_max_bytes: how.bandwidth_bytes,
+        ..usual
+    }
+}
+
+fn shown(at: &str, check: &MoveCheck) -> MoveCheckView {
+    MoveCheckView {
+        at: at.to_owned(),
+        what: check.what.clone(),
+        passed: check.passed,
+        found: check.found.clone(),
+    }
+}
+
+/// What is being done, in words: in tenths, so that not every byte is a record.
+fn in_words(progress: &MoveProgress) -> String {
+    const MIB: u64 = 1024 * 1024;
+    let what = match progress.phase.as_str() {
+        "disks" => "copying its disk",
+        _ => "sending its memory",
+    };
+    if progress.total == 0 {
+        return what.to_owned();
+    }
+    let tenths = progress.done.saturating_mul(10) / progress.total;
+    format!("{what}: {tenths}0 % of {} MiB", progress.total.div_ceil(MIB))
 }
 
 /// All movers of a leading controller.
@@ -208,24 +327,66 @@ impl Mover {
             return Ok(true);
         };
         let sides = self.sides(&vm, &moving, seen).await;
+        let mut options = options_of(&moving.how);
         match next(&sides) {
-            Next::Wait => {}
+            Next::Wait => {
+                let progress = sides
+                    .source
+                    .as_ref()
+                    .ok()
+                    .and_then(|source| source.progress.as_ref());
+                if let Some(progress) = progress {
+                    self.tell(&in_words(progress)).await?;
+                }
+            }
             Next::Receive => {
                 self.tell("preparing the destination").await?;
-                let wanted = self.wanted(seen)?;
-                let received = self.controller.ask_node::<VmReceive>(&moving.to, &wanted).await;
+                let leave = CheckLeave {
+                    vm: self.id,
+                    options: options.clone(),
+                };
+                // An agent that is older does not know the question; the destination makes what it thinks right then.
+                match self
+                    .controller
+                    .ask_node::<VmCheckLeave>(&moving.from, &leave)
+                    .await
+                {
+                    Ok(leaving) => options.machine = Some(leaving.machine),
+                    Err(e) if e.is_retryable() => return Err(e),
+                    Err(e) => {
+                        tracing::debug!(vm = %self.id, error = %e.inline(), "what it is cannot be told")
+                    }
+                }
+                let request = ReceiveVm {
+                    vm: self.wanted(seen)?,
+                    options,
+                };
+                let received = self.controller.ask_node::<VmReceive>(&moving.to, &request).await;
                 if let Err(e) = received
                     && !e.is_retryable()
                 {
                     return self.give_up(&moving, e, &sides, seen).await;
                 }
             }
-            Next::Send(to) => {
+            Next::Send(landing) => {
                 self.tell("sending its memory").await?;
-                let vm = self.wanted(seen)?;
-                self.controller
-                    .ask_node::<VmSend>(&moving.from, &SendVm { vm, to })
-                    .await?;
+                let request = SendVm {
+                    vm: self.wanted(seen)?,
+                    to: landing.memory,
+                    landing: Some(landing),
+                    options,
+                };
+                self.controller.ask_node::<VmSend>(&moving.from, &request).await?;
+            }
+            Next::Finish => {
+                self.tell("letting it go on").await?;
+                match self.controller.ask_node::<VmFinish>(&moving.to, &self.id).await {
+                    // It has not come whole, and nothing more comes.
+                    Err(e) if e.kind() == ErrorKind::Conflict => {
+                        return self.give_up(&moving, e, &sides, seen).await;
+                    }
+                    finished => finished?,
+                }
             }
             Next::Switch => {
                 if moving.live {
@@ -275,6 +436,7 @@ impl Mover {
         };
         Sides {
             live: moving.live,
+            copies: moving.how.copy_disks,
             switched,
             source,
             destination,
@@ -329,7 +491,7 @@ impl Mover {
             .world
             .vms
             .get(&self.id)
-            .map(|vm| seen.world.gone_vm(vm, true));
+            .map(|vm| seen.world.gone_vm(vm, !moving.how.copy_disks));
         if let Some(gone) = gone {
             let left = self.controller.ask_node::<VmRemove>(&moving.from, &gone).await;
             if let Err(e) = left
@@ -345,7 +507,7 @@ impl Mover {
 
     async fn give_up(&self, moving: &VmMove, why: Error, sides: &Sides, seen: &Seen) -> Result<bool> {
         if let Some(vm) = seen.world.vms.get(&self.id) {
-            let gone = seen.world.gone_vm(vm, true);
+            let gone = seen.world.gone_vm(vm, !moving.how.copy_disks);
             match self.controller.ask_node::<VmAbandon>(&moving.to, &gone).await {
                 // It has arrived after all: the next look sees it.
                 Err(e) if e.kind() == ErrorKind::Conflict => return Ok(false),
@@ -409,5 +571,7 @@ impl Mover {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -77,7 +77,28 @@ pub(super) fn check(world: &World, vm: &Vm, request: &MigrateRequest) -> Result<
     if to == from {
         return conflict(format!("it is on {to} already"), "choose another node");
     }
-    let reasons = reasons(world, vm, source, destination, live);
+    if request.copy_disks && !live {
+        return conflict(
+            format!(
+                "it is {}, and its disk can only be copied while it runs",
+                vm.status.power
+            ),
+            "start it first, or share the disks between the nodes (vbmd --shared-storage)",
+        );
+    }
+    if request.copy_disks && matches!(vm.status.power, PowerState::Paused(_)) {
+        return conflict(
+            "it is paused, and its destination could not tell whether to let it go on".into(),
+            "let it go on with `vbm resume` first",
+        );
+    }
+    if request.copy_disks && world.has_snapshots(vm.meta.id) {
+        return conflict(
+            "it has snapshots, which a copy of its disk would leave behind".into(),
+            "delete them first with `vbm snapshot delete`, or share the disks between the nodes",
+        );
+    }
+    let reasons = reasons(world, vm, source, destination, (live, request.copy_disks));
     if !reasons.is_empty() {
         return conflict(
             format!("{to}: {}", reasons.join(", ")),
@@ -88,12 +109,25 @@ pub(super) fn check(world: &World, vm: &Vm, request: &MigrateRequest) -> Result<
 }
 
 /// What stands in the way of a move to a node.
-fn reasons(world: &World, vm: &Vm, source: &Node, destination: &Node, live: bool) -> Vec<String> {
+fn reasons(
+    world: &World,
+    vm: &Vm,
+    source: &Node,
+    destination: &Node,
+    (live, copies): (bool, bool),
+) -> Vec<String> {
     let Candidate { mut reasons, .. } = world.candidate(vm, destination);
     let (here, there) = (&source.status.shared_storage, &destination.status.shared_storage);
-    if here.is_none() || here != there {
+    let shared = here.is_some() && here == there;
+    if !shared && !copies {
         reasons.push(format!(
-            "it does not share its disks with {} (vbmd --shared-storage)",
+            "it does not share its disks with {} (vbmd --shared-storage; or `vbm migrate --copy-disks` while the VM runs)",
+            source.path
+        ));
+    }
+    if shared && copies {
+        reasons.push(format!(
+            "it shares its disks with {}: there is nothing to copy",
             source.path
         ));
     }

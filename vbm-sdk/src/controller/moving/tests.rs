@@ -13,6 +13,7 @@ fn moved(
     let request = MigrateRequest {
         to: to.map(path),
         live,
+        ..MigrateRequest::default()
     };
     check(world, &world.vms[&vm], &request)
 }
@@ -73,6 +74,7 @@ fn a_vm_moves_once_at_a_time_and_not_to_where_it_is() {
         from: path("a"),
         to: path("b"),
         live: true,
+        how: vbm_core::MoveHow::default(),
         operation: vbm_core::OperationId::from_uuid(uuid::Uuid::nil()),
     });
     let error = moved(&world, vm, Some("b"), None).unwrap_err();

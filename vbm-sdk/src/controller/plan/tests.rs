@@ -350,6 +350,7 @@ fn a_vm_that_moves_has_its_port_on_both_nodes_and_its_power_on_none() {
         from: path("a"),
         to: path("b"),
         live: true,
+        how: vbm_core::MoveHow::default(),
         operation: vbm_core::OperationId::from_uuid(uuid(9)),
     };
     world.vms.get_mut(&vm).unwrap().spec.moving = Some(moving);
