@@ -18,7 +18,7 @@
 mod areas;
 #[cfg_attr(
     not(feature = "platform"),
-    allow(dead_code, reason = "the area rpc or net alone needs less of it")
+    allow(dead_code, reason = "an area alone needs less of it")
 )]
 mod harness;
 
@@ -42,7 +42,7 @@ struct Args {
     /// Smaller loads and three rounds: for a first look.
     #[arg(long)]
     quick: bool,
-    /// Only rows of the bus whose name contains one of these texts; of networks, these parts: create, port, packet, TCP, agent, address,
+    /// Only rows of the bus or of machines whose name contains one of these texts; of networks, these parts: create, port, packet, TCP, agent, address,
     /// DHCP.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -56,7 +56,7 @@ enum Area {
     #[cfg(feature = "platform")]
     Platform,
     Rpc,
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "hyper")]
     Hyper,
     #[cfg(feature = "net")]
     Net,
@@ -163,7 +163,7 @@ async fn benches(area: Area, ground: &Ground, rows: &mut Rows) {
         rows.enter("rpc");
         areas::rpc::run(ground, rows).await;
     }
-    #[cfg(feature = "platform")]
+    #[cfg(feature = "hyper")]
     if area.has(Area::Hyper) {
         rows.enter("hyper");
         areas::hyper::run(ground, rows).await;

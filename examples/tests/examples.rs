@@ -79,6 +79,15 @@ fn driver_alone() {
     }
 }
 
+#[test]
+fn own_driver() {
+    run(
+        env!("CARGO_BIN_EXE_17-own-driver"),
+        &[],
+        &["a machine of its own kind: running", "asked to shut down: true"],
+    );
+}
+
 /// A Redis of a test's own on a socket in a temporary folder; gone with its handle.
 struct Redis {
     child: std::process::Child,

@@ -49,6 +49,7 @@ pub mod snapshot;
 pub mod source;
 mod text;
 pub mod time;
+pub mod uplink;
 pub mod vm;
 pub mod volume;
 
@@ -80,8 +81,11 @@ pub use path::NodePath;
 pub use port::{AddressPair, Port, PortSpec, PortStatus};
 pub use power::{CrashCause, PauseReason, PowerEvent, PowerState};
 pub use range::{Ipv4Range, Ipv6Range};
-pub use snapshot::{Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus};
+pub use snapshot::{
+    Consistency, Freeze, Snapshot, SnapshotContent, SnapshotSpec, SnapshotState, SnapshotStatus,
+};
 pub use source::{Clock, IdSource, SeededIds};
 pub use time::Timestamp;
+pub use uplink::{UPLINKS_MAX, Uplink};
 pub use vm::{Accelerator, DriverKind, MoveHow, Vm, VmMove, VmRevert, VmSpec, VmStatus, WantedPower};
 pub use volume::{Volume, VolumeSpec};

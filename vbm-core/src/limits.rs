@@ -14,6 +14,8 @@ pub const VM_MAX_MEMORY_MIB: u32 = 8 * 1024 * 1024;
 pub const DISK_MAX_MIB: u64 = 64 * 1024 * 1024;
 /// The most NICs of a VM (VirtualBox offers eight).
 pub const VM_MAX_NICS: usize = 8;
+/// The most disks of a VM beside the one it boots from.
+pub const VM_MAX_DISKS: usize = 16;
 /// The most snapshots of a VM.
 pub const VM_MAX_SNAPSHOTS: usize = 64;
 /// The most security groups of a port.

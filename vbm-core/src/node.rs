@@ -1,6 +1,6 @@
 //! Nodes: the machines that run VMs.
 
-use crate::{Accelerator, DriverKind, Epoch, Error, NodePath, Timestamp};
+use crate::{Accelerator, DriverKind, Epoch, Error, NodePath, Timestamp, Uplink};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::Ipv4Addr};
 
@@ -102,6 +102,8 @@ pub enum FacetKind {
     SavedState,
     /// Moving a running VM to another host.
     Migration,
+    /// Disks, NICs and media that come and go while the VM runs.
+    Hotplug,
 }
 
 impl fmt::Display for FacetKind {
@@ -111,6 +113,7 @@ impl fmt::Display for FacetKind {
             Self::Snapshots => "snapshots",
             Self::SavedState => "saved memory",
             Self::Migration => "live migration",
+            Self::Hotplug => "hot-plug",
         })
     }
 }
@@ -167,4 +170,7 @@ pub struct NodeStatus {
     /// Which directory of images and disks it works in, when that is shared with others: the same word on each.
     #[serde(default)]
     pub shared_storage: Option<String>,
+    /// Its interfaces that networks may name; nothing: it does not tell, and nobody knows before it tries.
+    #[serde(default)]
+    pub uplinks: Option<Vec<Uplink>>,
 }

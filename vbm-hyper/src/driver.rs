@@ -4,7 +4,7 @@
 //! [`SavedState`], [`Migration`]); a missing facet says why ([`Driver::missing`]). Power states and what may follow what are
 //! [`vbm_core::power`]'s.
 
-use crate::{Consoles, DiskKind, Error, Migration, OpCx, Result, SavedState, Snapshots};
+use crate::{Consoles, DiskKind, Error, Hotplug, Migration, OpCx, Result, SavedState, Snapshots, devices};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::{os::fd::OwnedFd, path::PathBuf};
@@ -118,7 +118,8 @@ impl VmDefinition {
     /// Checks the definition alone, and that there is one backend for each NIC.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: a number outside the limits, a path that is not UTF-8 or not absolute, a MAC that is multicast or used twice.
+    /// [`Error::Invalid`]: a number outside the limits, a path that is not UTF-8 or not absolute, a MAC that is multicast; a MAC,
+    /// a port, a volume or a disk's file that is used twice; a CPU model that is none.
     pub fn check(&self, backends: usize) -> Result<()> {
         let refuse = |what: String, why: &str, fix: &str| Err(Error::invalid(what, why, fix));
         if !(1..=limits::VM_MAX_VCPUS).contains(&self.vcpus) {
@@ -167,14 +168,8 @@ impl VmDefinition {
                 );
             }
         }
-        match paths.iter().find(|p| !p.is_absolute() || p.to_str().is_none()) {
-            Some(path) => refuse(
-                format!("'{}' cannot be used as a file of a VM", path.display()),
-                "it is not an absolute path in UTF-8",
-                "give an absolute path in UTF-8",
-            ),
-            None => Ok(()),
-        }
+        paths.into_iter().try_for_each(|path| devices::check_path(path))?;
+        devices::check(self)
     }
 }
 
@@ -297,6 +292,8 @@ pub enum Facet {
     SavedState,
     /// Moving a running VM to another host.
     Migration,
+    /// Disks, NICs and media that come and go while the VM runs.
+    Hotplug,
 }
 
 /// A hypervisor on this host.
@@ -319,6 +316,11 @@ pub trait Driver: Send + Sync {
 
     /// Whether the hypervisor works here: its version, how it runs guests and why so, or what is missing.
     async fn probe(&self) -> Capability;
+
+    /// The same, looked at anew: what an earlier probe found is not believed.
+    async fn probe_again(&self) -> Capability {
+        self.probe().await
+    }
 
     /// Starts a VM with one backend per NIC. Returns when its processors run.
     ///
@@ -399,8 +401,20 @@ pub trait Driver: Send + Sync {
         None
     }
 
+    /// Devices that come and go, where they can.
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        None
+    }
+
     /// Why a facet is missing; `None` when it is there.
     fn missing(&self, facet: Facet) -> Option<String>;
+
+    /// Why one VM, so defined, lacks a facet that its driver may have; `None` when it has it. What no driver could do with it is told
+    /// before anything is tried.
+    fn missing_for(&self, definition: &VmDefinition, facet: Facet) -> Option<String> {
+        let _ = definition;
+        self.missing(facet)
+    }
 
     /// Forgets a VM that is off and removes what the driver kept of it (not its disks). Forgetting what is not known is no error.
     ///

@@ -97,6 +97,22 @@ pub enum Error {
         /// Its words.
         why: String,
     },
+    /// The guest did not let go of a device: it said no.
+    #[error("the guest does not let go of {what}")]
+    GuestRefused {
+        /// The device.
+        what: String,
+        /// What is known of it.
+        why: String,
+    },
+    /// The guest said nothing when it was asked to let go of a device. It still may.
+    #[error("the guest did not let go of {what} within {after:?}")]
+    GuestSilent {
+        /// The device.
+        what: String,
+        /// How long we waited.
+        after: Duration,
+    },
     /// The hypervisor did not answer in time. The command may still take effect.
     #[error("the hypervisor did not answer {command} within {after:?}")]
     Timeout {
@@ -169,6 +185,59 @@ pub enum Error {
     /// A volume of that id exists already.
     #[error("volume {0} exists already")]
     VolumeExists(vbm_core::VolumeId),
+    /// There is no such volume in the pool.
+    #[error("there is no volume {0} in this pool")]
+    NoSuchVolume(vbm_core::VolumeId),
+    /// Somebody uses the disk.
+    #[error("{path} is in use by {holder}")]
+    DiskInUse {
+        /// The disk.
+        path: PathBuf,
+        /// Who has it: a VM, a process, or that it cannot be told.
+        holder: String,
+    },
+    /// The disk would take more than its directory may.
+    #[error("{wanted_bytes} more bytes are over the quota of {dir}")]
+    OverQuota {
+        /// The directory.
+        dir: PathBuf,
+        /// What was asked for.
+        wanted_bytes: u64,
+        /// What is taken and promised.
+        used_bytes: u64,
+        /// What may be taken.
+        quota_bytes: u64,
+    },
+    /// The file system has not enough room left for it.
+    #[error("{dir} has no room for {needed_bytes} bytes")]
+    NoRoom {
+        /// The directory.
+        dir: PathBuf,
+        /// What would be written.
+        needed_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+        /// What must stay free.
+        reserve_bytes: u64,
+    },
+    /// A source of an image sent nothing for too long.
+    #[error("{source_name} sent nothing for {after:?}")]
+    Stalled {
+        /// The source.
+        source_name: String,
+        /// How long nothing came.
+        after: Duration,
+        /// What had come until then, in bytes; it is kept for the next time.
+        had_bytes: u64,
+    },
+    /// The content has another length than the one that was promised.
+    #[error("the content has {found_bytes} bytes, expected were {expected_bytes}")]
+    WrongLength {
+        /// The promised one.
+        expected_bytes: u64,
+        /// The one it has.
+        found_bytes: u64,
+    },
     /// Stored data cannot be read.
     #[error("{path} cannot be understood: {why}")]
     Corrupt {
@@ -202,18 +271,28 @@ impl Error {
     /// The sort of failure, as [`vbm_core::Error`] will tell it.
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchVm(_) | Self::NoSuchSnapshot { .. } | Self::NoSuchImage(_) => ErrorKind::NotFound,
+            Self::NoSuchVm(_)
+            | Self::NoSuchSnapshot { .. }
+            | Self::NoSuchImage(_)
+            | Self::NoSuchVolume(_) => ErrorKind::NotFound,
             Self::Refused(error) => error.kind(),
-            Self::Busy { .. } | Self::InUse { .. } | Self::ImageInUse { .. } => ErrorKind::Conflict,
+            Self::GuestRefused { .. } => ErrorKind::Conflict,
+            Self::GuestSilent { .. } => ErrorKind::DeadlineExceeded,
+            Self::Busy { .. } | Self::InUse { .. } | Self::ImageInUse { .. } | Self::DiskInUse { .. } => {
+                ErrorKind::Conflict
+            }
             Self::Preempted { .. } | Self::CalledOff { .. } => ErrorKind::Cancelled,
             Self::OutOfTime { .. } => ErrorKind::DeadlineExceeded,
-            Self::Invalid { .. } | Self::BadDisk { .. } | Self::WrongDigest { .. } => ErrorKind::InvalidInput,
+            Self::Invalid { .. }
+            | Self::BadDisk { .. }
+            | Self::WrongDigest { .. }
+            | Self::WrongLength { .. } => ErrorKind::InvalidInput,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::MissingProgram { .. } => ErrorKind::MissingDependency,
             Self::Hypervisor { .. } | Self::StartFailed { .. } | Self::Io { .. } => ErrorKind::Internal,
-            Self::Timeout { .. } => ErrorKind::DeadlineExceeded,
+            Self::Timeout { .. } | Self::Stalled { .. } => ErrorKind::DeadlineExceeded,
             Self::Disconnected { .. } | Self::ShutDown(_) | Self::Source(_) => ErrorKind::Unavailable,
-            Self::DiskFull { .. } => ErrorKind::Exhausted,
+            Self::DiskFull { .. } | Self::OverQuota { .. } | Self::NoRoom { .. } => ErrorKind::Exhausted,
             Self::VolumeExists(_) => ErrorKind::AlreadyExists,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
         }
@@ -223,6 +302,7 @@ impl Error {
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::Timeout { .. }
+            | Self::GuestSilent { .. }
             | Self::Disconnected { .. }
             | Self::Preempted { .. }
             | Self::CalledOff { .. }
@@ -247,12 +327,33 @@ impl Error {
             Self::NoSuchImage(_) => "it was never imported here, or was removed".into(),
             Self::ImageInUse { .. } => "a linked clone cannot be read without its base".into(),
             Self::VolumeExists(_) => "ids of volumes are never used twice".into(),
+            Self::NoSuchVolume(_) => "it was never made here, or was removed".into(),
+            Self::DiskInUse { .. } => "what is to be done needs a disk that nobody writes to".into(),
+            Self::OverQuota {
+                used_bytes,
+                quota_bytes,
+                ..
+            } => format!("{used_bytes} of {quota_bytes} bytes are spoken for"),
+            Self::NoRoom {
+                free_bytes,
+                reserve_bytes,
+                ..
+            } => format!("{free_bytes} bytes are free, and {reserve_bytes} must stay so"),
+            Self::Stalled { had_bytes, .. } => {
+                format!("{had_bytes} bytes had come until then; they are kept for the next time")
+            }
+            Self::WrongLength { .. } => "it was cut short on its way, or is another content".into(),
             Self::InUse { .. } => "two owners would fight over the same VMs".into(),
             Self::Timeout { .. } => {
                 "the host is overloaded, or the hypervisor hangs; it may still obey".into()
             }
             Self::Disconnected { .. } => "the hypervisor closed its monitor, or ended".into(),
+            Self::GuestSilent { .. } => {
+                "no system runs in it that hears of it, or it is busy; it has the device until it lets go"
+                    .into()
+            }
             Self::Invalid { why, .. }
+            | Self::GuestRefused { why, .. }
             | Self::Unsupported { why, .. }
             | Self::StartFailed { why }
             | Self::Hypervisor { why, .. }
@@ -292,6 +393,10 @@ impl Error {
             Self::Timeout { .. } | Self::Disconnected { .. } => {
                 "look at the VM with `vbm info`; force it off if it stays silent".into()
             }
+            Self::GuestRefused { .. } => "stop what uses it in the guest (unmount it), then try again".into(),
+            Self::GuestSilent { .. } => {
+                "look at the VM with `vbm info`; try again when its system is up, or stop it first".into()
+            }
             Self::InUse { .. } => "stop the other vbmd, or give this one a directory of its own".into(),
             Self::Io { .. } => "check that the path exists and may be read and written".into(),
             Self::Source(_) => "start the import again".into(),
@@ -304,6 +409,12 @@ impl Error {
             Self::NoSuchImage(_) => "import it with `vbm image import`".into(),
             Self::ImageInUse { .. } => "delete the VMs that were made from it first".into(),
             Self::VolumeExists(_) => "remove the old volume, or choose a new id".into(),
+            Self::NoSuchVolume(_) => "list them with `vbm volume list`".into(),
+            Self::DiskInUse { .. } => "stop the VM, or wait until the other work is done".into(),
+            Self::OverQuota { .. } => "remove disks that nobody needs, or raise the quota".into(),
+            Self::NoRoom { .. } => "remove disks that nobody needs, or enlarge the file system".into(),
+            Self::Stalled { .. } => "start the import again: it goes on from there".into(),
+            Self::WrongLength { .. } => "fetch the file again and compare its size".into(),
             Self::Corrupt { .. } => "move the file away; `vbm doctor` tells what is lost by it".into(),
             Self::ShutDown(_) => "start vbmd again".into(),
             Self::Refused(error) => error.fix().to_owned(),

@@ -1,4 +1,4 @@
-//! What only some drivers can do with a VM's memory and disks: snapshots, saved memory, migration.
+//! What only some drivers can do with a VM's memory, disks and devices: snapshots, saved memory, migration, hot-plug.
 //!
 //! ```text
 //!   Snapshots    take --> [id] --> revert           the disk alone, or disk and memory of one moment
@@ -8,45 +8,43 @@
 //!
 //! As in [`Driver`](crate::Driver), ordering per VM is the business of its actor.
 
-use crate::{Landing, MachineFacts, MoveCheck, MoveOptions, NicBackend, OpCx, Result, Seen, VmDefinition};
+mod hotplug;
+
+pub use hotplug::{Hotplug, WhichDisk};
+
+use crate::{
+    Error, ExportedDisk, Landing, MachineFacts, MoveCheck, MoveOptions, NicBackend, OpCx, Result, Seen,
+    SnapshotInfo, SnapshotRequest, SnapshotTaken, VmDefinition,
+};
 use async_trait::async_trait;
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, path::Path, time::Duration};
 use vbm_core::{SnapshotContent, SnapshotId, VmId};
-
-/// How a snapshot was taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SnapshotTaken {
-    /// What it holds.
-    pub content: SnapshotContent,
-    /// How long the guest was halted; zero when it was off.
-    pub paused: Duration,
-}
-
-impl SnapshotTaken {
-    /// A snapshot of `content` for which the guest was halted so long.
-    pub const fn new(content: SnapshotContent, paused: Duration) -> Self {
-        Self { content, paused }
-    }
-}
 
 /// Going back to how a VM was.
 #[async_trait]
 pub trait Snapshots: Send + Sync {
-    /// Takes a snapshot: of the disk when the VM is off, of disk and memory when it runs or is paused (it goes on as
-    /// it was). Taking one that exists is no error and changes nothing.
+    /// Takes a snapshot of all disks that the VM may write to, of one moment: of the disks alone when it is off, of disks and
+    /// memory when it runs or is paused and that is wanted (it goes on as it was). Taking one that exists is no error and
+    /// changes nothing. Called off or out of time, it is undone; once all of it is there, that comes too late.
     ///
     /// # Errors
-    /// [`crate::Error::Refused`] in any other state; [`crate::Error::DiskFull`]; what the hypervisor refused. After an
-    /// error nothing of the snapshot is left.
-    async fn take(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId)
-    -> Result<SnapshotTaken>;
+    /// [`crate::Error::Refused`] in any other state, and where freezing is required and the VM is paused;
+    /// [`crate::Error::Unsupported`] where it cannot be frozen and that is required; [`crate::Error::BadDisk`] for a disk that
+    /// can hold none; [`crate::Error::DiskFull`]; what the hypervisor refused. After an error nothing of it is left.
+    async fn take(
+        &self,
+        cx: &OpCx,
+        definition: &VmDefinition,
+        request: SnapshotRequest,
+    ) -> Result<SnapshotTaken>;
 
     /// Goes back to a snapshot, with one backend per NIC. The VM must be at rest (off, saved or crashed); what it
-    /// had since then is lost. With memory it runs afterwards, else it is off.
+    /// had since then is lost. With memory it runs afterwards, else it is off. It must have the disks that it had then. From the
+    /// first disk on it cannot be called off any more.
     ///
     /// # Errors
-    /// [`crate::Error::Refused`] when it is not at rest; [`crate::Error::NoSuchSnapshot`]; those of
+    /// [`crate::Error::Refused`] when it is not at rest, or has other disks or other hardware than the snapshot needs;
+    /// [`crate::Error::NoSuchSnapshot`]; [`crate::Error::Corrupt`] when a part of it is lost; those of
     /// [`Driver::start`](crate::Driver::start).
     async fn revert(
         &self,
@@ -59,7 +57,7 @@ pub trait Snapshots: Send + Sync {
     /// Deletes a snapshot, whatever stands before and after it; the VM may run. One that does not exist is fine.
     ///
     /// # Errors
-    /// What the hypervisor refused.
+    /// What the hypervisor refused; [`crate::Error::Busy`] while it is exported.
     async fn delete(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()>;
 
     /// The snapshots that are there, with what they hold.
@@ -67,6 +65,33 @@ pub trait Snapshots: Send + Sync {
     /// # Errors
     /// What could not be read.
     async fn list(&self, definition: &VmDefinition) -> Result<Vec<(SnapshotId, SnapshotContent)>>;
+
+    /// The snapshots that are there, with what came after what.
+    ///
+    /// # Errors
+    /// What could not be read.
+    async fn tree(&self, definition: &VmDefinition) -> Result<Vec<SnapshotInfo>>;
+
+    /// Writes the disks of a snapshot into files of their own below `dir`, which need no other file; the VM may run, and its
+    /// memory is not among them. Called off, it leaves nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::NoSuchSnapshot`]; [`crate::Error::Unsupported`]; [`crate::Error::DiskFull`]; what could not be read.
+    async fn export(
+        &self,
+        cx: &OpCx,
+        definition: &VmDefinition,
+        snapshot: SnapshotId,
+        dir: &Path,
+    ) -> Result<Vec<ExportedDisk>> {
+        let _ = (cx, snapshot, dir);
+        Err(Error::Refused(vbm_core::Error::new(
+            vbm_core::ErrorKind::Unsupported,
+            format!("cannot export a snapshot of {}", definition.name),
+            "its driver cannot",
+            "make a full copy of the disk of a VM that is off instead",
+        )))
+    }
 }
 
 /// Memory kept on disk while the VM does not run.

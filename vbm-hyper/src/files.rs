@@ -10,6 +10,7 @@ use std::{
 
 /// Replaces a file by rename: a reader sees the old or the new one.
 pub(crate) fn write<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
+    crate::steps::step(name);
     let (path, temp) = (dir.join(name), dir.join(format!(".{name}.new")));
     let write = || {
         let mut file = File::create(&temp)?;

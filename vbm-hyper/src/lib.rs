@@ -22,7 +22,8 @@
 //! | [`actor`] | [`Machines`], [`VmHandle`]: serialised work on each VM, force-off past everything |
 //! | [`console`] | serial line, screen, VNC |
 //! | [`op`] | whose an operation is, how long it may take, how far it is |
-//! | [`facets`] | snapshots, saved memory, migration |
+//! | [`registry`] | the drivers of a host, what each can do, who may use the processor |
+//! | [`facets`], [`snapshot`] | snapshots, saved memory, migration, hot-plug; what is asked of a snapshot |
 //! | [`moves`] | what the two sides of a migration tell each other |
 //! | [`qemu`], [`virtualbox`], [`sim`] | drivers |
 //! | [`disk`] | [`ImageStore`], [`Pool`], the qcow2 format |
@@ -63,33 +64,50 @@ pub mod actor;
 mod clock;
 pub mod conformance;
 pub mod console;
+mod devices;
 pub mod disk;
 pub mod driver;
 mod error;
 pub mod facets;
 mod files;
+#[cfg(test)]
+mod fuzz;
 pub mod limits;
 pub mod moves;
 pub mod op;
 mod process;
 pub mod qemu;
+pub mod registry;
 mod scope;
 mod serial;
 pub mod sim;
+pub mod snapshot;
+#[doc(hidden)]
+pub mod steps;
 pub mod virtualbox;
 
-pub use actor::{Job, Machines, StopOutcome, VmHandle, VmSeen};
+pub use actor::{
+    Change, Changes, EndedJob, Gap, Gate, Job, JobEnd, Machines, MachinesConfig, Seq, StartPass, StopOutcome,
+    VmHandle, VmSeen, Work,
+};
 pub use clock::SystemClock;
 pub use console::{ByteIo, ByteStream, Consoles, SerialStream};
-pub use disk::{ContentKind, DiskKind, ImageStore, ImportedFile, Pool, StoredFile, VolumeFile};
+pub use disk::{
+    ChainLink, ContentKind, DiskKind, Exported, ImageFormat, ImageStore, ImportedFile, Pool, Room,
+    StoredFile, VolumeFile,
+};
 pub use driver::{
     Adopted, BootSource, DiskDefinition, Driver, DriverEvent, Facet, Firmware, Hardware, NicBackend,
     NicDefinition, Seen, VmDefinition,
 };
 pub use error::{Error, Result};
-pub use facets::{Migrated, Migration, SavedState, SnapshotTaken, Snapshots};
+pub use facets::{Hotplug, Migrated, Migration, SavedState, Snapshots, WhichDisk};
 pub use moves::{DiskFacts, Landing, LandingDisks, MachineFacts, MoveCheck, MoveOptions, MovedDisks};
 pub use op::{OpCx, Progress};
-pub use qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
+pub use qemu::{AcceleratorChoice, Orphan, OrphanKind, QemuConfig, QemuDriver};
+pub use registry::{
+    CapabilityMatrix, DriverReport, Health, HostFacts, Registry, Technique, capability_matrix,
+};
 pub use sim::{Fault, Latency, SimDriver, SimWorld};
+pub use snapshot::{ExportedDisk, Freezer, NoAgent, SnapshotInfo, SnapshotRequest, SnapshotTaken};
 pub use virtualbox::{RegisteredVm, VirtualBoxConfig, VirtualBoxDriver};

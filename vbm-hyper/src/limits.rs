@@ -37,6 +37,15 @@ pub const QMP_PENDING_MAX: usize = 256;
 /// Events of one monitor that its keeper did not take yet. Only events that change the power state count.
 pub const QMP_EVENTS_MAX: usize = 256;
 
+/// Events of one monitor, as they came, that a listener may lag behind.
+pub const QMP_RAW_EVENTS_MAX: usize = 64;
+/// How long a job of QEMU that was cancelled may take to conclude.
+pub const JOB_CANCEL_DEADLINE: Duration = Duration::from_secs(10);
+/// The pause between two looks at a job of QEMU, at first.
+pub const JOB_POLL_MIN: Duration = Duration::from_millis(1);
+/// The longest pause between two looks at a job of QEMU.
+pub const JOB_POLL_MAX: Duration = Duration::from_millis(50);
+
 /// Events that a subscriber of a driver or of the machines may lag behind.
 pub const EVENTS_MAX: usize = 4_096;
 /// Commands that wait for one VM's actor.
@@ -68,13 +77,35 @@ pub const SERIAL_READERS_MAX: usize = 64;
 pub const LOG_TAIL_BYTES: u64 = 2 * 1024;
 /// The largest screenshot.
 pub const SCREENSHOT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// The longest name of a CPU model.
+pub const CPU_MODEL_MAX_BYTES: usize = 64;
 /// The largest manifest.
 pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
+
+/// How long a guest may take to let go of a device. One that is busy, or emulated, takes seconds.
+pub const UNPLUG_DEADLINE: Duration = Duration::from_secs(30);
+/// What guests say of devices that a call waits for, and that it may lag behind.
+pub const UNPLUGS_MAX: usize = 64;
 
 /// The most snapshots that a disk is believed to have.
 pub const DISK_SNAPSHOTS_MAX: u64 = 1_024;
 /// The largest entry of a disk's table of snapshots that is read.
 pub const SNAPSHOT_ENTRY_MAX_BYTES: u64 = 64 * 1024;
+
+/// How long a guest may take to freeze its file systems. One with much to write needs seconds.
+pub const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a guest may take to let its file systems go on.
+pub const THAW_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a disk that another process still holds is waited for when half-done work with its snapshots is brought to its end.
+pub const DISK_LOCK_DEADLINE: Duration = Duration::from_secs(20);
+/// The pause between two attempts at such a disk.
+pub const DISK_LOCK_RETRY: Duration = Duration::from_millis(100);
+/// How long the export of one disk of a snapshot may take.
+pub const EXPORT_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+/// How often it is looked how far an export is.
+pub const EXPORT_PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+/// The most that `qemu-img` is heard of how far it is and what went wrong.
+pub const EXPORT_WORDS_MAX_BYTES: u64 = 4 * 1024 * 1024;
 
 /// How long writing or reading a VM's memory on disk may take.
 pub const MEMORY_DEADLINE: Duration = Duration::from_secs(600);
@@ -118,6 +149,25 @@ pub const IMPORT_CHUNK_BYTES: usize = 256 * 1024;
 /// Pieces of an import between reader and writer.
 pub const IMPORT_CHUNKS_MAX: usize = 4;
 
+/// The largest table of a disk's file that is kept in memory: 32 MiB.
+pub const DISK_TABLE_MAX_BYTES: u64 = 32 * 1024 * 1024;
+/// The largest text that describes a VMDK.
+pub const VMDK_DESCRIPTOR_MAX_BYTES: u64 = 1024 * 1024;
+/// The most files that a disk may consist of, one upon the other. Longer chains get slow.
+pub const CHAIN_MAX_LAYERS: usize = 16;
+/// The size of the pieces that disks are copied in.
+pub const COPY_CHUNK_BYTES: usize = 64 * 1024;
+/// Pieces of an export between reader and writer.
+pub const EXPORT_CHUNKS_MAX: usize = 16;
+/// How long a source of an image may send nothing.
+pub const IMPORT_STALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How often an import that broke goes on by itself before it fails; what came is kept for the next one.
+pub const IMPORT_RETRIES_MAX: u32 = 5;
+/// The pause before an import goes on; doubles with each time that nothing came.
+pub const IMPORT_RETRY_FIRST: Duration = Duration::from_millis(200);
+/// How long what came of an import that broke is kept.
+pub const PARTIAL_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// VBoxManage processes of one driver at the same time.
 pub const VBOX_COMMANDS_MAX_PARALLEL: usize = 8;
 /// How long VBoxManage may take for a command on a VM. The first one also starts VBoxSVC.
@@ -145,3 +195,8 @@ pub const VBOX_WATCH_SOON: Duration = Duration::from_millis(100);
 pub const VBOX_WATCH_FAILURES_MAX: u32 = 3;
 /// How long a VNC server may take to greet.
 pub const VNC_GREETING_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the registry believes a probe.
+pub const REGISTRY_PROBE_TTL: Duration = Duration::from_secs(300);
+/// So many starts that fail one after the other make the registry probe a driver again.
+pub const REGISTRY_FAILED_STARTS_MAX: u32 = 3;

@@ -50,6 +50,7 @@ impl Proc {
 
     /// Ends it now. A process that has ended already is no error.
     pub(crate) fn kill(&self) {
+        crate::steps::step("kill");
         match rustix::process::pidfd_send_signal(self.fd.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(errno) => tracing::error!(pid = self.pid, %errno, "a process cannot be killed"),
@@ -113,7 +114,12 @@ fn start_ticks(stat: &[u8]) -> Option<u64> {
     text.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-fn cmdline(pid: u32) -> io::Result<Vec<Vec<u8>>> {
+/// When a process was started, in ticks; `None` when it is gone.
+pub(crate) fn started(pid: u32) -> Option<u64> {
+    start_ticks(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+pub(crate) fn cmdline(pid: u32) -> io::Result<Vec<Vec<u8>>> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline"))?;
     Ok(bytes.split(|b| *b == 0).map(<[u8]>::to_vec).collect())
 }
@@ -187,6 +193,7 @@ pub(crate) fn spawn(
         inherit.iter().map(AsRawFd::as_raw_fd).collect(),
         bond,
     );
+    crate::steps::step("spawn");
     let child = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::MissingProgram {
             program: program.display().to_string(),
@@ -194,6 +201,7 @@ pub(crate) fn spawn(
         },
         _ => Error::io("run", program)(error),
     })?;
+    crate::steps::step("spawned");
     let pid = child.id();
     // Not reaped by `child`, so the pid is pinned until we have the pidfd.
     Proc::open(pid).map_err(Error::io("hold on to", format!("/proc/{pid}")))

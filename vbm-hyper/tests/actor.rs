@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use vbm_core::{CrashCause, ErrorKind, PowerEvent, PowerState};
 use vbm_hyper::{
-    Error, Fault, Job, Latency, Machines, SimDriver, SimWorld, StopOutcome, VmDefinition, VmHandle,
+    Change, Error, Fault, Job, Latency, Machines, SimDriver, SimWorld, StopOutcome, VmDefinition, VmHandle,
 };
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -69,8 +69,8 @@ async fn a_vm_lives_from_start_to_removal() {
     );
     vm.remove().await.unwrap();
     let mut story = Vec::new();
-    while let Ok(change) = changes.try_recv() {
-        story.push(change.event);
+    while let Some(Change::Event(change)) = changes.try_next() {
+        story.push(change.what.event);
     }
     assert_eq!(story.first(), Some(&PowerEvent::Start));
     assert_eq!(story.last(), Some(&PowerEvent::ShutDown));

@@ -12,7 +12,7 @@ use std::{future::Future, net::Ipv4Addr, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use vbm_core::{ErrorKind, PauseReason, PowerEvent, PowerState, SnapshotContent, SnapshotId};
 use vbm_hyper::{
-    Error, Fault, Job, Latency, Machines, MoveOptions, SimDriver, SimWorld, VmDefinition, VmHandle,
+    Change, Error, Fault, Job, Latency, Machines, MoveOptions, SimDriver, SimWorld, VmDefinition, VmHandle,
     limits::ARRIVAL_DEADLINE,
 };
 
@@ -73,7 +73,7 @@ fn long_jobs(vm: &VmHandle, definition: &VmDefinition) -> Vec<(Job, PowerState, 
         Box::pin(async move { a.save().await.map(drop) }),
     ));
     let a = vm.clone();
-    let to = (HERE, 1).into();
+    let to = std::net::SocketAddr::from((HERE, 1));
     let leave = async move { a.migrate_out(to, MoveOptions::default()).await.map(drop) };
     jobs.push((Job::MigrateOut, running, Box::pin(leave)));
     let (a, d) = (vm.clone(), definition.clone());
@@ -192,8 +192,8 @@ async fn a_vm_moves_between_two_hosts_and_what_does_not_come_is_given_up() {
     until(&vm, |seen| seen.power() == PowerState::Off).await;
     assert_eq!(begun.elapsed().as_secs(), ARRIVAL_DEADLINE.as_secs());
     let mut story = Vec::new();
-    while let Ok(change) = changes.try_recv() {
-        story.push(change.event);
+    while let Some(Change::Event(change)) = changes.try_next() {
+        story.push(change.what.event);
     }
     assert!(
         story.ends_with(&[PowerEvent::MigrateIn, PowerEvent::MigrateFailed]),

@@ -10,9 +10,9 @@ mod common;
 
 use async_trait::async_trait;
 use std::sync::Arc;
-use vbm_core::{CrashCause, VmId};
+use vbm_core::{CrashCause, VmId, VolumeId};
 use vbm_hyper::{
-    Driver, Seen, SimDriver, SimWorld, VmDefinition,
+    DiskDefinition, Driver, Seen, SimDriver, SimWorld, VmDefinition,
     conformance::{Bench, GuestWords},
 };
 
@@ -30,7 +30,7 @@ impl Bench for SimBench {
         Arc::new(SimDriver::open(self.0.clone()).unwrap())
     }
     fn definition(&self) -> VmDefinition {
-        common::definition("/nonexistent/disk.qcow2")
+        common::definition(format!("/nonexistent/{}.qcow2", uuid::Uuid::now_v7()))
     }
     async fn booted(&self, _: &dyn Driver, _: VmId) {}
     fn dialogue(&self) -> (&'static str, &'static str) {
@@ -38,6 +38,14 @@ impl Bench for SimBench {
     }
     fn words(&self) -> Result<GuestWords, String> {
         Ok(SimWorld::words())
+    }
+    fn data_disk(&self) -> Result<DiskDefinition, String> {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        Ok(DiskDefinition {
+            volume,
+            path: format!("/nonexistent/{volume}.qcow2").into(),
+            read_only: false,
+        })
     }
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(SimDriver::open(self.0.beside()).unwrap()))
@@ -47,6 +55,17 @@ impl Bench for SimBench {
             root_disk: definition.root_disk.with_extension("elsewhere"),
             ..definition.clone()
         })
+    }
+    fn volume(&self) -> Result<DiskDefinition, String> {
+        let volume = vbm_core::VolumeId::from_uuid(uuid::Uuid::now_v7());
+        Ok(DiskDefinition {
+            volume,
+            path: format!("/nonexistent/{volume}.qcow2").into(),
+            read_only: false,
+        })
+    }
+    fn medium(&self) -> Result<std::path::PathBuf, String> {
+        Ok("/nonexistent/install.iso".into())
     }
     async fn accident(&self, id: VmId, _: &Seen) {
         self.0.crash(id, CrashCause::Hypervisor);

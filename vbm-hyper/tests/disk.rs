@@ -267,7 +267,7 @@ async fn a_pool_that_is_opened_is_swept_and_its_notes_are_mended() {
     let list = pool.list().await.unwrap();
     assert_eq!(
         (list.len(), list[0].id, list[0].image, list[0].virtual_bytes),
-        (1, kept, image, 4096)
+        (1, kept, Some(image), 4096)
     );
     assert!(
         dir.path().join("pool/not-ours.txt").exists(),

@@ -140,7 +140,10 @@ async fn the_times_of_each_facet_are_seen() {
     let snapshots: Vec<_> = (0..3).map(|_| snapshot()).collect();
     for snapshot in &snapshots {
         let begun = Instant::now();
-        let taken = driver.take(&OpCx::new(), &definition, *snapshot).await.unwrap();
+        let taken = driver
+            .take(&OpCx::new(), &definition, (*snapshot).into())
+            .await
+            .unwrap();
         pauses.push((taken.paused, begun.elapsed()));
     }
     println!("live snapshot, (guest halted, all of it): {pauses:?}");
@@ -511,7 +514,7 @@ async fn a_daemon_that_goes_during_a_save_or_a_snapshot_leaves_it_whole_or_undon
         let taken = snapshot();
         let taking = {
             let (driver, definition) = (Arc::clone(&driver), definition.clone());
-            tokio::spawn(async move { driver.take(&OpCx::new(), &definition, taken).await })
+            tokio::spawn(async move { driver.take(&OpCx::new(), &definition, taken.into()).await })
         };
         sleep(Duration::from_millis(*millis)).await;
         driver.shutdown().await;
@@ -680,7 +683,7 @@ async fn a_full_disk_is_told_nothing_is_left_and_the_guest_goes_on() {
     remember(&driver, id, "alpha").await;
     for _ in 0..2 {
         let error = driver
-            .take(&OpCx::new(), &definition, snapshot())
+            .take(&OpCx::new(), &definition, snapshot().into())
             .await
             .unwrap_err();
         assert!(matches!(error, Error::DiskFull { .. }), "{error}");

@@ -132,7 +132,10 @@ async fn a_vm_is_made_snapshotted_reverted_and_forgotten_by_the_real_one() {
     let Some(real) = real().await else { return };
     let (driver, vm) = (&real.driver, real.vm().await);
     for number in [1, 2] {
-        let taken = driver.take(&OpCx::new(), &vm, snapshot(number)).await.unwrap();
+        let taken = driver
+            .take(&OpCx::new(), &vm, snapshot(number).into())
+            .await
+            .unwrap();
         assert_eq!(taken.content, SnapshotContent::Disk);
     }
     let info = real.info(&vm);
@@ -151,7 +154,7 @@ async fn a_vm_is_made_snapshotted_reverted_and_forgotten_by_the_real_one() {
         .revert(&OpCx::new(), &vm, snapshot(1), vec![])
         .await
         .unwrap();
-    driver.take(&OpCx::new(), &vm, snapshot(3)).await.unwrap();
+    driver.take(&OpCx::new(), &vm, snapshot(3).into()).await.unwrap();
     let mut listed = driver.list(&vm).await.unwrap();
     listed.sort_by_key(|(id, _)| *id);
     assert_eq!(listed, [1, 2, 3].map(|n| (snapshot(n), SnapshotContent::Disk)));
@@ -210,7 +213,7 @@ async fn a_vm_made_by_hand_is_seen_and_untouched_by_the_real_one() {
         &folder,
         "--register",
     ]);
-    driver.take(&OpCx::new(), &vm, snapshot(1)).await.unwrap();
+    driver.take(&OpCx::new(), &vm, snapshot(1).into()).await.unwrap();
     let before = real.by_hand(&["showvminfo", name, "--machinereadable"]);
     let seen = driver.registered().await.unwrap();
     let mut told: Vec<_> = seen

@@ -7,7 +7,7 @@ use crate::{
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use tokio::sync::broadcast;
-use vbm_core::{NetworkId, PortId};
+use vbm_core::{NetworkId, PortId, Uplink};
 
 /// How many events a slow listener may lag behind before it loses the oldest.
 pub const EVENTS_MAX_PENDING: usize = 1_024;
@@ -114,6 +114,13 @@ pub trait NetworkBackend: Send + Sync {
     /// # Errors
     /// Goes past failures and returns them all.
     async fn sweep(&self, keep: &BTreeSet<NetworkId>) -> Result<Vec<String>, NetError>;
+
+    /// The interfaces of this host that a network may name as its uplink, as they are now. What is made by VBM is none, nor is the
+    /// loopback. A forecast: what [`Self::ensure`] finds then counts.
+    ///
+    /// # Errors
+    /// What could not be read.
+    async fn uplinks(&self) -> Result<Vec<Uplink>, NetError>;
 
     /// What happens from now on. Slow listeners lose the oldest of [`EVENTS_MAX_PENDING`].
     fn events(&self) -> broadcast::Receiver<NetEvent>;

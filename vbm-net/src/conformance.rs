@@ -146,6 +146,7 @@ pub async fn all(backend: &dyn NetworkBackend, ids: &dyn IdSource) {
     modes::addresses_are_of_one_routed_network_of_a_host(backend, &fixture).await;
     modes::a_mode_changes_live_and_a_second_ensure_changes_nothing(backend, &fixture).await;
     modes::an_uplink_that_is_not_there_is_refused(backend, &fixture).await;
+    modes::what_a_network_may_name_is_told_and_nothing_of_vbms_is(backend, &fixture).await;
 }
 
 /// See its name.

@@ -118,8 +118,10 @@ pub mod names;
 pub mod plan;
 pub mod ra;
 mod rate;
+mod service;
 mod share;
 mod sim;
+mod station;
 
 pub use backend::NetworkBackend;
 pub use check::PathSeen;

@@ -15,7 +15,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
 };
 use vbm_core::{ErrorKind, NetworkMode};
-use vbm_net::{NetworkBackend, NicKind};
+use vbm_net::{Dispatch, NetworkBackend, NicKind};
 
 const WEB: u16 = 80;
 
@@ -258,47 +258,79 @@ async fn a_forward_leads_to_the_vm_of_its_own_host() {
     assert_eq!(site.labs[0].outside.get(door), None);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_broke_is_whole_after_the_next_ensure() {
-    needs_namespaces!();
-    let site = Site::new(2).await;
+/// A VM of another host is reached, somebody breaks one thing after the other, and it is reached again: each is seen, and put right by one `ensure`.
+async fn broken_and_whole(dispatch: Dispatch, harms: impl Fn(&Span) -> Vec<String>) {
+    let site = Site::dispatched(2, dispatch).await;
     let span = Span::new(NetworkMode::Nat, &[0, 1]).open(1, &["icmp"]);
     site.ensure(&span).await;
     let (a, _b) = (site.up(&span, 0).await, site.up(&span, 1).await);
     let inside = site.labs[0].inside(span.base.id);
-    let far = span.end(1).0;
-    for harm in [
-        format!("bridge fdb del {far} dev vx0 self"),
-        format!("bridge fdb del {far} dev vx0 master"),
-        format!("bridge fdb replace {far} dev vx0 dst 198.18.0.99 self"),
-        "bridge fdb append 00:00:00:00:00:00 dev vx0 dst 198.18.0.2 self".into(),
-        format!("ip neigh del {} dev br0", span.address(1)),
-        "ip neigh add 10.9.0.99 lladdr 52:54:00:00:00:99 dev br0 nud permanent".into(),
-        "bridge link set dev vx0 flood on learning on neigh_suppress off".into(),
-        "ip link set vx0 down".into(),
-        "ip link set vx0 mtu 1300".into(),
-        "ip link set vx0 nomaster".into(),
-        "ip link del vx0".into(),
-        format!(
-            "nft delete element bridge vbm remotes {{ {far} . {} }}",
-            span.address(1)
-        ),
-        "nft flush chain bridge vbm in-vx0".into(),
-        "iptables -F FORWARD".into(),
-        "ip link set br0 down".into(),
-    ] {
+    for harm in harms(&span) {
         let done = common::in_netns(&inside, &harm);
         assert!(
             done.status.success(),
             "{harm}: {}",
             String::from_utf8_lossy(&done.stderr)
         );
+        let plan = site.labs[0].net.plan(span.on(0)).await.unwrap();
+        assert!(!plan.is_empty(), "{harm} was not foreseen");
         let seen = site.labs[0].ensure(&span.on(0)).await;
         assert!(!seen.changed.is_empty(), "{harm} was not seen");
         let again = site.labs[0].ensure(&span.on(0)).await;
         assert_eq!(again.changed, Vec::<String>::new(), "{harm}");
         assert!(a.ns.pings(span.address(1)), "{harm}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_broke_is_whole_after_the_next_ensure() {
+    needs_namespaces!();
+    broken_and_whole(Dispatch::Iptables, |span| {
+        let far = span.end(1).0;
+        vec![
+            format!("bridge fdb del {far} dev vx0 self"),
+            format!("bridge fdb del {far} dev vx0 master"),
+            format!("bridge fdb replace {far} dev vx0 dst 198.18.0.99 self"),
+            "bridge fdb append 00:00:00:00:00:00 dev vx0 dst 198.18.0.2 self".into(),
+            format!("ip neigh del {} dev br0", span.address(1)),
+            "ip neigh add 10.9.0.99 lladdr 52:54:00:00:00:99 dev br0 nud permanent".into(),
+            "bridge link set dev vx0 flood on learning on neigh_suppress off".into(),
+            "ip link set vx0 down".into(),
+            "ip link set vx0 mtu 1300".into(),
+            "ip link set vx0 nomaster".into(),
+            "ip link del vx0".into(),
+            format!(
+                "nft delete element bridge vbm remotes {{ {far} . {} }}",
+                span.address(1)
+            ),
+            "nft flush chain bridge vbm in-vx0".into(),
+            "iptables -F FORWARD".into(),
+            "ip link set br0 down".into(),
+        ]
+    })
+    .await;
+}
+
+/// What else there is to break where nft dispatches: the way to other hosts has a slot of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_broke_of_the_rules_of_nft_is_whole_after_the_next_ensure() {
+    needs_namespaces!();
+    broken_and_whole(Dispatch::Nft, |_| {
+        [
+            "nft flush chain inet vbm-filter forward",
+            "nft delete element inet vbm-filter to { 0xffff0000 }",
+            "nft flush map inet vbm-filter to",
+            "nft flush map bridge vbm-slots out",
+            "nft delete element bridge vbm-slots in { vx0 }",
+            "nft flush chain bridge vbm-slots out-vx0",
+            "nft delete table bridge vbm-slots",
+            "nft delete table inet vbm-filter",
+            "nft add rule inet vbm-filter forward accept",
+        ]
+        .map(str::to_owned)
+        .into()
+    })
+    .await;
 }
 
 /// With `--nocapture` it tells how long that takes.

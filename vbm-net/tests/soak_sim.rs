@@ -119,9 +119,11 @@ async fn after_each_of_many_random_operations_the_twin_is_as_wanted() {
     for seed in first..first + SEEDS {
         let mut world = World::new(seed, 7);
         world.breaks = false;
+        let net = SimNetwork::without_leases(Arc::new(Still));
+        net.add_interface(soak::INTERFACE);
         let mut soak = Soak {
             seed,
-            net: SimNetwork::without_leases(Arc::new(Still)),
+            net,
             world,
             held: Vec::new(),
         };

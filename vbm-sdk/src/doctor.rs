@@ -169,6 +169,12 @@ pub(crate) async fn remove_instances(tags: &BTreeSet<String>) -> Result<(), Erro
     problem.map_or(Ok(()), |f| Err(failed(f.detail)))
 }
 
+/// Where the VMs of the instances of this host have their run directories.
+pub(crate) fn run_dirs_of_vms() -> Vec<PathBuf> {
+    let known = registered(Path::new(ROOT_REGISTRY)).unwrap_or_default();
+    known.iter().map(|instance| instance.record.run_dir.join("vm")).collect()
+}
+
 /// What instances left on the host.
 async fn instances(fix: bool, end_vms: bool) -> Vec<Finding> {
     const CHECK: &str = "leftovers";

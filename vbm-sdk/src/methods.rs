@@ -12,14 +12,15 @@ use crate::api::{ConsoleKind, Counted, TriedPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 use vbm_core::{
-    AddressPair, Boot, Capability, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId, Generation,
-    GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec, NetworkStatus, NodePath,
-    OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent, SnapshotId, Timestamp,
-    VmId, VmRevert, VmStatus, VolumeId, WantedPower,
+    AddressPair, Boot, Capability, Consistency, Digest, DiskFormat, DriverKind, Epoch, Error, ForwardId,
+    Freeze, Generation, GroupId, GroupSpec, GuestData, Mac, MissingFacet, Name, NetworkId, NetworkSpec,
+    NetworkStatus, NodePath, OperationId, PortId, PortLimits, PowerState, Protocol, Rule, SnapshotContent,
+    SnapshotId, Timestamp, Uplink, VmId, VmRevert, VmStatus, VolumeId, WantedPower,
 };
 use vbm_hyper::{Landing, MachineFacts, MoveCheck, MoveOptions};
 use vbm_rpc::{Method, StreamMethod};
@@ -344,6 +345,9 @@ pub struct WantedVm {
     /// Snapshots to be taken, in this order.
     #[serde(default)]
     pub take: Vec<SnapshotId>,
+    /// Those of them that are taken without memory, and whether the guest is frozen for it.
+    #[serde(default)]
+    pub without_memory: BTreeMap<SnapshotId, Freeze>,
     /// Snapshots to be deleted, each with the generation in which that was asked for: asked again, it is tried again.
     #[serde(default)]
     pub drop: Vec<(SnapshotId, Generation)>,
@@ -603,6 +607,9 @@ pub struct NodeReportRequest {
     /// The word for the directory of images and disks that it shares with others.
     #[serde(default)]
     pub shared_storage: Option<String>,
+    /// Its interfaces that networks may name; nothing: it does not tell.
+    #[serde(default)]
+    pub uplinks: Option<Vec<Uplink>>,
     /// Its drivers.
     pub capabilities: Vec<Capability>,
     /// What its drivers cannot do.
@@ -685,6 +692,12 @@ pub enum SnapshotFate {
         paused_micros: u64,
         /// When.
         at: Timestamp,
+        /// What going back to it gives.
+        #[serde(default)]
+        consistency: Option<Consistency>,
+        /// Why it is less than was asked for, if so.
+        #[serde(default)]
+        note: Option<String>,
     },
     /// It could not be taken; nothing of it is left.
     NotTaken(Error),

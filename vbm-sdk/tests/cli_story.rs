@@ -183,6 +183,11 @@ fn a_vm_is_kept_and_brought_back() {
     let back = daemon.ok(&["snapshot", "revert", "web1", "base"]);
     assert_eq!(back, "web1 is as it was at base, and running\n");
     typed("read one\n", "disk=before#one");
+    let frozen = daemon.ok(&["snapshot", "create", "web1", "frozen", "--no-memory", "--freeze"]);
+    assert_eq!(frozen, "web1/frozen was taken: disk, frozen\n");
+    let alone = daemon.ok(&["snapshot", "create", "web1", "alone", "--no-memory"]);
+    assert_eq!(alone, "web1/alone was taken: disk, as after a power cut\n");
+    daemon.ok(&["snapshot", "delete", "web1", "frozen", "alone"]);
     let gone = daemon.ok(&["snapshot", "delete", "web1", "base", "snap0"]);
     assert_eq!(gone, "web1/base is gone\nweb1/snap0 is gone\n");
     assert_eq!(daemon.json(&["snapshot", "list", "web1"]), serde_json::json!([]));

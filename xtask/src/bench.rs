@@ -15,6 +15,7 @@ pub(crate) fn command(area: &str, quick: bool, json: Option<&Path>) -> Done {
         Some(path) => Some(std::path::absolute(path).map_err(|error| Fault::file("find", path, &error))?),
     };
     setup::ensure(&Need::ALL)?;
+    setup::ensure(&Need::PEERS)?;
     let guest = guest::ensure(None)?;
     let mut cargo = place::cargo();
     cargo.env("VBM_GUEST_DIR", guest.dir);
@@ -23,10 +24,11 @@ pub(crate) fn command(area: &str, quick: bool, json: Option<&Path>) -> Done {
 
 fn with_args<'a>(cargo: &'a mut Command, area: &str, quick: bool, json: Option<&Path>) -> &'a mut Command {
     cargo.args(["run", "--release", "--package", "vbm-benches"]);
-    // The bus alone is built in a third of the time; its peers' clients are built only where it is measured.
+    // An area alone is built in a third of the time; the bus' peers' clients are built only where it is measured.
     cargo.args(match area {
         "rpc" => ["--no-default-features", "--features", "peers"].as_slice(),
         "net" => &["--no-default-features", "--features", "net"],
+        "hyper" => &["--no-default-features", "--features", "hyper"],
         "all" => &["--features", "peers"],
         _ => &[],
     });

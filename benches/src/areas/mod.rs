@@ -1,10 +1,10 @@
 //! The areas. Each is useful alone.
 
-#[cfg(feature = "platform")]
+#[cfg(feature = "hyper")]
 pub(crate) mod by_hand;
 #[cfg(feature = "net")]
 pub(crate) mod dhcp;
-#[cfg(feature = "platform")]
+#[cfg(feature = "hyper")]
 pub(crate) mod hyper;
 #[cfg(feature = "net")]
 mod ipam;

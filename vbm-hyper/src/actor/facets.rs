@@ -1,8 +1,14 @@
 //! The handle's methods for snapshots and saved memory, which only some drivers have. A missing facet is an error that says why.
 
-use super::{Job, VmHandle, job::Typed, task::Command};
+use super::{
+    Job, VmHandle,
+    job::Typed,
+    task::{self, Command, Errand},
+    work::About,
+};
 use crate::{
-    Driver, Error, Facet, NicBackend, OpCx, Result, SavedState, Seen, SnapshotTaken, Snapshots, VmDefinition,
+    Driver, Error, ExportedDisk, Facet, NicBackend, OpCx, Result, SavedState, Seen, SnapshotInfo,
+    SnapshotRequest, SnapshotTaken, Snapshots, VmDefinition,
 };
 use std::{pin::Pin, sync::Arc};
 use vbm_core::{SnapshotContent, SnapshotId};
@@ -40,11 +46,13 @@ impl VmHandle {
     pub async fn take_snapshot(
         &self,
         definition: VmDefinition,
-        snapshot: SnapshotId,
+        request: impl Into<SnapshotRequest>,
     ) -> Result<SnapshotTaken> {
         self.is_mine(&definition)?;
-        self.job(Job::TakeSnapshot, move |driver, cx| {
-            Box::pin(async move { snapshots(driver)?.take(cx, &definition, snapshot).await })
+        let request = request.into();
+        let about = Some((request.id, Box::new(definition.clone())));
+        self.job_about(Job::TakeSnapshot, about, move |driver, cx| {
+            Box::pin(async move { snapshots(driver)?.take(cx, &definition, request).await })
         })
         .await
     }
@@ -72,7 +80,8 @@ impl VmHandle {
     /// Those of [`Snapshots::delete`]; [`Error::Unsupported`]; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn delete_snapshot(&self, definition: VmDefinition, snapshot: SnapshotId) -> Result<()> {
         self.is_mine(&definition)?;
-        self.job(Job::DeleteSnapshot, move |driver, cx| {
+        let about = Some((snapshot, Box::new(definition.clone())));
+        self.job_about(Job::DeleteSnapshot, about, move |driver, cx| {
             Box::pin(async move { snapshots(driver)?.delete(cx, &definition, snapshot).await })
         })
         .await
@@ -88,6 +97,33 @@ impl VmHandle {
     ) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
         self.is_mine(definition)?;
         snapshots(&*self.driver)?.list(definition).await
+    }
+
+    /// The snapshots that are there, with what came after what; past any job.
+    ///
+    /// # Errors
+    /// Those of [`Snapshots::tree`]; [`Error::Unsupported`].
+    pub async fn snapshot_tree(&self, definition: &VmDefinition) -> Result<Vec<SnapshotInfo>> {
+        self.is_mine(definition)?;
+        snapshots(&*self.driver)?.tree(definition).await
+    }
+
+    /// Writes the disks of a snapshot into files below `dir`, past any job. See [`Snapshots::export`].
+    ///
+    /// # Errors
+    /// Those of [`Snapshots::export`]; [`Error::Unsupported`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future calls the export off.
+    pub async fn export_snapshot(
+        &self,
+        definition: &VmDefinition,
+        snapshot: SnapshotId,
+        dir: &std::path::Path,
+    ) -> Result<Vec<ExportedDisk>> {
+        self.is_mine(definition)?;
+        let snapshots = snapshots(&*self.driver)?;
+        snapshots.export(&self.cx, definition, snapshot, dir).await
     }
 
     /// Writes its memory to disk and ends it. See [`SavedState::save`].
@@ -142,13 +178,30 @@ impl VmHandle {
         job: Job,
         work: impl for<'a> FnOnce(&'a dyn Driver, &'a OpCx) -> Work<'a, T> + Send + 'static,
     ) -> Result<T> {
+        self.job_about(job, None, work).await
+    }
+
+    /// A job about a snapshot: it is written down which one.
+    async fn job_about<T: Send + 'static>(
+        &self,
+        job: Job,
+        about: About,
+        work: impl for<'a> FnOnce(&'a dyn Driver, &'a OpCx) -> Work<'a, T> + Send + 'static,
+    ) -> Result<T> {
         let cx = self.cx.clone();
+        let errand = Errand {
+            job,
+            cx: cx.clone(),
+            about,
+        };
         self.ask(|reply| {
-            let begin = move |driver: Arc<dyn Driver>| -> Box<dyn super::job::AnyJob> {
-                let work = async move { work(&*driver, &cx).await };
-                Box::new(Typed::new(work, reply))
-            };
-            Command::Facet(job, Box::new(begin))
+            let begin =
+                move |driver: Arc<dyn Driver>, gate: Option<task::GateOf>| -> Box<dyn super::job::AnyJob> {
+                    let kind = driver.kind();
+                    let work = async move { work(&*driver, &cx).await };
+                    Box::new(Typed::new(task::through(gate, kind, work), reply))
+                };
+            Command::Facet(errand, Box::new(begin))
         })
         .await
     }

@@ -11,27 +11,39 @@
 //!   force-off *ends the job*: its future is dropped, its caller told [`Error::Preempted`].
 //! - Which work waits for nothing, ends what runs, or is refused is a table: see `policy`.
 //! - What the driver reports is always believed; it is what the next command is judged by ([`vbm_core::power`]).
+//! - A job that begins is written down, with whose it is, and how far it gets; the next daemon is told how it ended: see `journal`.
+//! - What happens has numbers, and who lags is told a gap: see [`Changes`].
+//! - A job is called off by the context it is done under ([`VmHandle::under`]), or by [`VmHandle::cancel`].
 //! - A job belongs to the actor: dropping the future of a handle's method does not end it.
 
+mod changes;
 mod facets;
+mod hotplug;
 mod job;
+mod journal;
+mod machines;
 mod migration;
 mod policy;
 mod task;
+mod work;
 
-use crate::{Adopted, Driver, DriverEvent, Error, NicBackend, OpCx, Result, Seen, VmDefinition, limits};
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
-use task::{Actor, Command};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::{PowerState, VmId};
+pub use changes::{Change, Changes, Gap, Seq};
+pub use journal::{EndedJob, JobEnd};
+pub(crate) use policy::PREEMPTED_BY_FORCE_OFF;
+
+pub use machines::{Gate, Machines, MachinesConfig, StartPass};
+pub use work::Work;
+
+use crate::{Driver, Error, NicBackend, OpCx, Result, Seen, VmDefinition};
+use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
+use task::Command;
+use tokio::sync::{mpsc, oneshot, watch};
+use vbm_core::{OperationId, PowerState, VmId};
 
 /// What a VM is busy with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Job {
     /// It is being started.
@@ -68,6 +80,18 @@ pub enum Job {
     FinishArrival,
     /// It is not waited for any more.
     Abandon,
+    /// A disk is being attached.
+    AttachDisk,
+    /// A disk is being detached.
+    DetachDisk,
+    /// A disk is being made larger.
+    ResizeDisk,
+    /// A NIC is being attached.
+    AttachNic,
+    /// A NIC is being detached.
+    DetachNic,
+    /// The medium in its CD drive is being changed.
+    ChangeMedium,
 }
 
 impl Job {
@@ -91,6 +115,12 @@ impl Job {
             Self::MigrateIn => "preparation of its arrival",
             Self::FinishArrival => "last step of its arrival",
             Self::Abandon => "end of its arrival",
+            Self::AttachDisk => "attachment of a disk",
+            Self::DetachDisk => "detachment of a disk",
+            Self::ResizeDisk => "growth of a disk",
+            Self::AttachNic => "attachment of a NIC",
+            Self::DetachNic => "detachment of a NIC",
+            Self::ChangeMedium => "change of a medium",
         }
     }
 }
@@ -140,182 +170,6 @@ impl StopOutcome {
     }
 }
 
-/// All VMs of one driver: an actor for each.
-#[derive(Clone)]
-pub struct Machines {
-    inner: Arc<Inner>,
-}
-
-impl std::fmt::Debug for Machines {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Machines")
-            .field("driver", &self.inner.driver.kind())
-            .finish_non_exhaustive()
-    }
-}
-
-struct Inner {
-    driver: Arc<dyn Driver>,
-    actors: Mutex<HashMap<VmId, VmHandle>>,
-    changes: broadcast::Sender<DriverEvent>,
-    adopted: Vec<Adopted>,
-    tasks: TaskTracker,
-    end: CancellationToken,
-}
-
-impl Machines {
-    /// Adopts what runs already and gives each VM its actor.
-    ///
-    /// # Errors
-    /// Those of [`Driver::adopt`] and [`Driver::inventory`].
-    pub async fn open(driver: Arc<dyn Driver>) -> Result<Self> {
-        let events = driver.events();
-        let adopted = driver.adopt().await?;
-        let inner = Arc::new(Inner {
-            actors: Mutex::default(),
-            changes: broadcast::channel(limits::EVENTS_MAX).0,
-            adopted,
-            tasks: TaskTracker::new(),
-            end: CancellationToken::new(),
-            driver,
-        });
-        for (id, seen) in inner.driver.inventory().await? {
-            inner.actor(id, seen);
-        }
-        let dispatch = dispatch(Arc::clone(&inner), events);
-        inner.tasks.spawn(dispatch);
-        Ok(Self { inner })
-    }
-
-    /// The driver beneath.
-    pub fn driver(&self) -> &Arc<dyn Driver> {
-        &self.inner.driver
-    }
-
-    /// What was found running when this was opened.
-    pub fn adopted(&self) -> &[Adopted] {
-        &self.inner.adopted
-    }
-
-    /// The handle of one VM. One that was never started is off.
-    pub fn vm(&self, id: VmId) -> VmHandle {
-        self.inner.actor(id, Seen::resting(PowerState::Off))
-    }
-
-    /// What is seen of all VMs.
-    pub fn list(&self) -> Vec<(VmId, VmSeen)> {
-        let actors = self.inner.lock();
-        actors
-            .iter()
-            .map(|(id, vm)| (*id, vm.seen.borrow().clone()))
-            .collect()
-    }
-
-    /// What happens to all VMs from now on. It comes after the change is visible in [`VmHandle::watch`].
-    pub fn changes(&self) -> broadcast::Receiver<DriverEvent> {
-        self.inner.changes.subscribe()
-    }
-
-    /// Ends all actors and lets go of the driver. VMs run on.
-    pub async fn shutdown(&self) {
-        self.inner.end.cancel();
-        self.inner.tasks.close();
-        self.inner.tasks.wait().await;
-        self.inner.lock().clear();
-        self.inner.driver.shutdown().await;
-    }
-}
-
-impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, VmHandle>> {
-        self.actors.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn actor(self: &Arc<Self>, id: VmId, seen: Seen) -> VmHandle {
-        let mut actors = self.lock();
-        if let Some(vm) = actors.get(&id).filter(|vm| !vm.commands.is_closed()) {
-            return vm.clone();
-        }
-        let (commands, queue) = mpsc::channel(limits::ACTOR_QUEUE_MAX);
-        let (watch, watched) = watch::channel(VmSeen { seen, busy: None });
-        let vm = VmHandle {
-            id,
-            commands,
-            seen: watched,
-            driver: Arc::clone(&self.driver),
-            cx: OpCx::new(),
-        };
-        actors.insert(id, vm.clone());
-        drop(actors);
-        let actor = Actor::new(
-            id,
-            Arc::clone(&self.driver),
-            queue,
-            watch,
-            self.changes.clone(),
-            self.end.clone(),
-        );
-        let inner = Arc::clone(self);
-        self.tasks.spawn(async move {
-            if actor.run().await == task::Ended::Removed {
-                inner
-                    .lock()
-                    .extract_if(|key, vm| *key == id && vm.commands.is_closed())
-                    .for_each(drop);
-            }
-        });
-        vm
-    }
-}
-
-/// Hands each event of the driver to the actor of its VM.
-async fn dispatch(inner: Arc<Inner>, mut events: broadcast::Receiver<DriverEvent>) {
-    loop {
-        // Cancel safe: `recv` of a broadcast loses nothing when dropped.
-        let event = tokio::select! {
-            () = inner.end.cancelled() => return,
-            event = events.recv() => event,
-        };
-        match event {
-            Ok(event) => {
-                let known = inner.lock().get(&event.id).cloned();
-                let vm = match known {
-                    Some(vm) => vm,
-                    None if event.seen.power.is_live() => inner.actor(event.id, event.seen.clone()),
-                    // The last words of one that was removed.
-                    None => continue,
-                };
-                inner.hand(&vm, Command::Saw(Some(event))).await;
-            }
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "events of the driver were missed; the inventory is taken");
-                let Ok(inventory) = inner.driver.inventory().await else {
-                    continue;
-                };
-                for (id, _) in inventory {
-                    let vm = inner.actor(id, Seen::resting(PowerState::Off));
-                    inner.hand(&vm, Command::Saw(None)).await;
-                }
-            }
-            Err(broadcast::error::RecvError::Closed) => return,
-        }
-    }
-}
-
-impl Inner {
-    async fn hand(&self, vm: &VmHandle, command: Command) {
-        // Cancel safe: on shutdown the command is not needed any more.
-        tokio::select! {
-            () = self.end.cancelled() => {}
-            sent = vm.commands.send(command) => {
-                if sent.is_err() {
-                    tracing::debug!(vm = %vm.id, "the actor has ended");
-                }
-            }
-        }
-    }
-}
-
 /// The handle of one VM. Cheap to clone.
 ///
 /// # Cancel safety
@@ -325,6 +179,7 @@ pub struct VmHandle {
     id: VmId,
     commands: mpsc::Sender<Command>,
     seen: watch::Receiver<VmSeen>,
+    work: watch::Receiver<Option<Work>>,
     driver: Arc<dyn Driver>,
     cx: OpCx,
 }
@@ -366,7 +221,8 @@ impl VmHandle {
     /// # Errors
     /// [`Error::Refused`] by the power table; [`Error::Busy`]; [`Error::Preempted`].
     pub async fn stop(&self, grace: Duration) -> Result<StopOutcome> {
-        self.ask(|reply| Command::Stop(grace, reply)).await
+        let cx = self.cx.clone();
+        self.ask(|reply| Command::Stop(cx, grace, reply)).await
     }
 
     /// Ends it now, and with it any job that runs. On a VM that is off it does nothing.
@@ -425,6 +281,20 @@ impl VmHandle {
     /// What is seen of it, as it changes.
     pub fn watch(&self) -> watch::Receiver<VmSeen> {
         self.seen.clone()
+    }
+
+    /// What it is busy with, as that goes on; `None` while it is busy with nothing.
+    pub fn work(&self) -> watch::Receiver<Option<Work>> {
+        self.work.clone()
+    }
+
+    /// Calls off the job that runs: that of `operation`, or whichever it is. Says whether there was one. It ends as its driver ends it
+    /// ([`OpCx::cancel`]): what cannot be undone any more is brought to its end, and its caller is told which.
+    ///
+    /// # Errors
+    /// [`Error::ShutDown`].
+    pub async fn cancel(&self, operation: Option<OperationId>) -> Result<bool> {
+        self.ask(|reply| Command::Cancel(operation, reply)).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {

@@ -9,28 +9,34 @@ use std::time::Duration;
 /// What ends a job that runs: `(asked, running)`. All other work is refused while a job runs; queries go past.
 /// A force-off waits for another one instead.
 pub(super) const PREEMPTS: &[(Job, &[Job])] = &[
-    (
-        Job::ForceOff,
-        &[
-            Job::Start,
-            Job::Stop,
-            Job::Reset,
-            Job::Pause,
-            Job::Resume,
-            Job::Remove,
-            Job::TakeSnapshot,
-            Job::RevertSnapshot,
-            Job::DeleteSnapshot,
-            Job::Save,
-            Job::Restore,
-            Job::DiscardSaved,
-            Job::MigrateOut,
-            Job::MigrateIn,
-            Job::FinishArrival,
-            Job::Abandon,
-        ],
-    ),
+    (Job::ForceOff, PREEMPTED_BY_FORCE_OFF),
     (Job::Abandon, &[Job::MigrateIn]),
+];
+
+/// What a force-off ends.
+pub(crate) const PREEMPTED_BY_FORCE_OFF: &[Job] = &[
+    Job::Start,
+    Job::Stop,
+    Job::Reset,
+    Job::Pause,
+    Job::Resume,
+    Job::Remove,
+    Job::TakeSnapshot,
+    Job::RevertSnapshot,
+    Job::DeleteSnapshot,
+    Job::Save,
+    Job::Restore,
+    Job::DiscardSaved,
+    Job::MigrateOut,
+    Job::MigrateIn,
+    Job::FinishArrival,
+    Job::Abandon,
+    Job::AttachDisk,
+    Job::DetachDisk,
+    Job::ResizeDisk,
+    Job::AttachNic,
+    Job::DetachNic,
+    Job::ChangeMedium,
 ];
 
 /// Whether `asked` ends `running` and takes its place.
@@ -38,6 +44,14 @@ pub(super) fn preempts(asked: Job, running: Job) -> bool {
     PREEMPTS
         .iter()
         .any(|(job, ends)| *job == asked && ends.contains(&running))
+}
+
+/// Whether a job makes the VM run that did not.
+pub(super) const fn makes_run(job: Job) -> bool {
+    matches!(
+        job,
+        Job::Start | Job::Restore | Job::RevertSnapshot | Job::MigrateIn
+    )
 }
 
 /// What the power table is asked before a job begins. Where it has no word the driver judges.
@@ -58,7 +72,13 @@ pub(super) const fn event_of(job: Job) -> Option<PowerEvent> {
         | Job::DeleteSnapshot
         | Job::DiscardSaved
         | Job::FinishArrival
-        | Job::Abandon => return None,
+        | Job::Abandon
+        | Job::AttachDisk
+        | Job::DetachDisk
+        | Job::ResizeDisk
+        | Job::AttachNic
+        | Job::DetachNic
+        | Job::ChangeMedium => return None,
     })
 }
 
@@ -90,6 +110,12 @@ mod tests {
         Job::MigrateIn,
         Job::FinishArrival,
         Job::Abandon,
+        Job::AttachDisk,
+        Job::DetachDisk,
+        Job::ResizeDisk,
+        Job::AttachNic,
+        Job::DetachNic,
+        Job::ChangeMedium,
     ];
 
     #[test]

@@ -2,32 +2,66 @@
 
 use super::{
     Job, StopOutcome, VmSeen,
+    changes::Teller,
     job::{AnyJob, Reply, Typed, answer},
+    machines::Gate,
     policy,
+    work::{About, Desk},
 };
 use crate::{Driver, DriverEvent, Error, NicBackend, OpCx, Result, Seen, VmDefinition, limits};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
-    sync::{broadcast, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use vbm_core::{PowerState, VmId};
+use vbm_core::{Clock, OperationId, PowerState, VmId};
 
 /// Makes a job of a driver.
-pub(super) type BeginWith = Box<dyn FnOnce(Arc<dyn Driver>) -> Box<dyn AnyJob> + Send>;
+pub(super) type BeginWith = Box<dyn FnOnce(Arc<dyn Driver>, Option<GateOf>) -> Box<dyn AnyJob> + Send>;
+/// The gate of a VM.
+pub(super) type GateOf = (Arc<dyn Gate>, VmId);
 
 /// What an actor can be told: its whole command surface.
 pub(super) enum Command {
     Start(OpCx, Box<VmDefinition>, Vec<NicBackend>, Reply<Seen>),
-    Stop(Duration, Reply<StopOutcome>),
+    Stop(OpCx, Duration, Reply<StopOutcome>),
     ForceOff(Reply<()>),
     /// Reset, pause, resume, remove.
     Simple(Job, Reply<()>),
     /// Work of a facet: hands the actor a job to begin.
-    Facet(Job, BeginWith),
+    Facet(Errand, BeginWith),
+    /// Calls off what runs, if it is that operation's.
+    Cancel(Option<OperationId>, Reply<bool>),
     /// The driver reported something; `None`: something was missed, look.
     Saw(Option<DriverEvent>),
+}
+
+/// What a job is known by.
+pub(super) struct Errand {
+    pub(super) job: Job,
+    pub(super) cx: OpCx,
+    pub(super) about: About,
+}
+
+impl Errand {
+    const fn new(job: Job, cx: OpCx) -> Self {
+        let about = None;
+        Self { job, cx, about }
+    }
+}
+
+/// What an actor begins with.
+pub(super) struct Begin {
+    pub(super) id: VmId,
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) queue: mpsc::Receiver<Command>,
+    pub(super) seen: watch::Sender<VmSeen>,
+    pub(super) changes: Arc<Teller>,
+    pub(super) end: CancellationToken,
+    pub(super) desk: Desk,
+    pub(super) gate: Option<Arc<dyn Gate>>,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 /// Why an actor ended.
@@ -42,22 +76,29 @@ pub(super) struct Actor {
     driver: Arc<dyn Driver>,
     queue: mpsc::Receiver<Command>,
     seen: watch::Sender<VmSeen>,
-    changes: broadcast::Sender<DriverEvent>,
+    changes: Arc<Teller>,
     end: CancellationToken,
+    desk: Desk,
+    gate: Option<Arc<dyn Gate>>,
+    clock: Arc<dyn Clock>,
     running: Option<(Job, Box<dyn AnyJob>)>,
     /// Callers of force-off that came while one ran.
     force_offs: VecDeque<Reply<()>>,
 }
 
 impl Actor {
-    pub(super) fn new(
-        id: VmId,
-        driver: Arc<dyn Driver>,
-        queue: mpsc::Receiver<Command>,
-        seen: watch::Sender<VmSeen>,
-        changes: broadcast::Sender<DriverEvent>,
-        end: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(begin: Begin) -> Self {
+        let Begin {
+            id,
+            driver,
+            queue,
+            seen,
+            changes,
+            end,
+            desk,
+            gate,
+            clock,
+        } = begin;
         Self {
             id,
             driver,
@@ -65,6 +106,9 @@ impl Actor {
             seen,
             changes,
             end,
+            desk,
+            gate,
+            clock,
             running: None,
             force_offs: VecDeque::new(),
         }
@@ -77,17 +121,19 @@ impl Actor {
                 Some((_, job)) => job.poll(cx),
                 None => std::task::Poll::Pending,
             });
-            // Cancel safe: `recv` loses nothing, and the job stays in `self.running` and goes on next time round.
+            // Cancel safe: `recv` and `moved` lose nothing, and the job stays in `self.running` and goes on next time round.
             tokio::select! {
                 () = self.end.cancelled() => return Ended::Shutdown,
                 success = job_done => {
                     let job = self.running.take().map(|(job, _)| job);
+                    self.desk.end();
                     if job == Some(Job::Remove) && success {
                         return Ended::Removed;
                     }
                     self.look().await;
                     self.next_force_off();
                 }
+                () = self.desk.moved() => self.desk.show(),
                 command = self.queue.recv() => match command {
                     Some(command) => self.take(command).await,
                     None => return Ended::Shutdown,
@@ -106,16 +152,21 @@ impl Actor {
                     self.next_force_off();
                 }
             }
+            Command::Cancel(operation, reply) => answer(reply, Ok(self.desk.call_off(operation))),
             Command::Start(cx, definition, nics, reply) => {
+                let errand = Errand::new(Job::Start, cx.clone());
+                let (gate, kind) = (self.gate.clone().map(|gate| (gate, id)), driver.kind());
                 let work = async move { driver.start(&cx, &definition, nics).await };
-                self.begin(Job::Start, Typed::new(work, reply));
+                self.begin(errand, Typed::new(through(gate, kind, work), reply));
             }
-            Command::Stop(_, reply) if self.rests() && self.running.is_none() => {
+            Command::Stop(_, _, reply) if self.rests() && self.running.is_none() => {
                 answer(reply, Ok(ALREADY_OFF))
             }
-            Command::Stop(grace, reply) => {
-                let work = stop(driver, id, self.seen.subscribe(), grace);
-                self.begin(Job::Stop, Typed::new(work, reply));
+            Command::Stop(cx, grace, reply) => {
+                let errand = Errand::new(Job::Stop, cx.clone());
+                let stop = stop(driver, id, self.seen.subscribe(), grace);
+                let work = async move { cx.run("a stop", stop).await };
+                self.begin(errand, Typed::new(work, reply));
             }
             Command::Simple(job, reply) => {
                 let work = async move {
@@ -126,22 +177,24 @@ impl Actor {
                         _ => driver.undefine(id).await,
                     }
                 };
-                self.begin(job, Typed::new(work, reply));
+                self.begin(Errand::new(job, OpCx::new()), Typed::new(work, reply));
             }
-            Command::Facet(job, work) => {
-                let work = work(driver);
-                self.begin_any(job, work);
+            Command::Facet(errand, work) => {
+                let gate = self.gate.clone().filter(|_| policy::makes_run(errand.job));
+                let work = work(driver, gate.map(|gate| (gate, id)));
+                self.begin_any(errand, work);
             }
         }
     }
 
-    fn begin<T: Send + 'static>(&mut self, job: Job, work: Typed<T>) {
-        self.begin_any(job, Box::new(work));
+    fn begin<T: Send + 'static>(&mut self, errand: Errand, work: Typed<T>) {
+        self.begin_any(errand, Box::new(work));
     }
 
     /// Begins a job when the power table allows it and no other runs that it may not end. What has no power event the
     /// driver judges.
-    fn begin_any(&mut self, job: Job, work: Box<dyn AnyJob>) {
+    fn begin_any(&mut self, errand: Errand, work: Box<dyn AnyJob>) {
+        let job = errand.job;
         let running = self.running.as_ref().map(|(running, _)| *running);
         if let Some(running) = running.filter(|running| !policy::preempts(job, *running)) {
             let busy = Error::Busy {
@@ -156,7 +209,7 @@ impl Actor {
             return work.refuse(Error::Refused(refused));
         }
         self.preempt();
-        self.put(job, work);
+        self.put(errand, work);
     }
 
     /// Ends what runs.
@@ -166,10 +219,13 @@ impl Actor {
                 vm: self.id,
                 job: job.as_str(),
             });
+            self.desk.end();
         }
     }
 
-    fn put(&mut self, job: Job, work: Box<dyn AnyJob>) {
+    fn put(&mut self, errand: Errand, work: Box<dyn AnyJob>) {
+        let Errand { job, cx, about } = errand;
+        self.desk.begin(job, cx, about, &*self.clock);
         self.running = Some((job, work));
         self.seen.send_modify(|seen| seen.busy = Some(job));
     }
@@ -187,14 +243,14 @@ impl Actor {
                 result => result,
             }
         };
-        self.put(Job::ForceOff, Box::new(Typed::new(work, reply)));
+        let errand = Errand::new(Job::ForceOff, OpCx::new());
+        self.put(errand, Box::new(Typed::new(work, reply)));
     }
 
     async fn saw(&mut self, event: Option<DriverEvent>) {
         self.look().await;
         if let Some(event) = event {
-            // No subscriber is no failure.
-            drop(self.changes.send(event));
+            self.changes.tell(event);
         }
     }
 
@@ -262,4 +318,19 @@ async fn stop(
             Err(_) => {}
         }
     }
+}
+
+/// Does what makes a VM run when its gate lets it, and tells the gate how it went.
+pub(super) async fn through<T>(
+    gate: Option<GateOf>,
+    driver: vbm_core::DriverKind,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let Some((gate, vm)) = gate else {
+        return work.await;
+    };
+    let _pass = gate.may_start(driver, vm).await?;
+    let result = work.await;
+    gate.has_started(driver, result.as_ref().err());
+    result
 }

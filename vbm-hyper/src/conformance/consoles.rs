@@ -136,6 +136,7 @@ pub async fn a_missing_facet_says_why_and_one_that_is_there_does_not(bench: &dyn
         (Facet::Snapshots, driver.snapshots().is_some()),
         (Facet::SavedState, driver.saved_state().is_some()),
         (Facet::Migration, driver.migration().is_some()),
+        (Facet::Hotplug, driver.hotplug().is_some()),
     ] {
         let why = driver.missing(facet);
         assert_eq!(why.is_none(), there, "{facet:?}: {why:?}");

@@ -18,22 +18,37 @@ pub struct GuestWords {
     pub read: String,
     /// Counts from now on: says `counted=<number>` again and again. The second time it does nothing.
     pub count: String,
+    /// As `write`, to its first data disk.
+    pub write_data: String,
+    /// As `read`, from its first data disk.
+    pub read_data: String,
 }
 
 impl GuestWords {
-    /// For a guest with a POSIX shell that may write to `disk` at byte 51,200.
+    /// For a guest with a POSIX shell that may write to `disk` at byte 51,200, and whose data disk is called the next in
+    /// the alphabet.
     pub fn of_shell(disk: &str) -> Self {
         let block = "bs=512 count=1 2>/dev/null";
+        let data = match disk.strip_suffix('a') {
+            Some(stem) => format!("{stem}b"),
+            None => disk.to_owned(),
+        };
+        let write = |disk: &str| {
+            format!(
+                "echo {{}} | dd of={disk} seek=100 conv=notrunc,sync,fsync {block}; echo \"written\"={{}}"
+            )
+        };
+        let read = |disk: &str| format!("echo \"disk\"=$(dd if={disk} skip=100 {block} | head -n1)\"#\"{{}}");
         Self {
             remember: "M={}; echo \"kept\"={}".into(),
             recall: "echo \"memory\"=$M\"#\"{}".into(),
-            write: format!(
-                "echo {{}} | dd of={disk} seek=100 conv=notrunc,sync,fsync {block}; echo \"written\"={{}}"
-            ),
-            read: format!("echo \"disk\"=$(dd if={disk} skip=100 {block} | head -n1)\"#\"{{}}"),
+            write: write(disk),
+            read: read(disk),
             count:
                 "[ \"$C\" ] || { C=1; (i=0; while :; do i=$((i+1)); echo \"counted\"=$i; sleep 1; done) & }"
                     .into(),
+            write_data: write(&data),
+            read_data: read(&data),
         }
     }
 }
@@ -63,12 +78,16 @@ impl Guest<'_> {
     }
 
     pub(super) async fn write(&self, word: &str) {
-        self.ask(
-            &self.words.write.replace("{}", word),
-            &format!("written={word}"),
-            |_| true,
-        )
-        .await;
+        self.writes(&self.words.write, word).await;
+    }
+
+    pub(super) async fn write_data(&self, word: &str) {
+        self.writes(&self.words.write_data, word).await;
+    }
+
+    async fn writes(&self, line: &str, word: &str) {
+        self.ask(&line.replace("{}", word), &format!("written={word}"), |_| true)
+            .await;
     }
 
     pub(super) async fn remembers(&self, word: &str) {
@@ -87,13 +106,17 @@ impl Guest<'_> {
     }
 
     pub(super) async fn has_written(&self, word: &str) {
+        self.holds(&self.words.read, word).await;
+    }
+
+    pub(super) async fn has_written_data(&self, word: &str) {
+        self.holds(&self.words.read_data, word).await;
+    }
+
+    async fn holds(&self, line: &str, word: &str) {
         let nonce = nonce().to_string();
         let said = self
-            .ask(
-                &self.words.read.replace("{}", &nonce),
-                &format!("#{nonce}"),
-                |_| true,
-            )
+            .ask(&line.replace("{}", &nonce), &format!("#{nonce}"), |_| true)
             .await;
         assert!(
             said.contains(&format!("disk={word}#{nonce}")),

@@ -121,7 +121,7 @@ pub async fn a_vm_moves_with_its_snapshots(bench: &dyn Bench) -> Verdict {
     guest.write("apple").await;
     let snapshot = snapshot_of(id, 1);
     snapshots
-        .take(&ground.cx, definition, snapshot)
+        .take(&ground.cx, definition, snapshot.into())
         .await
         .expect("it runs");
     guest.remember("bravo").await;

@@ -7,9 +7,11 @@
 //! | promises about | are in |
 //! |---|---|
 //! | power, definitions, the inventory | `power` |
+//! | every operation in every state, many clients, work that is broken off | `table` |
 //! | restarts of the driver, accidents | `adoption` |
 //! | serial line, screen | `consoles` |
-//! | snapshots, saved memory, migration | `snapshots`, `saved`, `migration`: with a guest that is told what to remember |
+//! | devices that come and go | `hotplug` |
+//! | snapshots, saved memory, migration | `snapshots`, `trees`, `saved`, `migration`: with a guest that is told what to remember |
 //!
 //! ```no_run
 //! # struct MyBench; impl MyBench { async fn boxed() -> Result<Box<dyn vbm_hyper::conformance::Bench>, String> { unimplemented!() } }
@@ -23,18 +25,24 @@
 mod adoption;
 mod consoles;
 mod guest;
+mod hotplug;
 mod migration;
 mod power;
 mod saved;
 mod snapshots;
+mod table;
+mod trees;
 
 pub use adoption::*;
 pub use consoles::*;
 pub use guest::GuestWords;
+pub use hotplug::*;
 pub use migration::*;
 pub use power::*;
 pub use saved::*;
 pub use snapshots::*;
+pub use table::*;
+pub use trees::*;
 
 use crate::{
     Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, OpCx, SavedState, Seen, Snapshots,
@@ -80,6 +88,15 @@ pub trait Bench: Send + Sync {
         Err("its guest cannot be told to remember anything".into())
     }
 
+    /// A disk of data that no VM has had, each time another one; or why there is none. The guest of an obedient VM that has
+    /// it first sees it as [`GuestWords`] says.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    fn data_disk(&self) -> Result<crate::DiskDefinition, String> {
+        Err("its VMs have one disk".into())
+    }
+
     /// Opens the driver of a second host that sees the same disks, or says why there is none.
     ///
     /// # Errors
@@ -97,8 +114,31 @@ pub trait Bench: Send + Sync {
         Err("there is one host only".into())
     }
 
+    /// A volume that no VM has, smaller than 2 GiB, to be attached; or why there is none.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    fn volume(&self) -> Result<crate::DiskDefinition, String> {
+        Err("it has no volumes".into())
+    }
+
+    /// A medium for a CD drive, or why there is none.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    fn medium(&self) -> Result<std::path::PathBuf, String> {
+        Err("it has no media".into())
+    }
+
     /// Ends the VM from outside, as an accident would, also while no driver is open. `seen` is what was last seen of it.
     async fn accident(&self, id: VmId, seen: &Seen);
+
+    /// What is left on the host of VMs that were ended and forgotten: processes, sockets, files; a line each. Asked once the driver was
+    /// shut down, and again for a while if there is something.
+    fn leftovers(&self, ids: &[VmId]) -> Vec<String> {
+        let _ = ids;
+        Vec::new()
+    }
 
     /// How long anything may take here before it counts as broken.
     fn patience(&self) -> Duration {
@@ -135,6 +175,11 @@ macro_rules! conformance_suite {
             what_a_state_does_not_allow_is_refused
             the_events_replay_to_what_is_seen
             the_inventory_has_all
+            every_operation_in_every_state_is_as_the_table_says
+            what_is_done_already_can_be_asked_for_again
+            thirty_two_clients_leave_one_vm_whole
+            force_off_ends_every_job
+            work_that_is_dropped_or_called_off_at_any_await_leaves_a_usable_vm
             vms_outlive_their_driver_and_are_adopted
             nothing_is_known_before_it_is_adopted
             an_accident_is_a_crash_and_not_a_shutdown
@@ -155,6 +200,13 @@ macro_rules! conformance_suite {
             a_crashed_vm_goes_back_to_a_snapshot
             a_saved_vm_goes_back_to_a_snapshot_and_its_saved_memory_is_gone
             what_no_snapshot_can_be_taken_of_is_refused
+            a_snapshot_without_memory_is_told_and_reverts_to_off
+            a_guest_is_frozen_or_it_is_said_why_not
+            a_snapshot_that_is_called_off_leaves_nothing
+            a_tree_tells_what_came_after_what
+            each_branch_holds_what_was_written_there
+            a_snapshot_of_another_vm_is_not_found
+            disks_that_came_or_went_since_are_told
             a_saved_vm_goes_on_where_it_was
             a_saved_vm_outlives_its_driver
             saved_memory_can_be_thrown_away
@@ -165,6 +217,12 @@ macro_rules! conformance_suite {
             an_arrival_that_is_given_up_leaves_nothing
             a_running_vm_moves_with_a_copy_of_its_disk
             a_migration_outside_its_limits_changes_nothing
+            disks_are_attached_in_order_and_once
+            an_adopted_vm_knows_what_was_attached
+            devices_are_changed_on_vms_that_live
+            a_disk_grows_and_never_shrinks
+            what_is_not_there_is_detached_already
+            a_guest_lets_go_of_a_disk
         }
     };
     (@each $bench:expr, $($check:ident)*) => { $(
@@ -181,6 +239,8 @@ macro_rules! conformance_suite {
     )* };
 }
 
+/// The pause between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// After how long a line is typed again.
 const TYPE_AGAIN: Duration = Duration::from_secs(3);
 const NO_NICS: Vec<crate::NicBackend> = Vec::new();
@@ -271,7 +331,36 @@ impl<'a> Ground<'a> {
             self.driver.undefine(*id).await.expect("what is off is forgotten");
         }
         self.driver.shutdown().await;
-        Verdict::Kept
+        let until = tokio::time::Instant::now() + self.bench.patience();
+        loop {
+            let left = self.bench.leftovers(ids);
+            if left.is_empty() {
+                return Verdict::Kept;
+            }
+            assert!(tokio::time::Instant::now() < until, "something is left: {left:?}");
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Waits until a VM is neither on its way up nor down.
+    async fn settled(&self, id: VmId) -> PowerState {
+        let settled = async {
+            loop {
+                let power = match self.driver.inspect(id).await {
+                    Ok(seen) => seen.power,
+                    Err(_) => PowerState::Off,
+                };
+                let moves = matches!(
+                    power,
+                    PowerState::Starting | PowerState::Saving | PowerState::Restoring | PowerState::Unknown
+                );
+                if !moves {
+                    return power;
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        self.patiently("coming to rest", settled).await
     }
 
     fn consoles(&self) -> Result<&dyn Consoles, Verdict> {

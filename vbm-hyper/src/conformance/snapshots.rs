@@ -62,7 +62,7 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_its_disk(bench: &dyn Bench) -> Verd
     scene.boot(&ground).await.write("apple").await;
     ground.kill(id).await;
     let taken = snapshots
-        .take(&ground.cx, definition, snapshot)
+        .take(&ground.cx, definition, snapshot.into())
         .await
         .expect("it is off");
     assert_eq!(
@@ -102,7 +102,10 @@ pub async fn a_vm_goes_back_to_a_snapshot_of_disk_and_memory(bench: &dyn Bench) 
     guest.remember("alpha").await;
     guest.write("apple").await;
     let before = guest.count().await;
-    let taken = ground.patiently("snapshot", snapshots.take(&ground.cx, definition, snapshot));
+    let taken = ground.patiently(
+        "snapshot",
+        snapshots.take(&ground.cx, definition, snapshot.into()),
+    );
     let taken = taken.await.expect("it runs");
     assert_eq!(taken.content, SnapshotContent::DiskAndMemory);
     assert!(
@@ -157,7 +160,10 @@ pub async fn a_paused_vm_is_snapshotted_and_stays_paused(bench: &dyn Bench) -> V
     let id = ground.start(&definition).await;
     ground.driver.pause(id).await.expect("it runs");
     let snapshot = snapshot_of(id, 1);
-    let taken = ground.patiently("snapshot", snapshots.take(&ground.cx, &definition, snapshot));
+    let taken = ground.patiently(
+        "snapshot",
+        snapshots.take(&ground.cx, &definition, snapshot.into()),
+    );
     assert_eq!(
         taken.await.expect("it is paused").content,
         SnapshotContent::DiskAndMemory
@@ -165,7 +171,7 @@ pub async fn a_paused_vm_is_snapshotted_and_stays_paused(bench: &dyn Bench) -> V
     assert_eq!(ground.power(id).await, PowerState::Paused(PauseReason::Requested));
     ground.driver.resume(id).await.expect("it goes on all the same");
     let twice = snapshots
-        .take(&ground.cx, &definition, snapshot)
+        .take(&ground.cx, &definition, snapshot.into())
         .await
         .expect("it is there");
     assert_eq!(
@@ -191,7 +197,7 @@ pub async fn snapshots_are_deleted_whatever_stands_before_and_after(bench: &dyn 
     let all: Vec<SnapshotId> = (1..=4).map(|number| snapshot_of(id, number)).collect();
     for snapshot in &all {
         snapshots
-            .take(&ground.cx, &definition, *snapshot)
+            .take(&ground.cx, &definition, (*snapshot).into())
             .await
             .expect("it is off");
     }
@@ -236,7 +242,7 @@ pub async fn a_snapshot_outlives_the_driver(bench: &dyn Bench) -> Verdict {
     let id = ground.start(&definition).await;
     let snapshot = snapshot_of(id, 1);
     let taken = or_left_out!(ground.snapshots())
-        .take(&ground.cx, &definition, snapshot)
+        .take(&ground.cx, &definition, snapshot.into())
         .await;
     taken.expect("it runs");
     let (ground, _) = reopen(ground).await;
@@ -261,7 +267,7 @@ pub async fn a_crashed_vm_goes_back_to_a_snapshot(bench: &dyn Bench) -> Verdict 
     let id = definition.id;
     let snapshot = snapshot_of(id, 1);
     let taken = or_left_out!(ground.snapshots())
-        .take(&ground.cx, &definition, snapshot)
+        .take(&ground.cx, &definition, snapshot.into())
         .await;
     assert_eq!(
         taken.expect("it never ran").content,
@@ -292,13 +298,15 @@ pub async fn a_saved_vm_goes_back_to_a_snapshot_and_its_saved_memory_is_gone(ben
     let id = ground.start(&definition).await;
     let snapshot = snapshot_of(id, 1);
     snapshots
-        .take(&ground.cx, &definition, snapshot)
+        .take(&ground.cx, &definition, snapshot.into())
         .await
         .expect("it runs");
     let saved = ground.patiently("save", saved_state.save(&ground.cx, id)).await;
     saved.expect("it runs");
     refused(
-        snapshots.take(&ground.cx, &definition, snapshot_of(id, 2)).await,
+        snapshots
+            .take(&ground.cx, &definition, snapshot_of(id, 2).into())
+            .await,
         "snapshot of a saved VM",
     );
     let reverted = ground.patiently(
@@ -322,7 +330,7 @@ pub async fn what_no_snapshot_can_be_taken_of_is_refused(bench: &dyn Bench) -> V
     let id = ground.start(&definition).await;
     let snapshot = snapshot_of(id, 1);
     let taken = or_left_out!(ground.snapshots())
-        .take(&ground.cx, &definition, snapshot)
+        .take(&ground.cx, &definition, snapshot.into())
         .await;
     taken.expect("it runs");
     // What may run is judged by nobody before it is adopted.
@@ -331,7 +339,9 @@ pub async fn what_no_snapshot_can_be_taken_of_is_refused(bench: &dyn Bench) -> V
     let ground = Ground::open(bench).await;
     let snapshots = or_left_out!(ground.snapshots());
     refused(
-        snapshots.take(&ground.cx, &definition, snapshot_of(id, 2)).await,
+        snapshots
+            .take(&ground.cx, &definition, snapshot_of(id, 2).into())
+            .await,
         "snapshot of what nobody knows",
     );
     refused(

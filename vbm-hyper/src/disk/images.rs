@@ -1,6 +1,11 @@
 //! Images and other content that is never changed, named by its SHA-256.
 
-use super::{Owner, Sharing, Temp, blocking, hold, qcow2, sweep, sync_dir};
+use super::{
+    ImageFormat, Owner, Sharing, Temp, blocking, hold, partial, qcow2,
+    read::{self, FileSource, Stack},
+    room::Room,
+    sweep, sync_dir,
+};
 use crate::{Error, Result, limits};
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
@@ -65,6 +70,7 @@ struct Inner {
     refs: PathBuf,
     tmp: PathBuf,
     sharing: Sharing,
+    room: Mutex<Room>,
     /// Held while references and content are compared or changed.
     guard: Mutex<()>,
     _owner: Owner,
@@ -76,7 +82,7 @@ impl ImageStore {
     /// # Errors
     /// [`Error::InUse`] when another process has it; [`Error::Io`].
     pub async fn open(dir: impl Into<PathBuf>) -> Result<Self> {
-        Self::open_as(dir.into(), Sharing::Alone).await
+        Self::open_dir(dir.into(), Sharing::Alone).await
     }
 
     /// Opens a store that several processes work in, on any hosts that see the same directory.
@@ -84,10 +90,10 @@ impl ImageStore {
     /// # Errors
     /// [`Error::InUse`] when a process has it that does not share; [`Error::Io`].
     pub async fn open_shared(dir: impl Into<PathBuf>) -> Result<Self> {
-        Self::open_as(dir.into(), Sharing::Shared).await
+        Self::open_dir(dir.into(), Sharing::Shared).await
     }
 
-    async fn open_as(dir: PathBuf, sharing: Sharing) -> Result<Self> {
+    async fn open_dir(dir: PathBuf, sharing: Sharing) -> Result<Self> {
         let dir = std::path::absolute(&dir).map_err(Error::io("find", &dir))?;
         let (owner, alone) = hold(dir.clone(), sharing).await?;
         blocking(move || {
@@ -96,6 +102,7 @@ impl ImageStore {
                 fs::create_dir_all(sub).map_err(Error::io("create", sub))?;
             }
             let swept = if alone { sweep(&tmp)? } else { 0 };
+            partial::sweep(&tmp, std::time::SystemTime::now())?;
             if swept > 0 {
                 tracing::info!(swept, dir = %tmp.display(), "half-made imports were removed");
             }
@@ -108,6 +115,7 @@ impl ImageStore {
                 refs,
                 tmp,
                 sharing,
+                room: Mutex::default(),
                 guard: Mutex::new(()),
                 _owner: owner,
             };
@@ -135,7 +143,7 @@ impl ImageStore {
         let (complete, completed) = std::sync::mpsc::channel::<()>();
         let inner = Arc::clone(&self.inner);
         let keep = tokio::task::spawn_blocking(move || {
-            let (temp, digest, file_bytes) = receive(&inner.tmp, queue)?;
+            let (temp, digest, file_bytes) = receive(&inner, queue)?;
             // Without this word the reader failed or was dropped, and the content is not whole.
             completed.recv().map_err(|_| Error::ShutDown("the import"))?;
             inner.keep(temp, digest, file_bytes, expected, kind)
@@ -266,6 +274,60 @@ impl ImageStore {
         Ok((path, format, virtual_bytes))
     }
 
+    /// Says how much the store may take from now on. A store that has more already keeps it and takes no more.
+    pub fn set_room(&self, room: Room) {
+        *self.inner.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+    }
+
+    /// Removes what came of imports that broke and that nobody went on with ([`limits::PARTIAL_MAX_AGE`]). The store does so when it is
+    /// opened; who runs for long calls it now and then. Returns how many imports.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn sweep_partial_imports(&self) -> Result<usize> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || partial::sweep(&inner.tmp, std::time::SystemTime::now())).await
+    }
+
+    pub(super) fn tmp_dir(&self) -> &Path {
+        &self.inner.tmp
+    }
+
+    /// Whether so many bytes may come.
+    pub(super) fn make_room(&self, wanted_bytes: Option<u64>) -> Result<()> {
+        self.inner.make_room(wanted_bytes.unwrap_or(0))
+    }
+
+    /// Keeps a file whose digest was taken.
+    pub(super) fn keep(
+        &self,
+        temp: Temp,
+        digest: Digest,
+        file_bytes: u64,
+        kind: ContentKind,
+    ) -> Result<ImportedFile> {
+        self.inner.keep(temp, digest, file_bytes, None, kind)
+    }
+
+    /// Where contents are.
+    pub(super) fn content_dir(&self) -> &Path {
+        &self.inner.content
+    }
+
+    /// The content of a disk.
+    pub(super) fn open_disk(&self, digest: Digest) -> Result<Stack> {
+        let (_, format, _) = self.disk(digest)?;
+        self.open_as(digest, format.into())
+    }
+
+    pub(super) fn open_as(&self, digest: Digest, format: ImageFormat) -> Result<Stack> {
+        let path = self.path(digest)?;
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let source = FileSource::new(file).map_err(Error::io("look at", &path))?;
+        let layer = read::whole(Box::new(source), format).map_err(|why| read::bad(format.name(), why))?;
+        Ok(Stack::new(vec![layer], format.name()))
+    }
+
     pub(super) fn hold_now(&self, digest: Digest, holder: &str) -> Result<()> {
         self.inner.hold(digest, holder)
     }
@@ -307,6 +369,20 @@ impl Inner {
             )?),
         };
         Ok((ours, all))
+    }
+
+    /// What is there is counted only where there is a quota.
+    fn make_room(&self, wanted_bytes: u64) -> Result<()> {
+        let room = *self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if room.quota_bytes.is_some() {
+            let mut used_bytes = 0;
+            for entry in fs::read_dir(&self.content).map_err(Error::io("list", &self.content))? {
+                let about = entry.and_then(|entry| entry.metadata());
+                used_bytes += about.map_err(Error::io("look at", &self.content))?.len();
+            }
+            room.check_quota(&self.dir, used_bytes, wanted_bytes)?;
+        }
+        room.check_free(&self.dir, wanted_bytes)
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -410,9 +486,13 @@ fn plain(holder: &str) -> Result<String> {
     }
 }
 
+/// How often room is asked for while content comes whose length is not known.
+const ROOM_EVERY_BYTES: u64 = 64 << 20;
+
 /// Writes what comes to a temporary file and hashes it on the way.
-fn receive(dir: &Path, mut queue: mpsc::Receiver<Bytes>) -> Result<(Temp, Digest, u64)> {
-    let mut temp = Temp::create(dir)?;
+fn receive(inner: &Inner, mut queue: mpsc::Receiver<Bytes>) -> Result<(Temp, Digest, u64)> {
+    let mut temp = Temp::create(&inner.tmp)?;
+    let mut asked_at = 0;
     let mut hash = Sha256::new();
     let mut file_bytes = 0_u64;
     while let Some(piece) = queue.blocking_recv() {
@@ -423,6 +503,10 @@ fn receive(dir: &Path, mut queue: mpsc::Receiver<Bytes>) -> Result<(Temp, Digest
                 "it has more than 64 TiB",
                 "import a smaller one",
             ));
+        }
+        if file_bytes > asked_at {
+            inner.make_room(piece.len() as u64)?;
+            asked_at = file_bytes + ROOM_EVERY_BYTES;
         }
         hash.update(&piece);
         temp.file

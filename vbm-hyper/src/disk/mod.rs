@@ -16,15 +16,30 @@
 //!   A *shared* directory has several, on any hosts whose file system carries `flock` between them: the one that comes
 //!   while no other is there sweeps, and references are changed under a lock of all.
 
-mod content;
+mod chain;
+mod export;
+mod format;
 mod images;
+mod import;
+pub(crate) mod lock;
+mod partial;
 mod pool;
 pub mod qcow2;
+mod read;
+mod room;
 pub(crate) mod snapshots;
 pub(crate) mod vdi;
+mod volumes;
+mod work;
+mod write;
 
+pub use chain::ChainLink;
+pub use export::Exported;
+pub use format::ImageFormat;
 pub use images::{ContentKind, ImageStore, ImportedFile, StoredFile};
+pub use import::{Expected, ImageSource, ImportedDisk, SourceAnswer};
 pub use pool::{Pool, VolumeFile};
+pub use room::Room;
 
 use crate::{Error, Result};
 use rustix::fs::FlockOperation;
@@ -96,7 +111,7 @@ impl Owner {
 }
 
 /// The name of the lock of a directory.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 
 /// How a directory is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +182,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 }
 
 /// A file that is removed unless it was kept.
+#[derive(Debug)]
 struct Temp {
     path: PathBuf,
     file: File,

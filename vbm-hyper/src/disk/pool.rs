@@ -1,9 +1,13 @@
 //! A pool: the volumes of one directory, each a linked clone of an image.
 
 use super::{
-    DiskKind, ImageStore, Owner, Sharing, Temp, blocking, content::Content, hold, qcow2, sweep, sync_dir, vdi,
+    DiskKind, ImageStore, Owner, Sharing, Temp, blocking, hold,
+    lock::{self, Hold},
+    qcow2,
+    room::{Promise, Promised, Room},
+    sweep, sync_dir, vdi,
 };
-use crate::{Error, Result};
+use crate::{Error, OpCx, Result};
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::HashSet,
@@ -13,7 +17,7 @@ use std::{
         fs::{FileExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 use vbm_core::{Digest, VolumeId};
 
@@ -25,8 +29,8 @@ pub struct VolumeFile {
     pub id: VolumeId,
     /// Its file.
     pub path: PathBuf,
-    /// The image it is a clone of.
-    pub image: Digest,
+    /// The image it is a clone or a copy of; none of a disk that began empty.
+    pub image: Option<Digest>,
     /// The size that the guest sees, in bytes.
     pub virtual_bytes: u64,
     /// What it occupies on the disk, in bytes.
@@ -38,15 +42,17 @@ pub struct VolumeFile {
 /// One process owns the directory at a time.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    dir: PathBuf,
+pub(super) struct Inner {
+    pub(super) dir: PathBuf,
     /// Begins the notes of this pool in the image store; other pools have other ones.
     prefix: String,
-    images: ImageStore,
+    pub(super) images: ImageStore,
+    room: Mutex<Room>,
+    promised: Promised,
     owner: Owner,
 }
 
@@ -80,6 +86,8 @@ impl Pool {
                 ),
                 dir,
                 images,
+                room: Mutex::default(),
+                promised: Promised::default(),
                 owner,
             };
             if alone {
@@ -99,11 +107,16 @@ impl Pool {
         .await
     }
 
+    /// Says how much the volumes may take from now on. A pool that has more already keeps it and takes no more.
+    pub fn set_room(&self, room: Room) {
+        *self.inner.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+    }
+
     /// Makes a linked clone of an image: a volume of `virtual_bytes` whose content is the image's until it is written.
     ///
     /// # Errors
-    /// [`Error::NoSuchImage`], [`Error::VolumeExists`], [`Error::DiskFull`], [`Error::Io`]; [`Error::Invalid`] when it would be smaller
-    /// than the image or larger than 64 TiB. Nothing half-made is left.
+    /// [`Error::NoSuchImage`], [`Error::VolumeExists`], [`Error::OverQuota`], [`Error::NoRoom`], [`Error::DiskFull`],
+    /// [`Error::Io`]; [`Error::Invalid`] when it would be smaller than the image or larger than 64 TiB. Nothing half-made is left.
     ///
     /// # Cancel safety
     /// Dropping the future does not end it: the volume is made or not, never half.
@@ -118,7 +131,7 @@ impl Pool {
     /// Those of [`Pool::clone_image`]; [`Error::BadDisk`] when the image's content cannot be read here.
     ///
     /// # Cancel safety
-    /// Dropping the future does not end it: the volume is made or not, never half.
+    /// Dropping the future may end a copy and does not end a clone: the volume is made or not, never half.
     pub async fn clone_image_as(
         &self,
         image: Digest,
@@ -127,11 +140,31 @@ impl Pool {
         kind: DiskKind,
     ) -> Result<PathBuf> {
         let inner = Arc::clone(&self.inner);
-        blocking(move || match kind {
-            DiskKind::Qcow2 => inner.clone_image(image, volume, virtual_bytes),
-            DiskKind::Vdi => inner.copy_image(image, volume, virtual_bytes),
-        })
-        .await
+        match kind {
+            DiskKind::Qcow2 => blocking(move || inner.clone_image(image, volume, virtual_bytes)).await,
+            DiskKind::Vdi => {
+                self.copy_image(&OpCx::new(), image, volume, virtual_bytes, kind)
+                    .await
+            }
+        }
+    }
+
+    /// Makes an empty disk: a volume of `virtual_bytes` of zeros, which takes no room until it is written.
+    ///
+    /// # Errors
+    /// [`Error::VolumeExists`], [`Error::DiskFull`], [`Error::Io`]; [`Error::Invalid`] for a size that the kind does not
+    /// allow: whole sectors of 512 bytes, at most 64 TiB (of VDI, 2 TiB). Nothing half-made is left.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not end it: the volume is made or not, never half.
+    pub async fn create_blank(
+        &self,
+        volume: VolumeId,
+        virtual_bytes: u64,
+        kind: DiskKind,
+    ) -> Result<PathBuf> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.create_blank(volume, virtual_bytes, kind)).await
     }
 
     /// The directory that its disks are in.
@@ -147,7 +180,7 @@ impl Pool {
     /// Removes a volume, with its snapshots and the memory kept beside it, and lets go of its image. Removing what is not there is no error.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::DiskInUse`] with who has it; [`Error::Io`].
     pub async fn remove(&self, volume: VolumeId) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.remove(volume)).await
@@ -168,11 +201,11 @@ impl Inner {
         self.path_as(volume, DiskKind::Qcow2)
     }
 
-    fn path_as(&self, volume: VolumeId, kind: DiskKind) -> PathBuf {
+    pub(super) fn path_as(&self, volume: VolumeId, kind: DiskKind) -> PathBuf {
         self.dir.join(format!("{volume}.{}", kind.extension()))
     }
 
-    fn find(&self, volume: VolumeId) -> Option<PathBuf> {
+    pub(super) fn find(&self, volume: VolumeId) -> Option<PathBuf> {
         let kinds = [DiskKind::Qcow2, DiskKind::Vdi];
         kinds
             .map(|kind| self.path_as(volume, kind))
@@ -180,27 +213,46 @@ impl Inner {
             .find(|path| path.is_file())
     }
 
-    /// A VDI that holds what the image holds. It does not need the image after that.
-    fn copy_image(&self, image: Digest, volume: VolumeId, virtual_bytes: u64) -> Result<PathBuf> {
+    /// Speaks for so many bytes more of the quota. Counting what is there costs a look at every volume, so it is done only
+    /// where there is a quota.
+    pub(super) fn promise(&self, virtual_bytes: u64) -> Result<Promise<'_>> {
+        let room = *self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        self.promised.promise(virtual_bytes, |others| {
+            let there = match room.quota_bytes {
+                None => 0,
+                Some(_) => self.list()?.iter().map(|volume| volume.virtual_bytes).sum(),
+            };
+            room.check_quota(&self.dir, others.saturating_add(there), virtual_bytes)
+        })
+    }
+
+    /// Whether so many bytes may be written.
+    pub(super) fn check_free(&self, needed_bytes: u64) -> Result<()> {
+        let room = *self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        room.check_free(&self.dir, needed_bytes)
+    }
+
+    fn create_blank(&self, volume: VolumeId, virtual_bytes: u64, kind: DiskKind) -> Result<PathBuf> {
         if self.find(volume).is_some() {
             return Err(Error::VolumeExists(volume));
         }
-        let path = self.path_as(volume, DiskKind::Vdi);
-        let (base, format, base_bytes) = self.images.disk(image)?;
-        if virtual_bytes < base_bytes {
-            return Err(too_small(volume, virtual_bytes, base_bytes));
+        let path = self.path_as(volume, kind);
+        let _promise = self.promise(virtual_bytes)?;
+        match kind {
+            DiskKind::Qcow2 => {
+                let blank = qcow2::blank(virtual_bytes).map_err(|why| bad_size(volume, why))?;
+                self.write(&path, volume, &blank)?;
+            }
+            DiskKind::Vdi => {
+                let blank = vdi::blank(volume, virtual_bytes)?;
+                self.write(&path, volume, &blank)?;
+            }
         }
-        let mut content = Content::open(&base, format)?;
-        self.place(&path, volume, |file| {
-            vdi::write(file, &path, volume, image, virtual_bytes, |at, into| {
-                content.read(at, into)
-            })
-        })?;
         Ok(path)
     }
 
     /// The word that notes in the image store that a volume of this pool needs an image.
-    fn holder(&self, volume: VolumeId) -> String {
+    pub(super) fn holder(&self, volume: VolumeId) -> String {
         format!("{}{volume}", self.prefix)
     }
 
@@ -209,13 +261,8 @@ impl Inner {
         if self.find(volume).is_some() {
             return Err(Error::VolumeExists(volume));
         }
-        let invalid = |why: String| {
-            Error::invalid(
-                format!("volume {volume} cannot be made"),
-                why,
-                "choose a size that fits the image",
-            )
-        };
+        let invalid = |why: String| bad_size(volume, why);
+        let _promise = self.promise(virtual_bytes)?;
         let holder = self.holder(volume);
         self.images.hold_now(image, &holder)?;
         let made = (|| {
@@ -233,7 +280,10 @@ impl Inner {
             Ok(()) => Ok(path),
             Err(error) => {
                 // Another clone of the same image under the same id keeps the note.
-                if read_volume(&path).ok().is_none_or(|(found, _)| found != image) {
+                if read_volume(&path)
+                    .ok()
+                    .is_none_or(|(found, _)| found != Some(image))
+                {
                     self.images.release_now(image, &holder)?;
                 }
                 Err(error)
@@ -242,6 +292,7 @@ impl Inner {
     }
 
     fn write(&self, path: &Path, volume: VolumeId, overlay: &qcow2::Overlay) -> Result<()> {
+        self.check_free(overlay.parts.iter().map(|(_, bytes)| bytes.len() as u64).sum())?;
         self.place(path, volume, |file| {
             let failed = |source| Error::io("write", path)(source);
             file.set_len(overlay.file_bytes).map_err(failed)?;
@@ -253,7 +304,12 @@ impl Inner {
     }
 
     /// Writes a volume's file whole or not at all.
-    fn place(&self, path: &Path, volume: VolumeId, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    pub(super) fn place(
+        &self,
+        path: &Path,
+        volume: VolumeId,
+        write: impl FnOnce(&File) -> Result<()>,
+    ) -> Result<()> {
         let mut temp = Temp::create(&self.dir)?;
         let failed = |source| Error::io("write", path)(source);
         temp.file
@@ -274,7 +330,11 @@ impl Inner {
 
     fn remove(&self, volume: VolumeId) -> Result<()> {
         let path = self.find(volume).unwrap_or_else(|| self.path(volume));
-        let image = read_volume(&path).ok().map(|(image, _)| image);
+        let _held = match path.symlink_metadata() {
+            Ok(_) => Some(lock::take(&path, Hold::Alone)?),
+            Err(_) => None,
+        };
+        let image = read_volume(&path).ok().and_then(|(image, _)| image);
         let memory = super::memory_dir(&path);
         match fs::remove_dir_all(&memory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -337,9 +397,12 @@ impl Inner {
             .collect();
         let linked = |volume: &VolumeFile| volume.path.extension().is_some_and(|e| e == "qcow2");
         for volume in self.list()?.into_iter().filter(linked) {
-            let note = (volume.image, self.holder(volume.id));
+            let Some(image) = volume.image else {
+                continue;
+            };
+            let note = (image, self.holder(volume.id));
             if !stale.remove(&note) {
-                match self.images.hold_now(volume.image, &note.1) {
+                match self.images.hold_now(image, &note.1) {
                     Ok(()) => mended += 1,
                     Err(error) => {
                         tracing::warn!(volume = %volume.id, %error, "the image of a volume is missing")
@@ -367,7 +430,15 @@ fn volume_of(path: &Path) -> Option<VolumeId> {
     known.contains(&extension).then(|| name.parse().ok()).flatten()
 }
 
-fn too_small(volume: VolumeId, virtual_bytes: u64, base_bytes: u64) -> Error {
+pub(super) fn bad_size(volume: VolumeId, why: String) -> Error {
+    Error::invalid(
+        format!("volume {volume} cannot be made"),
+        why,
+        "choose a size that fits the image and the format",
+    )
+}
+
+pub(super) fn too_small(volume: VolumeId, virtual_bytes: u64, base_bytes: u64) -> Error {
     Error::invalid(
         format!("volume {volume} cannot be made"),
         format!("{virtual_bytes} bytes are less than the {base_bytes} of its image"),
@@ -375,18 +446,20 @@ fn too_small(volume: VolumeId, virtual_bytes: u64, base_bytes: u64) -> Error {
     )
 }
 
-/// The image and the virtual size of a volume's file.
-fn read_volume(path: &Path) -> Result<(Digest, u64), String> {
-    let file = File::open(path).map_err(|e| e.to_string())?;
+/// The image, if it has one, and the virtual size of a volume's file.
+pub(super) fn read_volume(path: &Path) -> Result<(Option<Digest>, u64), String> {
+    let file = lock::open_plain(path, false).map_err(|e| e.to_string())?;
     if path.extension().is_some_and(|e| e == "vdi") {
         let header = vdi::read_header(&file)?;
-        return Ok((header.image.ok_or("it names no image")?, header.virtual_bytes));
+        return Ok((header.image, header.virtual_bytes));
     }
     let file_bytes = file.metadata().map_err(|e| e.to_string())?.len();
     let mut head = [0; qcow2::HEADER_BYTES];
     file.read_exact_at(&mut head, 0).map_err(|e| e.to_string())?;
     let header = qcow2::Header::parse(&head, file_bytes)?;
-    let (at, len) = header.backing.ok_or("it is no linked clone")?;
+    let Some((at, len)) = header.backing else {
+        return Ok((None, header.virtual_bytes));
+    };
     if len as usize > qcow2::BACKING_MAX_BYTES {
         return Err("the name of its base is too long".into());
     }
@@ -397,8 +470,6 @@ fn read_volume(path: &Path) -> Result<(Digest, u64), String> {
         .file_name()
         .and_then(|n| n.to_str())
         .and_then(|n| n.parse().ok());
-    Ok((
-        digest.ok_or("its base is no image of ours")?,
-        header.virtual_bytes,
-    ))
+    let digest: Digest = digest.ok_or("its base is no image of ours")?;
+    Ok((Some(digest), header.virtual_bytes))
 }

@@ -44,11 +44,13 @@ pub struct Header {
     extended_l2: bool,
 }
 
-/// Where the content of a cluster is.
+/// What an entry of a second table says of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Entry {
+    /// Nothing: what is below speaks.
+    Below,
     /// It reads as zeros.
-    Nowhere,
+    Zero,
     At(u64),
     /// Compressed: so many sectors beyond the one that it begins in.
     Packed {
@@ -173,20 +175,25 @@ impl Header {
     }
 
     /// What an entry of a second table says.
-    pub(super) const fn place(&self, entry: u64) -> Place {
+    pub(super) const fn place(&self, entry: u64) -> Entry {
         const ZERO: u64 = 1;
         if entry & COMPRESSED != 0 {
             let bits = 62 - (self.cluster_bits - 8);
-            return Place::Packed {
+            return Entry::Packed {
                 at: self.data_offset(entry),
                 sectors: (entry >> bits) & ((1 << (self.cluster_bits - 8)) - 1),
             };
         }
         match entry & OFFSET_MASK {
-            0 => Place::Nowhere,
-            _ if self.version >= 3 && entry & ZERO != 0 => Place::Nowhere,
-            at => Place::At(at),
+            _ if self.version >= 3 && entry & ZERO != 0 => Entry::Zero,
+            0 => Entry::Below,
+            at => Entry::At(at),
         }
+    }
+
+    /// How many entries its first table needs for a size.
+    pub(super) fn entries_for(&self, virtual_bytes: u64) -> u64 {
+        virtual_bytes.div_ceil((1 << self.cluster_bits) * self.l2_entries())
     }
 
     fn l2_entries(&self) -> u64 {
@@ -293,40 +300,108 @@ pub struct Overlay {
 /// # Errors
 /// A name of a backing file or a size that the format or VBM does not allow.
 pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<Overlay, String> {
-    const CLUSTER_BITS: u32 = 16;
-    const CLUSTER: u64 = 1 << CLUSTER_BITS;
-    const REFCOUNT_ORDER_16_BITS: u32 = 4;
-    const HEADER_LENGTH: u32 = 112;
-    const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
-    let name_bytes = u32::try_from(backing.len()).unwrap_or(u32::MAX);
-    if backing.is_empty() || backing.len() > BACKING_MAX_BYTES {
-        return Err(format!(
-            "the name of its base has {} bytes; 1 to 1,023 are allowed",
-            backing.len()
-        ));
-    }
+    unwritten(Some((backing, format)), virtual_bytes)
+}
+
+/// A qcow2 version 3 file that reads as zeros.
+///
+/// # Errors
+/// A size that the format or VBM does not allow.
+pub fn blank(virtual_bytes: u64) -> Result<Overlay, String> {
+    unwritten(None, virtual_bytes)
+}
+
+fn unwritten(backing: Option<(&str, DiskFormat)>, virtual_bytes: u64) -> Result<Overlay, String> {
+    check_size(virtual_bytes)?;
+    let places = Places {
+        l1_entries: l1_entries(virtual_bytes),
+        l1_at: 3 * CLUSTER_BYTES,
+        refcount_table_at: CLUSTER_BYTES,
+        refcount_table_clusters: 1,
+    };
+    let head = head(backing, virtual_bytes, &places)?;
+    let clusters = 3 + (u64::from(places.l1_entries) * 8).div_ceil(CLUSTER_BYTES);
+    let refcounts = (0..clusters).flat_map(|_| 1_u16.to_be_bytes()).collect();
+    Ok(Overlay {
+        parts: vec![
+            (0, head),
+            (CLUSTER_BYTES, (2 * CLUSTER_BYTES).to_be_bytes().to_vec()),
+            (2 * CLUSTER_BYTES, refcounts),
+        ],
+        file_bytes: clusters * CLUSTER_BYTES,
+    })
+}
+
+const CLUSTER_BITS: u32 = 16;
+/// The size of a cluster of what is written here.
+pub(super) const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
+
+/// Refuses a size that the format or VBM does not allow.
+///
+/// # Errors
+/// Why not, in words for people.
+pub(super) fn check_size(virtual_bytes: u64) -> Result<(), String> {
     if virtual_bytes == 0 || virtual_bytes > VIRTUAL_MAX_BYTES || !virtual_bytes.is_multiple_of(512) {
         return Err(format!(
             "a disk cannot have {virtual_bytes} bytes: whole sectors of 512, at most 64 TiB"
         ));
     }
-    // At most 131,072 for 64 TiB.
-    let l1_entries = u32::try_from(virtual_bytes.div_ceil(CLUSTER * (CLUSTER / 8))).unwrap_or(u32::MAX);
-    let l1_clusters = (u64::from(l1_entries) * 8).div_ceil(CLUSTER);
-    let (format, format_bytes) = match format {
-        DiskFormat::Raw => (&b"raw"[..], 3_u32),
-        _ => (&b"qcow2"[..], 5),
-    };
+    Ok(())
+}
 
+/// How many entries the first table of a disk needs: at most 131,072, for 64 TiB.
+pub(super) fn l1_entries(virtual_bytes: u64) -> u32 {
+    u32::try_from(virtual_bytes.div_ceil(CLUSTER_BYTES * (CLUSTER_BYTES / 8))).unwrap_or(u32::MAX)
+}
+
+/// Entry `number` of a table of entries of 8 bytes; 0 beyond its end.
+pub(super) fn entry_at(table: &[u8], number: u64) -> u64 {
+    usize::try_from(number.saturating_mul(8)).map_or(0, |at| u64_at(table, at))
+}
+
+/// Where the tables of a file stand.
+pub(super) struct Places {
+    pub(super) l1_entries: u32,
+    pub(super) l1_at: u64,
+    pub(super) refcount_table_at: u64,
+    pub(super) refcount_table_clusters: u32,
+}
+
+/// The header of a version 3 file with clusters of 64 KiB, its extensions, and the name of the file below it.
+pub(super) fn head(
+    backing: Option<(&str, DiskFormat)>,
+    virtual_bytes: u64,
+    places: &Places,
+) -> Result<Vec<u8>, String> {
+    const REFCOUNT_ORDER_16_BITS: u32 = 4;
+    const HEADER_LENGTH: u32 = 112;
+    const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+    let (name, format) = backing.unzip();
+    if name.is_some_and(|name| name.is_empty() || name.len() > BACKING_MAX_BYTES) {
+        return Err(format!(
+            "the name of its base has {} bytes; 1 to 1,023 are allowed",
+            name.unwrap_or_default().len()
+        ));
+    }
+    let name = name.unwrap_or_default();
+    let name_bytes = u32::try_from(name.len()).unwrap_or(u32::MAX);
     let mut extensions = Vec::new();
-    extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
-    extensions.extend(format_bytes.to_be_bytes());
-    extensions.extend(format);
-    extensions.resize(extensions.len().next_multiple_of(8), 0);
+    if let Some(format) = format {
+        let (format, format_bytes) = match format {
+            DiskFormat::Raw => (&b"raw"[..], 3_u32),
+            _ => (&b"qcow2"[..], 5),
+        };
+        extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
+        extensions.extend(format_bytes.to_be_bytes());
+        extensions.extend(format);
+        extensions.resize(extensions.len().next_multiple_of(8), 0);
+    }
     extensions.extend([0; 8]);
-
+    let name_offset = match name_bytes {
+        0 => 0,
+        _ => u64::from(HEADER_LENGTH) + extensions.len() as u64,
+    };
     let mut head = Vec::with_capacity(2048);
-    let name_offset = u64::from(HEADER_LENGTH) + extensions.len() as u64;
     head.extend(MAGIC);
     head.extend(3_u32.to_be_bytes());
     head.extend(name_offset.to_be_bytes());
@@ -334,28 +409,18 @@ pub fn overlay(backing: &str, format: DiskFormat, virtual_bytes: u64) -> Result<
     head.extend(CLUSTER_BITS.to_be_bytes());
     head.extend(virtual_bytes.to_be_bytes());
     head.extend(0_u32.to_be_bytes()); // not encrypted
-    head.extend(l1_entries.to_be_bytes());
-    head.extend((3 * CLUSTER).to_be_bytes()); // L1 table
-    head.extend(CLUSTER.to_be_bytes()); // refcount table
-    head.extend(1_u32.to_be_bytes()); // its clusters
+    head.extend(places.l1_entries.to_be_bytes());
+    head.extend(places.l1_at.to_be_bytes());
+    head.extend(places.refcount_table_at.to_be_bytes());
+    head.extend(places.refcount_table_clusters.to_be_bytes());
     head.extend([0; 4 + 8]); // no snapshots
     head.extend([0; 3 * 8]); // no features
     head.extend(REFCOUNT_ORDER_16_BITS.to_be_bytes());
     head.extend(HEADER_LENGTH.to_be_bytes());
     head.extend([0; 8]); // compression: zlib, and padding
     head.extend(extensions);
-    head.extend(backing.as_bytes());
-
-    let clusters = 3 + l1_clusters;
-    let refcounts = (0..clusters).flat_map(|_| 1_u16.to_be_bytes()).collect();
-    Ok(Overlay {
-        parts: vec![
-            (0, head),
-            (CLUSTER, (2 * CLUSTER).to_be_bytes().to_vec()),
-            (2 * CLUSTER, refcounts),
-        ],
-        file_bytes: clusters * CLUSTER,
-    })
+    head.extend(name.as_bytes());
+    Ok(head)
 }
 
 #[cfg(test)]

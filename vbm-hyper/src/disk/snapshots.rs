@@ -1,6 +1,6 @@
 //! The snapshots inside a qcow2 file: read, never written. After QEMU's `docs/interop/qcow2.txt`, "Snapshots".
 
-use super::qcow2::{HEADER_BYTES, Header};
+use super::qcow2::{HEADER_BYTES, Header, MAGIC};
 use crate::{
     Error, Result,
     limits::{DISK_SNAPSHOTS_MAX, SNAPSHOT_ENTRY_MAX_BYTES},
@@ -12,13 +12,26 @@ const ENTRY_FIXED_BYTES: usize = 40;
 /// The names of the snapshots in a disk, oldest first. The disk may be in use.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Corrupt`] when it is no qcow2 file or its table makes no sense.
+/// [`Error::Io`]; [`Error::BadDisk`] when it is no qcow2 file; [`Error::Corrupt`] when its table makes no sense.
 pub(crate) fn names(disk: &Path) -> Result<Vec<String>> {
     let file = File::open(disk).map_err(Error::io("open", disk))?;
     let file_bytes = file.metadata().map_err(Error::io("read", disk))?.len();
     let mut head = [0; HEADER_BYTES];
-    file.read_exact_at(&mut head, 0)
-        .map_err(Error::io("read", disk))?;
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) if head.starts_with(&MAGIC) => {}
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => {
+            return Err(Error::io("read", disk)(error));
+        }
+        _ => {
+            return Err(Error::BadDisk {
+                format: "qcow2",
+                why: format!(
+                    "{} is no qcow2 file, and only those hold snapshots",
+                    disk.display()
+                ),
+            });
+        }
+    }
     let corrupt = |why: String| Error::Corrupt {
         path: disk.to_owned(),
         why,

@@ -6,6 +6,7 @@
 //!   n MiB     the blocks that hold anything, in the order in which they were written
 //! ```
 
+use super::qcow2::Overlay;
 use crate::{Error, Result};
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 use uuid::Uuid;
@@ -17,15 +18,18 @@ const BLOCK_BYTES_U32: u32 = 1024 * 1024;
 /// The largest disk: its map has 8 MiB then.
 pub(crate) const VIRTUAL_MAX_BYTES: u64 = 2 * 1024 * 1024 * 1024 * 1024;
 
-const HEADER_BYTES: usize = 512;
+/// How much of a file its header takes, in bytes.
+pub(super) const HEADER_BYTES: usize = 512;
 const TEXT: &[u8] = b"<<< Oracle VirtualBox Disk Image >>>\n";
 const SIGNATURE: u32 = 0xbeda_107f;
 const VERSION: u32 = 0x0001_0001;
 const HEADER_LENGTH: u32 = 400;
 const DYNAMIC: u32 = 1;
 const SECTOR_BYTES: u32 = 512;
-const EMPTY: u32 = u32::MAX;
-const MAP_AT: u64 = BLOCK_BYTES;
+/// The entry of a block that has no content.
+pub(super) const EMPTY: u32 = u32::MAX;
+/// Where the map stands.
+pub(super) const MAP_AT: u64 = BLOCK_BYTES;
 /// Where things stand in the header.
 const AT_SIGNATURE: usize = 0x40;
 const AT_COMMENT: usize = 0x54;
@@ -112,7 +116,13 @@ pub(crate) fn check(path: &Path) -> Result<()> {
 }
 
 /// The header of a disk.
-fn header(volume: VolumeId, image: Digest, virtual_bytes: u64, blocks: u32, used: u32) -> Vec<u8> {
+pub(super) fn header(
+    volume: VolumeId,
+    image: Option<Digest>,
+    virtual_bytes: u64,
+    blocks: u32,
+    used: u32,
+) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEADER_BYTES);
     let number = |head: &mut Vec<u8>, n: u32| head.extend(n.to_le_bytes());
     head.extend(TEXT);
@@ -120,7 +130,9 @@ fn header(volume: VolumeId, image: Digest, virtual_bytes: u64, blocks: u32, used
     for n in [SIGNATURE, VERSION, HEADER_LENGTH, DYNAMIC, 0] {
         number(&mut head, n);
     }
-    head.extend(format!("{COMMENT_PREFIX}{image}").bytes());
+    if let Some(image) = image {
+        head.extend(format!("{COMMENT_PREFIX}{image}").bytes());
+    }
     head.resize(AT_COMMENT + 256, 0);
     number(&mut head, BLOCK_BYTES_U32);
     // At most 9 MiB, by the largest disk.
@@ -144,23 +156,16 @@ fn header(volume: VolumeId, image: Digest, virtual_bytes: u64, blocks: u32, used
     head
 }
 
-const fn data_at(blocks: u32) -> u64 {
+/// Where the blocks begin.
+pub(super) const fn data_at(blocks: u32) -> u64 {
     MAP_AT + (blocks as u64 * 4).next_multiple_of(BLOCK_BYTES)
 }
 
-/// Writes a disk of `virtual_bytes`; `read` gives its content from an offset on, zeros where there is none. Blocks of zeros
-/// take no room.
+/// Refuses a size that the format does not allow.
 ///
 /// # Errors
-/// A size that is not allowed, or what `read` or the file failed with.
-pub(super) fn write(
-    file: &File,
-    path: &Path,
-    volume: VolumeId,
-    image: Digest,
-    virtual_bytes: u64,
-    mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
-) -> Result<()> {
+/// [`Error::Invalid`].
+pub(super) fn check_size(virtual_bytes: u64) -> Result<()> {
     if virtual_bytes == 0 || virtual_bytes > VIRTUAL_MAX_BYTES || !virtual_bytes.is_multiple_of(512) {
         return Err(Error::invalid(
             format!("a VirtualBox disk cannot have {virtual_bytes} bytes"),
@@ -168,31 +173,77 @@ pub(super) fn write(
             "choose a size in that range",
         ));
     }
-    let failed = |error| Error::io("write", path)(error);
+    Ok(())
+}
+
+/// A disk without content: what to write where, and how long the file is.
+///
+/// # Errors
+/// [`Error::Invalid`] for a size that the format does not allow.
+pub(super) fn blank(volume: VolumeId, virtual_bytes: u64) -> Result<Overlay> {
+    check_size(virtual_bytes)?;
     let blocks = u32::try_from(virtual_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(u32::MAX);
-    let (mut map, mut used) = (Vec::with_capacity(blocks as usize * 4), 0_u32);
-    let mut block = vec![0_u8; BLOCK_BYTES_U32 as usize];
-    for number in 0..blocks {
-        let at = u64::from(number) * BLOCK_BYTES;
-        let bytes = usize::try_from((virtual_bytes - at).min(BLOCK_BYTES)).unwrap_or(block.len());
-        block.fill(0);
-        read(at, &mut block[..bytes])?;
-        if block.iter().all(|byte| *byte == 0) {
-            map.extend(EMPTY.to_le_bytes());
-        } else {
-            file.write_all_at(&block, data_at(blocks) + u64::from(used) * BLOCK_BYTES)
-                .map_err(failed)?;
-            map.extend(used.to_le_bytes());
-            used += 1;
-        }
+    let map = vec![0xff; usize::try_from(data_at(blocks) - MAP_AT).unwrap_or(0)];
+    Ok(Overlay {
+        parts: vec![(0, header(volume, None, virtual_bytes, blocks, 0)), (MAP_AT, map)],
+        file_bytes: data_at(blocks),
+    })
+}
+
+/// Where things are in a disk of any maker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) virtual_bytes: u64,
+    pub(super) block_bytes: u64,
+    pub(super) blocks: u32,
+    pub(super) map_at: u64,
+    pub(super) data_at: u64,
+}
+
+/// The largest block that is read.
+const BLOCK_MAX_BYTES: u32 = 64 * 1024 * 1024;
+
+/// Reads the header of a disk that stands alone.
+///
+/// # Errors
+/// Why its content cannot be read here, in words for people.
+pub(super) fn layout(head: &[u8]) -> Result<Layout, String> {
+    parse(head)?;
+    let number = |at: usize| {
+        let piece = head.get(at..at + 4).and_then(|b| b.try_into().ok());
+        piece.map(u32::from_le_bytes).ok_or("it ends within its header")
+    };
+    let virtual_bytes = u64::from(number(AT_DISK_BYTES)?) | u64::from(number(AT_DISK_BYTES + 4)?) << 32;
+    let (block, extra, blocks) = (number(0x178)?, number(0x17c)?, number(0x180)?);
+    match number(0x4c)? {
+        1 | 2 => {}
+        3 | 4 => return Err("it holds differences only and needs another file (a parent)".into()),
+        kind => return Err(format!("its type is {kind}, known are 1 (dynamic) and 2 (fixed)")),
     }
-    map.resize(
-        usize::try_from(data_at(blocks) - MAP_AT).unwrap_or(map.len()),
-        0xff,
-    );
-    file.write_all_at(&map, MAP_AT).map_err(failed)?;
-    file.write_all_at(&header(volume, image, virtual_bytes, blocks, used), 0)
-        .map_err(failed)
+    if (0x1a8..0x1c8).any(|at| head.get(at) != Some(&0)) {
+        return Err("it needs another file (a parent)".into());
+    }
+    if number(0x168)? != SECTOR_BYTES {
+        return Err("its sectors are not of 512 bytes".into());
+    }
+    if !block.is_power_of_two() || !(SECTOR_BYTES..=BLOCK_MAX_BYTES).contains(&block) || extra != 0 {
+        return Err(format!("its blocks of {block} and {extra} bytes are not allowed"));
+    }
+    if virtual_bytes == 0 || virtual_bytes > super::qcow2::VIRTUAL_MAX_BYTES {
+        return Err(format!(
+            "its size of {virtual_bytes} bytes is not between 1 byte and 64 TiB"
+        ));
+    }
+    if u64::from(blocks) < virtual_bytes.div_ceil(u64::from(block)) {
+        return Err("its map is too small for its size".into());
+    }
+    Ok(Layout {
+        virtual_bytes,
+        block_bytes: u64::from(block),
+        blocks,
+        map_at: u64::from(number(0x154)?),
+        data_at: u64::from(number(0x158)?),
+    })
 }
 
 #[cfg(test)]
@@ -200,67 +251,39 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Reads as VirtualBox does: by the map.
-    fn content(file: &File, virtual_bytes: u64) -> Vec<u8> {
-        let mut map = vec![0; usize::try_from(virtual_bytes.div_ceil(BLOCK_BYTES)).unwrap() * 4];
-        file.read_exact_at(&mut map, MAP_AT).unwrap();
-        let blocks = u32::try_from(map.len() / 4).unwrap();
-        let mut bytes = Vec::new();
-        for entry in map.chunks_exact(4) {
-            let entry = u32::from_le_bytes(entry.try_into().unwrap());
-            let mut block = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
-            if entry != EMPTY {
-                file.read_exact_at(&mut block, data_at(blocks) + u64::from(entry) * BLOCK_BYTES)
-                    .unwrap();
-            }
-            bytes.extend(block);
-        }
-        bytes.truncate(usize::try_from(virtual_bytes).unwrap());
-        bytes
-    }
-
-    fn ids() -> (VolumeId, Digest) {
-        (
-            VolumeId::from_uuid(Uuid::from_u128(0x1122_3344_5566_7788_99aa_bbcc_ddee_ff00)),
-            Digest::new([7; 32]),
-        )
-    }
-
     #[test]
-    fn a_disk_is_empty_where_its_source_is() {
-        let (file, (volume, image)) = (tempfile::tempfile().unwrap(), ids());
-        let virtual_bytes = 5 * BLOCK_BYTES + 512;
-        let source: Vec<u8> = (0..virtual_bytes)
-            .map(|at| u8::from(at / BLOCK_BYTES == 3 || at == virtual_bytes - 1))
-            .collect();
-        let read = |at: u64, into: &mut [u8]| {
-            let at = usize::try_from(at).unwrap();
-            into.copy_from_slice(&source[at..at + into.len()]);
-            Ok(())
+    fn what_is_written_is_read_back_and_a_parent_is_refused() {
+        let volume = VolumeId::from_uuid(Uuid::from_u128(0x1122_3344_5566_7788_99aa_bbcc_ddee_ff00));
+        let image = Some(Digest::new([7; 32]));
+        let head = header(volume, image, 5 * BLOCK_BYTES + 512, 6, 2);
+        let expected = Header {
+            virtual_bytes: 5 * BLOCK_BYTES + 512,
+            image,
+            volume,
         };
-        write(&file, Path::new("x"), volume, image, virtual_bytes, read).unwrap();
-        assert_eq!(content(&file, virtual_bytes), source);
+        assert_eq!(parse(&head).unwrap(), expected);
+        let found = layout(&head).unwrap();
         assert_eq!(
-            file.metadata().unwrap().len(),
-            (1 + 1 + 2) * BLOCK_BYTES,
-            "header, map and two blocks"
+            (found.blocks, found.map_at, found.data_at),
+            (6, MAP_AT, 2 * BLOCK_BYTES)
         );
-        let header = read_header(&file).unwrap();
-        assert_eq!(
-            header,
-            Header {
-                virtual_bytes,
-                image: Some(image),
-                volume
-            }
-        );
+        for (at, byte, word) in [
+            (0x4c, 4, "parent"),
+            (0x1b8, 1, "parent"),
+            (0x17c, 1, "blocks"),
+            (0x180, 1, "map"),
+            (0x169, 9, "sectors"),
+        ] {
+            let mut head = head.clone();
+            head[at] = byte;
+            assert!(layout(&head).unwrap_err().contains(word));
+        }
     }
 
     #[test]
     fn a_size_that_makes_no_sense_is_refused() {
-        let (file, (volume, image)) = (tempfile::tempfile().unwrap(), ids());
         for bytes in [0, 511, VIRTUAL_MAX_BYTES + 512] {
-            assert!(write(&file, Path::new("x"), volume, image, bytes, |_, _| Ok(())).is_err());
+            assert!(check_size(bytes).is_err());
         }
     }
 
@@ -284,6 +307,7 @@ mod tests {
             }
             head.resize(head.len().max(HEADER_BYTES), 0);
             drop(parse(&head));
+            drop(layout(&head));
         }
     }
 }

@@ -63,6 +63,14 @@ fn ran(root: &Path) -> Result<HashMap<VmId, Entry>> {
     Ok(vms)
 }
 
+/// Takes in what has just come into the directories; it is to be adopted.
+pub(super) fn meet_new(shared: &Shared, id: VmId) -> Result<()> {
+    let mut found = known(&shared.root, &shared.state)?;
+    let entry = found.remove(&id).ok_or(Error::NoSuchVm(id))?;
+    shared.lock().insert(id, entry);
+    Ok(())
+}
+
 /// What became of a VM that a manifest, or its absence, leaves open.
 enum Fate {
     /// It runs.
@@ -123,7 +131,7 @@ fn live(shared: &Shared) -> Vec<Adopted> {
     let vms = shared.lock();
     vms.values()
         .filter_map(|entry| match entry {
-            Entry::Live(machine) => Some(Adopted::new(machine.definition.clone(), machine.seen())),
+            Entry::Live(machine) => Some(Adopted::new((*machine.definition()).clone(), machine.seen())),
             Entry::Resting(_) | Entry::Reserved => None,
         })
         .collect()
@@ -188,17 +196,21 @@ async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) -> Adopt
         qemu_version: manifest.qemu_version,
         keeps_memory: false,
         definition: manifest.definition,
+        slots: manifest.slots,
         process,
         accelerator: manifest.accelerator,
         started_at: manifest.started_at,
         power: PowerState::Unknown,
     };
+    let root_disk = begin.definition.root_disk.clone();
+    let thaw = super::snapshots::thaw_left(Arc::clone(shared), id, root_disk);
     let machine = keeper::enter(shared, begin);
+    shared.scope.tasks.spawn(thaw);
     let known = machine.wait_for(|view| view.seen.power != PowerState::Unknown);
     if timeout(ADOPT_DEADLINE, known).await.is_err() {
         tracing::warn!(%id, "a VM runs, but its monitor does not answer; it goes on being tried");
     }
-    Adopted::new(machine.definition.clone(), machine.seen())
+    Adopted::new((*machine.definition()).clone(), machine.seen())
 }
 
 /// Writes down how it ended and clears away what it left.

@@ -142,7 +142,8 @@ const fn is_expected(power: PowerState) -> bool {
 
 /// How large the files of its disks are on the host.
 fn grown(machine: &Machine) -> Vec<u64> {
-    let nodes = mirror::nodes(&machine.definition);
+    let definition = machine.definition();
+    let nodes = mirror::nodes(&definition);
     let files = nodes.iter().map(|(_, path)| std::fs::metadata(path));
     files
         .map(|found| found.map_or(0, |found| found.blocks()))

@@ -156,11 +156,7 @@ pub(super) async fn settle(qmp: &Qmp, dir: &VmDir, disk: &Path, errand: Errand) 
         } => {
             transfer::call_off(qmp).await?;
             let settled = go_on_if(qmp, was_running).await?;
-            let memory = MemoryDir::beside(disk);
-            if !memory.has(snapshot) {
-                snapshots::forget_live(qmp, disk, snapshot).await?;
-                memory.remove(Some(snapshot))?;
-            }
+            snapshots::settle_live(qmp, disk, Some(snapshot)).await?;
             settled
         }
     };

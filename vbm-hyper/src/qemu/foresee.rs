@@ -62,7 +62,7 @@ fn travels(disk: &DiskFacts) -> MoveCheck {
 /// What a VM that runs here is made of.
 async fn facts(shared: &Shared, machine: &Machine) -> Result<MachineFacts> {
     let command = "query-named-block-nodes";
-    let disks = mirror::facts(&machine.qmp(command)?, &machine.definition).await?;
+    let disks = mirror::facts(&machine.qmp(command)?, &machine.definition()).await?;
     let seen = machine.seen();
     let accelerator = seen.accelerator.map_or_else(String::new, |found| found.name);
     let hardware: Option<Hardware> = shared.keep(machine.id).read("machine.json")?;

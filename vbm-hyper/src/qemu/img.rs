@@ -30,15 +30,36 @@ impl Verb {
     }
 }
 
-/// Runs `qemu-img snapshot`. A run that is late, or whose daemon goes, is left to its end: ended in the middle it could
-/// leave the disk half-changed.
+/// Runs `qemu-img snapshot`.
 pub(super) async fn snapshot(verb: Verb, name: &str, disk: &Path) -> Result<()> {
+    run(&["snapshot", verb.option(), name], disk, &[]).await
+}
+
+/// Makes a disk larger whose tables have to be moved for it.
+pub(crate) async fn resize(disk: &Path, virtual_bytes: u64) -> Result<()> {
+    run(
+        &["resize", "-q", "-f", "qcow2"],
+        disk,
+        &[&virtual_bytes.to_string()],
+    )
+    .await
+}
+
+/// Runs `qemu-img` on a disk. A run that is late, or whose daemon goes, is left to its end: ended in the middle it could
+/// leave the disk half-changed.
+async fn run(before: &[&str], disk: &Path, after: &[&str]) -> Result<()> {
     let program = probe::find_program(PROGRAM, DEBIAN_PACKAGE)?;
-    let command = || format!("{PROGRAM} snapshot {}", verb.option());
-    let args: Vec<String> = ["snapshot", verb.option(), name, "--"]
-        .map(str::to_owned)
+    let command = || {
+        format!(
+            "{PROGRAM} {}",
+            before.iter().take(2).copied().collect::<Vec<_>>().join(" ")
+        )
+    };
+    let disk_name = disk.display().to_string();
+    let args: Vec<String> = [before, &["--", &disk_name], after]
+        .concat()
         .into_iter()
-        .chain([disk.display().to_string()])
+        .map(str::to_owned)
         .collect();
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let words = rustix::fs::memfd_create("vbm-qemu-img", flags)

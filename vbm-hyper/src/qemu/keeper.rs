@@ -9,21 +9,24 @@
 
 use super::{
     Entry, Shared,
+    books::Books,
     errand::{self, Errand, Settled},
     lifecycle::{Exit, Input, Lifecycle, RunState},
+    plug,
     process::Proc,
     qmp::{Connected, Qmp, QmpEvent},
     record::{Ended, VmDir},
     serial::{self, Hub},
+    slots::Slots,
 };
 use crate::{
     DriverEvent, Error, Result, Seen, VmDefinition,
-    limits::{ADOPT_DEADLINE, LAST_WORDS_DEADLINE, MONITOR_LOST_GRACE, MONITOR_RETRY},
+    limits::{ADOPT_DEADLINE, LAST_WORDS_DEADLINE, MONITOR_LOST_GRACE, MONITOR_RETRY, UNPLUGS_MAX},
 };
 use serde_json::Value;
 use std::{future::Future, pin::Pin, sync::Arc};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -41,6 +44,13 @@ pub(super) enum Note {
     Monitor(Connected),
 }
 
+/// What a guest did with a device that it was asked to let go of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unplug {
+    Gone(String),
+    Refused(String),
+}
+
 /// What a keeper shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
@@ -55,7 +65,7 @@ pub(super) struct View {
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) id: VmId,
-    pub(super) definition: VmDefinition,
+    pub(super) books: Arc<Books>,
     pub(super) process: Arc<Proc>,
     pub(super) view: watch::Receiver<View>,
     pub(super) monitor: watch::Receiver<Option<Qmp>>,
@@ -66,10 +76,19 @@ pub(super) struct Machine {
     pub(super) errand: Arc<tokio::sync::Mutex<()>>,
     /// How long it is still waited for, while it is to arrive.
     pub(super) lease: super::arrival::Lease,
+    /// Held while a device comes or goes.
+    pub(super) plugging: tokio::sync::Mutex<()>,
+    /// What becomes of devices that go.
+    pub(super) unplugs: broadcast::Sender<Unplug>,
     notes: mpsc::Sender<Note>,
 }
 
 impl Machine {
+    /// What it is now: hot-plug changes it.
+    pub(super) fn definition(&self) -> Arc<VmDefinition> {
+        self.books.definition()
+    }
+
     /// Tells the keeper, and waits until it has taken it.
     pub(super) async fn tell(&self, input: Input) {
         let (done, taken) = oneshot::channel();
@@ -133,6 +152,8 @@ impl Machine {
 /// What a keeper begins with.
 pub(super) struct Begin {
     pub(super) definition: VmDefinition,
+    /// Where its devices are.
+    pub(super) slots: Slots,
     pub(super) process: Proc,
     pub(super) accelerator: Accelerator,
     pub(super) started_at: Timestamp,
@@ -161,6 +182,8 @@ struct Keeper {
     id: VmId,
     dir: VmDir,
     disk: std::path::PathBuf,
+    books: Arc<Books>,
+    unplugs: broadcast::Sender<Unplug>,
     process: Arc<Proc>,
     life: Lifecycle,
     view: watch::Sender<View>,
@@ -191,11 +214,18 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         over: false,
     });
     let (monitor_sender, monitor) = watch::channel(None);
+    let unplugs = broadcast::channel(UNPLUGS_MAX).0;
     let end = shared.scope.end.child_token();
     let disk = begin.definition.root_disk.clone();
+    let books = Arc::new(Books::new(
+        dir.clone(),
+        shared.keep(id),
+        begin.definition,
+        begin.slots,
+    ));
     let machine = Arc::new(Machine {
         id,
-        definition: begin.definition,
+        books: Arc::clone(&books),
         process: Arc::clone(&process),
         view,
         monitor,
@@ -204,6 +234,8 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         qemu_version: begin.qemu_version,
         errand: Arc::default(),
         lease: super::arrival::Lease::new(),
+        plugging: tokio::sync::Mutex::default(),
+        unplugs: unplugs.clone(),
         notes,
     });
     let mut keeper = Keeper {
@@ -211,6 +243,8 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
         id,
         dir,
         disk,
+        books,
+        unplugs,
         process,
         life: match Lifecycle::new(begin.power) {
             life if begin.keeps_memory => life.keeping_memory(),
@@ -278,12 +312,28 @@ impl Keeper {
     }
 
     fn heard(&mut self, event: QmpEvent) {
+        match event {
+            QmpEvent::DeviceDeleted { device } => return self.unplugged(device),
+            QmpEvent::UnplugRefused { device } => {
+                // Nobody may be waiting.
+                drop(self.unplugs.send(Unplug::Refused(device)));
+                return;
+            }
+            _ => {}
+        }
         let arrived = event == QmpEvent::MigrationCompleted;
         self.take(Input::Said(event));
         if arrived && self.life.power == PowerState::MigratingIn {
             // It runs already, or it came as a paused one.
             self.ask();
         }
+    }
+
+    /// Tells who waits for it, and sees to it that nothing stays behind if nobody does.
+    fn unplugged(&self, device: String) {
+        drop(self.unplugs.send(Unplug::Gone(device.clone())));
+        let late = super::hotplug::let_go(Arc::clone(&self.shared), self.id, device);
+        self.shared.scope.tasks.spawn(late);
     }
 
     fn use_monitor(&mut self, connected: Connected) {
@@ -317,6 +367,7 @@ impl Keeper {
     fn connect(&self, pause: std::time::Duration) -> Look {
         let (dir, id, scope) = (self.dir.clone(), self.id, self.shared.scope.clone());
         let (disk, adopts) = (self.disk.clone(), self.life.power == PowerState::Unknown);
+        let books = Arc::clone(&self.books);
         Box::pin(async move {
             sleep(pause).await;
             for path in [dir.monitor(), dir.spare_monitor()] {
@@ -327,7 +378,7 @@ impl Keeper {
                         continue;
                     }
                 };
-                match meet(&connected.qmp, id, &dir, &disk, adopts).await {
+                match meet(&connected.qmp, id, &dir, &disk, &books, adopts).await {
                     Ok((state, settled)) => {
                         return Some(Found {
                             connected: Some(connected),
@@ -428,6 +479,7 @@ impl Keeper {
             power: self.life.power,
             at: self.shared.clock.now(),
         });
+        self.books.close();
         if let Err(error) = self.dir.end_run(ended.as_ref()) {
             tracing::warn!(id = %self.id, %error, "what a VM left cannot be cleared away");
         }
@@ -459,9 +511,14 @@ async fn meet(
     id: VmId,
     dir: &VmDir,
     disk: &std::path::Path,
+    books: &Books,
     adopts: bool,
 ) -> Result<(RunState, Option<Settled>)> {
     let state = verify(qmp, id).await?;
+    // Also after a monitor was lost: what devices did meanwhile nobody has heard.
+    if let Err(error) = plug::settle(qmp, dir, books).await {
+        tracing::warn!(%id, %error, "the devices of a VM are not looked through; the journal stays");
+    }
     match Errand::noted(dir).filter(|_| adopts) {
         Some(errand) => {
             let settled = errand::settle(qmp, dir, disk, errand).await?;

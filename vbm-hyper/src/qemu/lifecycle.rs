@@ -203,8 +203,32 @@ impl Lifecycle {
                 self.apply(PowerEvent::Started)
             }
             // The keeper asks what came of it.
-            QmpEvent::MigrationCompleted => Vec::new(),
+            QmpEvent::MigrationCompleted
+            | QmpEvent::DeviceDeleted { .. }
+            | QmpEvent::UnplugRefused { .. } => Vec::new(),
+            QmpEvent::Looked(word) => self.looked(RunState::parse(&word)),
         }
+    }
+
+    /// A look in the place of events that were lost.
+    fn looked(&mut self, state: RunState) -> Vec<PowerEvent> {
+        let reason = match (self.power, state) {
+            (PowerState::Paused(_), RunState::Running) => return self.apply(PowerEvent::Resume),
+            (PowerState::Running | PowerState::Stopping, RunState::Paused) if self.pause_asked => {
+                PauseReason::Requested
+            }
+            (PowerState::Running | PowerState::Stopping, RunState::DiskError) => PauseReason::DiskError,
+            (PowerState::Running | PowerState::Stopping, RunState::Paused | RunState::GuestPanicked) => {
+                PauseReason::Hypervisor
+            }
+            (PowerState::Starting | PowerState::Restoring, RunState::Running) => {
+                return self.apply(PowerEvent::Started);
+            }
+            _ => return self.answered(state),
+        };
+        (self.pause_asked, self.disk_error) = (false, false);
+        self.panicked |= state == RunState::GuestPanicked;
+        self.apply(PowerEvent::Pause(reason))
     }
 
     /// A direct look after a silence or an adoption.
@@ -370,6 +394,25 @@ mod tests {
     }
 
     #[test]
+    fn a_look_stands_for_the_events_that_were_lost() {
+        let looked = |word: &str| Input::Said(QmpEvent::Looked(word.into()));
+        let mut life = running();
+        assert!(
+            life.take(looked("running")).is_empty(),
+            "nothing was lost that matters"
+        );
+        life.take(Input::PauseAsked);
+        life.take(looked("paused"));
+        assert_eq!(life.power, PowerState::Paused(PauseReason::Requested));
+        assert!(life.take(looked("paused")).is_empty());
+        assert_eq!(life.take(looked("running")), [PowerEvent::Resume]);
+        life.take(looked("io-error"));
+        assert_eq!(life.power, PowerState::Paused(PauseReason::DiskError));
+        let mut starts = Lifecycle::new(PowerState::Starting);
+        assert_eq!(starts.take(looked("running")), [PowerEvent::Started]);
+    }
+
+    #[test]
     fn a_silent_vm_is_unresponsive_and_not_failed_and_comes_back() {
         let mut life = running();
         life.take(Input::Silent);
@@ -498,6 +541,9 @@ mod tests {
             Just(Input::Said(QmpEvent::DiskErrorStops)),
             Just(shutdown("guest-shutdown")),
             Just(shutdown("what-is-new")),
+            Just(Input::Said(QmpEvent::Looked("running".into()))),
+            Just(Input::Said(QmpEvent::Looked("paused".into()))),
+            Just(Input::Said(QmpEvent::Looked("io-error".into()))),
             Just(Input::Answered(RunState::Running)),
             Just(Input::Answered(RunState::Prelaunch)),
             Just(Input::Answered(RunState::Halted)),

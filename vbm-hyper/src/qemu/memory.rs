@@ -9,7 +9,7 @@
 //!
 //! Memory is written beside its final name, synced, and renamed; then comes what says that it is there.
 
-use super::record::VmDir;
+use super::{record::VmDir, slots::Slots};
 use crate::{Error, Result, VmDefinition, disk};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -34,8 +34,14 @@ pub(super) struct Kept {
     pub(super) accelerator: String,
     pub(super) qemu_version: String,
     pub(super) display: bool,
+    /// Where its devices were.
+    #[serde(default)]
+    pub(super) slots: Slots,
     /// Where it is.
     pub(super) memory: PathBuf,
+    /// How much there is of it; 0 when nobody wrote that down.
+    #[serde(default)]
+    pub(super) memory_bytes: u64,
 }
 
 impl Kept {
@@ -47,14 +53,67 @@ impl Kept {
             .map_or_else(String::new, |accelerator| accelerator.name);
         Self {
             format: FORMAT,
-            definition: machine.definition.clone(),
+            definition: (*machine.definition()).clone(),
             machine: facts.machine.clone(),
             cpu: facts.cpus.get(&accelerator).cloned().unwrap_or_default(),
             accelerator,
             qemu_version: machine.qemu_version.clone(),
             display: machine.has_display,
+            slots: machine.books.slots(),
             memory: PathBuf::new(),
+            memory_bytes: 0,
         }
+    }
+
+    /// Whether all of the memory is still there.
+    pub(super) fn whole(&self) -> Result<()> {
+        let path = &self.memory;
+        let bytes = match fs::metadata(path) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Corrupt {
+                    path: path.clone(),
+                    why: "it is gone".into(),
+                });
+            }
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        if self.memory_bytes == 0 || bytes == self.memory_bytes {
+            return Ok(());
+        }
+        Err(Error::Corrupt {
+            path: path.clone(),
+            why: format!(
+                "it has {bytes} bytes, and had {} when it was written",
+                self.memory_bytes
+            ),
+        })
+    }
+
+    /// What a VM has otherwise than this memory needs it, if anything: pure.
+    pub(super) fn differs(&self, now: &VmDefinition) -> Option<String> {
+        let then = &self.definition;
+        let number = |what: &str, then: String, now: String| {
+            (then != now).then(|| format!("it had {then} {what} then, and has {now} now"))
+        };
+        number("CPUs", then.vcpus.to_string(), now.vcpus.to_string())
+            .or_else(|| {
+                number(
+                    "MiB of memory",
+                    then.memory_mib.to_string(),
+                    now.memory_mib.to_string(),
+                )
+            })
+            .or_else(|| number("NICs", then.nics.len().to_string(), now.nics.len().to_string()))
+            .or_else(|| {
+                let disks = |vm: &VmDefinition| {
+                    let disk = |disk: &crate::DiskDefinition| (disk.volume, disk.read_only);
+                    vm.disks.iter().map(disk).collect::<Vec<_>>()
+                };
+                // By their order a memory finds them again.
+                (disks(then) != disks(now)).then(|| "it had other disks then, or in another order".into())
+            })
+            .or_else(|| (then.hardware != now.hardware).then(|| "it had other hardware then".into()))
     }
 
     fn check(self, path: PathBuf) -> Result<Self> {
@@ -101,13 +160,21 @@ impl MemoryDir {
         }
     }
 
-    /// Where QEMU writes, for a snapshot or to save the VM. What lay there is removed.
-    pub(super) fn begin(&self, of: Option<SnapshotId>) -> Result<PathBuf> {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn create(&self) -> Result<()> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.path)
-            .map_err(Error::io("create", &self.path))?;
+            .map_err(Error::io("create", &self.path))
+    }
+
+    /// Where QEMU writes, for a snapshot or to save the VM. What lay there is removed.
+    pub(super) fn begin(&self, of: Option<SnapshotId>) -> Result<PathBuf> {
+        self.create()?;
         self.remove(of)?;
         Ok(self.unfinished(of))
     }
@@ -116,6 +183,7 @@ impl MemoryDir {
     pub(super) fn publish(&self, of: Option<SnapshotId>, mut kept: Kept) -> Result<Kept> {
         let (from, to) = (self.unfinished(of), self.file(of, "mem"));
         sync(&from)?;
+        kept.memory_bytes = fs::metadata(&from).map_err(Error::io("read", &from))?.len();
         fs::rename(&from, &to).map_err(Error::io("rename", &from))?;
         kept.memory = to;
         if of.is_some() {
@@ -221,7 +289,7 @@ impl SavedRecord {
     }
 }
 
-fn write_durably<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+pub(super) fn write_durably<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Err(Error::io("write", path)(io::ErrorKind::InvalidInput.into()));
     };
@@ -288,11 +356,23 @@ mod tests {
             accelerator: "tcg".into(),
             qemu_version: "10.0.2".into(),
             display: true,
+            slots: Slots::default(),
             memory: PathBuf::new(),
+            memory_bytes: 0,
         };
         let kept = memory.publish(Some(id), kept).unwrap();
         assert_eq!(memory.kept(id).unwrap(), Some(kept.clone()));
         assert!(memory.has(id));
+        kept.whole().unwrap();
+        fs::write(&kept.memory, b"hal").unwrap();
+        assert!(matches!(kept.whole(), Err(Error::Corrupt { .. })));
+        let mut now = kept.definition.clone();
+        assert_eq!(kept.differs(&now), None);
+        now.memory_mib = 128;
+        assert_eq!(
+            kept.differs(&now).unwrap(),
+            "it had 64 MiB of memory then, and has 128 now"
+        );
 
         let record = SavedRecord::of(VmDir::new(root.path(), kept.definition.id));
         record.write(&kept).unwrap();

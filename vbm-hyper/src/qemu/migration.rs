@@ -262,7 +262,7 @@ impl Sending {
         let machine = &self.machine;
         let qmp = machine.qmp("migrate")?;
         if let Some(to) = &self.to.disks {
-            mirror::begin(&qmp, &machine.definition, to, &self.options).await?;
+            mirror::begin(&qmp, &machine.definition(), to, &self.options).await?;
             mirror::level(machine, &self.cx, to.disks.len()).await?;
         }
         let qmp = machine.qmp("migrate")?;

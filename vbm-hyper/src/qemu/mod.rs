@@ -10,11 +10,13 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | `argv`, `lifecycle` | decide, purely: the command line; what reports mean for the power state |
+//! | `argv`, `slots`, `lifecycle` | decide, purely: the command line; where devices are; what reports mean for the power state |
 //! | `qmp` | the monitor's protocol |
-//! | `record` | run directory |
+//! | `record`, `books` | run directory; what of it changes during a run |
 //! | `probe` | what this host can do |
 //! | `start`, `keeper`, `adopt` | act |
+//! | [`orphans`] | what no daemon looks after |
+//! | `hotplug`, `plug` | devices that come and go; what a restart of the daemon may cut in two |
 //! | `transfer`, `memory`, `errand` | memory on its way; on disk; what a restart of the daemon may cut in two |
 //! | `foresee`, `mirror`, `arrival` | a migration: looked at before; its disks; its last step |
 //! | `snapshots`, `saved`, `migration` | the facets made of these |
@@ -22,29 +24,38 @@
 mod adopt;
 mod argv;
 mod arrival;
+mod books;
 mod consoles;
 mod errand;
+mod firmware;
 mod foresee;
-mod img;
+mod hotplug;
+pub(crate) mod img;
 mod keeper;
 mod lifecycle;
 mod memory;
 mod migration;
 mod mirror;
+pub mod orphans;
+mod plug;
 mod probe;
 mod qmp;
 mod record;
 mod saved;
+mod slots;
 mod snapshots;
 mod start;
 mod transfer;
 
+pub use orphans::{Orphan, OrphanKind};
 pub use probe::AcceleratorChoice;
 pub(crate) use probe::DEBIAN_PACKAGE;
+#[cfg(test)]
+pub(crate) use qmp::makes_sense as qmp_makes_sense;
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
-    Seen, Snapshots, SystemClock, VmDefinition, disk, files,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Hotplug, Migration, NicBackend, OpCx, Result,
+    SavedState, Seen, Snapshots, SystemClock, VmDefinition, disk, files,
     limits::{self, COMMAND_DEADLINE, KILL_DEADLINE, PROBE_FALLBACK_TTL},
     process, scope, serial,
 };
@@ -80,8 +91,14 @@ pub struct QemuConfig {
     pub program: Option<PathBuf>,
     /// The accelerator, if not the best that works.
     pub accelerator: Option<AcceleratorChoice>,
+    /// The folder with the UEFI firmware (`OVMF_CODE_4M.fd`, `OVMF_VARS_4M.fd`), if not where distributions keep it.
+    pub firmware: Option<PathBuf>,
+    /// The device of KVM.
+    pub kvm_device: PathBuf,
     /// The clock that start times are read from.
     pub clock: Arc<dyn Clock>,
+    /// Who freezes the file systems of guests for snapshots.
+    pub freezer: Arc<dyn crate::Freezer>,
 }
 
 impl QemuConfig {
@@ -92,8 +109,18 @@ impl QemuConfig {
             state: None,
             program: None,
             accelerator: None,
+            firmware: None,
+            kvm_device: PathBuf::from("/dev/kvm"),
             clock: Arc::new(SystemClock),
+            freezer: Arc::new(crate::NoAgent),
         }
+    }
+
+    /// The same with somebody who freezes the file systems of guests.
+    #[must_use]
+    pub fn with_freezer(mut self, freezer: Arc<dyn crate::Freezer>) -> Self {
+        self.freezer = freezer;
+        self
     }
 
     /// The same with a chosen accelerator.
@@ -107,6 +134,13 @@ impl QemuConfig {
     #[must_use]
     pub fn with_state(mut self, dir: impl Into<PathBuf>) -> Self {
         self.state = Some(dir.into());
+        self
+    }
+
+    /// The same with the UEFI firmware of a folder.
+    #[must_use]
+    pub fn with_firmware(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.firmware = Some(dir.into());
         self
     }
 
@@ -125,6 +159,7 @@ impl std::fmt::Debug for QemuConfig {
             .field("state", &self.state)
             .field("program", &self.program)
             .field("accelerator", &self.accelerator)
+            .field("firmware", &self.firmware)
             .finish_non_exhaustive()
     }
 }
@@ -141,6 +176,7 @@ struct Shared {
     root: PathBuf,
     state: PathBuf,
     boot_id: String,
+    firmware: firmware::Places,
     clock: Arc<dyn Clock>,
     vms: Mutex<HashMap<VmId, Entry>>,
     events: broadcast::Sender<DriverEvent>,
@@ -151,6 +187,8 @@ struct Shared {
     /// Told when a reservation ends.
     settled: tokio::sync::Notify,
     owner: Mutex<Option<disk::Owner>>,
+    /// Which snapshots are exported.
+    readers: snapshots::Readers,
 }
 
 impl std::fmt::Debug for Shared {
@@ -267,6 +305,7 @@ impl Shared {
         let found = probe::probe(
             self.config.program.as_deref(),
             self.config.accelerator,
+            &self.config.kvm_device,
             &self.scope,
         )
         .await?;
@@ -293,6 +332,10 @@ impl QemuDriver {
         let vms = adopt::known(&root, &state)?;
         let shared = Shared {
             boot_id: files::boot_id()?,
+            firmware: config
+                .firmware
+                .as_deref()
+                .map_or_else(firmware::Places::default, firmware::Places::below),
             clock: Arc::clone(&config.clock),
             vms: Mutex::new(vms),
             events: broadcast::channel(limits::EVENTS_MAX).0,
@@ -301,6 +344,7 @@ impl QemuDriver {
             adopting: tokio::sync::Mutex::default(),
             settled: tokio::sync::Notify::new(),
             owner: Mutex::new(Some(owner)),
+            readers: snapshots::Readers::default(),
             root,
             state,
             config,
@@ -338,8 +382,14 @@ impl Driver for QemuDriver {
         }
     }
 
+    async fn probe_again(&self) -> Capability {
+        *self.shared.found.lock().await = None;
+        self.probe().await
+    }
+
     async fn start(&self, cx: &OpCx, definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<Seen> {
         self.shared.open()?;
+        snapshots::settle_at_rest(&self.shared, definition).await?;
         cx.run("a start", start::start(&self.shared, definition, nics))
             .await
     }
@@ -438,11 +488,18 @@ impl Driver for QemuDriver {
         Some(self)
     }
 
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        Some(self)
+    }
+
     fn missing(&self, facet: Facet) -> Option<String> {
         match facet {
-            Facet::Consoles | Facet::TapNics | Facet::Snapshots | Facet::SavedState | Facet::Migration => {
-                None
-            }
+            Facet::Consoles
+            | Facet::TapNics
+            | Facet::Snapshots
+            | Facet::SavedState
+            | Facet::Migration
+            | Facet::Hotplug => None,
             Facet::HostInterfaceNics => Some("QEMU takes open tap devices only".into()),
         }
     }

@@ -25,7 +25,6 @@ use vbm_core::Accelerator;
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// The Debian package that has it.
 pub(crate) const DEBIAN_PACKAGE: &str = "qemu-system-x86";
-const KVM_DEVICE: &str = "/dev/kvm";
 
 /// CPU models by preference: the newest that the accelerator offers whole. Named and versioned, so that a guest keeps its CPU.
 const CPU_PREFERENCE: &[&str] = &[
@@ -73,12 +72,13 @@ pub(super) struct Found {
 pub(super) async fn probe(
     program: Option<&Path>,
     choice: Option<AcceleratorChoice>,
+    kvm: &Path,
     scope: &Scope,
 ) -> Result<Found> {
     let program = find(program)?;
     let why_not = match choice {
         Some(AcceleratorChoice::Tcg) => "emulation was chosen".to_owned(),
-        _ => match try_kvm(&program, scope).await {
+        _ => match try_kvm(&program, kvm, scope).await {
             Ok(found) => return Ok(found),
             Err(why) => why,
         },
@@ -122,13 +122,14 @@ pub(super) fn find_program(name: &str, package: &'static str) -> Result<PathBuf>
 }
 
 /// Why KVM cannot be used, for people.
-async fn try_kvm(program: &Path, scope: &Scope) -> Result<Found, String> {
-    File::options().read(true).write(true).open(KVM_DEVICE).map_err(|error| match error.kind() {
+async fn try_kvm(program: &Path, kvm: &Path, scope: &Scope) -> Result<Found, String> {
+    let device = kvm.display();
+    File::options().read(true).write(true).open(kvm).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
-            format!("there is no {KVM_DEVICE}: switch on virtualisation in the firmware and load kvm_intel or kvm_amd")
+            format!("there is no {device}: switch on virtualisation in the firmware and load kvm_intel or kvm_amd")
         }
-        std::io::ErrorKind::PermissionDenied => format!("{KVM_DEVICE} may not be opened: join the group kvm"),
-        _ => format!("{KVM_DEVICE} cannot be opened: {error}"),
+        std::io::ErrorKind::PermissionDenied => format!("{device} may not be opened: join the group kvm"),
+        _ => format!("{device} cannot be opened: {error}"),
     })?;
     let reason = "the processor's virtualisation works".to_owned();
     try_out(program, "kvm", "host", reason, scope)
@@ -138,7 +139,7 @@ async fn try_kvm(program: &Path, scope: &Scope) -> Result<Found, String> {
                 Error::StartFailed { why } => why,
                 other => vbm_core::Error::from(other).inline(),
             };
-            format!("{KVM_DEVICE} opens, but QEMU fails on it ({why})")
+            format!("{device} opens, but QEMU fails on it ({why})")
         })
 }
 
@@ -335,9 +336,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named_with_its_package() {
-        let error = probe(Some(Path::new("/nonexistent/qemu")), None, &Scope::default())
-            .await
-            .unwrap_err();
+        let error = probe(
+            Some(Path::new("/nonexistent/qemu")),
+            None,
+            Path::new("/dev/kvm"),
+            &Scope::default(),
+        )
+        .await
+        .unwrap_err();
         let error = vbm_core::Error::from(error);
         assert_eq!(error.kind(), vbm_core::ErrorKind::MissingDependency);
         assert!(error.fix().contains("qemu-system-x86"));
@@ -345,9 +351,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_no_qemu_is_told_by_its_own_words() {
-        let error = probe(Some(Path::new("/bin/false")), None, &Scope::default())
-            .await
-            .unwrap_err();
+        let error = probe(
+            Some(Path::new("/bin/false")),
+            None,
+            Path::new("/dev/kvm"),
+            &Scope::default(),
+        )
+        .await
+        .unwrap_err();
         assert!(matches!(error, Error::StartFailed { .. }), "{error}");
     }
 }

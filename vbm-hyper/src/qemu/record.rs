@@ -5,11 +5,13 @@
 //!   <root>/<vm id>/starting     a start was begun; with no manifest beside it, a process may have been left behind
 //!                 /manifest     who runs it: written, whole, before the first instruction of the guest
 //!                 /errand       what is being done with it that a restart of the daemon may cut in two: see `errand`
+//!                 /plug         what is being done with a device of it: see `plug`
 //!                 /ended        how the last run ended, if not as asked
-//!                 /q0 /q1 /tty  sockets: monitor, spare monitor, serial line
+//!                 /q0 /q1 /tty /ga  sockets: monitor, spare monitor, serial line, guest agent
 //!                 /serial.log   what the serial line said in this run (serial.log.1: before that)
 //!                 /qemu.log     QEMU's own words
-//!   <state>/<vm id>/machine.json machine type and CPU, so that the guest's hardware stays the same
+//!   <state>/<vm id>/machine.json machine type, CPU, places of devices: so that the guest's hardware stays the same
+//!                  /uefi-vars.fd what its UEFI remembers
 //!                  /saved        its memory is on disk: see `memory`
 //! ```
 //!
@@ -18,7 +20,7 @@
 //! Files are replaced by rename, so a reader sees an old or a new one. They are not synced: a manifest only matters as long
 //! as the host is up, and the boot id tells when it is not.
 
-use super::process::Proc;
+use super::{process::Proc, slots::Slots};
 use crate::{
     Error, Result, VmDefinition,
     files::{self, remove_if_there},
@@ -50,6 +52,9 @@ pub(super) struct Manifest {
     pub(super) started_at: Timestamp,
     pub(super) accelerator: Accelerator,
     pub(super) qemu_version: String,
+    /// Where its devices are.
+    #[serde(default)]
+    pub(super) slots: Slots,
     /// For people.
     pub(super) argv: Vec<String>,
 }
@@ -68,6 +73,7 @@ impl Manifest {
                 reason: String::new(),
             },
             qemu_version: String::new(),
+            slots: Slots::default(),
             argv: Vec::new(),
         }
     }
@@ -81,6 +87,9 @@ pub(super) struct MachineFacts {
     /// The CPU model by accelerator.
     #[serde(default)]
     pub(super) cpus: BTreeMap<String, String>,
+    /// Where its devices are.
+    #[serde(default)]
+    pub(super) slots: Slots,
 }
 
 /// How the last run ended.
@@ -124,6 +133,9 @@ impl VmDir {
     pub(super) fn serial(&self) -> PathBuf {
         self.file("tty")
     }
+    pub(super) fn agent(&self) -> PathBuf {
+        self.file("ga")
+    }
     pub(super) fn serial_log(&self) -> PathBuf {
         self.file("serial.log")
     }
@@ -145,14 +157,17 @@ impl VmDir {
 
     /// Clears what the last run left, keeps its machine facts.
     pub(super) fn clear_run(&self) -> Result<()> {
+        crate::steps::step("clear_run");
         for name in [
             "manifest",
             "starting",
             "errand",
+            "plug",
             "ended",
             "q0",
             "q1",
             "tty",
+            "ga",
             "serial.log.1",
             "serial.log",
             "qemu.log",
@@ -164,16 +179,18 @@ impl VmDir {
 
     /// Removes what says that it runs; logs stay.
     pub(super) fn end_run(&self, ended: Option<&Ended>) -> Result<()> {
+        crate::steps::step("end_run");
         if let Some(ended) = ended {
             self.write("ended", ended)?;
         }
-        for name in ["q0", "q1", "tty", "manifest", "starting", "errand"] {
+        for name in ["q0", "q1", "tty", "ga", "manifest", "starting", "errand", "plug"] {
             remove_if_there(&self.file(name))?;
         }
         Ok(())
     }
 
     pub(super) fn remove(&self) -> Result<()> {
+        crate::steps::step("remove");
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io("remove", &self.path)(error))
@@ -263,6 +280,7 @@ mod tests {
         let facts = MachineFacts {
             machine: "pc-q35-10.0".into(),
             cpus: BTreeMap::new(),
+            slots: Slots::default(),
         };
         assert_eq!(dir.read::<MachineFacts>("machine.json").unwrap(), None);
         dir.write("machine.json", &facts).unwrap();

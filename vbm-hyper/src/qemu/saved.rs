@@ -16,7 +16,7 @@ use super::{
     memory::{Kept, MemoryDir},
     record::VmDir,
     start,
-    transfer::{self, Channel, Way},
+    transfer::{self, Channel, Phase, Way},
 };
 use crate::{
     DriverEvent, Error, NicBackend, OpCx, Result, SavedState, Seen, VmDefinition, driver::not_for,
@@ -34,10 +34,10 @@ impl SavedState for QemuDriver {
         let machine = self.shared.live(id, PowerEvent::Save)?;
         machine.keeps_memory()?;
         let place = errand::place(&machine)?;
-        let shared = Arc::clone(&self.shared);
+        let (shared, cx) = (Arc::clone(&self.shared), cx.clone());
         errand::run(&self.shared, async move {
             let _place = place;
-            save(&shared, &machine).await
+            save(&cx, &shared, &machine).await
         })
         .await
     }
@@ -46,6 +46,7 @@ impl SavedState for QemuDriver {
         cx.go_on("a restore")?;
         let shared = &self.shared;
         shared.open()?;
+        super::snapshots::settle_at_rest(shared, definition).await?;
         let power = shared.known(definition.id).seen().power;
         if power != PowerState::Saved {
             return Err(not_for("restore", power, "saved"));
@@ -80,16 +81,16 @@ pub(super) fn discard(shared: &Shared, id: VmId) -> Result<()> {
     Ok(())
 }
 
-async fn save(shared: &Arc<Shared>, machine: &Arc<Machine>) -> Result<Seen> {
+async fn save(cx: &OpCx, shared: &Arc<Shared>, machine: &Arc<Machine>) -> Result<Seen> {
     let id = machine.id;
     let was_running = machine.seen().power == PowerState::Running;
     let dir = VmDir::new(&shared.root, id);
     let kept = Kept::of(machine, &shared.facts(id)?);
-    let memory = MemoryDir::beside(&machine.definition.root_disk);
+    let memory = MemoryDir::beside(&machine.definition().root_disk);
     let path = memory.begin(None)?;
     Errand::Save { was_running }.note(&dir)?;
     machine.tell(Input::SaveAsked).await;
-    let written = match write(machine, &path).await {
+    let written = match cx.run("a save", write(cx, machine, &path)).await {
         Ok(()) => {
             let (memory, record) = (memory.clone(), shared.saved(id));
             shared
@@ -118,13 +119,21 @@ async fn save(shared: &Arc<Shared>, machine: &Arc<Machine>) -> Result<Seen> {
     }
 }
 
-async fn write(machine: &Machine, path: &Path) -> Result<()> {
+async fn write(cx: &OpCx, machine: &Machine, path: &Path) -> Result<()> {
     let qmp = machine.qmp("migrate")?;
     transfer::prepare(&qmp, Way::Halted).await?;
     machine.command("stop", Value::Null).await?;
     transfer::send(&qmp, &Channel::File(path.to_owned())).await?;
-    let done = transfer::complete(machine, MEMORY_DEADLINE, Some(path)).await;
-    done.map(drop)
+    let total = u64::from(machine.definition().memory_mib) * 1024 * 1024;
+    let tell = |report: &transfer::Report| {
+        cx.report("writing its memory", report.bytes, total);
+        false
+    };
+    let report = transfer::wait(machine, MEMORY_DEADLINE, tell).await?;
+    match report.phase {
+        Phase::Completed => Ok(()),
+        _ => Err(transfer::failure(&report, Some(path))),
+    }
 }
 
 /// After a failure: nothing is left, and the guest goes on as it was.

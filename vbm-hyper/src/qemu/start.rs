@@ -21,6 +21,7 @@ use super::{
     process,
     qmp::Qmp,
     record::{MachineFacts, Manifest, VmDir},
+    slots::Slots,
     transfer::{self, Channel, Way},
 };
 use crate::{
@@ -55,8 +56,10 @@ impl Prepared {
     ) -> Result<Self> {
         definition.check(nics.len())?;
         check_files(definition)?;
+        shared.firmware.check(definition.hardware.firmware)?;
         let taps = taps(nics)?;
         let found = shared.found().await?;
+        check_cpu(definition, &found)?;
         Ok(Self { taps, found })
     }
 
@@ -162,6 +165,8 @@ pub(super) fn check_files(definition: &VmDefinition) -> Result<()> {
     if let crate::BootSource::Kernel { kernel, initrd, .. } = &definition.boot {
         files.extend([kernel.as_path(), initrd]);
     }
+    files.extend(definition.disks.iter().map(|disk| disk.path.as_path()));
+    files.extend(definition.hardware.cdrom.as_deref());
     match files.iter().find(|file| !file.is_file()) {
         Some(file) => Err(Error::invalid(
             format!("the VM cannot use {}", file.display()),
@@ -169,6 +174,21 @@ pub(super) fn check_files(definition: &VmDefinition) -> Result<()> {
             "give the path of a file that is there",
         )),
         None => Ok(()),
+    }
+}
+
+/// Whether this host has the CPU model that is asked for, and has it whole.
+fn check_cpu(definition: &VmDefinition, found: &Found) -> Result<()> {
+    match &definition.hardware.cpu {
+        Some(model) if !found.cpus.contains(model) => Err(Error::invalid(
+            format!("the VM cannot have the CPU model {model}"),
+            format!(
+                "{} under {} on this host does not know it, or lacks a part of it",
+                found.version, found.accelerator.name
+            ),
+            format!("choose another one, for example {}, or none", found.cpu),
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -219,10 +239,6 @@ impl Reservation {
             id,
             before,
         })
-    }
-
-    pub(super) const fn id(&self) -> VmId {
-        self.id
     }
 
     /// The VM is off from now on, whatever it was before.
@@ -377,7 +393,13 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
     let dir = VmDir::new(&shared.root, id);
     dir.create()?;
     dir.clear_run()?;
-    let facts = machine_facts(&shared.keep(id), found)?;
+    let keep = shared.keep(id);
+    let slots = match order.kept {
+        Some(kept) => Some(kept.slots.carried_over(&kept.definition, definition)?),
+        None => None,
+    };
+    let facts = machine_facts(&keep, definition, found, slots)?;
+    let firmware = shared.firmware.of(definition.hardware.firmware, &keep)?;
     let sockets = Sockets::bind(&dir)?;
     let log_path = dir.qemu_log();
     let log = File::options()
@@ -387,13 +409,14 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
         .map_err(Error::io("open", &log_path))?;
     dir.write("starting", &id)?;
     let taps = &order.prepared.taps;
-    let mut inherit: Vec<OwnedFd> = Vec::with_capacity(3 + taps.len());
+    let mut inherit: Vec<OwnedFd> = Vec::with_capacity(4 + taps.len());
     let Sockets {
         monitor,
         spare_monitor,
         serial,
+        agent,
     } = sockets;
-    inherit.extend([monitor, spare_monitor, serial].map(OwnedFd::from));
+    inherit.extend([monitor, spare_monitor, serial, agent].map(OwnedFd::from));
     for tap in taps {
         inherit.push(tap.try_clone().map_err(Error::io("copy", "the tap"))?);
     }
@@ -413,11 +436,14 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
         accelerator: &found.accelerator.name,
         display: order.display,
         entry: order.entry,
+        slots: &facts.slots,
+        firmware: firmware.as_ref(),
         inherited: Inherited {
             monitor: numbers[0],
             spare_monitor: numbers[1],
             serial: numbers[2],
-            taps: numbers[3..].to_vec(),
+            agent: numbers[3],
+            taps: numbers[4..].to_vec(),
         },
     });
     let process = process::spawn(&found.program, &args, &inherit, log, process::Bond::Outlives)
@@ -429,6 +455,7 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
         started_at,
         accelerator: found.accelerator.clone(),
         qemu_version: found.version.clone(),
+        slots: facts.slots.clone(),
         argv: args,
         ..Manifest::new(definition.clone(), &process, shared.boot_id.clone())
     };
@@ -436,6 +463,7 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
         shared,
         Begin {
             definition: definition.clone(),
+            slots: facts.slots,
             process,
             accelerator: found.accelerator.clone(),
             qemu_version: found.version.clone(),
@@ -461,6 +489,7 @@ struct Sockets {
     monitor: UnixListener,
     spare_monitor: UnixListener,
     serial: UnixListener,
+    agent: UnixListener,
 }
 
 impl Sockets {
@@ -473,12 +502,19 @@ impl Sockets {
             monitor: bind(dir.monitor())?,
             spare_monitor: bind(dir.spare_monitor())?,
             serial: bind(dir.serial())?,
+            agent: bind(dir.agent())?,
         })
     }
 }
 
 /// The hardware that the guest had before, or that of today for a new one.
-fn machine_facts(dir: &VmDir, found: &Found) -> Result<MachineFacts> {
+/// With a memory, devices are where it has them.
+fn machine_facts(
+    dir: &VmDir,
+    definition: &VmDefinition,
+    found: &Found,
+    slots: Option<Slots>,
+) -> Result<MachineFacts> {
     let before: Option<MachineFacts> = dir.read("machine.json")?;
     let mut facts = before.clone().unwrap_or_default();
     if !found.machines.contains(&facts.machine) {
@@ -491,9 +527,12 @@ fn machine_facts(dir: &VmDir, found: &Found) -> Result<MachineFacts> {
         facts.machine = found.machines.first().map_or("q35", |newest| newest).to_owned();
     }
     let cpu = facts.cpus.entry(found.accelerator.name.clone()).or_default();
-    if !found.cpus.contains(cpu) {
+    if let Some(chosen) = &definition.hardware.cpu {
+        cpu.clone_from(chosen);
+    } else if !found.cpus.contains(cpu) {
         cpu.clone_from(&found.cpu);
     }
+    facts.slots = slots.unwrap_or_else(|| std::mem::take(&mut facts.slots).settled(definition));
     if before.as_ref() != Some(&facts) {
         dir.create()?;
         dir.write("machine.json", &facts)?;

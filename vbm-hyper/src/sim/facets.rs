@@ -1,18 +1,10 @@
-//! Snapshots and saved memory of simulated VMs.
+//! Saved memory of simulated VMs, and what the other facets share.
 
-use super::{
-    Fault, Guard, SimDriver,
-    guest::{Memory, SimSnapshot},
-    world::SimWorld,
-};
-use crate::{
-    Error, NicBackend, OpCx, Result, SavedState, Seen, SnapshotTaken, Snapshots, VmDefinition,
-    driver::not_for,
-};
+use super::{Fault, Guard, SimDriver, guest::Memory, world::SimWorld};
+use crate::{Error, NicBackend, OpCx, Result, SavedState, Seen, VmDefinition, driver::not_for};
 use async_trait::async_trait;
-use std::time::Duration;
 use tokio::time::sleep;
-use vbm_core::{PauseReason, PowerEvent, PowerState, SnapshotContent, SnapshotId, VmId};
+use vbm_core::{PowerEvent, PowerState, VmId};
 
 impl SimDriver {
     pub(super) fn power(&self, id: VmId) -> PowerState {
@@ -21,7 +13,7 @@ impl SimDriver {
     }
 
     /// Runs a VM from a memory, once it was read.
-    async fn resume(
+    pub(super) async fn resume(
         &self,
         definition: &VmDefinition,
         nics: Vec<NicBackend>,
@@ -53,115 +45,6 @@ pub(super) fn refused(command: &str, why: String) -> Error {
     Error::Hypervisor {
         command: command.into(),
         why,
-    }
-}
-
-#[async_trait]
-impl Snapshots for SimDriver {
-    async fn take(
-        &self,
-        cx: &OpCx,
-        definition: &VmDefinition,
-        snapshot: SnapshotId,
-    ) -> Result<SnapshotTaken> {
-        cx.go_on("a snapshot")?;
-        self.is_open()?;
-        let (world, id) = (self.world(), definition.id);
-        let there =
-            |disk: &mut super::guest::SimDisk| disk.snapshots.get(&snapshot).map(|found| found.content);
-        if let Some(content) = world.site().disk(&definition.root_disk, there) {
-            return Ok(SnapshotTaken::new(content, Duration::ZERO));
-        }
-        let allowed = |power| match power {
-            PowerState::Off | PowerState::Crashed(_) => Ok(false),
-            PowerState::Running | PowerState::Paused(_) => Ok(true),
-            power => Err(not_for(
-                "take a snapshot of",
-                power,
-                "off, crashed, running or paused",
-            )),
-        };
-        allowed(self.power(id))?;
-        let latency = world.latency();
-        sleep(latency.transfer).await;
-        let fails = world.fails_now(id, |fault| match fault {
-            Fault::NextSnapshotFails(why) => Some(why),
-            _ => None,
-        });
-        if let Some(why) = fails {
-            return Err(refused("snapshot", why));
-        }
-        let with_memory = allowed(self.power(id))?;
-        let mut vms = world.vms();
-        let vm = vms.get_mut(&id).filter(|_| with_memory);
-        let halts = vm.as_ref().is_some_and(|vm| vm.seen.power == PowerState::Running);
-        let memory = vm.map(|vm| {
-            if halts {
-                world.apply(id, vm, PowerEvent::Pause(PauseReason::Hypervisor));
-                world.apply(id, vm, PowerEvent::Resume);
-            }
-            vm.memory.clone()
-        });
-        let content = match memory {
-            Some(_) => SnapshotContent::DiskAndMemory,
-            None => SnapshotContent::Disk,
-        };
-        world.site().disk(&definition.root_disk, |disk| {
-            let taken = SimSnapshot {
-                content,
-                word: disk.word.clone(),
-                memory: memory.unwrap_or_default(),
-            };
-            disk.snapshots.insert(snapshot, taken);
-        });
-        let paused = if halts { latency.command } else { Duration::ZERO };
-        Ok(SnapshotTaken::new(content, paused))
-    }
-
-    async fn revert(
-        &self,
-        cx: &OpCx,
-        definition: &VmDefinition,
-        snapshot: SnapshotId,
-        nics: Vec<NicBackend>,
-    ) -> Result<Seen> {
-        cx.go_on("a revert")?;
-        self.is_open()?;
-        definition.check(nics.len())?;
-        let (world, id) = (self.world(), definition.id);
-        self.power(id).after(PowerEvent::Restore)?;
-        let find = |disk: &mut super::guest::SimDisk| disk.snapshots.get(&snapshot).cloned();
-        let found = world.site().disk(&definition.root_disk, find);
-        let found = found.ok_or(Error::NoSuchSnapshot { vm: id, snapshot })?;
-        sleep(world.latency().command).await;
-        self.power(id).after(PowerEvent::Restore)?;
-        world.end(id, PowerEvent::ForceOff);
-        world
-            .site()
-            .disk(&definition.root_disk, |disk| disk.word.clone_from(&found.word));
-        if found.content == SnapshotContent::Disk {
-            return Ok(Seen::resting(PowerState::Off));
-        }
-        self.resume(definition, nics, found.memory, PowerEvent::StartFailed)
-            .await
-    }
-
-    async fn delete(&self, cx: &OpCx, definition: &VmDefinition, snapshot: SnapshotId) -> Result<()> {
-        cx.go_on("the deletion of a snapshot")?;
-        self.is_open()?;
-        sleep(self.world().latency().command).await;
-        self.world().site().disk(&definition.root_disk, |disk| {
-            disk.snapshots.remove(&snapshot);
-        });
-        Ok(())
-    }
-
-    async fn list(&self, definition: &VmDefinition) -> Result<Vec<(SnapshotId, SnapshotContent)>> {
-        self.is_open()?;
-        Ok(self.world().site().disk(&definition.root_disk, |disk| {
-            let all = disk.snapshots.iter();
-            all.map(|(id, snapshot)| (*id, snapshot.content)).collect()
-        }))
     }
 }
 
@@ -234,7 +117,11 @@ impl SavedState for SimDriver {
     async fn save(&self, cx: &OpCx, id: VmId) -> Result<Seen> {
         cx.go_on("a save")?;
         let saving = GoesOn::begin(self, id, PowerEvent::Save, PowerEvent::SaveFailed)?;
-        sleep(self.world().latency().transfer).await;
+        let written = async {
+            sleep(self.world().latency().transfer).await;
+            Ok(())
+        };
+        cx.run("a save", written).await?;
         let fails = self.world().fails_now(id, |fault| match fault {
             Fault::NextSaveFails(why) => Some(why),
             _ => None,

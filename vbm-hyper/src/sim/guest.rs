@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::mpsc, time::sleep};
-use vbm_core::{PowerState, SnapshotContent, SnapshotId, VmId};
+use vbm_core::{Consistency, PowerState, SnapshotId, VmId, VolumeId};
 
 /// The pause between two numbers of a guest that counts.
 const COUNT_EVERY: Duration = Duration::from_millis(200);
@@ -33,14 +33,21 @@ pub(super) struct Memory {
 #[derive(Debug, Default)]
 pub(super) struct SimDisk {
     pub(super) word: String,
+    /// Its size, once it was changed.
+    pub(super) bytes: Option<u64>,
+    /// Of the VM whose root disk it is.
     pub(super) snapshots: BTreeMap<SnapshotId, SimSnapshot>,
+    /// What the disks stand on.
+    pub(super) current: Option<SnapshotId>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct SimSnapshot {
-    pub(super) content: SnapshotContent,
-    pub(super) word: String,
+    pub(super) consistency: Consistency,
+    /// Each with its word; the root disk is nobody's volume.
+    pub(super) disks: Vec<(Option<VolumeId>, PathBuf, String)>,
     pub(super) memory: Memory,
+    pub(super) parent: Option<SnapshotId>,
 }
 
 /// Somebody waits for a VM.
@@ -96,6 +103,8 @@ impl SimWorld {
             write: "write {}".into(),
             read: "read {}".into(),
             count: "count".into(),
+            write_data: "write-data {}".into(),
+            read_data: "read-data {}".into(),
         }
     }
 }
@@ -151,7 +160,12 @@ fn obey(world: &SimWorld, id: VmId, line: &str) -> String {
     let Some(vm) = vms.get_mut(&id) else {
         return String::new();
     };
-    let disk = vm.definition.root_disk.clone();
+    let root = vm.definition.root_disk.clone();
+    let data = vm.definition.disks.first().map(|disk| disk.path.clone());
+    let disk = match command {
+        "write-data" | "read-data" => data.unwrap_or_default(),
+        _ => root,
+    };
     match command {
         "echo" => word.to_owned(),
         "remember" => {
@@ -159,11 +173,11 @@ fn obey(world: &SimWorld, id: VmId, line: &str) -> String {
             format!("kept={word}")
         }
         "recall" => format!("memory={}#{word}", vm.memory.word),
-        "write" => {
+        "write" | "write-data" => {
             world.site().disk(&disk, |disk| word.clone_into(&mut disk.word));
             format!("written={word}")
         }
-        "read" => {
+        "read" | "read-data" => {
             let found = world.site().disk(&disk, |disk| disk.word.clone());
             format!("disk={found}#{word}")
         }

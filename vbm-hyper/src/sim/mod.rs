@@ -15,15 +15,17 @@
 mod consoles;
 mod facets;
 mod guest;
+mod hotplug;
 mod migration;
 mod picture;
+mod snapshots;
 mod world;
 
 pub use world::{Fault, Latency, SimWorld};
 
 use crate::{
-    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Migration, NicBackend, OpCx, Result, SavedState,
-    Seen, Snapshots, VmDefinition,
+    Adopted, Consoles, Driver, DriverEvent, Error, Facet, Hotplug, Migration, NicBackend, OpCx, Result,
+    SavedState, Seen, Snapshots, VmDefinition,
 };
 use async_trait::async_trait;
 use std::{
@@ -310,6 +312,10 @@ impl Driver for SimDriver {
     }
 
     fn migration(&self) -> Option<&dyn Migration> {
+        Some(self)
+    }
+
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
         Some(self)
     }
 

@@ -78,8 +78,14 @@ pub enum Fault {
     NextRestoreFails(String),
     /// The next time it cannot be sent away, with these words.
     NextMigrationFails(String),
+    /// The file systems of the guest cannot be frozen, for this reason.
+    CannotFreeze(String),
     /// The next time that it was sent away, its source does not hear that it has come.
     NextConfirmationIsLost,
+    /// The next time it is asked to let go of a device, the guest refuses, with these words.
+    NextUnplugRefused(String),
+    /// The guest does not answer when it is asked to let go of a device.
+    KeepsDevices,
     /// The guest ignores its power button.
     IgnoresButton,
     /// The hypervisor does not answer for it.
@@ -123,7 +129,9 @@ pub(super) struct SimVm {
     /// While it is to arrive.
     pub(super) arrival: super::migration::Arrival,
     /// Held as a hypervisor would.
-    _nics: Vec<NicBackend>,
+    pub(super) nics: Vec<NicBackend>,
+    /// Whether it has a CD drive.
+    pub(super) drive: bool,
     pub(super) silent: bool,
     /// It ended while no driver looked.
     pub(super) unseen_end: bool,
@@ -266,7 +274,12 @@ impl SimWorld {
         kind(faults.remove(at))
     }
 
-    fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
+    /// What a fault that stays says.
+    pub(super) fn lasting(&self, id: VmId, kind: impl Fn(&Fault) -> Option<String>) -> Option<String> {
+        self.faults().get(&id)?.iter().find_map(kind)
+    }
+
+    pub(super) fn has_fault(&self, id: VmId, fault: &Fault) -> bool {
         self.faults()
             .get(&id)
             .is_some_and(|faults| faults.contains(fault))
@@ -315,7 +328,8 @@ impl SimWorld {
             run,
             memory,
             arrival: super::migration::Arrival::new(),
-            _nics: nics,
+            nics,
+            drive: definition.hardware.cdrom.is_some() || vms.get(&id).is_some_and(|before| before.drive),
             silent: self.has_fault(id, &Fault::Silent),
             unseen_end: false,
             said: BytesMut::new(),

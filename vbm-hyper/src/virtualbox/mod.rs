@@ -495,6 +495,9 @@ impl Driver for VirtualBoxDriver {
         match facet {
             Facet::Consoles | Facet::HostInterfaceNics | Facet::Snapshots | Facet::SavedState => None,
             Facet::TapNics => Some("VirtualBox opens the interfaces of its NICs itself, by name".into()),
+            Facet::Hotplug => Some(
+                "VirtualBox adds no NIC to a VM that runs, and this driver gives VMs one disk and no CD drive".into(),
+            ),
             Facet::Migration => Some(
                 "VirtualBox teleports only between hosts with the same processor, from shared disks, and without snapshots on \
                  either side; this driver does not do it"

@@ -140,6 +140,8 @@ pub(super) struct SnapshotNode {
     pub(super) description: String,
     /// How many snapshots stand directly on it.
     pub(super) children: usize,
+    /// The name of the one that it stands on.
+    pub(super) parent: Option<String>,
 }
 
 /// `snapshot VM list --machinereadable`: keys are `SnapshotName`, `SnapshotName-1`, `SnapshotName-1-2`, ...
@@ -163,6 +165,10 @@ pub(super) fn snapshots(text: &str) -> Vec<SnapshotNode> {
             uuid: get("SnapshotUUID", at),
             description: get("SnapshotDescription", at),
             children: places.iter().filter(|place| is_child(at, place)).count(),
+            parent: places
+                .iter()
+                .find(|place| is_child(place, at))
+                .map(|place| get("SnapshotName", place)),
         })
         .collect()
 }

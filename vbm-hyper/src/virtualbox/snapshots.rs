@@ -12,7 +12,8 @@ use super::{
     start::{begin, check, entry, ready},
 };
 use crate::{
-    Error, NicBackend, OpCx, Result, Seen, SnapshotTaken, Snapshots, VmDefinition,
+    Error, NicBackend, OpCx, Result, Seen, SnapshotInfo, SnapshotRequest, SnapshotTaken, Snapshots,
+    VmDefinition,
     disk::vdi,
     limits::{LOG_TAIL_BYTES, VBOX_BULK_DEADLINE},
     serial::tail,
@@ -20,7 +21,9 @@ use crate::{
 use async_trait::async_trait;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
-use vbm_core::{ErrorKind, PowerEvent, PowerState, SnapshotContent, SnapshotId, VmId};
+use vbm_core::{
+    Consistency, DriverKind, ErrorKind, PowerEvent, PowerState, SnapshotContent, SnapshotId, VmId,
+};
 
 /// How much of VirtualBox's log is read for how long a guest was halted.
 const LOG_BYTES: u64 = 32 * LOG_TAIL_BYTES;
@@ -31,9 +34,10 @@ impl Snapshots for VirtualBoxDriver {
         &self,
         cx: &OpCx,
         definition: &VmDefinition,
-        snapshot: SnapshotId,
+        request: SnapshotRequest,
     ) -> Result<SnapshotTaken> {
         cx.go_on("a snapshot")?;
+        let snapshot = request.id;
         let (shared, id) = (&self.shared, definition.id);
         shared.open()?;
         let machine = match shared.machine(id) {
@@ -48,9 +52,16 @@ impl Snapshots for VirtualBoxDriver {
         };
         if let Some(there) = find(&nodes(shared, id).await?, snapshot) {
             return Ok(SnapshotTaken::new(
-                argv::content(&there.description),
+                consistency(argv::content(&there.description)),
                 Duration::ZERO,
             ));
+        }
+        if content == SnapshotContent::DiskAndMemory && !request.memory {
+            return Err(Error::Unsupported {
+                driver: DriverKind::VirtualBox,
+                what: "take a snapshot of a VM that runs without its memory".into(),
+                why: "VirtualBox keeps the memory of each VM that runs".into(),
+            });
         }
         let live = machine.power() == PowerState::Running;
         let begun = Instant::now();
@@ -80,7 +91,7 @@ impl Snapshots for VirtualBoxDriver {
             }
             _ => Duration::ZERO,
         };
-        Ok(SnapshotTaken::new(content, halted))
+        Ok(SnapshotTaken::new(consistency(content), halted))
     }
 
     async fn revert(
@@ -171,6 +182,26 @@ impl Snapshots for VirtualBoxDriver {
             .iter()
             .filter_map(|node| Some((argv::snapshot_id(&node.name)?, argv::content(&node.description))))
             .collect())
+    }
+
+    async fn tree(&self, definition: &VmDefinition) -> Result<Vec<SnapshotInfo>> {
+        self.shared.open()?;
+        let nodes = nodes(&self.shared, definition.id).await?;
+        let info = |node: &SnapshotNode| {
+            let kind = consistency(argv::content(&node.description));
+            Some(SnapshotInfo {
+                parent: node.parent.as_deref().and_then(argv::snapshot_id),
+                ..SnapshotInfo::new(argv::snapshot_id(&node.name)?, kind)
+            })
+        };
+        Ok(nodes.iter().filter_map(info).collect())
+    }
+}
+
+const fn consistency(content: SnapshotContent) -> Consistency {
+    match content {
+        SnapshotContent::DiskAndMemory => Consistency::WithMemory,
+        _ => Consistency::Clean,
     }
 }
 

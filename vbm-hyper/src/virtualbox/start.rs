@@ -14,7 +14,7 @@ use super::{
     words,
 };
 use crate::{
-    BootSource, Error, NicBackend, Result, Seen, VmDefinition,
+    BootSource, Error, Firmware, NicBackend, Result, Seen, VmDefinition,
     disk::vdi,
     limits::{COMMAND_DEADLINE, KILL_DEADLINE, LAST_WORDS_DEADLINE, VBOX_START_DEADLINE, VBOX_WATCH_SOON},
     process,
@@ -67,6 +67,23 @@ pub(super) fn check(definition: &VmDefinition, nics: Vec<NicBackend>) -> Result<
             "load a kernel itself",
             "VirtualBox boots from disks only; use an image that boots from its disk",
         ));
+    }
+    let hardware = &definition.hardware;
+    for (asked, what) in [
+        (
+            !definition.disks.is_empty(),
+            "attach disks beside the one it boots from",
+        ),
+        (hardware.firmware != Firmware::Bios, "start its firmware as UEFI"),
+        (hardware.cpu.is_some(), "choose a CPU model"),
+        (hardware.cdrom.is_some(), "put a medium into a CD drive"),
+    ] {
+        if asked {
+            return Err(unsupported(
+                what,
+                "VBM gives VMs of VirtualBox one disk, its BIOS and the host's processor so far; use the QEMU driver",
+            ));
+        }
     }
     vdi::check(&definition.root_disk)?;
     let interface = |nic| match nic {

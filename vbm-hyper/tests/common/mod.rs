@@ -10,8 +10,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vbm_core::{VmId, VolumeId};
 use vbm_hyper::{
-    AcceleratorChoice, BootSource, ContentKind, Driver, Hardware, ImageStore, Pool, QemuConfig, QemuDriver,
-    Seen, VmDefinition,
+    AcceleratorChoice, BootSource, ContentKind, DiskDefinition, Driver, Hardware, ImageStore, Pool,
+    QemuConfig, QemuDriver, Seen, VmDefinition,
     conformance::{Bench, GuestWords},
 };
 
@@ -71,6 +71,45 @@ pub(crate) struct QemuBench {
     pub(crate) pool_beside: Pool,
     image: vbm_core::Digest,
     made: Mutex<Vec<VmId>>,
+}
+
+/// A plain client of a VM's second monitor.
+pub(crate) struct QmpClient {
+    lines: std::io::BufReader<std::os::unix::net::UnixStream>,
+}
+
+impl QmpClient {
+    /// Connects; nobody else uses that monitor while the first one works.
+    pub(crate) fn connect(bench: &QemuBench, id: VmId) -> Self {
+        let socket = bench.dir.path().join("run").join(id.to_string()).join("q1");
+        let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = Self {
+            lines: std::io::BufReader::new(stream),
+        };
+        client.next();
+        client.run("qmp_capabilities", serde_json::json!({}));
+        client
+    }
+
+    fn next(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut self.lines, &mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Runs a command; events are passed over.
+    pub(crate) fn run(&mut self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        let message = serde_json::json!({ "execute": command, "arguments": arguments });
+        std::io::Write::write_all(self.lines.get_mut(), message.to_string().as_bytes()).unwrap();
+        loop {
+            let mut reply = self.next();
+            assert!(reply["error"].is_null(), "{command}: {reply}");
+            if !reply["return"].is_null() {
+                return reply["return"].take();
+            }
+        }
+    }
 }
 
 impl QemuBench {
@@ -135,6 +174,18 @@ impl QemuBench {
         }
     }
 
+    /// A data disk of so many bytes.
+    pub(crate) fn data_disk(&self, bytes: u64, read_only: bool) -> DiskDefinition {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        let path = self.dir.path().join(format!("{volume}.qcow2"));
+        make_qcow2(&path, bytes);
+        DiskDefinition {
+            volume,
+            path,
+            read_only,
+        }
+    }
+
     /// The same, booted directly.
     pub(crate) fn direct(&self) -> VmDefinition {
         let guest = guest_dir();
@@ -147,6 +198,17 @@ impl QemuBench {
             ..self.on_disk()
         }
     }
+}
+
+/// Makes an empty disk.
+pub(crate) fn make_qcow2(path: &Path, bytes: u64) {
+    let made = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(path)
+        .arg(bytes.to_string())
+        .status()
+        .unwrap();
+    assert!(made.success(), "qemu-img makes {}", path.display());
 }
 
 /// Waits for a short piece of work from a place that is not async.
@@ -172,6 +234,48 @@ impl Drop for QemuBench {
             }
         }
     }
+}
+
+/// Processes that are a VM's, by their command line.
+pub(crate) fn processes_of(id: VmId) -> Vec<u32> {
+    let id = id.to_string();
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let args: Vec<_> = args.split(|byte| *byte == 0).collect();
+        args.windows(2)
+            .any(|pair| pair[0] == b"-uuid" && pair[1] == id.as_bytes())
+    })
+    .collect()
+}
+
+/// What is left of forgotten VMs below a directory: processes, run directories, sockets that anybody listens at, files that are open here.
+pub(crate) fn leftovers(dir: &Path, ids: &[VmId]) -> Vec<String> {
+    let mut left: Vec<String> = Vec::new();
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    for id in ids {
+        left.extend(processes_of(*id).iter().map(|pid| format!("process {pid}")));
+        for run in ["run", "run-beside"].map(|run| dir.join(run).join(id.to_string())) {
+            left.extend(run.exists().then(|| run.display().to_string()));
+            let run = format!("{}/", run.display());
+            left.extend(
+                sockets
+                    .lines()
+                    .filter(|line| line.contains(&run))
+                    .map(str::to_owned),
+            );
+            let open = std::fs::read_dir("/proc/self/fd")
+                .unwrap()
+                .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+            left.extend(
+                open.filter(|file| file.starts_with(&run))
+                    .map(|file| file.display().to_string()),
+            );
+        }
+    }
+    left
 }
 
 /// Kills a process that the test has started.
@@ -242,14 +346,34 @@ impl Bench for QemuBench {
     fn words(&self) -> Result<GuestWords, String> {
         Ok(GuestWords::of_shell("/dev/vda"))
     }
+    fn data_disk(&self) -> Result<DiskDefinition, String> {
+        let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
+        let path = futures_now(self.pool.clone_image(self.image, volume, 64 << 20));
+        Ok(DiskDefinition {
+            volume,
+            path,
+            read_only: false,
+        })
+    }
     async fn open_beside(&self) -> Result<Arc<dyn Driver>, String> {
         Ok(Arc::new(QemuDriver::open(self.config_beside()).await.unwrap()))
     }
     async fn elsewhere(&self, definition: &VmDefinition) -> Result<VmDefinition, String> {
         Ok(self.elsewhere(definition).await)
     }
+    fn volume(&self) -> Result<DiskDefinition, String> {
+        Ok(self.data_disk(16 << 20, false))
+    }
+    fn medium(&self) -> Result<PathBuf, String> {
+        let medium = self.dir.path().join("install.iso");
+        std::fs::write(&medium, vec![7; 64 * 1024]).map_err(|error| error.to_string())?;
+        Ok(medium)
+    }
     async fn accident(&self, _: VmId, seen: &Seen) {
         kill_9(seen.pid.unwrap());
+    }
+    fn leftovers(&self, ids: &[VmId]) -> Vec<String> {
+        leftovers(self.dir.path(), ids)
     }
     fn patience(&self) -> Duration {
         PATIENCE

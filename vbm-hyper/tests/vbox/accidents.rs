@@ -81,7 +81,10 @@ async fn a_snapshot_that_fails_leaves_nothing_and_the_vm_runs() {
     let (driver, vm) = (bench.driver().await, bench.vm().await);
     driver.start(&OpCx::new(), &vm, vec![]).await.unwrap();
     bench.knob("snapshot-fails", "");
-    let error = driver.take(&OpCx::new(), &vm, snapshot(1)).await.unwrap_err();
+    let error = driver
+        .take(&OpCx::new(), &vm, snapshot(1).into())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("no room"), "{error}");
     assert_eq!(power(&driver, vm.id).await, PowerState::Running);
     assert_eq!(driver.list(&vm).await.unwrap(), []);
@@ -93,7 +96,10 @@ async fn a_snapshot_that_two_stand_on_is_deleted_leaf_first() {
     let bench = FakeBench::make().await;
     let (driver, vm) = (bench.driver().await, bench.vm().await);
     for (number, back) in [(1, false), (2, true), (3, false)] {
-        driver.take(&OpCx::new(), &vm, snapshot(number)).await.unwrap();
+        driver
+            .take(&OpCx::new(), &vm, snapshot(number).into())
+            .await
+            .unwrap();
         if back {
             driver
                 .revert(&OpCx::new(), &vm, snapshot(1), vec![])

@@ -122,6 +122,38 @@ pub async fn a_mode_changes_live_and_a_second_ensure_changes_nothing(
 ///
 /// # Panics
 /// When it is not so.
+pub async fn what_a_network_may_name_is_told_and_nothing_of_vbms_is(
+    backend: &dyn NetworkBackend,
+    fixture: &Fixture<'_>,
+) {
+    let wanted = fixture.network(NetworkMode::Bridged, 1);
+    let named = |uplinks: &[vbm_core::Uplink]| {
+        let mut names: Vec<String> = uplinks.iter().map(|u| u.name.to_string()).collect();
+        names.sort();
+        names
+    };
+    let before = expect(backend.uplinks().await, "uplinks");
+    let mine = before
+        .iter()
+        .find(|u| Some(&u.name) == wanted.spec.uplink.as_ref());
+    assert_eq!(mine.map(|u| u.unfit.is_none()), Some(true), "{before:?}");
+    assert!(
+        !named(&before).iter().any(|name| name == NOWHERE || name == "lo"),
+        "{before:?}"
+    );
+    // Its leg and its NIC are no way of the host's.
+    expect(backend.ensure(wanted.clone()).await, "ensure");
+    let nic = backend.open_nic(wanted.id, wanted.ports[0].id, crate::NicKind::Interface);
+    expect(nic.await, "a NIC of the host");
+    let with = expect(backend.uplinks().await, "uplinks");
+    assert_eq!(named(&with), named(&before));
+    expect(backend.remove(wanted.id).await, "remove");
+}
+
+/// See its name.
+///
+/// # Panics
+/// When it is not so.
 pub async fn an_uplink_that_is_not_there_is_refused(backend: &dyn NetworkBackend, fixture: &Fixture<'_>) {
     for mode in [NetworkMode::Routed, NetworkMode::Bridged] {
         let mut wanted = fixture.network(mode, 1);

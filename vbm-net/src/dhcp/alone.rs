@@ -6,10 +6,9 @@ use super::{
     server::{Beginning, Context, Place, Server},
     store::LeaseStore,
 };
-use crate::{NetEvent, backend::EVENTS_MAX_PENDING};
+use crate::NetEvent;
 use std::{io, sync::Arc};
 use tokio::sync::broadcast;
-use tokio_util::task::TaskTracker;
 use vbm_core::{Clock, NetworkId};
 
 /// A DHCPv4 server on one interface. Needs `CAP_NET_RAW`. Dropping it stops it.
@@ -56,34 +55,27 @@ impl DhcpServer {
         clock: Arc<dyn Clock>,
     ) -> io::Result<Self> {
         // On this thread: another one may be in another namespace.
-        let index = nix::net::if_::if_nametoindex(interface)?;
-        let socket = super::open_socket(index)?;
+        let place = Place::here(interface)?;
+        let socket = super::open_socket(place.interface)?;
         let (store, kept) = tokio::task::spawn_blocking(move || {
             let kept = store.load();
             (store, kept)
         })
         .await
         .map_err(io::Error::other)?;
-        let (events, _) = broadcast::channel(EVENTS_MAX_PENDING);
-        let context = Context {
-            network,
-            clock,
-            events: events.clone(),
-            tracker: TaskTracker::new(),
-        };
         let begin = Beginning {
             socket,
-            place: Place {
-                namespace: None,
-                interface: index,
-            },
+            place,
             config,
             leases: Leases::new(),
             store: Box::new(store),
             kept: kept?,
         };
-        let server = Server::start(begin, context)?;
-        Ok(Self { server, events })
+        let context = Context::alone(network, clock);
+        Ok(Self {
+            events: context.events.clone(),
+            server: Server::start(begin, context)?,
+        })
     }
 
     /// From the next request on, this holds. Returns whether it differs from before.

@@ -10,48 +10,28 @@ use super::{
     rate::Limiter,
     request::{self, Request},
     respond::{Arrival, Decision, Outcome, State, respond},
-    socket::FRAME_MAX_BYTES,
     store::LeaseStore,
     wire,
 };
-use crate::NetEvent;
-use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-    sync::Arc,
+pub(crate) use crate::station::{Context, Place};
+use crate::{
+    NetEvent,
+    station::{
+        Reins, Running,
+        ear::{self, Ear, Voice},
+    },
 };
+use std::{io, os::fd::OwnedFd, sync::Arc};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::{JoinError, JoinHandle},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::{Clock, Mac, NetworkId, Timestamp};
+use vbm_core::{Mac, NetworkId, Timestamp};
 
-/// The most frames that are read before others get their turn: commits, questions, the end.
-const BATCH_MAX_FRAMES: usize = 64;
 /// The most replies that wait for a commit. Who comes later is not heard, and asks again.
 const WAITING_MAX_REPLIES: usize = 4_096;
 /// The most questions that wait.
 const QUESTIONS_MAX_PENDING: usize = 16;
-
-/// What a server needs from outside.
-#[derive(Clone)]
-pub(crate) struct Context {
-    pub(crate) network: NetworkId,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) events: broadcast::Sender<NetEvent>,
-    pub(crate) tracker: TaskTracker,
-}
-
-/// What its socket is bound to. A namespace that was made anew is another, whatever its name and the number of its interface: the
-/// socket holds on to the old one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// `None`: that of who started it.
-    pub(crate) namespace: Option<(u64, u64)>,
-    pub(crate) interface: u32,
-}
 
 /// What a server begins with.
 pub(crate) struct Beginning {
@@ -68,13 +48,8 @@ pub(crate) struct Beginning {
 
 /// A running server. Dropping it stops it.
 pub(crate) struct Server {
-    place: Place,
-    config: watch::Sender<Arc<ServerConfig>>,
-    leases: watch::Receiver<Leases>,
+    running: Running<ServerConfig, Leases, Counters>,
     questions: mpsc::Sender<Question>,
-    counters: Arc<Counters>,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
 }
 
 /// What can be asked of a running server.
@@ -83,71 +58,40 @@ enum Question {
     Clients(oneshot::Sender<Vec<LeaseRecord>>),
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.cancel();
+impl std::ops::Deref for Server {
+    type Target = Running<ServerConfig, Leases, Counters>;
+    fn deref(&self) -> &Self::Target {
+        &self.running
     }
 }
 
 impl Server {
     /// Starts to serve.
     pub(crate) fn start(begin: Beginning, context: Context) -> io::Result<Self> {
-        let socket = register(begin.socket)?;
-        let config = Arc::new(begin.config);
-        let (config_out, config_seen) = watch::channel(Arc::clone(&config));
-        let (leases_out, leases) = watch::channel(begin.leases.clone());
+        let (ear, voice) = ear::open(begin.socket)?;
         let (questions, asked) = mpsc::channel(QUESTIONS_MAX_PENDING);
-        let counters = Arc::<Counters>::default();
-        let stop = CancellationToken::new();
+        let config = Arc::new(begin.config);
         let tracker = context.tracker.clone();
-        let shell = Shell {
-            socket,
-            latest: config_seen,
-            state: State {
-                leases: begin.leases,
-                resting: Default::default(),
-                book: Book::load(&config, begin.kept),
-            },
-            config,
-            leases: leases_out,
-            limiter: Limiter::default(),
-            questions: asked,
-            counters: Arc::clone(&counters),
-            store: Some(begin.store),
-            waiting: Vec::new(),
-            context,
+        let state = State {
+            leases: begin.leases.clone(),
+            resting: Default::default(),
+            book: Book::load(&config, begin.kept),
         };
-        let task = tracker.spawn(shell.run(stop.clone()));
-        Ok(Self {
-            place: begin.place,
-            config: config_out,
-            leases,
-            questions,
-            counters,
-            stop,
-            task,
-        })
-    }
-
-    /// Whether it runs, at this place.
-    pub(crate) fn serves(&self, place: Place) -> bool {
-        self.place == place && !self.task.is_finished()
-    }
-
-    /// From the next request on, this holds. Returns whether it differs from before.
-    pub(crate) fn reconfigure(&self, config: ServerConfig) -> bool {
-        self.config.send_if_modified(|old| {
-            let differs = **old != config;
-            if differs {
-                *old = Arc::new(config);
-            }
-            differs
-        })
-    }
-
-    /// What guests were told.
-    pub(crate) fn leases(&self) -> Leases {
-        self.leases.borrow().clone()
+        let running = Running::drive(begin.place, &config, &begin.leases, &tracker, |reins| {
+            let shell = Shell {
+                voice,
+                config: Arc::clone(&config),
+                state,
+                reins,
+                limiter: Limiter::default(),
+                questions: asked,
+                store: Some(begin.store),
+                waiting: Vec::new(),
+                context,
+            };
+            shell.run(ear)
+        });
+        Ok(Self { running, questions })
     }
 
     /// What clients of pools hold now, and what rests. Nothing of a server that has ended.
@@ -159,26 +103,10 @@ impl Server {
         heard.await.unwrap_or_default()
     }
 
-    /// How often what happened.
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
     /// Ends it. When this returns its socket is closed and its store is dropped.
-    pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
-        // One that panicked has ended too.
-        drop((&mut self.task).await);
+    pub(crate) async fn stop(self) {
+        self.running.stop().await;
     }
-}
-
-#[expect(
-    unsafe_code,
-    reason = "registering wants a promise that the descriptor stays open"
-)]
-pub(crate) fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open until it is dropped and always names the same descriptor; the AsyncFd owns it.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
 }
 
 /// A decision that is carried out when what it rests on is kept.
@@ -196,14 +124,12 @@ struct Commit {
 }
 
 struct Shell {
-    socket: AsyncFd<OwnedFd>,
-    latest: watch::Receiver<Arc<ServerConfig>>,
+    voice: Voice,
     config: Arc<ServerConfig>,
     state: State,
-    leases: watch::Sender<Leases>,
+    reins: Reins<ServerConfig, Leases, Counters>,
     limiter: Limiter,
     questions: mpsc::Receiver<Question>,
-    counters: Arc<Counters>,
     /// Here when no commit runs.
     store: Option<Box<dyn LeaseStore>>,
     waiting: Vec<Waiting>,
@@ -221,20 +147,19 @@ enum Woken {
 }
 
 impl Shell {
-    async fn run(mut self, stop: CancellationToken) {
-        let mut buffer = vec![0; FRAME_MAX_BYTES];
+    async fn run(mut self, mut ear: Ear) {
         let mut commit: Option<Commit> = None;
         loop {
             let woken = tokio::select! {
                 // Each is cancel safe: a frame not read stays in the socket, a question in its queue, a commit in its task.
-                () = stop.cancelled() => Woken::Stop,
+                () = self.reins.stop.cancelled() => Woken::Stop,
                 done = finished(&mut commit) => Woken::Committed(done),
                 asked = self.questions.recv() => Woken::Asked(asked),
-                ready = self.socket.readable() => Woken::Frames(ready.map(|mut r| r.retain_ready())),
+                ready = ear.ready() => Woken::Frames(ready),
             };
             let done = match woken {
                 Woken::Stop => break,
-                Woken::Frames(ready) => ready.and_then(|()| self.drain(&mut buffer)),
+                Woken::Frames(ready) => ready.and_then(|()| self.hear(&mut ear)),
                 Woken::Committed(done) => self.committed(commit.take(), done),
                 Woken::Asked(question) => {
                     self.answer(question);
@@ -256,45 +181,30 @@ impl Shell {
         }
     }
 
-    /// Reads what is there, up to a batch.
-    fn drain(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+    fn hear(&mut self, ear: &mut Ear) -> io::Result<()> {
         self.follow();
-        for _ in 0..BATCH_MAX_FRAMES {
-            let read = self.socket.try_io(Interest::READABLE, |fd| {
-                let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
-                nix::sys::socket::recv(fd.as_raw_fd(), buffer, flags).map_err(io::Error::from)
-            });
-            match read {
-                Ok(length) => self.serve(buffer.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The bridge went down and comes up again, or a guest's route vanished: go on.
-                Err(error) if error.raw_os_error() == Some(nix::libc::ENETDOWN) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        let now = self.context.clock.now();
+        ear.read(now, |frame| self.serve(frame, now))
     }
 
     /// Takes the newest configuration.
     fn follow(&mut self) {
-        if self.latest.has_changed().unwrap_or(false) {
-            self.config = Arc::clone(&self.latest.borrow_and_update());
+        if self.reins.latest.has_changed().unwrap_or(false) {
+            self.config = Arc::clone(&self.reins.latest.borrow_and_update());
             self.state.book = self.state.book.under(&self.config);
         }
     }
 
     /// One frame. Nothing in it can make this fail: what is no request is counted and passed over.
-    fn serve(&mut self, bytes: &[u8]) {
+    fn serve(&mut self, bytes: &[u8], now: Timestamp) {
         let Some(datagram) = frame::parse(bytes) else {
-            return self.counters.count(Reason::NotDatagram);
+            return self.reins.counters.count(Reason::NotDatagram);
         };
         let network = self.context.network;
-        let now = self.context.clock.now();
         let (request, decision) = match self.decide(&datagram, now) {
             Ok(decided) => decided,
             Err(why) => {
-                self.counters.count(why);
+                self.reins.counters.count(why);
                 tracing::debug!(%network, from = %datagram.source, why = why.word(), "not a DHCP request");
                 return;
             }
@@ -305,16 +215,16 @@ impl Shell {
             .as_ref()
             .and_then(|_| self.frame(&request, &decision));
         let Some(outcome) = decision.outcome else {
-            self.counters.count(decision.why);
+            self.reins.counters.count(decision.why);
             return self.send(frame.as_deref());
         };
         self.state.apply(&self.config, &outcome);
         match &outcome {
             Outcome::Client(change) if change.is_durable() => {
                 if self.waiting.len() >= WAITING_MAX_REPLIES {
-                    return self.counters.count(Reason::StoreFailed);
+                    return self.reins.counters.count(Reason::StoreFailed);
                 }
-                self.counters.count(decision.why);
+                self.reins.counters.count(decision.why);
                 self.waiting.push(Waiting {
                     record: change.record().clone(),
                     mac: request.mac,
@@ -323,7 +233,7 @@ impl Shell {
                 });
             }
             _ => {
-                self.counters.count(decision.why);
+                self.reins.counters.count(decision.why);
                 self.send(frame.as_deref());
                 self.tell(request.mac, &outcome);
             }
@@ -368,17 +278,15 @@ impl Shell {
             }
         };
         if frame.is_none() {
-            self.counters.count(Reason::NotEncoded);
+            self.reins.counters.count(Reason::NotEncoded);
         }
         frame
     }
 
     fn send(&self, frame: Option<&[u8]>) {
         let Some(frame) = frame else { return };
-        // A full queue loses the reply; the client asks again (RFC 2131 section 4.1).
-        let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
-        if let Err(error) = nix::sys::socket::send(self.socket.get_ref().as_raw_fd(), frame, flags) {
-            self.counters.count(Reason::NotSent);
+        if let Err(error) = self.voice.say(frame) {
+            self.reins.counters.count(Reason::NotSent);
             tracing::warn!(network = %self.context.network, %error, "a DHCP reply was not sent");
         }
     }
@@ -412,7 +320,7 @@ impl Shell {
             }
             Err(error) => {
                 for _ in &replies {
-                    self.counters.count(Reason::StoreFailed);
+                    self.reins.counters.count(Reason::StoreFailed);
                 }
                 tracing::error!(network = %self.context.network, %error, lost = replies.len(), "leases cannot be kept, so they are not acknowledged");
             }
@@ -434,7 +342,7 @@ impl Shell {
         let network = self.context.network;
         let event = match *outcome {
             Outcome::Leased(port, lease) => {
-                self.leases.send_modify(|leases| {
+                self.reins.leases.send_modify(|leases| {
                     leases.insert(port, lease);
                 });
                 NetEvent::PortLeased {
@@ -467,12 +375,11 @@ impl Shell {
                 None => return,
             },
         };
-        // No listener is fine: events are news, not state.
-        drop(self.context.events.send(event));
+        self.context.tell(event);
     }
 
     fn forget(&self, port: vbm_core::PortId) {
-        self.leases.send_modify(|leases| {
+        self.reins.leases.send_modify(|leases| {
             leases.remove(&port);
         });
     }

@@ -1,24 +1,28 @@
 //! Where leases of pools are kept, so that a restart forgets none that was acknowledged.
 //!
 //! ```text
-//!   "VBMDHCP1" | record | record | record ...        record: length u16 | CRC-32 of the body | body
-//!                                                    body:   address | until | 0 none, 1 MAC, 2 client id | its bytes
+//!   "VBMDHCP1" | record | record | record ... | zeroes      record: length u16 | CRC-32 of the body | body
+//!                                                           body:   address | until | 0 none, 1 MAC, 2 client id | its bytes
 //! ```
 //!
-//! The log only grows at its end, one write and one `fdatasync` for all records of a commit. A crash can leave the last commit
-//! half written: reading stops at the first record that is not whole. None of what follows was acknowledged, as its
+//! What is written stays as it is, one write and one `fdatasync` for all records of a commit. They go where zeroes were, so that the
+//! length of the file does not change with each: the disk is spared what a file system writes about that. A crash can leave the last
+//! commit half written: reading stops at the first record that is not whole. None of what follows was acknowledged, as its
 //! commit had not returned; it is put aside in a file beside, in case it was damage and not a crash. When most of the log
 //! is history it is written anew beside and renamed.
 
-use super::book::{ClientKey, LeaseRecord};
+mod record;
+
+use super::book::LeaseRecord;
+use record::{put, take};
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Write as _},
     net::Ipv4Addr,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
-use vbm_core::{Mac, Timestamp};
 
 /// Keeps leases. Called by one server at a time, on a thread where it may block.
 pub trait LeaseStore: Send + 'static {
@@ -49,12 +53,10 @@ impl LeaseStore for Forgetful {
 }
 
 const MAGIC: &[u8; 8] = b"VBMDHCP1";
-/// Length and checksum.
-const HEAD_BYTES: usize = 6;
-/// The most bytes of a body: address, end, kind, and the longest client id (several options joined, of one datagram).
-const BODY_MAX_BYTES: usize = 4_096;
 /// The log is written anew when it has this many records more than twice the addresses.
 const HISTORY_MAX_RECORDS: usize = 16_384;
+/// The file grows by so many bytes: some two thousand records.
+const GROWTH_BYTES: usize = 64 << 10;
 
 /// A log in a file.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub struct AppendLog {
     file: File,
     /// Where the last whole commit ends.
     end: u64,
+    /// The length of the file; there are zeroes from `end` on.
+    room: u64,
     records: usize,
     live: HashMap<Ipv4Addr, LeaseRecord>,
     /// Whether a commit failed half way: what stands behind `end` is taken away before the next.
@@ -99,6 +103,7 @@ impl AppendLog {
             path,
             file,
             end: 0,
+            room: 0,
             records: 0,
             live: HashMap::new(),
             torn: false,
@@ -127,11 +132,11 @@ impl AppendLog {
 
     fn begin(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(MAGIC)?;
+        self.file.write_all_at(MAGIC, 0)?;
         self.file.sync_all()?;
         (self.sync_folder)(&self.path)?;
         self.end = MAGIC.len() as u64;
+        self.room = self.end;
         Ok(())
     }
 
@@ -142,17 +147,29 @@ impl AppendLog {
             self.records += 1;
             rest = behind;
         }
-        self.set_aside_bytes = rest.len() as u64;
         self.end = (bytes.len() - rest.len()) as u64;
+        self.room = bytes.len() as u64;
+        let written = rest
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |last| last + 1);
+        let rest = rest.get(..written).unwrap_or_default();
+        self.set_aside_bytes = rest.len() as u64;
         if !rest.is_empty() {
             let mut name = self.path.clone().into_os_string();
             name.push(".torn");
             std::fs::write(&name, rest)?;
             tracing::warn!(log = %self.path.display(), bytes = rest.len(), aside = ?name, "the end of the log of leases was half written");
-            self.file.set_len(self.end)?;
+            self.cut()?;
             self.file.sync_all()?;
         }
-        self.file.seek(SeekFrom::Start(self.end))?;
+        Ok(())
+    }
+
+    /// Nothing stands behind the last whole commit.
+    fn cut(&mut self) -> io::Result<()> {
+        self.file.set_len(self.end)?;
+        self.room = self.end;
         Ok(())
     }
 
@@ -178,6 +195,7 @@ impl AppendLog {
         std::fs::rename(&beside, &self.path)?;
         self.file = file;
         self.end = bytes.len() as u64;
+        self.room = self.end;
         self.records = self.live.len();
         self.torn = false;
         self.adrift = true;
@@ -198,19 +216,26 @@ impl LeaseStore for AppendLog {
             self.compact()?;
         }
         if self.torn {
-            self.file.set_len(self.end)?;
-            self.file.seek(SeekFrom::Start(self.end))?;
+            self.cut()?;
             self.torn = false;
         }
         let mut bytes = Vec::with_capacity(records.len() * 64);
         for record in records {
             put(&mut bytes, record)?;
         }
+        let end = self.end + bytes.len() as u64;
+        let grows = end > self.room;
+        if grows {
+            bytes.resize(bytes.len() + GROWTH_BYTES, 0);
+        }
         self.torn = true;
-        self.file.write_all(&bytes)?;
+        self.file.write_all_at(&bytes, self.end)?;
         self.file.sync_data()?;
         self.torn = false;
-        self.end += bytes.len() as u64;
+        if grows {
+            self.room = self.end + bytes.len() as u64;
+        }
+        self.end = end;
         self.records += records.len();
         for record in records {
             self.live.insert(record.address, record.clone());
@@ -232,92 +257,12 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn put(bytes: &mut Vec<u8>, record: &LeaseRecord) -> io::Result<()> {
-    let mut body = record.address.octets().to_vec();
-    body.extend(record.until.micros().to_be_bytes());
-    match &record.client {
-        None => body.push(0),
-        Some(ClientKey::Mac(mac)) => {
-            body.push(1);
-            body.extend(mac.octets());
-        }
-        Some(ClientKey::Id(id)) => {
-            body.push(2);
-            body.extend(id);
-        }
-    }
-    if body.len() > BODY_MAX_BYTES {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "a client id is too long to be kept",
-        ));
-    }
-    let length = u16::try_from(body.len()).map_err(io::Error::other)?;
-    bytes.extend(length.to_be_bytes());
-    bytes.extend(crc32(&body).to_be_bytes());
-    bytes.append(&mut body);
-    Ok(())
-}
-
-/// The next record, if it is whole.
-fn take(bytes: &[u8]) -> Option<(LeaseRecord, &[u8])> {
-    let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
-    let (length, sum) = head.split_at_checked(2)?;
-    let length = usize::from(u16::from_be_bytes(length.try_into().ok()?));
-    let (body, rest) = rest.split_at_checked(length)?;
-    if crc32(body) != u32::from_be_bytes(sum.try_into().ok()?) {
-        return None;
-    }
-    let (address, body) = body.split_first_chunk::<4>()?;
-    let (until, body) = body.split_first_chunk::<8>()?;
-    let client = match body {
-        [0] => None,
-        [1, mac @ ..] => Some(ClientKey::Mac(Mac::new(mac.try_into().ok()?))),
-        [2, id @ ..] => Some(ClientKey::Id(id.into())),
-        _ => return None,
-    };
-    let record = LeaseRecord {
-        address: (*address).into(),
-        client,
-        until: Timestamp::from_micros(i64::from_be_bytes(*until)),
-    };
-    Some((record, rest))
-}
-
-/// The CRC of IEEE 802.3, by a table of bytes.
-fn crc32(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = table();
-    let step = |sum: u32, byte: &u8| {
-        let at = usize::from(sum.to_le_bytes()[0] ^ byte);
-        (sum >> 8) ^ TABLE.get(at).copied().unwrap_or(0)
-    };
-    !bytes.iter().fold(u32::MAX, step)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::indexing_slicing,
-    reason = "a table of 256, made when this is compiled"
-)]
-const fn table() -> [u32; 256] {
-    let mut table = [0; 256];
-    let mut n = 0;
-    while n < 256 {
-        let (mut sum, mut bit) = (n as u32, 0);
-        while bit < 8 {
-            sum = (sum >> 1) ^ if sum & 1 == 1 { 0xedb8_8320 } else { 0 };
-            bit += 1;
-        }
-        table[n] = sum;
-        n += 1;
-    }
-    table
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{record::HEAD_BYTES, *};
+    use crate::dhcp::book::ClientKey;
     use proptest::prelude::*;
+    use vbm_core::{Mac, Timestamp};
 
     fn record(n: u32, until: i64) -> LeaseRecord {
         LeaseRecord {
@@ -335,11 +280,6 @@ mod tests {
         let mut all = log.load().unwrap();
         all.sort_by_key(|r| r.address);
         all
-    }
-
-    #[test]
-    fn the_sum_is_the_one_that_everybody_knows() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
     #[test]
@@ -388,6 +328,25 @@ mod tests {
         assert_eq!(all[1], record(1, 77_777));
         assert_eq!(all[2], record(2, rounds - 1));
         assert!(AppendLog::open(&path).is_err(), "the new file is locked too");
+    }
+
+    #[test]
+    fn the_file_grows_seldom_and_zeroes_are_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases");
+        let mut lengths = std::collections::BTreeSet::new();
+        for round in 0..4 {
+            let mut log = AppendLog::open(&path).unwrap();
+            assert_eq!(log.set_aside_bytes(), 0);
+            assert_eq!(log.load().unwrap().len(), round * 500);
+            for n in round * 500..round * 500 + 500 {
+                log.commit(&[record(u32::try_from(n).unwrap() * 3 + 1, 7)])
+                    .unwrap();
+                lengths.insert(std::fs::metadata(&path).unwrap().len());
+            }
+        }
+        assert!(lengths.len() <= 2, "{lengths:?}");
+        assert!(!path.with_extension("torn").exists());
     }
 
     /// A folder that cannot be synced.
@@ -445,7 +404,9 @@ mod tests {
             }
             drop(log);
             let mut bytes = std::fs::read(&path).unwrap();
-            let cut = MAGIC.len() + cut % (bytes.len() - MAGIC.len());
+            // In what was written, or in the zeroes right behind it.
+            let written = usize::try_from(*ends.last().unwrap()).unwrap();
+            let cut = MAGIC.len() + cut % (written + HEAD_BYTES - MAGIC.len());
             match spoil {
                 Some(byte) if bytes[cut] != byte => bytes[cut] = byte,
                 _ => bytes.truncate(cut),

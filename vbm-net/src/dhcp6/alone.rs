@@ -6,12 +6,10 @@ use super::{
 };
 use crate::{
     NetEvent,
-    backend::EVENTS_MAX_PENDING,
-    dhcp::server::{Context, Place},
+    station::{Context, Place},
 };
 use std::{io, sync::Arc};
 use tokio::sync::broadcast;
-use tokio_util::task::TaskTracker;
 use vbm_core::{Clock, NetworkId};
 
 /// A DHCPv6 server and a router's voice on one interface. Needs `CAP_NET_RAW`. Dropping it stops it.
@@ -53,26 +51,19 @@ impl Dhcp6Server {
         config: ServerConfig,
         clock: Arc<dyn Clock>,
     ) -> io::Result<Self> {
-        let index = nix::net::if_::if_nametoindex(interface)?;
-        let socket = super::open_socket(index)?;
-        let (events, _) = broadcast::channel(EVENTS_MAX_PENDING);
-        let context = Context {
-            network,
-            clock,
-            events: events.clone(),
-            tracker: TaskTracker::new(),
-        };
+        let place = Place::here(interface)?;
+        let socket = super::open_socket(place.interface)?;
         let begin = Beginning {
             socket,
-            place: Place {
-                namespace: None,
-                interface: index,
-            },
+            place,
             config,
             leases: Leases::new(),
         };
-        let server = Server::start(begin, context)?;
-        Ok(Self { server, events })
+        let context = Context::alone(network, clock);
+        Ok(Self {
+            events: context.events.clone(),
+            server: Server::start(begin, context)?,
+        })
     }
 
     /// From the next message on, this holds. Returns whether it differs from before.

@@ -9,33 +9,20 @@ use super::{
 };
 use crate::{
     NetEvent,
-    dhcp::{
-        rate::Limiter,
-        server::{Context, Place, register},
-        socket::FRAME_MAX_BYTES,
-    },
+    dhcp::rate::Limiter,
     ra::{
         self,
         schedule::{Due, Schedule},
     },
+    station::{
+        Context, Place, Reins, Running,
+        ear::{self, Ear, Voice},
+    },
 };
-use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
-};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::watch,
-    task::JoinHandle,
-    time::Instant,
-};
-use tokio_util::sync::CancellationToken;
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use tokio::time::Instant;
 use vbm_core::{Mac, Timestamp};
 
-/// The most frames that are read before others get their turn.
-const BATCH_MAX_FRAMES: usize = 64;
 /// How long the task sleeps at most when it is no router.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -50,88 +37,36 @@ pub(crate) struct Beginning {
 }
 
 /// A running server. Dropping it stops it.
-pub(crate) struct Server {
-    place: Place,
-    config: watch::Sender<Arc<ServerConfig>>,
-    leases: watch::Receiver<Leases>,
-    counters: Arc<Counters>,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
+pub(crate) type Server = Running<ServerConfig, Leases, Counters>;
 
 impl Server {
     /// Starts to serve.
     pub(crate) fn start(begin: Beginning, context: Context) -> io::Result<Self> {
-        let socket = register(begin.socket)?;
+        let (ear, voice) = ear::open(begin.socket)?;
         let config = Arc::new(begin.config);
-        let (config_out, latest) = watch::channel(Arc::clone(&config));
-        let (leases_out, leases) = watch::channel(begin.leases.clone());
-        let counters = Arc::<Counters>::default();
-        let stop = CancellationToken::new();
         let tracker = context.tracker.clone();
-        let shell = Shell {
-            socket,
-            latest,
-            schedule: Schedule::new(seed(config.mac, context.clock.now()), Duration::ZERO),
-            config,
-            began: Instant::now(),
-            state: State {
-                leases: begin.leases,
-                ..State::default()
+        Ok(Self::drive(
+            begin.place,
+            &config,
+            &begin.leases,
+            &tracker,
+            |reins| {
+                let shell = Shell {
+                    voice,
+                    reins,
+                    schedule: Schedule::new(seed(config.mac, context.clock.now()), Duration::ZERO),
+                    config: Arc::clone(&config),
+                    began: Instant::now(),
+                    state: State {
+                        leases: begin.leases.clone(),
+                        ..State::default()
+                    },
+                    limiter: Limiter::default(),
+                    context,
+                };
+                shell.run(ear)
             },
-            leases: leases_out,
-            limiter: Limiter::default(),
-            counters: Arc::clone(&counters),
-            context,
-        };
-        let task = tracker.spawn(shell.run(stop.clone()));
-        Ok(Self {
-            place: begin.place,
-            config: config_out,
-            leases,
-            counters,
-            stop,
-            task,
-        })
-    }
-
-    /// Whether it runs, at this place.
-    pub(crate) fn serves(&self, place: Place) -> bool {
-        self.place == place && !self.task.is_finished()
-    }
-
-    /// From the next message on, this holds. Returns whether it differs from before.
-    pub(crate) fn reconfigure(&self, config: ServerConfig) -> bool {
-        self.config.send_if_modified(|old| {
-            let differs = **old != config;
-            if differs {
-                *old = Arc::new(config);
-            }
-            differs
-        })
-    }
-
-    /// What guests were told.
-    pub(crate) fn leases(&self) -> Leases {
-        self.leases.borrow().clone()
-    }
-
-    /// How often what happened.
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// Ends it. When this returns its socket is closed.
-    pub(crate) async fn stop(mut self) {
-        self.stop.cancel();
-        // One that panicked has ended too.
-        drop((&mut self.task).await);
+        ))
     }
 }
 
@@ -142,16 +77,14 @@ fn seed(mac: Mac, now: Timestamp) -> u64 {
 }
 
 struct Shell {
-    socket: AsyncFd<OwnedFd>,
-    latest: watch::Receiver<Arc<ServerConfig>>,
+    voice: Voice,
+    reins: Reins<ServerConfig, Leases, Counters>,
     config: Arc<ServerConfig>,
     schedule: Schedule,
     /// What times of the schedule are counted from.
     began: Instant,
     state: State,
-    leases: watch::Sender<Leases>,
     limiter: Limiter,
-    counters: Arc<Counters>,
     context: Context,
 }
 
@@ -164,8 +97,7 @@ enum Woken {
 }
 
 impl Shell {
-    async fn run(mut self, stop: CancellationToken) {
-        let mut buffer = vec![0; FRAME_MAX_BYTES];
+    async fn run(mut self, mut ear: Ear) {
         loop {
             let next = match self.config.router {
                 Some(_) => self.began + self.schedule.next(),
@@ -173,10 +105,10 @@ impl Shell {
             };
             let woken = tokio::select! {
                 // Each is cancel safe: a frame not read stays in the socket, a configuration in its channel, a time in the schedule.
-                () = stop.cancelled() => Woken::Stop,
-                changed = self.latest.changed() => changed.map_or(Woken::Stop, |()| Woken::Changed),
+                () = self.reins.stop.cancelled() => Woken::Stop,
+                changed = self.reins.latest.changed() => changed.map_or(Woken::Stop, |()| Woken::Changed),
                 () = tokio::time::sleep_until(next) => Woken::Due,
-                ready = self.socket.readable() => Woken::Frames(ready.map(|mut r| r.retain_ready())),
+                ready = ear.ready() => Woken::Frames(ready),
             };
             let done = match woken {
                 Woken::Stop => break,
@@ -188,7 +120,7 @@ impl Shell {
                     self.advertise();
                     Ok(())
                 }
-                Woken::Frames(ready) => ready.and_then(|()| self.drain(&mut buffer)),
+                Woken::Frames(ready) => ready.and_then(|()| self.listen(&mut ear)),
             };
             if let Err(error) = done {
                 tracing::error!(network = %self.context.network, %error, "the DHCPv6 server stops");
@@ -199,7 +131,7 @@ impl Shell {
 
     /// Takes the newest configuration. A router that has something else to say says it soon.
     fn follow(&mut self) {
-        let config = Arc::clone(&self.latest.borrow_and_update());
+        let config = Arc::clone(&self.reins.latest.borrow_and_update());
         if config.router != self.config.router {
             self.schedule.changed(self.began.elapsed());
         }
@@ -219,31 +151,16 @@ impl Shell {
         }
     }
 
-    /// Reads what is there, up to a batch.
-    fn drain(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        if self.latest.has_changed().unwrap_or(false) {
+    fn listen(&mut self, ear: &mut Ear) -> io::Result<()> {
+        if self.reins.latest.has_changed().unwrap_or(false) {
             self.follow();
         }
-        for _ in 0..BATCH_MAX_FRAMES {
-            let read = self.socket.try_io(Interest::READABLE, |fd| {
-                let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
-                nix::sys::socket::recv(fd.as_raw_fd(), buffer, flags).map_err(io::Error::from)
-            });
-            match read {
-                Ok(length) => self.hear(buffer.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The bridge went down and comes up again: go on.
-                Err(error) if error.raw_os_error() == Some(nix::libc::ENETDOWN) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        let now = self.context.clock.now();
+        ear.read(now, |frame| self.hear(frame, now))
     }
 
     /// One frame. Nothing in it can make this fail: what is for nobody here is counted and passed over.
-    fn hear(&mut self, bytes: &[u8]) {
-        let now = self.context.clock.now();
+    fn hear(&mut self, bytes: &[u8], now: Timestamp) {
         let heard = if let Some((mac, from)) = ra::solicitor(bytes) {
             self.solicited(mac, from, now)
         } else if let Some(datagram) = frame::parse(bytes) {
@@ -252,9 +169,9 @@ impl Shell {
             Err(Reason::NotForUs)
         };
         match heard {
-            Ok(why) => self.counters.count(why),
+            Ok(why) => self.reins.counters.count(why),
             Err(why) => {
-                self.counters.count(why);
+                self.reins.counters.count(why);
                 tracing::debug!(network = %self.context.network, why = why.word(), "nothing to answer");
             }
         }
@@ -306,15 +223,13 @@ impl Shell {
         let from = (self.config.mac, self.config.address);
         match frame::build(from, (reply.to_mac, reply.to), &payload) {
             Some(frame) => self.send(&frame),
-            None => self.counters.count(Reason::NotEncoded),
+            None => self.reins.counters.count(Reason::NotEncoded),
         }
     }
 
     fn send(&self, frame: &[u8]) {
-        // A full queue loses the frame; who waits for it asks again.
-        let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
-        if let Err(error) = nix::sys::socket::send(self.socket.get_ref().as_raw_fd(), frame, flags) {
-            self.counters.count(Reason::NotSent);
+        if let Err(error) = self.voice.say(frame) {
+            self.reins.counters.count(Reason::NotSent);
             tracing::warn!(network = %self.context.network, %error, "a frame of DHCPv6 or of the router was not sent");
         }
     }
@@ -345,12 +260,11 @@ impl Shell {
                 }
             }
         };
-        // No listener is fine: events are news, not state.
-        drop(self.context.events.send(event));
+        self.context.tell(event);
     }
 
     fn show(&self, outcome: &Outcome) {
-        self.leases.send_modify(|leases| match *outcome {
+        self.reins.leases.send_modify(|leases| match *outcome {
             Outcome::Leased(port, lease) => drop(leases.insert(port, lease)),
             Outcome::Released(port, _) | Outcome::Declined(port, _, _) => drop(leases.remove(&port)),
         });

@@ -10,15 +10,15 @@ use super::{
     upstream::Upstream,
     zone::Zone,
 };
-use crate::{door::Door, rate::Buckets};
+use crate::{
+    rate::Buckets,
+    service::{self, Host, Leash, Tasks, counts, lock},
+};
 use hickory_proto::op::{Message, ResponseCode};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -26,7 +26,7 @@ use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use vbm_core::NetworkId;
 
 /// What a server needs from outside.
@@ -45,13 +45,7 @@ pub(crate) struct Sockets {
 /// A running server. Dropping it stops it.
 pub(crate) struct Server {
     engine: Arc<Engine>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.engine.stop.cancel();
-    }
+    leash: Leash,
 }
 
 impl Server {
@@ -71,23 +65,21 @@ impl Server {
             upstream: context.upstream,
             udp,
             began: Instant::now(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            tasks: Tasks::default(),
         });
-        let task = context.tracker.spawn(Arc::clone(&engine).run(tcp));
-        Ok(Self { engine, task })
+        let stop = engine.tasks.stop.clone();
+        let leash = Leash::on(&context.tracker, stop, Arc::clone(&engine).run(tcp));
+        Ok(Self { engine, leash })
     }
 
     /// Whether all of it runs.
     pub(crate) fn is_running(&self) -> bool {
-        !self.task.is_finished()
+        self.leash.holds()
     }
 
     /// Stops, and waits until its sockets are closed.
-    pub(crate) async fn end(mut self) {
-        self.engine.stop.cancel();
-        // A task that panicked has ended as well.
-        drop((&mut self.task).await);
+    pub(crate) async fn end(self) {
+        self.leash.end().await;
     }
 
     /// From the next question on, this holds. Returns whether it differs from before.
@@ -111,45 +103,9 @@ impl Server {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[derive(Default)]
-struct Counts {
-    questions: AtomicU64,
-    local: AtomicU64,
-    cached: AtomicU64,
-    forwarded: AtomicU64,
-    failed: AtomicU64,
-    refused: AtomicU64,
-    malformed: AtomicU64,
-    limited: AtomicU64,
-    strangers: AtomicU64,
-    unsent: AtomicU64,
-}
-
-impl Counts {
-    fn seen(&self) -> DnsSeen {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        DnsSeen {
-            questions: get(&self.questions),
-            local: get(&self.local),
-            cached: get(&self.cached),
-            forwarded: get(&self.forwarded),
-            failed: get(&self.failed),
-            refused: get(&self.refused),
-            malformed: get(&self.malformed),
-            limited: get(&self.limited),
-            strangers: get(&self.strangers),
-            unsent: get(&self.unsent),
-        }
-    }
-}
-
-fn count(what: &AtomicU64) {
-    what.fetch_add(1, Ordering::Relaxed);
-}
+counts!(
+    DnsSeen: questions, local, cached, forwarded, failed, refused, malformed, limited, strangers, unsent
+);
 
 /// A question, and whom it was put to: an answer of servers that are no longer asked serves only those who waited for it.
 type Asking = (Key, Vec<IpAddr>);
@@ -182,18 +138,46 @@ struct Engine {
     udp: UdpSocket,
     began: Instant,
     /// All but the one that waits for them.
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    tasks: Tasks,
+}
+
+impl Host for Engine {
+    const CONNECTIONS_MAX: (usize, usize) = (CONNECTIONS_MAX, PORT_CONNECTIONS_MAX);
+
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    fn admits(&self, who: Ipv4Addr) -> bool {
+        let may = lock(&self.zone).is_asker(who);
+        if !may {
+            self.counts.strangers.add();
+        }
+        may
+    }
+
+    fn crowded(&self) {
+        self.counts.limited.add();
+    }
+
+    async fn converse(self: Arc<Self>, stream: TcpStream, from: SocketAddrV4) {
+        // How a peer ends it is its own business.
+        drop(self.questions(stream, from).await);
+    }
 }
 
 impl Engine {
     /// Serves until it is stopped or a socket fails, and ends when all its tasks have.
     async fn run(self: Arc<Self>, tcp: TcpListener) {
-        self.tasks.spawn(Arc::clone(&self).connections(tcp));
+        let engine = Arc::clone(&self);
+        self.tasks.tracker.spawn(async move {
+            if !service::receive(&engine, tcp).await {
+                tracing::error!(network = %engine.network, "DNS stops: its socket for TCP failed");
+                engine.tasks.stop.cancel();
+            }
+        });
         Arc::clone(&self).datagrams().await;
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.tasks.end().await;
     }
 
     fn now_ms(&self) -> u64 {
@@ -205,7 +189,7 @@ impl Engine {
         loop {
             let read = tokio::select! {
                 // Cancel safe: a datagram not yet read stays in the socket.
-                () = self.stop.cancelled() => return,
+                () = self.tasks.stop.cancelled() => return,
                 read = self.udp.recv_from(&mut buffer) => read,
             };
             match read {
@@ -213,7 +197,7 @@ impl Engine {
                     let bytes = buffer.get(..length).unwrap_or_default();
                     self.handle(bytes, *from.ip(), Way::Udp(from.into()));
                 }
-                Ok(_) => count(&self.counts.strangers),
+                Ok(_) => self.counts.strangers.add(),
                 // What an earlier answer met (ICMP), not a fault of the socket.
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
@@ -224,42 +208,8 @@ impl Engine {
         }
     }
 
-    async fn connections(self: Arc<Self>, listener: TcpListener) {
-        let door = Door::new(CONNECTIONS_MAX, PORT_CONNECTIONS_MAX);
-        loop {
-            let accepted = tokio::select! {
-                // Cancel safe: a connection not yet accepted stays in the queue.
-                () = self.stop.cancelled() => return,
-                accepted = door.accept(&listener) => accepted,
-            };
-            let Some((stream, from)) = accepted else {
-                tracing::error!(network = %self.network, "DNS stops: its socket for TCP failed");
-                return self.stop.cancel();
-            };
-            if !lock(&self.zone).is_asker(*from.ip()) {
-                count(&self.counts.strangers);
-                continue;
-            }
-            let Some(pass) = door.enter(*from.ip()) else {
-                count(&self.counts.limited);
-                continue;
-            };
-            let engine = Arc::clone(&self);
-            self.tasks.spawn(async move {
-                tokio::select! {
-                    // The peer sees its connection end.
-                    () = engine.stop.cancelled() => {}
-                    () = pass.yielded() => count(&engine.counts.limited),
-                    // How a peer ends it is its own business.
-                    _ended = engine.converse(stream, from) => {}
-                }
-                drop(pass);
-            });
-        }
-    }
-
     /// Questions on one connection, one after the other (RFC 7766).
-    async fn converse(self: &Arc<Self>, mut stream: TcpStream, from: SocketAddrV4) -> io::Result<()> {
+    async fn questions(self: &Arc<Self>, mut stream: TcpStream, from: SocketAddrV4) -> io::Result<()> {
         for _ in 0..CONNECTION_MAX_QUESTIONS {
             let read = async {
                 let length = stream.read_u16().await?;
@@ -287,31 +237,31 @@ impl Engine {
     fn handle(self: &Arc<Self>, bytes: &[u8], from: Ipv4Addr, way: Way) {
         let zone = Arc::clone(&lock(&self.zone));
         if !zone.is_asker(from) {
-            return count(&self.counts.strangers);
+            return self.counts.strangers.add();
         }
         if !lock(&self.state).buckets.take(from, self.now_ms()) {
-            return count(&self.counts.limited);
+            return self.counts.limited.add();
         }
         let asked = match message::read(bytes) {
             Read::Asked(asked) => asked,
             Read::Refused(answer, why) => {
-                count(&self.counts.malformed);
+                self.counts.malformed.add();
                 tracing::debug!(network = %self.network, %from, why, "a DNS message is refused");
                 return self.send(answer, way);
             }
             Read::Dropped(why) => {
-                count(&self.counts.malformed);
+                self.counts.malformed.add();
                 tracing::debug!(network = %self.network, %from, why, "a DNS message is dropped");
                 return;
             }
         };
-        count(&self.counts.questions);
+        self.counts.questions.add();
         if let Some(answer) = message::local(&zone, &asked) {
-            count(&self.counts.local);
+            self.counts.local.add();
             return self.reply(&answer, &asked, way);
         }
         if !zone.forwards || !asked.recursion {
-            count(&self.counts.refused);
+            self.counts.refused.add();
             return self.reply(&message::answer(&asked, ResponseCode::Refused), &asked, way);
         }
         self.look_outside(&zone, Waiter { asked, from, way });
@@ -323,7 +273,7 @@ impl Engine {
         let mut state = lock(&self.state);
         if let Some((said, age)) = state.cache.get(&key, self.now_ms()) {
             drop(state);
-            count(&self.counts.cached);
+            self.counts.cached.add();
             let answer = passed_on(&waiter.asked, &said, age, most(&waiter.asked, &waiter.way));
             return self.reply(&answer, &waiter.asked, waiter.way);
         }
@@ -335,13 +285,13 @@ impl Engine {
         match joined {
             Joined::Waits => {}
             Joined::Begins(ticket) => {
-                count(&self.counts.forwarded);
+                self.counts.forwarded.add();
                 self.begin(key, ticket, asked, Arc::clone(zone));
             }
             Joined::Full(waiter) => unheard.push(waiter),
         }
         for Waiter { asked, way, .. } in unheard {
-            count(&self.counts.limited);
+            self.counts.limited.add();
             self.reply(&message::answer(&asked, ResponseCode::ServFail), &asked, way);
         }
     }
@@ -349,7 +299,7 @@ impl Engine {
     fn reply(&self, answer: &Message, asked: &Asked, way: Way) {
         match message::write(answer, most(asked, &way)) {
             Some(bytes) => self.send(bytes, way),
-            None => count(&self.counts.unsent),
+            None => self.counts.unsent.add(),
         }
     }
 
@@ -358,7 +308,7 @@ impl Engine {
             // A full queue loses the answer; the client asks again.
             Way::Udp(to) => {
                 if self.udp.try_send_to(&bytes, to).is_err() {
-                    count(&self.counts.unsent);
+                    self.counts.unsent.add();
                 }
             }
             // Who hung up does not hear it.
@@ -371,9 +321,9 @@ impl Engine {
     /// Asks others in a task of its own, which ends with the server.
     fn begin(self: &Arc<Self>, key: Asking, ticket: Ticket, asked: Box<Asked>, zone: Arc<Zone>) {
         let engine = Arc::clone(self);
-        self.tasks.spawn(async move {
+        self.tasks.tracker.spawn(async move {
             let said = tokio::select! {
-                () = engine.stop.cancelled() => return,
+                () = engine.tasks.stop.cancelled() => return,
                 // Who waited has been answered.
                 () = ticket.gone.cancelled() => return,
                 said = engine.upstream.ask(&asked, &zone.upstreams) => said,
@@ -399,7 +349,7 @@ impl Engine {
             waiters
         };
         if said.is_none() {
-            count(&self.counts.failed);
+            self.counts.failed.add();
         }
         for Waiter { asked, way, .. } in waiters {
             let answer = match &said {

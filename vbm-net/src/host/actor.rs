@@ -559,7 +559,7 @@ impl Actor {
     /// changed it since it was read back last.
     async fn verify(&self, wanted: &Validated<DesiredNetwork>) -> Result<(), NetError> {
         let want = rules::Wanted::new(wanted, self.transit, &self.host, self.shared.dispatch);
-        rules::check(&self.ns, want, self.standing.as_ref()).await?;
+        rules::check(&self.ns, want, self.standing.as_ref(), &self.shared.forms).await?;
         if let Some(transit) = self.transit {
             let owner = &self.shared.owner;
             let want = host_plan::render(owner, wanted, transit, self.underlay.as_deref());

@@ -2,7 +2,8 @@
 //! over any half-made state ends in the same place.
 //!
 //! ```text
-//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> host rules -> transit -> floating IPs
+//!   record -> namespace -> bridge -> transit's choice -> guard -> sets -> rules -> settings -> transit -> floating IPs
+//!                                                     \-> host rules ------/
 //!          -> routes on the host -> leg to the LAN -> taps that must go -> limits -> vxlan -> entries for remote ports -> flows that must end -> read back
 //!          -> DHCP, DNS, metadata
 //! ```
@@ -153,8 +154,7 @@ impl<'a> Run<'a> {
         self.shared.step("bridge");
         let transit = self.choose_transit(&mut record).await?;
         self.shared.step("choice");
-        self.rules(transit, standing).await?;
-        self.shared.step("rules");
+        self.rules(transit, standing, at_host).await?;
         let mut settings = sysctl::groups();
         if self.net.spec.ipv6.is_none() {
             settings.extend(sysctl::bridge(names::BRIDGE, false));
@@ -341,20 +341,39 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Guard, sets and rules.
+    /// Guard, sets and rules. Beside them those on the host, where the network has a way out: neither needs the other, and what they let
+    /// pass comes by links that are made behind both.
     async fn rules(
         &mut self,
         transit: Option<Transit>,
         standing: &mut Option<Standing>,
+        at_host: &mut AtHost,
     ) -> Result<(), NetError> {
+        let (inside, outside) = tokio::join!(self.rules_inside(transit, standing), async {
+            match transit {
+                Some(_) => self.rules_at_host(transit, at_host).await,
+                None => Ok(Vec::new()),
+            }
+        });
+        let (inside, outside) = (inside?, outside?);
+        self.rules_changed |= !inside.changes.is_empty();
+        self.healed |= inside.healed;
+        self.changed.extend(inside.changes);
+        self.note_at_host(outside);
+        Ok(())
+    }
+
+    async fn rules_inside(
+        &self,
+        transit: Option<Transit>,
+        standing: &mut Option<Standing>,
+    ) -> Result<rules::Done, NetError> {
         let shared = self.shared;
         let host = self.uplink.map_or(&[][..], |uplink| &uplink.host);
         let want = rules::Wanted::new(self.net, transit, host, shared.dispatch);
         let done = rules::apply(&self.ns, want, standing, &shared.forms, &|step| shared.step(step)).await?;
-        self.rules_changed |= !done.changes.is_empty();
-        self.healed |= done.healed;
-        self.changed.extend(done.changes);
-        Ok(())
+        shared.step("rules");
+        Ok(done)
     }
 
     /// NICs of ports that nobody wants any more go; those that stay get what changed, or what somebody took from them. Then their

@@ -6,33 +6,46 @@
 //! is asked.
 
 use super::{
-    netlink::{HEADER_BYTES, NF_HEADER_BYTES, REQUEST, attributes_of, open, send},
+    netlink::{
+        HEADER_BYTES, NF_HEADER_BYTES, PART_MAX_BYTES, REQUEST, attribute, attributes_of, dump, open,
+        read_part, send,
+    },
     netns::NetNs,
 };
 use crate::NetError;
 use nix::sys::socket::{MsgFlags, recv};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
 };
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE` and its answer (linux/netfilter/nf_tables.h).
 const GET_RULE: u16 = 10 << 8 | 7;
 const RULE: u16 = 10 << 8 | 6;
+/// The same of a chain, with `NFTA_CHAIN_NAME`, and what tells where it is hooked in: `NFTA_CHAIN_HOOK`, `_POLICY`, `_TYPE`, `_FLAGS`.
+const GET_CHAIN: u16 = 10 << 8 | 4;
+const CHAIN_TOLD: u16 = 10 << 8 | 3;
+const CHAIN_NAME: u16 = 3;
+const HOOKED: [u16; 4] = [4, 5, 7, 10];
+/// `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`, `NFTA_LOOKUP_SET`, and how the kernel writes such a name.
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const LOOKUP_SET: u16 = 1;
+const LOOKUP: &[u8] = b"lookup\0";
+const NAMELESS: &[u8] = b"__set";
 /// The same of an element of a set or map.
 const GET_ELEMENT: u16 = 10 << 8 | 13;
 const ELEMENT: u16 = 10 << 8 | 12;
-/// `NLMSG_ERROR`, `NLMSG_DONE`, `NLM_F_DUMP` (linux/netlink.h).
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-const REQUEST_DUMP: u16 = REQUEST | 0x300;
 /// `NFPROTO_BRIDGE`.
 const BRIDGE: u8 = 7;
 /// `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`.
 const TABLE: u16 = 1;
 const CHAIN: u16 = 2;
 const EXPRESSIONS: u16 = 4;
+/// The same of a set or map itself; its name is at `NFTA_SET_NAME`.
+const GET_SET: u16 = 10 << 8 | 10;
+const SET_TOLD: u16 = 10 << 8 | 9;
 /// `NFTA_SET_ELEM_LIST_SET`, `NFTA_SET_ELEM_LIST_ELEMENTS`, `NFTA_LIST_ELEM`, `NFTA_SET_ELEM_KEY`, `NFTA_DATA_VALUE`.
 const SET: u16 = 2;
 const ELEMENTS: u16 = 3;
@@ -50,10 +63,6 @@ const JUMP: i32 = -3;
 const LINK_NAME_BYTES: usize = 16;
 /// The flag of an attribute that holds others (`NLA_F_NESTED`).
 const NESTED: u16 = 0x8000;
-/// The kernel fills parts of an answer up to this.
-const PART_MAX_BYTES: usize = 64 * 1024;
-/// The most parts of an answer: a chain of the guard is some hundred bytes.
-const PARTS_MAX: usize = 64;
 /// The most forms that are kept; beyond it all are forgotten.
 const FORMS_MAX: usize = 256;
 
@@ -64,8 +73,9 @@ pub(super) async fn chains(
     names: Vec<String>,
 ) -> Result<Option<BTreeMap<String, Vec<u8>>>, NetError> {
     ns.run(move || {
+        let kernel = open().ok()?;
         let each = names.into_iter().map(|name| {
-            let bytes = ask(table, &name)?;
+            let bytes = ask(&kernel, table, &name)?;
             Ok((name, bytes))
         });
         each.collect::<io::Result<BTreeMap<_, _>>>().ok()
@@ -80,15 +90,15 @@ pub(super) async fn lead(
     wanted: Vec<(String, String, String)>,
 ) -> Result<bool, NetError> {
     ns.run(move || {
-        wanted
-            .iter()
-            .all(|(map, link, chain)| matches!(target(table, map, link), Ok(Some(to)) if to == *chain))
+        let Ok(kernel) = open() else { return false };
+        let leads = |(map, link, chain): &(String, String, String)| matches!(target(&kernel, table, map, link), Ok(Some(to)) if to == *chain);
+        wanted.iter().all(leads)
     })
     .await
 }
 
 /// The chain that a link is led to.
-fn target(table: &str, map: &str, link: &str) -> io::Result<Option<String>> {
+fn target(kernel: &OwnedFd, table: &str, map: &str, link: &str) -> io::Result<Option<String>> {
     let mut name = link.as_bytes().to_vec();
     name.resize(LINK_NAME_BYTES, 0);
     let mut body = vec![BRIDGE, 0, 0, 0];
@@ -101,8 +111,7 @@ fn target(table: &str, map: &str, link: &str) -> io::Result<Option<String>> {
         nested = outer;
     }
     body.extend(nested);
-    let kernel = open()?;
-    send(&kernel, GET_ELEMENT, REQUEST, &body)?;
+    send(kernel, GET_ELEMENT, REQUEST, &body)?;
     let mut part = vec![0; PART_MAX_BYTES];
     let length = recv(kernel.as_raw_fd(), &mut part, MsgFlags::empty())?;
     Ok(read_target(part.get(..length).unwrap_or_default()))
@@ -125,67 +134,210 @@ fn read_target(answer: &[u8]) -> Option<String> {
     (code == JUMP).then(|| String::from_utf8_lossy(chain).into_owned())
 }
 
-fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    out.extend(u16::try_from(4 + value.len()).unwrap_or(0).to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
 /// As the kernel wants it: with a zero behind it.
 fn text(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }
 
-fn ask(table: &str, chain: &str) -> io::Result<Vec<u8>> {
+/// A table: its chains as bytes, and where its maps lead which link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Whole {
+    pub(super) chains: BTreeMap<String, Vec<u8>>,
+    pub(super) maps: BTreeMap<String, BTreeSet<(String, String)>>,
+}
+
+/// All of a bridge table. `None` where the kernel does not tell, or tells something else.
+pub(super) async fn whole(ns: &NetNs, table: &'static str) -> Result<Option<Whole>, NetError> {
+    ns.run(move || ask_whole(table).ok()).await
+}
+
+fn ask_whole(table: &str) -> io::Result<Whole> {
+    let kernel = open()?;
+    let named = |message: &[u8], kind| {
+        let name = attributes_of(message).find(|(k, _)| *k == kind).map(|(_, v)| v)?;
+        String::from_utf8(name.strip_suffix(&[0]).unwrap_or(name).to_vec()).ok()
+    };
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    let mut whole = Whole::default();
+    dump(&kernel, GET_CHAIN, &body, |kind, message| {
+        if kind == CHAIN_TOLD && named(message, TABLE).as_deref() == Some(table) {
+            let name = named(message, CHAIN_NAME).ok_or_else(broken)?;
+            whole.chains.insert(name, hook_of(message));
+        }
+        Ok(())
+    })?;
+    let mut found: BTreeMap<String, (Vec<u8>, Vec<Vec<u8>>)> = BTreeMap::new();
+    dump(&kernel, GET_RULE, &body, |kind, message| {
+        if kind == RULE && named(message, TABLE).as_deref() == Some(table) {
+            let chain = named(message, CHAIN).ok_or_else(broken)?;
+            let (rules, sets) = found.entry(chain.clone()).or_default();
+            read_rule(message, &chain, rules, sets)?;
+        }
+        Ok(())
+    })?;
+    for (name, bytes) in &mut whole.chains {
+        let (rules, sets) = found.remove(name).unwrap_or_default();
+        put(bytes, &rules);
+        for set in sets {
+            put(bytes, &ask_set(&kernel, table, &set)?);
+        }
+    }
+    let mut maps = Vec::new();
+    dump(&kernel, GET_SET, &body, |kind, message| {
+        if kind == SET_TOLD && named(message, TABLE).as_deref() == Some(table) {
+            maps.push(named(message, SET).ok_or_else(broken)?);
+        }
+        Ok(())
+    })?;
+    for map in maps
+        .into_iter()
+        .filter(|map| !map.as_bytes().starts_with(NAMELESS))
+    {
+        let jumps = ask_jumps(&kernel, table, &map)?;
+        whole.maps.insert(map, jumps);
+    }
+    if found.is_empty() {
+        Ok(whole)
+    } else {
+        Err(broken())
+    }
+}
+
+/// The elements of a map from links to chains.
+fn ask_jumps(kernel: &OwnedFd, table: &str, map: &str) -> io::Result<BTreeSet<(String, String)>> {
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    attribute(&mut body, SET, &text(map));
+    let mut jumps = BTreeSet::new();
+    dump(kernel, GET_ELEMENT, &body, |kind, message| {
+        if kind == ELEMENT {
+            let lists = attributes_of(message).filter(|(kind, _)| *kind == ELEMENTS);
+            for (_, element) in lists.flat_map(|(_, list)| attributes_of(list)) {
+                jumps.insert(read_jump(element).ok_or_else(broken)?);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(jumps)
+}
+
+/// The link and the chain of an element whose verdict is a jump.
+fn read_jump(element: &[u8]) -> Option<(String, String)> {
+    let find = |at, kind| attributes_of(at).find(|(k, _)| *k == kind).map(|(_, v)| v);
+    let link: &[u8] = find(find(element, KEY)?, VALUE)?;
+    let link = link.split(|byte| *byte == 0).next()?;
+    let verdict: &[u8] = find(find(element, DATA)?, VERDICT)?;
+    let code = i32::from_be_bytes(find(verdict, CODE)?.try_into().ok()?);
+    let chain: &[u8] = find(verdict, VERDICT_CHAIN)?;
+    let chain = chain.strip_suffix(&[0]).unwrap_or(chain);
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    (code == JUMP).then_some((text(link)?, text(chain)?))
+}
+
+/// A chain: where it is hooked in, its rules, and what is in the sets that have no name of their own.
+fn ask(kernel: &OwnedFd, table: &str, chain: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = ask_hook(kernel, table, chain)?;
     let mut body = vec![BRIDGE, 0, 0, 0];
     attribute(&mut body, TABLE, &text(table));
     attribute(&mut body, CHAIN, &text(chain));
-    let kernel = open()?;
-    send(&kernel, GET_RULE, REQUEST_DUMP, &body)?;
-    let mut rules = Vec::new();
-    let mut part = vec![0; PART_MAX_BYTES];
-    for _ in 0..PARTS_MAX {
-        let length = recv(kernel.as_raw_fd(), &mut part, MsgFlags::empty())?;
-        if read_part(part.get(..length).unwrap_or_default(), chain, &mut rules)? {
-            return Ok(rules);
+    let (mut rules, mut sets) = (Vec::new(), Vec::new());
+    dump(kernel, GET_RULE, &body, |kind, message| {
+        if kind == RULE {
+            read_rule(message, chain, &mut rules, &mut sets)?;
         }
+        Ok(())
+    })?;
+    put(&mut bytes, &rules);
+    for set in sets {
+        put(&mut bytes, &ask_set(kernel, table, &set)?);
     }
-    Err(io::Error::other("an answer without an end"))
+    Ok(bytes)
 }
 
-/// Takes the rules out of a part of an answer. Whether it is the last.
-fn read_part(mut part: &[u8], chain: &str, rules: &mut Vec<u8>) -> io::Result<bool> {
-    let broken = || io::Error::other("an answer that cannot be read");
-    while !part.is_empty() {
-        let header = part.get(..HEADER_BYTES).ok_or_else(broken)?;
-        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);
-        let kind = u16::from_ne_bytes([header[4], header[5]]);
-        let length = usize::try_from(length).map_err(|_| broken())?;
-        let message = part.get(HEADER_BYTES..length).ok_or_else(broken)?;
-        match kind {
-            DONE => return Ok(true),
-            ERROR => return Err(io::Error::other("the kernel refused it")),
-            RULE => {
-                let attributes = message.get(NF_HEADER_BYTES..).ok_or_else(broken)?;
-                let find = |kind| {
-                    attributes_of(attributes)
-                        .find(|(k, _)| *k == kind)
-                        .map(|(_, v)| v)
-                };
-                let of = find(CHAIN).ok_or_else(broken)?;
-                if of.strip_suffix(&[0]).unwrap_or(of) == chain.as_bytes() {
-                    let body = find(EXPRESSIONS).ok_or_else(broken)?;
-                    // So that one long rule is not two short ones.
-                    rules.extend(u32::try_from(body.len()).unwrap_or(0).to_ne_bytes());
-                    rules.extend(body);
-                }
-            }
-            _ => {}
+/// So that one long thing is not two short ones.
+fn put(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend(u32::try_from(bytes.len()).unwrap_or(0).to_ne_bytes());
+    out.extend(bytes);
+}
+
+fn broken() -> io::Error {
+    io::Error::other("an answer that cannot be read")
+}
+
+fn ask_hook(kernel: &OwnedFd, table: &str, chain: &str) -> io::Result<Vec<u8>> {
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    attribute(&mut body, CHAIN_NAME, &text(chain));
+    send(kernel, GET_CHAIN, REQUEST, &body)?;
+    let mut part = vec![0; PART_MAX_BYTES];
+    let length = recv(kernel.as_raw_fd(), &mut part, MsgFlags::empty())?;
+    let mut found = None;
+    read_part(part.get(..length).unwrap_or_default(), &mut |kind, message| {
+        if kind == CHAIN_TOLD {
+            found = Some(hook_of(message));
         }
-        part = part.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Ok(())
+    })?;
+    found.ok_or_else(broken)
+}
+
+/// What an answer says of where a chain is hooked in.
+fn hook_of(message: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (_, value) in attributes_of(message).filter(|(kind, _)| HOOKED.contains(kind)) {
+        put(&mut bytes, value);
     }
-    Ok(false)
+    bytes
+}
+
+/// The elements of a set, in an order of their own: the kernel's is another each time.
+fn ask_set(kernel: &OwnedFd, table: &str, set: &[u8]) -> io::Result<Vec<u8>> {
+    let mut body = vec![BRIDGE, 0, 0, 0];
+    attribute(&mut body, TABLE, &text(table));
+    attribute(&mut body, SET, set);
+    let mut elements = Vec::new();
+    dump(kernel, GET_ELEMENT, &body, |kind, message| {
+        if kind == ELEMENT {
+            let lists = attributes_of(message).filter(|(kind, _)| *kind == ELEMENTS);
+            elements.extend(
+                lists
+                    .flat_map(|(_, list)| attributes_of(list))
+                    .map(|(_, e)| e.to_vec()),
+            );
+        }
+        Ok(())
+    })?;
+    elements.sort();
+    let mut bytes = Vec::new();
+    elements.iter().for_each(|element| put(&mut bytes, element));
+    Ok(bytes)
+}
+
+/// Takes a rule out of an answer, and which sets it looks into that have no name of their own.
+fn read_rule(message: &[u8], chain: &str, rules: &mut Vec<u8>, sets: &mut Vec<Vec<u8>>) -> io::Result<()> {
+    let find = |kind| attributes_of(message).find(|(k, _)| *k == kind).map(|(_, v)| v);
+    let of = find(CHAIN).ok_or_else(broken)?;
+    if of.strip_suffix(&[0]).unwrap_or(of) != chain.as_bytes() {
+        return Ok(());
+    }
+    let body = find(EXPRESSIONS).ok_or_else(broken)?;
+    put(rules, body);
+    for (_, expression) in attributes_of(body) {
+        let part = |kind| {
+            attributes_of(expression)
+                .find(|(k, _)| *k == kind)
+                .map(|(_, v)| v)
+        };
+        if part(EXPRESSION_NAME) == Some(LOOKUP)
+            && let Some(data) = part(EXPRESSION_DATA)
+            && let Some((_, set)) = attributes_of(data).find(|(k, _)| *k == LOOKUP_SET)
+            && set.starts_with(NAMELESS)
+        {
+            sets.push(set.to_vec());
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of chains by their text, both without addresses.
@@ -329,7 +481,8 @@ mod tests {
     proptest! {
         #[test]
         fn reading_garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _read = (read_part(&bytes, "c", &mut Vec::new()), read_target(&bytes));
+            let mut read = |_: u16, message: &[u8]| read_rule(message, "c", &mut Vec::new(), &mut Vec::new());
+            let _read = (read_part(&bytes, &mut read), read_rule(&bytes, "c", &mut Vec::new(), &mut Vec::new()), read_target(&bytes), read_jump(&bytes));
         }
     }
 }

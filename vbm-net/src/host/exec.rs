@@ -214,24 +214,22 @@ pub(crate) async fn ip6tables_read(ns: &NetNs) -> Result<crate::plan::tables::Ta
     tables_read(ns, Program::Ip6tablesSave, "reading the rules of IPv6").await
 }
 
-/// Applies a script as one transaction a table, and says how the kernel holds the chains that are asked for then. The same run is asked
-/// where they are of one table: behind a `COMMIT` it reads anew.
+/// Applies a script as one transaction a table, and says how the kernel holds the chains that are asked for then. The same run is asked:
+/// behind a `COMMIT` it reads anew.
 pub(crate) async fn tables_write(
     ns: &NetNs,
     restore: Program,
     script: &str,
     asked: &crate::plan::tables::Tables,
 ) -> Result<crate::plan::tables::Tables, NetError> {
-    use crate::plan::tables::{asking, parse_asked};
+    use crate::plan::tables::{asking, parse_asked_all};
     let args = ["--noflush", "-w", LOCK_WAIT_SECONDS];
-    let doing = "writing rules";
-    if asked.len() != 1 {
-        rules_write(ns, restore, script).await?;
-        return iptables_read_some(ns, restore, asked).await;
-    }
     let both = script.to_owned() + &asking(asked);
-    let said = parse_asked(&must(ns, restore, &args, &both, doing).await?);
-    Ok(asked.keys().map(|name| (name.clone(), said.clone())).collect())
+    let said = must(ns, restore, &args, &both, "writing rules").await?;
+    match parse_asked_all(&said, asked) {
+        Some(told) => Ok(told),
+        None => iptables_read_some(ns, restore, asked).await,
+    }
 }
 
 /// Some chains, as they stand: a call for each table, whatever else stands in it.

@@ -1,6 +1,6 @@
 //! Reads and cuts flows of the kernel's table.
 
-use super::{exec, netns::NetNs};
+use super::{exec, netns::NetNs, present};
 use crate::{
     NetError,
     plan::{
@@ -35,6 +35,9 @@ pub(super) async fn answered_by(host: &NetNs, transit: Transit) -> Result<Vec<Fl
 }
 
 async fn read(ns: &NetNs, args: &[&str]) -> Result<Vec<Flow>, NetError> {
+    if !present::has_flows(ns).await? {
+        return Ok(Vec::new());
+    }
     let text = exec::must(ns, exec::Program::Conntrack, args, "", "reading flows").await?;
     Ok(flows::parse(&text))
 }

@@ -66,7 +66,7 @@ impl Look<'_> {
         self.bridge(links.as_ref(), &all, &mut lines).await?;
         let transit = self.transit(record.as_ref());
         let want = Wanted::new(self.net, transit, self.over.host(), self.shared.dispatch);
-        lines.extend(rules::foresee(links.as_ref().map(|_| &ns), want).await?);
+        lines.extend(rules::foresee(links.as_ref().map(|_| &ns), want, &self.shared.forms).await?);
         self.uplink(record.as_ref(), &all, transit, &mut lines).await?;
         self.routes(record.as_ref(), transit, &mut lines).await?;
         self.leg(&ns, links.as_ref(), &all, &mut lines).await?;

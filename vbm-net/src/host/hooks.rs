@@ -4,7 +4,11 @@ use super::{HostShared, exec, generation, netns::NetNs};
 use crate::{
     NetError,
     names::HostChain,
-    plan::{filter::Family, host as host_plan, tables::Tables},
+    plan::{
+        filter::Family,
+        host as host_plan,
+        tables::{self, Tables},
+    },
 };
 use std::sync::{Arc, PoisonError};
 use vbm_core::NetworkId;
@@ -21,13 +25,16 @@ impl Family {
         }
     }
 
-    /// Applies a script as one transaction a table.
-    pub(crate) async fn write(self, ns: &NetNs, script: &str) -> Result<(), NetError> {
-        let restore = match self {
+    const fn restore(self) -> exec::Program {
+        match self {
             Self::V4 => exec::Program::IptablesRestore,
             Self::V6 => exec::Program::Ip6tablesRestore,
-        };
-        exec::rules_write(ns, restore, script).await
+        }
+    }
+
+    /// Applies a script as one transaction a table.
+    pub(crate) async fn write(self, ns: &NetNs, script: &str) -> Result<(), NetError> {
+        exec::rules_write(ns, self.restore(), script).await
     }
 }
 
@@ -61,20 +68,28 @@ pub(crate) async fn host_rules(
         *standing = Some(known);
         return Ok(Vec::new());
     }
-    let observed = family.read(host).await?;
-    let changed = change(family, shared, network, want, &observed).await?;
-    let mut since = before;
-    if !changed.is_empty() {
-        since = generation::of(host).await?;
-        holds(&shared.owner, network, want, &family.read(host).await?)?;
-    }
+    let observed = seen(family, shared, before).await?;
+    let (changed, written) = change(family, shared, network, want, &observed).await?;
+    let now = if changed.is_empty() {
+        before
+    } else {
+        read_back(family, shared, network, want, (before, &observed), written).await?
+    };
     // Only what nobody wrote while it was read.
-    let now = generation::of(host).await?.filter(|now| Some(*now) == since);
+    let now = generation::of(host).await?.filter(|at| Some(*at) == now);
     *standing = now.map(|generation| HostStanding {
         generation,
         held: want.cloned(),
     });
     Ok(changed)
+}
+
+/// What a change wrote, and is known of it.
+struct Written {
+    /// How many transactions it was, where they are known.
+    transactions: Option<u32>,
+    /// The owner's chains, as they were told by who wrote them.
+    told: Tables,
 }
 
 /// Writes what differs from what was read.
@@ -84,29 +99,107 @@ async fn change(
     network: NetworkId,
     want: Option<&host_plan::HostRules>,
     observed: &Tables,
-) -> Result<Vec<String>, NetError> {
+) -> Result<(Vec<String>, Written), NetError> {
     let (host, owner) = (&shared.host, &shared.owner);
     let diff = host_plan::diff(owner, network, want, observed);
     let mut changed = diff.changes;
+    let mut written = Written {
+        transactions: Some(0),
+        told: Tables::new(),
+    };
     if !diff.script.is_empty() {
-        family.write(host, &diff.script).await?;
+        let commits = diff.script.lines().filter(|line| *line == "COMMIT").count();
+        written.transactions = u32::try_from(commits).ok();
+        // Where the last network goes, so do the chains: there is nothing to ask for.
+        let asked = if want.is_some() {
+            chains_of(owner, &diff.script)
+        } else {
+            Tables::new()
+        };
+        written.told = exec::tables_write(host, family.restore(), &diff.script, &asked).await?;
     }
     if want.is_some() {
         shared.step("host chains");
         let missing = host_plan::missing_hooks(owner, observed);
         if !missing.is_empty() {
             changed.extend(missing.iter().map(|c| format!("host hook in {}", c.hook())));
+            written.transactions = None;
             insert_hooks(family, host, owner, missing).await?;
         }
     }
-    Ok(changed)
+    Ok((changed, written))
+}
+
+/// The owner's chains in the tables that a script writes.
+fn chains_of(owner: &str, script: &str) -> Tables {
+    let mut tables = Tables::new();
+    for chain in HostChain::ALL {
+        if script
+            .lines()
+            .any(|line| line.strip_prefix('*') == Some(chain.table()))
+        {
+            let table = tables.entry(chain.table().to_owned()).or_default();
+            tables::chain(table, chain.name(owner), None, Vec::new());
+        }
+    }
+    tables
+}
+
+/// Fails unless what was written stands. Where nobody else wrote, all but the chains that were written is as it was read before; else
+/// all is read. Answers the generation of what was read.
+async fn read_back(
+    family: Family,
+    shared: &HostShared,
+    network: NetworkId,
+    want: Option<&host_plan::HostRules>,
+    (before, observed): (Option<u32>, &Tables),
+    written: Written,
+) -> Result<Option<u32>, NetError> {
+    let since = generation::of(&shared.host).await?;
+    let expected = before
+        .zip(written.transactions)
+        .map(|(at, more)| at.wrapping_add(more));
+    let now = match since.filter(|since| want.is_some() && expected == Some(*since)) {
+        Some(at) => {
+            let mut now = observed.clone();
+            for (table, chains) in written.told {
+                now.entry(table).or_default().extend(chains);
+            }
+            let now = Arc::new(now);
+            keep(family, shared, Some((at, Arc::clone(&now))));
+            now
+        }
+        None => seen(family, shared, since).await?,
+    };
+    holds(&shared.owner, network, want, &now)?;
+    Ok(since)
 }
 
 /// The host's rules of IPv4 and of IPv6, as they were read at a generation of its namespace.
 pub(crate) type HostSeen = [Option<(u32, Arc<Tables>)>; FAMILIES.len()];
 
-/// Fails unless the host holds these rules of a network, and the jumps to them, now. What was read since the kernel's rules
-/// changed last is not read again, whichever network asks.
+fn keep(family: Family, shared: &HostShared, what: Option<(u32, Arc<Tables>)>) {
+    let mut held = shared.host_seen.lock().unwrap_or_else(PoisonError::into_inner);
+    held[family as usize] = what;
+}
+
+/// All tables of the host. What was read since they changed last is not read again, whichever network asks.
+async fn seen(family: Family, shared: &HostShared, now: Option<u32>) -> Result<Arc<Tables>, NetError> {
+    let known = {
+        let held = shared.host_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        held[family as usize].clone().filter(|(at, _)| Some(*at) == now)
+    };
+    if let Some((_, tables)) = known {
+        return Ok(tables);
+    }
+    let tables = Arc::new(family.read(&shared.host).await?);
+    let after = generation::of(&shared.host).await?;
+    let read = after.filter(|_| after == now);
+    keep(family, shared, read.map(|at| (at, Arc::clone(&tables))));
+    Ok(tables)
+}
+
+/// Fails unless the host holds these rules of a network, and the jumps to them, now.
 pub(crate) async fn verify(
     family: Family,
     shared: &HostShared,
@@ -120,17 +213,7 @@ pub(crate) async fn verify(
     if at_host[family as usize].as_ref().is_some_and(same) {
         return Ok(());
     }
-    let held = || shared.host_seen.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = held()[family as usize].clone().filter(|(at, _)| Some(*at) == now);
-    let tables = match known {
-        Some((_, tables)) => tables,
-        None => {
-            let tables = Arc::new(family.read(&shared.host).await?);
-            let after = generation::of(&shared.host).await?;
-            held()[family as usize] = after.filter(|_| after == now).map(|at| (at, Arc::clone(&tables)));
-            tables
-        }
-    };
+    let tables = seen(family, shared, now).await?;
     holds(&shared.owner, network, Some(want), &tables)
 }
 

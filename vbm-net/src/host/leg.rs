@@ -230,6 +230,24 @@ fn vanished(name: &str) -> NetError {
     }
 }
 
+/// What is seen of an interface among all.
+pub(super) fn seen(link: &Link, all: &[Link], addresses: Vec<IpNet>, routes: Vec<IpNet>) -> Seen {
+    let part_of = link.bridge.map(|index| {
+        let name = all.iter().find(|l| l.index == index).map(|l| l.name.clone());
+        name.unwrap_or_else(|| format!("link {index}"))
+    });
+    let ours = [names::TRANSIT_PREFIX, names::LEG_PREFIX, names::INTERFACE_PREFIX];
+    let tagged = link.alias.as_deref().and_then(names::parse_alias).is_some();
+    Seen {
+        is_bridge: link.is_bridge,
+        is_loopback: link.loopback,
+        is_ours: tagged || ours.iter().any(|prefix| link.name.starts_with(prefix)),
+        part_of,
+        addresses,
+        routes,
+    }
+}
+
 impl Links {
     /// Removes a link of our name unless it bears another's tag.
     async fn delete_tagged(&self, name: &str, tag: &str) -> Result<bool, NetError> {
@@ -240,20 +258,8 @@ impl Links {
     /// What [`leg::choose`] asks of an interface.
     async fn seen_of(&self, link: &Link) -> Result<Seen, NetError> {
         let all = self.list().await?;
-        let part_of = link.bridge.map(|index| {
-            let name = all.iter().find(|l| l.index == index).map(|l| l.name.clone());
-            name.unwrap_or_else(|| format!("link {index}"))
-        });
-        let ours = [names::TRANSIT_PREFIX, names::LEG_PREFIX, names::INTERFACE_PREFIX];
-        let tagged = link.alias.as_deref().and_then(names::parse_alias).is_some();
-        Ok(Seen {
-            is_bridge: link.is_bridge,
-            is_loopback: link.loopback,
-            is_ours: tagged || ours.iter().any(|prefix| link.name.starts_with(prefix)),
-            part_of,
-            addresses: self.addresses_of(link.index).await?,
-            routes: self.routes_by(link.index).await?,
-        })
+        let addresses = self.addresses_of(link.index).await?;
+        Ok(seen(link, &all, addresses, self.routes_by(link.index).await?))
     }
 
     async fn addresses_of(&self, index: u32) -> Result<Vec<IpNet>, NetError> {

@@ -29,6 +29,7 @@ pub(crate) mod netns;
 mod nic;
 mod offload;
 mod overlay;
+mod present;
 mod probe;
 pub(crate) mod record;
 mod routed;
@@ -39,6 +40,8 @@ mod steps;
 mod sysctl;
 mod tap;
 pub(crate) mod teardown;
+mod uplinks;
+mod whole;
 
 use crate::{
     DesiredNetwork, Dispatch, NetError, NetEvent, NetworkBackend, NetworkCounters, NetworkSeen, Nic, NicKind,
@@ -58,7 +61,7 @@ use std::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use vbm_core::{Clock, NetworkId, PortId};
+use vbm_core::{Clock, NetworkId, PortId, Uplink};
 
 /// Called with the name of each step of `ensure` as it is done: for tests that crash there.
 pub type StepHook = Arc<dyn Fn(&str) + Send + Sync>;
@@ -462,6 +465,13 @@ impl NetworkBackend for HostNetwork {
             Err(error) => errors.push(error),
         }
         NetError::join(errors).map(|()| removed)
+    }
+
+    async fn uplinks(&self) -> Result<Vec<Uplink>, NetError> {
+        if self.shared.stop.is_cancelled() {
+            return Err(NetError::Stopped);
+        }
+        uplinks::list(&self.shared.host).await
     }
 
     fn events(&self) -> broadcast::Receiver<NetEvent> {

@@ -1,7 +1,11 @@
-//! Questions to nf_tables over netlink, without a program: one socket, one message, its attributes.
+//! Questions to netfilter over netlink, without a program: one socket, one message, its attributes.
+//!
+//! Whoever closes such a socket waits until the kernel has forgotten what transactions of that namespace took away: some ten
+//! milliseconds, a grace period of RCU (`nft_rcv_nl_event`, linux/net/netfilter/nf_tables_api.c). Programs wait so when they end. What only
+//! adds leaves nothing to forget.
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, setsockopt, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
     sockopt,
 };
 use std::{
@@ -11,6 +15,17 @@ use std::{
 
 /// `NLM_F_REQUEST` (linux/netlink.h).
 pub(super) const REQUEST: u16 = 1;
+/// `NLM_F_REQUEST` with `NLM_F_DUMP`: all there are.
+pub(super) const REQUEST_DUMP: u16 = REQUEST | 0x300;
+/// `NLM_F_DUMP_INTR`: it changed while it was told.
+const INTERRUPTED: u16 = 0x10;
+/// `NLMSG_ERROR`, `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// The kernel fills parts of an answer up to this.
+pub(super) const PART_MAX_BYTES: usize = 64 * 1024;
+/// The most parts of an answer: the longest that is asked for names some thousands of things.
+const PARTS_MAX: usize = 1_024;
 /// Of a netlink message's header, and of nfnetlink's behind it, in bytes.
 pub(super) const HEADER_BYTES: usize = 16;
 pub(super) const NF_HEADER_BYTES: usize = 4;
@@ -43,6 +58,58 @@ pub(super) fn send(kernel: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::
     let to_kernel = NetlinkAddr::new(0, 0);
     sendto(kernel.as_raw_fd(), &request, &to_kernel, MsgFlags::empty())?;
     Ok(())
+}
+
+/// Asks for all there are, and hands on the kind and the body of each message, behind nfnetlink's header.
+pub(super) fn dump(
+    kernel: &OwnedFd,
+    kind: u16,
+    body: &[u8],
+    mut each: impl FnMut(u16, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    send(kernel, kind, REQUEST_DUMP, body)?;
+    let mut part = vec![0; PART_MAX_BYTES];
+    for _ in 0..PARTS_MAX {
+        let length = recv(kernel.as_raw_fd(), &mut part, MsgFlags::empty())?;
+        if read_part(part.get(..length).unwrap_or_default(), &mut each)? {
+            return Ok(());
+        }
+    }
+    Err(io::Error::other("an answer without an end"))
+}
+
+/// Hands on the messages in a part of an answer. Whether it is the last part.
+pub(super) fn read_part(
+    mut part: &[u8],
+    each: &mut impl FnMut(u16, &[u8]) -> io::Result<()>,
+) -> io::Result<bool> {
+    let broken = || io::Error::other("an answer that cannot be read");
+    while !part.is_empty() {
+        let header = part.get(..HEADER_BYTES).ok_or_else(broken)?;
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]);
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let flags = u16::from_ne_bytes([header[6], header[7]]);
+        let length = usize::try_from(length).map_err(|_| broken())?;
+        let message = part.get(HEADER_BYTES..length).ok_or_else(broken)?;
+        if flags & INTERRUPTED != 0 {
+            return Err(io::Error::other("it changed while it was told"));
+        }
+        match kind {
+            DONE => return Ok(true),
+            ERROR => return Err(io::Error::other("the kernel refused it")),
+            _ => each(kind, message.get(NF_HEADER_BYTES..).ok_or_else(broken)?)?,
+        }
+        part = part.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// Puts an attribute behind what is there.
+pub(super) fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.extend(u16::try_from(4 + value.len()).unwrap_or(0).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
 }
 
 /// The attributes in a message, up to one that is none.

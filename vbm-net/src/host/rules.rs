@@ -16,7 +16,9 @@ use super::{
     blob::Forms,
     exec, generation,
     netns::NetNs,
+    present,
     steps::{Back, Steps},
+    whole,
 };
 use crate::{
     DesiredNetwork, NetError, Validated,
@@ -117,7 +119,7 @@ pub(crate) async fn apply(
         let sure = known.as_ref().is_some_and(|known| known.held != want);
         let found = match known {
             Some(known) => quick(ns, &mut want, known, forms, step).await?,
-            None => thorough(ns, &mut want, step).await?,
+            None => thorough(ns, &mut want, forms, step).await?,
         };
         done.healed |= !sure && !found.0.is_empty();
         done.changes.extend(found.0);
@@ -130,7 +132,7 @@ pub(crate) async fn apply(
         }
     }
     // Another writes all the time, or the kernel does not tell generations: what stands was read back all the same.
-    verify(ns, &want).await?;
+    verify(ns, &want, forms).await?;
     Ok(done)
 }
 
@@ -144,7 +146,7 @@ async fn quick(
 ) -> Result<(Vec<String>, Option<u32>), NetError> {
     want.settle(&known.held);
     if known.held == *want {
-        known.held.sets = exec::ipset_read(ns).await?;
+        known.held.sets = sets_now(ns).await?;
     }
     let steps = Steps::between(want, &known.held);
     let back = Back::of(want, &known.held, &steps);
@@ -153,7 +155,7 @@ async fn quick(
         back.compare(ns, &told, want, forms).await?;
     } else {
         steps.write(ns, None, step).await?;
-        verify(ns, want).await?;
+        verify(ns, want, forms).await?;
     }
     let expected = known.generation.wrapping_add(steps.transactions());
     let now = generation::of(ns).await?.filter(|now| *now == expected);
@@ -164,10 +166,11 @@ async fn quick(
 async fn thorough(
     ns: &NetNs,
     want: &mut Wanted,
+    forms: &Mutex<Forms>,
     step: &(dyn Fn(&'static str) + Sync),
 ) -> Result<(Vec<String>, Option<u32>), NetError> {
     let before = generation::of(ns).await?;
-    let have = read(ns).await?;
+    let have = read(ns, want, forms).await?;
     want.settle(&have);
     let steps = Steps::between(want, &have);
     steps.write(ns, None, step).await?;
@@ -175,27 +178,51 @@ async fn thorough(
         before
     } else {
         let since = generation::of(ns).await?;
-        verify(ns, want).await?;
+        verify(ns, want, forms).await?;
         since
     };
     let now = generation::of(ns).await?;
     Ok((steps.changes, now.filter(|_| now == since)))
 }
 
-async fn read(ns: &NetNs) -> Result<Wanted, NetError> {
+/// All that there is, at the same time. Of the guard only what is otherwise than wanted is printed.
+async fn read(ns: &NetNs, want: &Wanted, forms: &Mutex<Forms>) -> Result<Wanted, NetError> {
+    let there = present::of(ns).await?;
+    let (guard, sets, v4, v6, nft) = tokio::try_join!(
+        where_there(there.guard, whole::read(ns, &want.guard, forms)),
+        where_there(there.sets, exec::ipset_read(ns)),
+        where_there(there.v4, exec::iptables_read(ns)),
+        where_there(there.v6, exec::ip6tables_read(ns)),
+        where_there(there.nft, exec::nft_read(ns)),
+    )?;
     Ok(Wanted {
-        guard: exec::guard_read(ns).await?,
-        sets: exec::ipset_read(ns).await?,
-        v4: exec::iptables_read(ns).await?,
-        v6: exec::ip6tables_read(ns).await?,
-        nft: exec::nft_read(ns).await?,
+        guard,
+        sets,
+        v4,
+        v6,
+        nft,
     })
 }
 
+async fn where_there<T: Default>(
+    there: bool,
+    read: impl Future<Output = Result<T, NetError>>,
+) -> Result<T, NetError> {
+    if there { read.await } else { Ok(T::default()) }
+}
+
+async fn sets_now(ns: &NetNs) -> Result<Sets, NetError> {
+    where_there(present::has_sets(ns).await?, exec::ipset_read(ns)).await
+}
+
 /// What would be done; `None` where there is no namespace yet.
-pub(crate) async fn foresee(ns: Option<&NetNs>, mut want: Wanted) -> Result<Vec<String>, NetError> {
+pub(crate) async fn foresee(
+    ns: Option<&NetNs>,
+    mut want: Wanted,
+    forms: &Mutex<Forms>,
+) -> Result<Vec<String>, NetError> {
     let have = match ns {
-        Some(ns) => read(ns).await?,
+        Some(ns) => read(ns, &want, forms).await?,
         None => Wanted::default(),
     };
     want.settle(&have);
@@ -203,13 +230,18 @@ pub(crate) async fn foresee(ns: Option<&NetNs>, mut want: Wanted) -> Result<Vec<
 }
 
 /// Fails unless the kernel holds just this. Reads all of it.
-async fn verify(ns: &NetNs, want: &Wanted) -> Result<(), NetError> {
-    let steps = Steps::between(want, &read(ns).await?);
+async fn verify(ns: &NetNs, want: &Wanted, forms: &Mutex<Forms>) -> Result<(), NetError> {
+    let steps = Steps::between(want, &read(ns, want, forms).await?);
     steps.missing()
 }
 
 /// Whether the kernel holds just this: by the generation, where that tells it.
-pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standing>) -> Result<(), NetError> {
+pub(crate) async fn check(
+    ns: &NetNs,
+    mut want: Wanted,
+    standing: Option<&Standing>,
+    forms: &Mutex<Forms>,
+) -> Result<(), NetError> {
     let now = generation::of(ns).await?;
     if let Some(standing) = standing {
         want.settle(&standing.held);
@@ -217,10 +249,10 @@ pub(crate) async fn check(ns: &NetNs, mut want: Wanted, standing: Option<&Standi
     let want = &want;
     let known = standing.filter(|s| Some(s.generation) == now && s.held == *want);
     if known.is_none() {
-        return verify(ns, want).await;
+        return verify(ns, want, forms).await;
     }
     let have = Wanted {
-        sets: exec::ipset_read(ns).await?,
+        sets: sets_now(ns).await?,
         ..want.clone()
     };
     Steps::between(want, &have).missing()

@@ -1,7 +1,7 @@
 //! What lies between two states of a namespace's rules: the programs that lead from one to the other, and what of it is read back.
 //!
 //! ```text
-//!   nft -f      guard, marks, rules of nft        one transaction
+//!   nft -f      guard, marks, rules of nft        one transaction; with it the built-in chains of tables that do not stand yet
 //!   ipset       sets that come or change
 //!   iptables    chains that differ                the same run prints them as the kernel has them then
 //!   ip6tables   the same
@@ -74,7 +74,8 @@ impl Steps {
             changes.extend(told);
         }
         let sets = sets::diff(&want.sets, &have.sets);
-        let (v4, v6) = (tables::diff(&want.v4, &have.v4), tables::diff(&want.v6, &have.v6));
+        let v4 = of_family("ip", &want.v4, &have.v4, &mut guard);
+        let v6 = of_family("ip6", &want.v6, &have.v6, &mut guard);
         changes.extend(sets.changes.clone());
         changes.extend(v4.changes);
         changes.extend(v6.changes.into_iter().map(|c| format!("{c} (IPv6)")));
@@ -126,11 +127,11 @@ impl Steps {
         let nothing = Tables::new();
         let (ask4, ask6) = back.map_or((&nothing, &nothing), |back| (&back.v4, &back.v6));
         let mut told = Told::default();
-        if !self.v4.is_empty() {
+        if !self.v4.is_empty() || !ask4.is_empty() {
             let restore = exec::Program::IptablesRestore;
             told.v4 = exec::tables_write(ns, restore, &self.v4, ask4).await?;
         }
-        if !self.v6.is_empty() {
+        if !self.v6.is_empty() || !ask6.is_empty() {
             let restore = exec::Program::Ip6tablesRestore;
             told.v6 = exec::tables_write(ns, restore, &self.v6, ask6).await?;
         }
@@ -164,6 +165,17 @@ impl Steps {
             }),
         }
     }
+}
+
+/// What is left for `iptables` when nft has begun the tables that do not stand.
+fn of_family(family: &str, want: &Tables, have: &Tables, nft: &mut String) -> tables::Diff {
+    let mut diff = tables::diff(want, have);
+    let (begins, begun) = tables::beginning(family, want, have);
+    if !begins.is_empty() {
+        *nft += &begins;
+        diff.script = tables::diff(want, &begun).script;
+    }
+    diff
 }
 
 /// What iptables said of the chains it was asked for, when it had written.
@@ -264,12 +276,8 @@ impl Back {
         Ok(())
     }
 
-    /// `None` where the kernel does not tell. Base chains have a hook, which is not among their rules.
+    /// `None` where the kernel does not tell.
     async fn guard_bytes(&self, ns: &NetNs) -> Result<Option<BTreeMap<String, Vec<u8>>>, NetError> {
-        let plain = |lines: &Vec<String>| lines.first().is_some_and(|l| !nft_table::is_hook(l));
-        if !self.guard.chains.values().all(plain) {
-            return Ok(None);
-        }
         let names = self.guard.chains.keys().cloned().collect();
         blob::chains(ns, names::GUARD_TABLE, names).await
     }

@@ -1,7 +1,7 @@
 //! Removes a network by its record, from any half-made state. Goes past failures and returns them all; the record goes
 //! last, and only when nothing failed, so that what is left can be found again.
 
-use super::{exec, floating, hooks, link::Links, netns::NetNs, record::Record, routed};
+use super::{exec, floating, hooks, link::Links, netns::NetNs, present, record::Record, routed};
 use crate::{
     NetError, names,
     plan::{filter::Family, host as host_plan},
@@ -103,7 +103,8 @@ async fn on_host(record: &Record, host: &NetNs) -> Torn {
             }
         }
     }
-    if let Some(transit) = record.transit() {
+    let flows = torn.note(present::has_flows(host).await);
+    if let Some(transit) = record.transit().filter(|_| flows == Some(true)) {
         let inner = transit.inner().to_string();
         // Answers 1 when there is none, which is fine.
         torn.note(

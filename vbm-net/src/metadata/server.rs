@@ -6,21 +6,21 @@ use super::{
     http::{self, Asked, Method, Read},
     respond::{Answer, respond},
 };
-use crate::{door::Door, rate::Buckets};
+use crate::{
+    rate::Buckets,
+    service::{self, Host, Leash, Tasks, counts, lock},
+};
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::{Instant, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use vbm_core::{Clock, NetworkId};
 
 const MICROS_PER_SECOND: u64 = 1_000_000;
@@ -36,13 +36,7 @@ pub(crate) struct Context {
 /// A running server. Dropping it stops it.
 pub(crate) struct Server {
     desk: Arc<Desk>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.desk.stop.cancel();
-    }
+    leash: Leash,
 }
 
 impl Server {
@@ -59,24 +53,22 @@ impl Server {
             buckets: Mutex::new(Buckets::new(PORT_REQUESTS_PER_SECOND, PORT_REQUESTS_BURST)),
             counts: Counts::default(),
             began: Instant::now(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            tasks: Tasks::default(),
             context,
         });
-        let task = tracker.spawn(Arc::clone(&desk).run(listener));
-        Ok(Self { desk, task })
+        let stop = desk.tasks.stop.clone();
+        let leash = Leash::on(&tracker, stop, Arc::clone(&desk).run(listener));
+        Ok(Self { desk, leash })
     }
 
     /// Whether it runs.
     pub(crate) fn is_running(&self) -> bool {
-        !self.task.is_finished()
+        self.leash.holds()
     }
 
     /// Stops, and waits until its socket is closed.
-    pub(crate) async fn end(mut self) {
-        self.desk.stop.cancel();
-        // A task that panicked has ended as well.
-        drop((&mut self.task).await);
+    pub(crate) async fn end(self) {
+        self.leash.end().await;
     }
 
     /// From the next request on, this holds. Returns whether it differs from before.
@@ -92,36 +84,11 @@ impl Server {
 
     /// What it has done.
     pub(crate) fn seen(&self) -> MetadataSeen {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let counts = &self.desk.counts;
-        MetadataSeen {
-            requests: get(&counts.requests),
-            refused: get(&counts.refused),
-            malformed: get(&counts.malformed),
-            limited: get(&counts.limited),
-            strangers: get(&counts.strangers),
-            broken: get(&counts.broken),
-        }
+        self.desk.counts.seen()
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[derive(Default)]
-struct Counts {
-    requests: AtomicU64,
-    refused: AtomicU64,
-    malformed: AtomicU64,
-    limited: AtomicU64,
-    strangers: AtomicU64,
-    broken: AtomicU64,
-}
-
-fn count(what: &AtomicU64) {
-    what.fetch_add(1, Ordering::Relaxed);
-}
+counts!(MetadataSeen: requests, refused, malformed, limited, strangers, broken);
 
 struct Desk {
     config: Mutex<Arc<Config>>,
@@ -129,8 +96,7 @@ struct Desk {
     counts: Counts,
     began: Instant,
     /// One for each connection.
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    tasks: Tasks,
     context: Context,
 }
 
@@ -142,51 +108,42 @@ enum Next {
     Close,
 }
 
+impl Host for Desk {
+    const CONNECTIONS_MAX: (usize, usize) = (CONNECTIONS_MAX, PORT_CONNECTIONS_MAX);
+
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    fn admits(&self, who: Ipv4Addr) -> bool {
+        let may = lock(&self.config).is_asker(who);
+        if !may {
+            self.counts.strangers.add();
+        }
+        may
+    }
+
+    fn crowded(&self) {
+        self.counts.limited.add();
+    }
+
+    async fn converse(self: Arc<Self>, stream: TcpStream, from: SocketAddrV4) {
+        if self.requests(stream, from).await.is_err() {
+            self.counts.broken.add();
+        }
+    }
+}
+
 impl Desk {
     /// Serves until it is stopped or its socket fails, and ends when all its tasks have.
     async fn run(self: Arc<Self>, listener: TcpListener) {
-        Arc::clone(&self).accept(listener).await;
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
-    async fn accept(self: Arc<Self>, listener: TcpListener) {
-        let door = Door::new(CONNECTIONS_MAX, PORT_CONNECTIONS_MAX);
-        loop {
-            let accepted = tokio::select! {
-                // Cancel safe: a connection not yet accepted stays in the queue.
-                () = self.stop.cancelled() => return,
-                accepted = door.accept(&listener) => accepted,
-            };
-            let Some((stream, from)) = accepted else {
-                tracing::error!(network = %self.context.network, "the metadata service stops: its socket failed");
-                return;
-            };
-            if !lock(&self.config).is_asker(*from.ip()) {
-                count(&self.counts.strangers);
-                continue;
-            }
-            let Some(pass) = door.enter(*from.ip()) else {
-                count(&self.counts.limited);
-                continue;
-            };
-            let desk = Arc::clone(&self);
-            self.tasks.spawn(async move {
-                tokio::select! {
-                    // The peer sees its connection end.
-                    () = desk.stop.cancelled() => {}
-                    () = pass.yielded() => count(&desk.counts.limited),
-                    ended = desk.converse(stream, from) => if ended.is_err() {
-                        count(&desk.counts.broken);
-                    },
-                }
-                drop(pass);
-            });
+        if !service::receive(&self, listener).await {
+            tracing::error!(network = %self.context.network, "the metadata service stops: its socket failed");
         }
+        self.tasks.end().await;
     }
 
-    async fn converse(&self, mut stream: TcpStream, from: SocketAddrV4) -> io::Result<()> {
+    async fn requests(&self, mut stream: TcpStream, from: SocketAddrV4) -> io::Result<()> {
         let mut buffer = Vec::new();
         for served in 0..CONNECTION_MAX_REQUESTS {
             let idle = if served == 0 { EXCHANGE_MAX } else { IDLE_MAX };
@@ -203,7 +160,7 @@ impl Desk {
                     self.answer(&mut stream, *from.ip(), &asked, last).await?
                 }
                 Err(status) => {
-                    count(&self.counts.malformed);
+                    self.counts.malformed.add();
                     let answer = Answer::no(status, "this is no request that is served here");
                     send(&mut stream, &answer, false, false).await?;
                     Next::Close
@@ -274,14 +231,15 @@ impl Desk {
         };
         // The port left while it was connected.
         let Some(answer) = answer else {
-            count(&self.counts.strangers);
+            self.counts.strangers.add();
             return Ok(Next::Close);
         };
-        count(match answer.status {
+        let counted = match answer.status {
             429 => &self.counts.limited,
             401 | 403 => &self.counts.refused,
             _ => &self.counts.requests,
-        });
+        };
+        counted.add();
         if answer.is_token {
             stream.set_ttl(TOKEN_HOP_LIMIT)?;
         }

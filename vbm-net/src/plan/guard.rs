@@ -372,15 +372,19 @@ pub fn diff(want: &Guard, have: &Guard) -> (String, Vec<String>) {
         MAPS.iter().all(|m| g.maps.contains_key(*m)).then_some(chains)
     };
     if skeleton(want) != skeleton(have) || !want.sets.keys().eq(have.sets.keys()) {
-        return (whole(want), vec!["the guard".into()]);
+        return (whole(want, *have == Guard::default()), vec!["the guard".into()]);
     }
     changes(want, have)
 }
 
-/// The whole table, replacing what stands.
-fn whole(want: &Guard) -> String {
+/// The whole table, replacing what stands. Where nothing does, nothing is deleted: the kernel would take its time to forget it.
+fn whole(want: &Guard, fresh: bool) -> String {
     let t = names::GUARD_TABLE;
-    let mut script = format!("table bridge {t}\ndelete table bridge {t}\ntable bridge {t} {{\n");
+    let mut script = String::new();
+    if !fresh {
+        script += &format!("table bridge {t}\ndelete table bridge {t}\n");
+    }
+    script += &format!("table bridge {t} {{\n");
     let mut put = |text: std::fmt::Arguments<'_>| {
         // A String never refuses to be written to.
         let _infallible = script.write_fmt(text);
@@ -443,7 +447,10 @@ fn changes(want: &Guard, have: &Guard) -> (String, Vec<String>) {
         .filter(|(n, lines)| have.chains.get(*n) != Some(lines))
     {
         told.push(format!("guard {name}"));
-        chains += &format!("add chain bridge {t} {name}\nflush chain bridge {t} {name}\n");
+        chains += &format!("add chain bridge {t} {name}\n");
+        if have.chains.contains_key(name) {
+            chains += &format!("flush chain bridge {t} {name}\n");
+        }
         for line in lines {
             rules += &format!("add rule bridge {t} {name} {line}\n");
         }

@@ -12,7 +12,7 @@
 use crate::NetError;
 use ipnet::IpNet;
 use std::fmt;
-use vbm_core::InterfaceName;
+use vbm_core::{InterfaceName, Uplink};
 
 /// What is seen of the interface that was named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,38 +56,35 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Why, in the words of a sentence.
+    fn why(&self) -> String {
+        match self {
+            Self::Absent => "there is no such interface on this host".to_owned(),
+            Self::NotAWay => "it is the loopback or was made by VBM, and leads to no LAN".to_owned(),
+            Self::PartOf(other) => format!("it is a part of {other}, which hears all that comes by it"),
+            Self::HasAddress(address) => {
+                format!("the host has the address {address} there, and would no longer be reached by it")
+            }
+            Self::HasRoute(to) if to.prefix_len() == 0 => {
+                "the host's default route leads there, and the host would be cut off".to_owned()
+            }
+            Self::HasRoute(to) => format!("the host's route to {to} leads there, and would end"),
+        }
+    }
+
     /// As it is told.
     pub fn told(&self, uplink: &InterfaceName) -> NetError {
         let what = format!("no network can go by {uplink} on this host");
         let bridge = format!(
             "make a bridge of the host with {uplink} and its addresses in it, and name that bridge; or name an interface that the host does not use"
         );
-        let (why, fix) = match self {
-            Self::Absent => (
-                "there is no such interface on this host".to_owned(),
-                "make it, or name one that `ip link` shows".to_owned(),
-            ),
-            Self::NotAWay => (
-                "it is the loopback or was made by VBM, and leads to no LAN".to_owned(),
-                "name a bridge of the host, or an interface that leads to the LAN".to_owned(),
-            ),
-            Self::PartOf(other) => (
-                format!("it is a part of {other}, which hears all that comes by it"),
-                format!("name {other}"),
-            ),
-            Self::HasAddress(address) => (
-                format!("the host has the address {address} there, and would no longer be reached by it"),
-                bridge,
-            ),
-            Self::HasRoute(to) if to.prefix_len() == 0 => (
-                "the host's default route leads there, and the host would be cut off".to_owned(),
-                bridge,
-            ),
-            Self::HasRoute(to) => (
-                format!("the host's route to {to} leads there, and would end"),
-                bridge,
-            ),
+        let fix = match self {
+            Self::Absent => "make it, or name one that `ip link` shows".to_owned(),
+            Self::NotAWay => "name a bridge of the host, or an interface that leads to the LAN".to_owned(),
+            Self::PartOf(other) => format!("name {other}"),
+            Self::HasAddress(_) | Self::HasRoute(_) => bridge,
         };
+        let why = self.why();
         NetError::Conflict { what, why, fix }
     }
 }
@@ -126,6 +123,21 @@ pub fn choose(seen: Option<&Seen>, stands: bool) -> Result<Join, Refusal> {
         Some(to) => Err(Refusal::HasRoute(*to)),
         None => Ok(Join::Passthru),
     }
+}
+
+/// The interfaces that a network may name, each with what keeps a bridged one from it.
+pub(crate) fn offered(all: impl Iterator<Item = (String, Seen)>) -> Vec<Uplink> {
+    let uplink = |(name, seen): (String, Seen)| {
+        let unfit = match choose(Some(&seen), false) {
+            Ok(_) => None,
+            Err(Refusal::Absent | Refusal::NotAWay) => return None,
+            Err(refusal) => Some(refusal.why()),
+        };
+        // One that cannot be named is no use to anybody.
+        let name = name.parse().ok()?;
+        Some(Uplink { name, unfit })
+    };
+    all.filter_map(uplink).collect()
 }
 
 #[cfg(test)]
@@ -193,5 +205,52 @@ mod tests {
         }
         let told = vbm_core::Error::from(choose(Some(&part), false).unwrap_err().told(&uplink));
         assert_eq!(told.fix(), "name bond0");
+    }
+
+    #[test]
+    fn what_a_network_may_name_is_told_with_what_keeps_a_bridged_one_from_it() {
+        let used = Seen {
+            addresses: vec!["192.0.2.1/24".parse().unwrap()],
+            ..plain()
+        };
+        let part = Seen {
+            part_of: Some("br-lan".into()),
+            ..plain()
+        };
+        let bridge = Seen {
+            is_bridge: true,
+            ..used.clone()
+        };
+        let ours = Seen {
+            is_ours: true,
+            ..plain()
+        };
+        let loopback = Seen {
+            is_loopback: true,
+            ..plain()
+        };
+        let all = [
+            ("lo", loopback),
+            ("eth0", used),
+            ("eth1", part),
+            ("eth2", plain()),
+            ("br-lan", bridge),
+            ("vbu0000000a", ours),
+            ("eth+", plain()),
+        ];
+        let offered = offered(all.into_iter().map(|(name, seen)| (name.to_owned(), seen)));
+        let told: Vec<(&str, bool)> = offered
+            .iter()
+            .map(|uplink| (uplink.name.as_str(), uplink.unfit.is_none()))
+            .collect();
+        assert_eq!(
+            told,
+            [("eth0", false), ("eth1", false), ("eth2", true), ("br-lan", true)]
+        );
+        let why = |at: usize| offered[at].unfit.clone().unwrap();
+        assert!(
+            why(0).contains("192.0.2.1/24") && why(1).contains("br-lan"),
+            "{offered:?}"
+        );
     }
 }

@@ -90,12 +90,23 @@ pub fn diff(desired: &Tables, observed: &Tables) -> Diff {
 fn diff_table(table: &str, want: &Table, have: &Table, changes: &mut Vec<String>) -> String {
     let (mut headers, mut rules, mut gone) = (String::new(), String::new(), String::new());
     for (name, chain) in want {
-        if have.get(name) == Some(chain) {
+        let stands = have.get(name);
+        if stands == Some(chain) {
             continue;
         }
         changes.push(format!("rules of {table} {name}"));
-        headers += &format!(":{name} {} [0:0]\n", chain.policy.as_deref().unwrap_or("-"));
+        let header = format!(":{name} {} [0:0]\n", chain.policy.as_deref().unwrap_or("-"));
+        let added = stands.and_then(|stands| added(name, &stands.rules, &chain.rules));
         // A user chain named in a header is flushed; a built-in one is not.
+        if stands.is_none_or(|stands| stands.policy != chain.policy)
+            || chain.policy.is_none() && added.is_none()
+        {
+            headers += &header;
+        }
+        if let Some(added) = added {
+            rules += &added;
+            continue;
+        }
         if chain.policy.is_some() {
             rules += &format!("-F {name}\n");
         }
@@ -111,6 +122,63 @@ fn diff_table(table: &str, want: &Table, have: &Table, changes: &mut Vec<String>
         }
     }
     headers + &rules + &gone
+}
+
+/// The lines that put in what is missing, each in its place, where nothing that stands has to go. The kernel has nothing to forget then,
+/// for which it takes some ten milliseconds each time.
+fn added(name: &str, stands: &[String], want: &[String]) -> Option<String> {
+    let mut lines = String::new();
+    let mut rest = stands.iter().peekable();
+    for (place, rule) in want.iter().enumerate() {
+        if rest.next_if_eq(&rule).is_some() {
+            continue;
+        }
+        match rest.peek() {
+            Some(_) => lines += &format!("-I {name} {} {rule}\n", place + 1),
+            None => lines += &format!("-A {name} {rule}\n"),
+        }
+    }
+    rest.next().is_none().then_some(lines)
+}
+
+/// The built-in chains of tables that do not stand at all, for `nft`: with their policies from the beginning. `iptables` makes them with
+/// another and changes it, and the kernel takes some ten milliseconds to forget what was.
+pub fn beginning(family: &str, want: &Tables, have: &Tables) -> (String, Tables) {
+    let (mut script, mut begun) = (String::new(), have.clone());
+    for (name, table) in want.iter().filter(|(name, _)| !have.contains_key(*name)) {
+        let chains: Option<Vec<String>> = table
+            .iter()
+            .filter_map(|(chain, c)| Some((chain, c.policy.as_deref()?)))
+            .map(|(chain, policy)| {
+                let hook = hook(name, chain)?;
+                let policy = policy.to_lowercase();
+                Some(format!("chain {chain} {{ type {hook}; policy {policy}; }}\n"))
+            })
+            .collect();
+        let Some(chains) = chains else { continue };
+        script += &format!("table {family} {name} {{\n{}}}\n", chains.concat());
+        let empty = |(chain, c): (&String, &Chain)| {
+            let policy = Some(c.policy.clone()?);
+            let rules = Vec::new();
+            Some((chain.clone(), Chain { policy, rules }))
+        };
+        begun.insert(name.clone(), table.iter().filter_map(empty).collect());
+    }
+    (script, begun)
+}
+
+/// Where `iptables` hooks a built-in chain in, of the tables that are begun here.
+fn hook(table: &str, chain: &str) -> Option<&'static str> {
+    Some(match (table, chain) {
+        ("filter", "INPUT") => "filter hook input priority 0",
+        ("filter", "FORWARD") => "filter hook forward priority 0",
+        ("filter", "OUTPUT") => "filter hook output priority 0",
+        ("nat", "PREROUTING") => "nat hook prerouting priority -100",
+        ("nat", "INPUT") => "nat hook input priority 100",
+        ("nat", "OUTPUT") => "nat hook output priority -100",
+        ("nat", "POSTROUTING") => "nat hook postrouting priority 100",
+        _ => return None,
+    })
 }
 
 /// The chains that a change wrote: those of `want` that differ from `have`.
@@ -139,6 +207,32 @@ pub fn asking(chains: &Tables) -> String {
         script += &format!("*{table}\n{all}COMMIT\n");
     }
     script
+}
+
+/// Reads the answer to [`asking`]; `None` where it is not one, chain after chain.
+pub fn parse_asked_all(text: &str, asked: &Tables) -> Option<Tables> {
+    let mut chains = asked
+        .iter()
+        .flat_map(|(table, chains)| chains.keys().map(move |chain| (table, chain)));
+    let mut parts: BTreeMap<&String, String> = BTreeMap::new();
+    let mut inside = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(header) = line.strip_prefix("-N ").or_else(|| line.strip_prefix("-P ")) {
+            let (table, chain) = chains.next()?;
+            if header.split(' ').next() != Some(chain) {
+                return None;
+            }
+            inside = Some(table);
+        }
+        let part = parts.entry(inside?).or_default();
+        *part += line;
+        part.push('\n');
+    }
+    let told = |(table, part): (&String, String)| (table.clone(), parse_asked(&part));
+    chains
+        .next()
+        .is_none()
+        .then(|| parts.into_iter().map(told).collect())
 }
 
 /// Reads the answer to [`asking`] for one table.
@@ -227,6 +321,58 @@ mod tests {
     }
 
     #[test]
+    fn what_only_comes_is_put_in_its_place_and_nothing_else_is_touched() {
+        let have = tables(
+            "*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A A -s 1.0.0.1/32\n-A A -s 1.0.0.3/32\nCOMMIT\n",
+        );
+        let want = tables(
+            "*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n:B - [0:0]\n-A INPUT -j A\n-A A -s 1.0.0.0/32\n-A A -s 1.0.0.1/32\n-A A -s 1.0.0.2/32\n-A A -s 1.0.0.3/32\n-A A -j B\nCOMMIT\n",
+        );
+        assert_eq!(
+            diff(&want, &have).script,
+            "*filter\n:B - [0:0]\n-I A 1 -s 1.0.0.0/32\n-I A 3 -s 1.0.0.2/32\n-A A -j B\n-A INPUT -j A\nCOMMIT\n"
+        );
+        let script = diff(&have, &want).script;
+        assert!(
+            script.contains(":A - [0:0]") && script.contains("-F INPUT"),
+            "{script}"
+        );
+    }
+
+    #[test]
+    fn tables_that_do_not_stand_begin_with_the_policies_they_keep() {
+        let want = tables(
+            "*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A INPUT -j A\nCOMMIT\n*nat\n:INPUT ACCEPT [0:0]\nCOMMIT\n*mangle\n:INPUT ACCEPT [0:0]\nCOMMIT\n",
+        );
+        let (script, begun) = beginning("ip", &want, &Tables::new());
+        assert_eq!(
+            script,
+            "table ip filter {\nchain INPUT { type filter hook input priority 0; policy drop; }\n}\n\
+             table ip nat {\nchain INPUT { type nat hook input priority 100; policy accept; }\n}\n"
+        );
+        assert_eq!(
+            diff(&want, &begun).script,
+            "*filter\n:A - [0:0]\n-A INPUT -j A\nCOMMIT\n*mangle\n:INPUT ACCEPT [0:0]\n-F INPUT\nCOMMIT\n"
+        );
+        assert_eq!(beginning("ip", &want, &want), (String::new(), want.clone()));
+    }
+
+    #[test]
+    fn chains_of_one_name_in_two_tables_are_told_apart() {
+        let asked = tables(
+            "*filter\n:A - [0:0]\n:INPUT DROP [0:0]\nCOMMIT\n*nat\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n",
+        );
+        let said = "-N A\n-P INPUT DROP\n-P INPUT ACCEPT\n-A INPUT -j DROP\n";
+        assert_eq!(parse_asked_all(said, &asked), Some(asked.clone()));
+        assert_eq!(parse_asked_all("-N A\n-P INPUT DROP\n", &asked), None);
+        assert_eq!(
+            parse_asked_all("-P INPUT DROP\n-N A\n-P INPUT ACCEPT\n", &asked),
+            None
+        );
+        assert_eq!(parse_asked_all("", &Tables::new()), Some(Tables::new()));
+    }
+
+    #[test]
     fn what_a_change_wrote_is_asked_for_and_compared() {
         let have = tables("*filter\n:INPUT DROP [0:0]\n:A - [0:0]\n-A A -j DROP\nCOMMIT\n");
         let want = tables(
@@ -244,6 +390,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_garbage_never_panics(text in "[*:A-Z \\n\"-]{0,200}") { parse(&text); }
+        fn reading_garbage_never_panics(text in "[*:A-Z \\n\"-]{0,200}") {
+            let _parsed = (parse(&text), parse_asked_all(&text, &tables("*filter\n:A - [0:0]\nCOMMIT\n")));
+        }
+
+        /// As `iptables-restore` runs them.
+        #[test]
+        fn what_is_added_makes_what_is_wanted(want in prop::collection::vec("[ab]", 0..8), keep in prop::collection::vec(any::<bool>(), 8)) {
+            let mut stands: Vec<String> = want.iter().zip(&keep).filter(|(_, k)| **k).map(|(r, _)| r.clone()).collect();
+            for line in added("A", &stands, &want).unwrap().lines() {
+                let words: Vec<&str> = line.split(' ').collect();
+                match words[..] {
+                    ["-A", "A", rule] => stands.push(rule.into()),
+                    ["-I", "A", place, rule] => stands.insert(place.parse::<usize>().unwrap() - 1, rule.into()),
+                    _ => panic!("{line}"),
+                }
+            }
+            prop_assert_eq!(stands, want);
+        }
     }
 }

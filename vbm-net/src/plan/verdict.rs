@@ -17,24 +17,24 @@
 //! (ids are ordered by time). Where the tree of iptables has `-j VBM-FROM`, this has `jump`, and so on: see [`super::inside`] for what each
 //! rule is there for.
 
+mod counting;
+mod rule;
+
+pub(crate) use counting::{by_rule, counted};
+
 use super::{
     Transit,
     dispatch::Nft,
-    filter::Family,
     guard, inside,
     nft_table::{NftTable, Shape},
-    policy::{Policies, Source, whose},
+    policy::Policies,
     routed,
 };
-use crate::{
-    DesiredNetwork, DesiredPort, Validated,
-    limits::counters::{Counted, Traffic},
-    model::GATEWAY_LINK_LOCAL,
-    names,
-};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use crate::{DesiredNetwork, Validated, model::GATEWAY_LINK_LOCAL, names};
+use ipnet::IpNet;
+use rule::{aggregated4, aggregated6, policy};
 use std::collections::{BTreeMap, BTreeSet};
-use vbm_core::{Direction, GroupId, PortId, Protocol, Rule, network::VXLAN_PORT};
+use vbm_core::{Direction, PortId, network::VXLAN_PORT};
 
 /// The marks' table.
 pub(crate) const SLOTS: Shape = Shape {
@@ -311,184 +311,6 @@ fn by_address(table: &mut NftTable, at: BTreeMap<IpNet, BTreeSet<String>>) {
     table.chains.insert(AT.into(), lines);
 }
 
-/// The rules of a policy's chain, each once, in a fixed order; with whose they are.
-fn labelled<'p>(
-    policies: &Policies<'p>,
-    port: &'p DesiredPort,
-    way: Direction,
-) -> Vec<(String, Option<GroupId>, &'p Rule)> {
-    let mut seen = BTreeSet::new();
-    let mut lines = Vec::new();
-    for source in policies.sources(port) {
-        let rules: BTreeSet<&Rule> = source.rules.iter().filter(|r| r.direction == way).collect();
-        for one in rules {
-            for line in rule(policies, &source, one) {
-                if seen.insert(line.clone()) {
-                    lines.push((line, source.group.map(|(id, _)| id), one));
-                }
-            }
-        }
-    }
-    lines
-}
-
-fn policy(policies: &Policies<'_>, port: &DesiredPort, way: Direction) -> Vec<String> {
-    let rules = labelled(policies, port, way);
-    rules.into_iter().map(|(line, _, _)| line).collect()
-}
-
-/// One rule, as nft prints it: none where it speaks of nobody, two where members are of both families.
-fn rule(policies: &Policies<'_>, source: &Source<'_>, rule: &Rule) -> Vec<String> {
-    let egress = rule.direction == Direction::Egress;
-    let end = if egress { "daddr" } else { "saddr" };
-    let mut group = None;
-    if rule.peer.is_some() {
-        // One that is gone has no members, and no set.
-        let id = whose(rule, source.group.map(|(id, _)| id));
-        group = id.filter(|id| policies.members().contains_key(id));
-        if group.is_none() {
-            return Vec::new();
-        }
-    }
-    let family = |v4: bool| if v4 { Family::V4 } else { Family::V6 };
-    let by_protocol = match rule.protocol {
-        Protocol::Icmp => Some(Family::V4),
-        Protocol::Icmpv6 => Some(Family::V6),
-        _ => None,
-    };
-    let by_net = rule.from.map(|net| family(matches!(net, IpNet::V4(_))));
-    let families: Vec<Option<Family>> = match (by_net, by_protocol) {
-        (Some(a), Some(b)) if a != b => return Vec::new(),
-        (Some(one), _) | (None, Some(one)) => vec![Some(one)],
-        (None, None) if group.is_some() => vec![Some(Family::V4), Some(Family::V6)],
-        (None, None) => vec![None],
-    };
-    let line = |family: Option<Family>| {
-        let ip = if family == Some(Family::V6) { "ip6" } else { "ip" };
-        let mut words = Vec::new();
-        if let Some(net) = rule.from.filter(|net| net.prefix_len() > 0) {
-            words.push(format!("{ip} {end} {}", guard::spelled(&net.trunc())));
-        }
-        if let Some(id) = group {
-            let set = names::group_set(id, family == Some(Family::V6));
-            words.push(format!("{ip} {end} @{set}"));
-        }
-        // All of a family, which nothing else says: messages do.
-        if words.is_empty() && by_protocol.is_none() {
-            words.extend(family.map(|f| format!("meta nfproto {}", if f == Family::V4 { 2 } else { 10 })));
-        }
-        words.extend(protocol(rule));
-        words.push(
-            if egress {
-                "counter return"
-            } else {
-                "counter accept"
-            }
-            .to_owned(),
-        );
-        words.join(" ")
-    };
-    families.into_iter().map(line).collect()
-}
-
-/// What a rule says of protocol, ports and messages.
-fn protocol(rule: &Rule) -> Option<String> {
-    let (name, number) = match rule.protocol {
-        Protocol::Any => return None,
-        Protocol::Tcp => ("tcp", 6),
-        Protocol::Udp => ("udp", 17),
-        Protocol::Icmp | Protocol::Icmpv6 => return Some(messages(rule)),
-    };
-    Some(match rule.ports {
-        None => format!("meta l4proto {number}"),
-        Some(ports) if ports.first() == ports.last() => format!("{name} dport {}", ports.first()),
-        Some(ports) => format!("{name} dport {}-{}", ports.first(), ports.last()),
-    })
-}
-
-fn messages(rule: &Rule) -> String {
-    let name = if rule.protocol == Protocol::Icmp {
-        "icmp"
-    } else {
-        "icmpv6"
-    };
-    match rule.icmp {
-        // Any of them: said so that the family is part of it.
-        None if name == "icmp" => "ip protocol 1".into(),
-        None => "icmpv6 type 0-255".into(),
-        Some(kind) => match kind.code() {
-            None => format!("{name} type {}", kind.kind()),
-            Some(code) => format!("{name} type {} {name} code {code}", kind.kind()),
-        },
-    }
-}
-
-/// Members as intervals that do not overlap, as nft prints them.
-fn aggregated4(members: &BTreeSet<IpNet>) -> BTreeSet<String> {
-    let of_family = members.iter().filter_map(|net| match net {
-        IpNet::V4(net) => Some(*net),
-        IpNet::V6(_) => None,
-    });
-    let all = Ipv4Net::aggregate(&of_family.collect());
-    all.into_iter().map(|net| guard::spelled(&net.into())).collect()
-}
-
-fn aggregated6(members: &BTreeSet<IpNet>) -> BTreeSet<String> {
-    let of_family = members.iter().filter_map(|net| match net {
-        IpNet::V6(net) => Some(*net),
-        IpNet::V4(_) => None,
-    });
-    let all = Ipv6Net::aggregate(&of_family.collect());
-    all.into_iter().map(|net| guard::spelled(&net.into())).collect()
-}
-
-/// What each rule let begin, from `nft -nn list table` of the rules.
-pub(crate) fn by_rule(net: &DesiredNetwork, counted: &Counted) -> BTreeMap<(Option<GroupId>, Rule), Traffic> {
-    let policies = Policies::new(net);
-    let none = BTreeMap::new();
-    let mut sums: BTreeMap<(Option<GroupId>, Rule), Traffic> = BTreeMap::new();
-    let mut read = BTreeSet::new();
-    for port in &net.ports {
-        for way in [Direction::Ingress, Direction::Egress] {
-            let chain = super::filter::policy_chain(&policies, port, way);
-            // Ports of the same groups have one chain.
-            if !read.insert(chain.clone()) {
-                continue;
-            }
-            let rules = counted.get(&chain).unwrap_or(&none);
-            for (line, group, rule) in labelled(&policies, port, way) {
-                *sums.entry((group, rule.clone())).or_default() +=
-                    rules.get(&line).copied().unwrap_or_default();
-            }
-        }
-    }
-    sums
-}
-
-/// Reads the counters of a table as nft prints it with its state: `... counter packets 12 bytes 720 accept`.
-pub(crate) fn counted(text: &str) -> Counted {
-    let mut all = Counted::new();
-    for (name, lines) in super::nft_table::parse(text).chains {
-        for line in lines {
-            if let Some((rule, traffic)) = one_counted(&line) {
-                *all.entry(name.clone()).or_default().entry(rule).or_default() += traffic;
-            }
-        }
-    }
-    all
-}
-
-fn one_counted(line: &str) -> Option<(String, Traffic)> {
-    let (before, rest) = line.split_once("counter packets ")?;
-    let (packets, rest) = rest.split_once(" bytes ")?;
-    let (bytes, verdict) = rest.split_once(' ')?;
-    let traffic = Traffic {
-        packets: packets.parse().ok()?,
-        bytes: bytes.parse().ok()?,
-    };
-    Some((format!("{before}counter {verdict}"), traffic))
-}
-
 /// What is asked for after a change of `some`.
 pub(crate) fn asking(some: &Nft) -> Vec<String> {
     let mut lines = super::nft_table::asking(&SLOTS, &some.slots);
@@ -499,55 +321,8 @@ pub(crate) fn asking(some: &Nft) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::fixture::{group, lab};
-    use proptest::prelude::*;
+    use crate::plan::fixture::lab;
     use vbm_core::NetworkMode;
-
-    fn rendered(text: &str) -> Vec<String> {
-        let mut net = lab(NetworkMode::Isolated).into_inner();
-        net.groups = vec![group(0xa, &[text])];
-        let policies = Policies::new(&net);
-        let one: Rule = text.parse().unwrap();
-        let group = &net.groups[0];
-        let source = Source {
-            group: Some((group.id, Some(group))),
-            rules: &group.spec.rules,
-            egress_open: true,
-        };
-        rule(&policies, &source, &one)
-    }
-
-    #[test]
-    fn each_rule_is_written_as_nft_prints_it() {
-        for (text, lines) in [
-            ("any", &["counter accept"][..]),
-            ("tcp", &["meta l4proto 6 counter accept"]),
-            ("tcp/1@0.0.0.0/0", &["meta nfproto 2 tcp dport 1 counter accept"]),
-            ("udp/1-9@::/0", &["meta nfproto 10 udp dport 1-9 counter accept"]),
-            ("any@10.1.2.3/8", &["ip saddr 10.0.0.0/8 counter accept"]),
-            (
-                "egress:udp/53@10.1.2.3/32",
-                &["ip daddr 10.1.2.3 udp dport 53 counter return"],
-            ),
-            ("icmp", &["ip protocol 1 counter accept"]),
-            ("icmp/type=3,code=4", &["icmp type 3 icmp code 4 counter accept"]),
-            ("icmpv6", &["icmpv6 type 0-255 counter accept"]),
-            (
-                "icmpv6/type=128@fd00::/64",
-                &["ip6 saddr fd00::/64 icmpv6 type 128 counter accept"],
-            ),
-            (
-                "tcp/22@self",
-                &[
-                    "ip saddr @vbm4-0000000a tcp dport 22 counter accept",
-                    "ip6 saddr @vbm6-0000000a tcp dport 22 counter accept",
-                ],
-            ),
-            ("any@group:0190b6f2-4c1e-7cc3-a7a4-0d1f000000ff", &[]),
-        ] {
-            assert_eq!(rendered(text), lines, "{text}");
-        }
-    }
 
     #[test]
     fn a_port_that_comes_is_some_elements_and_moves_no_other() {
@@ -615,38 +390,5 @@ mod tests {
         let nat = lines(NetworkMode::Nat);
         assert!(!nat.chains["forward"].contains(&out) && !nat.chains["input"].contains(&asked));
         assert!(nat.chains["forward"].contains(&format!("meta nfproto 2 {out}")));
-    }
-
-    #[test]
-    fn members_that_lie_in_others_are_not_told_twice() {
-        let members = [
-            "10.0.0.0/8",
-            "10.9.0.1/32",
-            "192.0.2.2/31",
-            "192.0.2.4/32",
-            "fd00::/64",
-            "fd00::1/128",
-        ]
-        .map(|n| n.parse::<IpNet>().unwrap());
-        let members = BTreeSet::from(members);
-        let four = aggregated4(&members);
-        assert_eq!(
-            four.iter().map(String::as_str).collect::<Vec<_>>(),
-            ["10.0.0.0/8", "192.0.2.2/31", "192.0.2.4"]
-        );
-        assert_eq!(aggregated6(&members).len(), 1);
-    }
-
-    #[test]
-    fn counters_are_read_beside_their_rule() {
-        let text = "table inet vbm-filter {\n\tchain VBM-P-1 {\n\t\ttcp dport 80 counter packets 3 bytes 180 accept\n\t\tdrop\n\t}\n}\n";
-        let counted = counted(text);
-        let traffic = counted["VBM-P-1"]["tcp dport 80 counter accept"];
-        assert_eq!((traffic.packets, traffic.bytes), (3, 180));
-    }
-
-    proptest! {
-        #[test]
-        fn reading_garbage_never_panics(text in "(chain|counter packets |[0-9a-z {}\",:\\n\\t])*") { counted(&text); }
     }
 }

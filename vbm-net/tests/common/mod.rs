@@ -279,6 +279,11 @@ pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// The dispatch that tests run by which choose none.
+pub(crate) fn dispatch() -> vbm_net::Dispatch {
+    std::env::var(DISPATCH).map_or_else(|_| vbm_net::Dispatch::default(), |d| d.parse().unwrap())
+}
+
 /// A host in a namespace of its own, with a world outside, and a backend on it.
 pub(crate) struct Lab {
     pub(crate) owner: String,
@@ -291,9 +296,7 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) async fn new() -> Self {
-        let way =
-            std::env::var(DISPATCH).map_or_else(|_| vbm_net::Dispatch::default(), |d| d.parse().unwrap());
-        Self::dispatched(way).await
+        Self::dispatched(dispatch()).await
     }
 
     /// One whose packets find their port's policy so.

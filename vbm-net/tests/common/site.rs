@@ -38,12 +38,17 @@ pub(crate) fn at(host: usize) -> Ipv4Addr {
 
 impl Site {
     pub(crate) async fn new(hosts: usize) -> Self {
+        Self::dispatched(hosts, super::dispatch()).await
+    }
+
+    /// One whose packets find their port's policy so.
+    pub(crate) async fn dispatched(hosts: usize, dispatch: vbm_net::Dispatch) -> Self {
         let underlay = Ns::new("vbmt-u-");
         underlay.ip("link add lan type bridge forward_delay 0");
         underlay.ip("link set lan up");
         let mut labs = Vec::new();
         for host in 0..hosts {
-            let lab = Lab::new().await;
+            let lab = Lab::dispatched(dispatch).await;
             ip(&format!(
                 "-n {} link add und0 type veth peer name h{host} netns {}",
                 lab.host.0, underlay.0

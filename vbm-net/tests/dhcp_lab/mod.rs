@@ -31,6 +31,13 @@ use std::{
 use vbm_core::{IdSource, Mac, NetworkId};
 use vbm_net::dhcp::{DhcpServer, Reason, ServerConfig, Subnet, store::LeaseStore};
 
+/// How long the kernel may take until a link carries frames, and how often to look.
+const LINK_READY_MAX: Duration = Duration::from_secs(60);
+const LINK_READY_POLL: Duration = Duration::from_millis(10);
+/// When nothing was captured for so many milliseconds after the end, all was: a busy kernel delivers late.
+const CAPTURE_QUIET_MS: u8 = 200;
+const CAPTURE_POLL_MS: u8 = 50;
+
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 5, 0, 1);
 pub(crate) const SERVER_MAC: Mac = Mac::local(0x50_00_01);
 pub(crate) const CLIENT_MAC: Mac = Mac::local(0x50_00_02);
@@ -87,6 +94,7 @@ impl DhcpLab {
         server.sh("iptables -A INPUT -p udp --dport 67 -j DROP");
         server.ip("link set srv0 up");
         client.ip("link set eth0 up");
+        carries_frames(&server, "srv0");
         let dir = tempfile::tempdir().unwrap();
         let mut lab = Self {
             server,
@@ -171,10 +179,14 @@ impl DhcpLab {
         let thread = std::thread::spawn(move || {
             use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
             let mut buffer = vec![0; 65_536];
-            while !stopped.load(Ordering::Relaxed) {
+            loop {
+                let ends = stopped.load(Ordering::Relaxed);
+                let wait = if ends { CAPTURE_QUIET_MS } else { CAPTURE_POLL_MS };
                 let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-                if poll(&mut fds, PollTimeout::from(50u8)) != Ok(1) {
-                    continue;
+                match poll(&mut fds, PollTimeout::from(wait)) {
+                    Ok(1) => {}
+                    Ok(0) if ends => break,
+                    _ => continue,
                 }
                 let Ok(n) = nix::unistd::read(&socket, &mut buffer) else {
                     continue;
@@ -227,6 +239,19 @@ impl Drop for DhcpLab {
                 eprintln!("client: {line}");
             }
         }
+    }
+}
+
+/// Waits until a link of a pair carries frames. The end that was up first has no queue before the kernel's own worker comes to it, and
+/// loses without an error what is sent before.
+fn carries_frames(ns: &Ns, link: &str) {
+    let until = std::time::SystemTime::now() + LINK_READY_MAX;
+    while !ns
+        .ip(&format!("-o link show {link}"))
+        .contains("qdisc noqueue state UP")
+    {
+        assert!(std::time::SystemTime::now() < until, "{link} carries no frames");
+        std::thread::park_timeout(LINK_READY_POLL);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What somebody breaks on a host.
 
-use super::{Dice, One};
+use super::{BRIDGE, Dice, One};
 use vbm_core::PortId;
 use vbm_net::{NicKind, names};
 
@@ -48,6 +48,26 @@ const AT_HOST: [&str; 10] = [
     "ip -6 route flush table main proto 86",
 ];
 
+/// Of a network on a LAN.
+const LEG: [&str; 7] = [
+    "ip addr add 10.9.0.77/24 dev br0",
+    "ip link set lan0 down",
+    "ip link set lan0 nomaster",
+    "ip link set lan0 mtu 1300",
+    "ip link set lan0 alias somebody",
+    "ip link del lan0",
+    "nft flush chain bridge vbm in-lan0",
+];
+
+/// On the host, where the LAN is that of a bridge.
+const LEG_AT_HOST: [&str; 5] = [
+    "ip link set vblNET down",
+    "ip link set vblNET nomaster",
+    "ip link set vblNET alias somebody",
+    "ip link del vblNET",
+    "sysctl -q -w net.ipv4.conf.vblNET.arp_ignore=0",
+];
+
 /// Where it spans hosts.
 const OVERLAY: [&str; 5] = [
     "ip link del vx0",
@@ -85,6 +105,12 @@ impl Harm {
                     kills: None,
                 })
             }
+            4..6 if one.goes_by(BRIDGE) && dice.one_in(2) => Some(Self {
+                at_host: true,
+                command: dice.pick(&LEG_AT_HOST).replace("NET", &net.id.short()),
+                kills: None,
+            }),
+            4..6 if one.is_bridged() => Some(inside((*dice.pick(&LEG)).to_owned())),
             6 if net.overlay.is_some() => Some(inside((*dice.pick(&OVERLAY)).to_owned())),
             7 if !net.ports.is_empty() => {
                 let port = dice.pick(&net.ports);

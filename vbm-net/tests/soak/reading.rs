@@ -2,72 +2,12 @@
 //! wrote it.
 
 use crate::common::{Lab, Ns};
-use crate::soak::{One, World, words};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    process::Command,
-};
+use crate::lan;
+use crate::soak::{BRIDGE, INTERFACE, One, World, words};
+use crate::tools::{Ask, Read};
+use std::collections::BTreeSet;
 use vbm_core::{Mac, NetworkId, NetworkMode};
 use vbm_net::{NicKind, names};
-
-const INSIDE: &str = "
-echo '## link';   ip -o link show
-echo '## addr';   ip -o -4 addr show
-echo '## rules';  iptables-save
-echo '## rules6'; ip6tables-save
-echo '## guard';  nft list table bridge vbm
-echo '## sets';   ipset save
-echo '## fdb';    [ -e /sys/class/net/vx0 ] && bridge fdb show dev vx0
-echo '## queues'; tc qdisc show
-echo '## set';    cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/bridge/bridge-nf-call-iptables /proc/sys/net/netfilter/nf_conntrack_tcp_loose
-";
-
-const AT_HOST: &str = "
-echo '## link';   ip -o link show
-echo '## rules';  iptables-save
-echo '## proxy';  ip neigh show proxy
-echo '## routes'; ip route show proto 86
-echo '## set';    cat /proc/sys/net/ipv4/ip_forward
-";
-
-/// What was read, by its heading.
-struct Read(BTreeMap<String, Vec<String>>);
-
-impl Read {
-    fn of(namespace: &str, script: &str) -> Self {
-        let out = Command::new("ip")
-            .args(["netns", "exec", namespace, "sh", "-c", script])
-            .output()
-            .unwrap();
-        let mut all = BTreeMap::<String, Vec<String>>::new();
-        let mut heading = String::new();
-        for line in String::from_utf8_lossy(&out.stdout).lines() {
-            match line.strip_prefix("## ") {
-                Some(next) => {
-                    heading = next.to_owned();
-                    all.entry(heading.clone()).or_default();
-                }
-                None => all.entry(heading.clone()).or_default().push(line.to_owned()),
-            }
-        }
-        Self(all)
-    }
-    fn lines(&self, heading: &str) -> &[String] {
-        self.0.get(heading).map_or(&[], Vec::as_slice)
-    }
-    /// Names of links, each with its line.
-    fn links(&self) -> BTreeMap<&str, &str> {
-        let name = |line: &'_ String| -> Option<(usize, usize)> {
-            let start = line.find(": ")? + 2;
-            let end = start + line[start..].find([':', '@'])?;
-            Some((start, end))
-        };
-        let lines = self.lines("link").iter();
-        lines
-            .filter_map(|l| name(l).map(|(a, b)| (&l[a..b], l.as_str())))
-            .collect()
-    }
-}
 
 /// What is not as it must be.
 pub(crate) struct Judge {
@@ -95,7 +35,13 @@ impl Judge {
 pub(crate) fn network(lab: &Lab, one: &One) -> Vec<String> {
     let net = &one.wanted;
     let place = lab.inside(net.id);
-    let read = Read::of(&place, INSIDE);
+    let read = Read::of(
+        &place,
+        Ask::Inside {
+            six: net.ports.iter().any(|p| p.has_ipv6()),
+            spans: net.overlay.is_some(),
+        },
+    );
     let mut judge = Judge {
         place,
         wrong: Vec::new(),
@@ -125,6 +71,7 @@ fn links(judge: &mut Judge, one: &One, read: &Read) {
     let mut wanted: BTreeSet<String> = ["lo", "br0"].map(str::to_owned).into();
     wanted.extend(net.spec.mode.goes_by_host().then(|| "up0".to_owned()));
     wanted.extend(net.overlay.is_some().then(|| "vx0".to_owned()));
+    wanted.extend(one.is_bridged().then(|| "lan0".to_owned()));
     wanted.extend(one.open.keys().map(|p| names::tap(*p)));
     let links = read.links();
     let stands: BTreeSet<String> = links
@@ -148,7 +95,7 @@ fn links(judge: &mut Judge, one: &One, read: &Read) {
                 line.contains(&format!(" mtu {} ", net.spec.mtu)),
             );
         }
-        if name.starts_with("tap") || *name == "vx0" {
+        if name.starts_with("tap") || ["vx0", "lan0"].contains(name) {
             judge.holds(
                 &format!("{name} is on the bridge: {line}"),
                 line.contains(" master br0 "),
@@ -161,22 +108,17 @@ fn links(judge: &mut Judge, one: &One, read: &Read) {
         .iter()
         .filter(|l| l.contains(" br0 ") && !l.contains(" 169.254.169.254/"))
         .collect();
-    judge.holds(
-        &format!("addresses of br0: {addresses:?}"),
-        addresses.len() == 1 && addresses[0].contains(&gateway),
-    );
+    // On a LAN we have none: its router is the gateway.
+    let right = match addresses[..] {
+        [] => one.is_bridged(),
+        [only] => !one.is_bridged() && only.contains(&gateway),
+        _ => false,
+    };
+    judge.holds(&format!("addresses of br0: {addresses:?}"), right);
     for port in net.ports.iter().filter(|p| one.open.contains_key(&p.id)) {
         let limits = port.policy.limits;
         let tap = names::tap(port.id);
-        let shaped = |device: &str| {
-            read.lines("queues").iter().any(|l| {
-                l.contains(" root ")
-                    && l.contains(&format!(" dev {device} "))
-                    && !l.contains("noqueue")
-                    && !l.contains("fq_codel")
-                    && !l.contains("pfifo")
-            })
-        };
+        let shaped = |device: &str| links.get(device).is_some_and(|line| line.contains(" qdisc tbf "));
         judge.same(
             &format!("limit to {tap}"),
             &limits.in_kbit_per_second.is_some(),
@@ -197,12 +139,30 @@ fn guard(judge: &mut Judge, one: &One, read: &Read) {
     for port in &net.ports {
         let start = text.find(&format!("chain {} {{", names::guard_in(port.id)));
         let chain = start.map_or("", |at| text[at..].split("\n\t}").next().unwrap_or(""));
+        // Where the LAN's own server gives addresses, any of the LAN but its router's.
+        let (address, router) = if one.is_bridged() && !net.spec.serve_dhcp {
+            let gateway = net.spec.gateway;
+            (net.spec.cidr.to_string(), format!("ip saddr {gateway} drop"))
+        } else {
+            (port.address.to_string(), String::new())
+        };
         judge.holds(
-            &format!("guard of {}", port.address),
-            chain.contains(&port.mac.to_string()) && chain.contains(&port.address.to_string()),
+            &format!("guard of {}: {chain}", port.address),
+            chain.contains(&port.mac.to_string()) && chain.contains(&address) && chain.contains(&router),
         );
     }
-    let chains = text.matches("chain in-").count() - text.matches("chain in-vx0").count();
+    let of_links = ["vx0", "lan0"].map(|link| text.matches(&format!("chain in-{link} {{")).count());
+    judge.same(
+        "guards of what is not a port",
+        &[net.overlay.is_some(), one.is_bridged()].map(usize::from),
+        &of_links,
+    );
+    judge.same(
+        "whether the gateway's MAC may come from elsewhere",
+        &(one.is_bridged() || net.overlay.is_some()),
+        &text.contains(&format!("ether saddr {} drop", net.gateway_mac())),
+    );
+    let chains = text.matches("chain in-").count() - of_links.iter().sum::<usize>();
     judge.same("guards", &net.ports.len(), &chains);
     let mut known: BTreeSet<String> = net.ports.iter().map(|p| p.mac.to_string()).collect();
     known.extend(
@@ -343,14 +303,17 @@ fn sets(judge: &mut Judge, one: &One, read: &Read) {
 
 /// All that is wrong on the host itself.
 pub(crate) fn host(lab: &Lab, world: &World) -> Vec<String> {
-    let read = Read::of(&lab.host.0, AT_HOST);
+    let read = Read::of(&lab.host.0, Ask::Host);
     let mut judge = Judge {
         place: "the host".into(),
         wrong: Vec::new(),
     };
     let all = || world.networks.values();
     let by_host = || all().filter(|one| one.wanted.spec.mode.goes_by_host());
-    let mut links: BTreeSet<String> = ["lo", "eth0"].map(str::to_owned).into();
+    let mut links: BTreeSet<String> = lan::LINKS.map(str::to_owned).into();
+    links.extend(["lo", "eth0"].map(str::to_owned));
+    let on_bridge = || all().filter(|one| one.goes_by(BRIDGE));
+    links.extend(on_bridge().map(|one| names::leg(one.wanted.id)));
     links.extend(by_host().map(|one| names::transit(one.wanted.id)));
     let interfaces = all()
         .flat_map(|one| &one.open)
@@ -360,6 +323,28 @@ pub(crate) fn host(lab: &Lab, world: &World) -> Vec<String> {
         "links",
         &links,
         &read.links().keys().map(|n| (*n).to_owned()).collect(),
+    );
+    for one in on_bridge() {
+        let leg = names::leg(one.wanted.id);
+        let line = read.links().get(leg.as_str()).map_or("", |line| *line).to_owned();
+        judge.holds(
+            &format!("{leg} is on the host's bridge, and up: {line}"),
+            line.contains(&format!(" master {BRIDGE} ")) && line.contains(",UP"),
+        );
+    }
+    let lans: BTreeSet<&str> = [BRIDGE, INTERFACE]
+        .into_iter()
+        .flat_map(|name| {
+            read.lines("addr")
+                .iter()
+                .filter(move |l| l.contains(&format!(": {name} ")))
+        })
+        .filter_map(|l| l.split_whitespace().nth(3))
+        .collect();
+    judge.same(
+        "the host's own addresses on its LANs",
+        &BTreeSet::from([lan::ADDRESS]),
+        &lans,
     );
     let floating: BTreeSet<String> = all()
         .flat_map(|one| &one.wanted.ports)
@@ -432,6 +417,7 @@ fn named_here(lab: &Lab) -> BTreeSet<String> {
 
 /// Waits for nothing: names of links that only hold while their namespace is taken apart are passed over by the caller.
 pub(crate) fn is_empty(ns: &Ns) -> bool {
-    let read = Read::of(&ns.0, "echo '## link'; ip -o link show");
-    read.links().keys().all(|n| ["lo", "eth0"].contains(n))
+    let read = Read::of(&ns.0, Ask::Host);
+    let ours = |n: &&str| !["lo", "eth0"].contains(n) && !lan::LINKS.contains(n);
+    !read.links().keys().any(ours)
 }

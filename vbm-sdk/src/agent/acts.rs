@@ -9,7 +9,7 @@ use super::{
 use crate::methods::{SnapshotFate, WantedVm};
 use std::time::Duration;
 use vbm_core::{Error, ErrorKind, PowerState, Result, SnapshotId, VmRevert};
-use vbm_hyper::{StopOutcome, VmHandle};
+use vbm_hyper::{SnapshotRequest, StopOutcome, VmHandle};
 
 /// How long a guest may take to shut down.
 const STOP_GRACE: Duration = Duration::from_secs(60);
@@ -92,8 +92,17 @@ impl Keeper {
     async fn take(&self, id: SnapshotId, want: &WantedVm, machine: &VmHandle) -> Result<SnapshotFate> {
         let definition = self.agent.define(want, &SILENT).await?;
         self.report(Some(machine), want, Some("taking the snapshot"));
-        let taken = machine.take_snapshot(definition, id).await.map_err(Error::from)?;
+        let mut request = SnapshotRequest::new(id);
+        if let Some(freeze) = want.without_memory.get(&id) {
+            request = request.without_memory(*freeze);
+        }
+        let taken = machine
+            .take_snapshot(definition, request)
+            .await
+            .map_err(Error::from)?;
         Ok(SnapshotFate::Taken {
+            consistency: Some(taken.consistency),
+            note: taken.note,
             content: taken.content,
             paused_micros: u64::try_from(taken.paused.as_micros()).unwrap_or(u64::MAX),
             at: self.agent.inner.clock.now(),

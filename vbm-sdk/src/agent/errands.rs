@@ -93,6 +93,7 @@ pub(super) fn ends_errand(newer: &WantedVm, older: &WantedVm) -> bool {
 pub(super) fn ends_step(newer: &WantedVm, older: &WantedVm) -> bool {
     let plain = |want: &WantedVm| WantedVm {
         take: Vec::new(),
+        without_memory: BTreeMap::new(),
         drop: Vec::new(),
         ..want.clone()
     };
@@ -207,6 +208,7 @@ mod tests {
             power: WantedPower::Running,
             held: false,
             take: take.iter().map(|n| id(*n)).collect(),
+            without_memory: BTreeMap::new(),
             drop: drop.iter().map(|n| (id(*n), Generation(2))).collect(),
             guest: vbm_core::GuestData::default(),
             revert,

@@ -44,7 +44,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vbm_core::{
     Capability, Clock, DriverKind, Error, ErrorKind, FacetKind, MissingFacet, NodePath, Result, VmId,
 };
-use vbm_hyper::{Driver, Facet, ImageStore, Machines, Pool, VmHandle};
+use vbm_hyper::{Driver, Facet, ImageStore, Machines, MachinesConfig, Pool, Registry, VmHandle};
 use vbm_net::NetworkBackend;
 use vbm_rpc::{
     Bus, Router,
@@ -130,10 +130,18 @@ impl Agent {
         let mut machines = BTreeMap::new();
         let mut capabilities = Vec::new();
         let mut missing = Vec::new();
+        let registry = Registry::new();
         for driver in config.drivers {
-            capabilities.push(driver.probe().await);
+            let kind = driver.kind();
+            registry.add(Arc::clone(&driver))?;
+            capabilities.push(registry.report(kind).await?.capability);
             missing.extend(missing_facets(driver.as_ref()));
-            machines.insert(driver.kind(), Machines::open(driver).await?);
+            let jobs = config.epoch_file.with_file_name("jobs").join(kind.to_string());
+            let kept = MachinesConfig::new()
+                .with_journal(jobs)
+                .with_gate(Arc::new(registry.clone()))
+                .with_clock(Arc::clone(&config.clock));
+            machines.insert(kind, Machines::open_with(driver, kept).await?);
         }
         let inner = Inner {
             path: config.path,
@@ -164,6 +172,12 @@ impl Agent {
         let agent = Self {
             inner: Arc::new(inner),
         };
+        // What is wanted is a state, and keepers go there from whatever is seen: what a job of before came to is for the log.
+        for machines in agent.inner.machines.values() {
+            for ended in machines.ended_jobs() {
+                machines.heard_of(ended);
+            }
+        }
         // Before any command can come: the first to ask for a keeper decides whether its VM counts as adopted.
         for (kind, machines) in &agent.inner.machines {
             for adopted in machines.adopted() {
@@ -357,6 +371,7 @@ fn missing_facets(driver: &dyn Driver) -> Vec<MissingFacet> {
         (Facet::Snapshots, FacetKind::Snapshots),
         (Facet::SavedState, FacetKind::SavedState),
         (Facet::Migration, FacetKind::Migration),
+        (Facet::Hotplug, FacetKind::Hotplug),
     ];
     let missing = |(facet, kind)| {
         driver.missing(facet).map(|why| MissingFacet {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, broadcast::error::RecvError};
-use vbm_core::{Error, ErrorKind, NodePath, Result, VmId};
+use vbm_core::{Error, ErrorKind, NodePath, Result, UPLINKS_MAX, Uplink, VmId};
 use vbm_net::NetEvent;
 use vbm_rpc::{Bus, CallOptions, Fate, Method, Route, Service, bus::BoxedCaller};
 
@@ -169,6 +169,7 @@ impl Agent {
             at: self.inner.clock.now(),
             underlay: self.inner.underlay,
             shared_storage: self.inner.shared_storage.clone(),
+            uplinks: self.uplinks().await,
             capabilities: self.inner.capabilities.clone(),
             missing: self.inner.missing.clone(),
             cpus: std::thread::available_parallelism()
@@ -179,6 +180,24 @@ impl Agent {
             vms,
             networks: networks.iter().map(|n| n.id).collect(),
         })
+    }
+
+    /// What networks may name here; nothing where it is not known, or too many to tell: the node is no worse for it.
+    async fn uplinks(&self) -> Option<Vec<Uplink>> {
+        match self.inner.networks.uplinks().await {
+            Ok(all) if all.len() <= UPLINKS_MAX => Some(all),
+            Ok(all) => {
+                tracing::debug!(
+                    count = all.len(),
+                    "the interfaces of this node are too many to tell"
+                );
+                None
+            }
+            Err(e) => {
+                tracing::warn!(error = %Error::from(e).inline(), "the interfaces of this node could not be listed");
+                None
+            }
+        }
     }
 
     async fn report_self_once(&self) -> Result<()> {

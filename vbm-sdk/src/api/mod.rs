@@ -62,7 +62,7 @@ use std::{
 };
 use utoipa::ToSchema;
 use vbm_core::{
-    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, GuestData, InterfaceName,
+    Boot, DhcpSpec, Digest, DiskFormat, DriverKind, Epoch, Event, Forward, Freeze, GuestData, InterfaceName,
     Ipv4Range, Mac, MetadataMode, Name, Network, NetworkMode, NodePath, Operation, Port, Protocol,
     Reservation, Rule, Snapshot, Vm,
 };
@@ -291,7 +291,7 @@ pub struct Accepted<T> {
     pub operation: Operation,
 }
 
-/// Takes a snapshot of a VM: of its disk when it is off, of disk and memory when it runs.
+/// Takes a snapshot of a VM: of its disks when it is off, of disks and memory when it runs, unless its memory is not wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
@@ -301,6 +301,12 @@ pub struct CreateSnapshot {
     /// Free `key=value` text.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Whether the memory of a VM that runs is kept too; it is when absent.
+    #[serde(default)]
+    pub memory: Option<bool>,
+    /// Whether the guest's file systems are frozen for it; only without memory.
+    #[serde(default)]
+    pub freeze: Freeze,
 }
 
 /// A snapshot as lists show it.

@@ -4,11 +4,13 @@
 mod bus;
 mod bus_auth;
 mod nouns;
+mod orphans;
 mod ports;
 
 pub(super) use bus::*;
 pub(super) use bus_auth::*;
 pub(super) use nouns::*;
+pub(super) use orphans::*;
 pub(super) use ports::*;
 
 use super::exit;
@@ -167,6 +169,9 @@ pub(super) enum Command {
     Version,
     /// Look for what is missing or left over on this host, and repair it with --fix
     Doctor(Doctor),
+    /// VMs of this host that no daemon looks after; works without a vbmd
+    #[command(subcommand)]
+    Orphans(Orphans),
     /// Print the completions for a shell
     Completions(Completions),
 }

@@ -52,6 +52,7 @@ mod net;
 mod network;
 mod node;
 mod operation;
+mod orphans;
 mod output;
 mod port;
 mod power;
@@ -173,6 +174,7 @@ async fn obey(cli: Cli, out: &Output) -> Result<ExitCode, Error> {
         Command::Events(args) => events::run(&on, &args).await,
         Command::Version => node::version(&on).await,
         Command::Doctor(args) => return doctor::run(&on, &args).await,
+        Command::Orphans(verb) => orphans::run(&on, verb).await,
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "vbm", &mut script);

@@ -1,7 +1,7 @@
 //! `vbm node` and `vbm version`.
 
 use super::{args::Node, human, info::Lines, session::Session, table::Table};
-use vbm_core::{Capability, DriverKind, Error, Timestamp};
+use vbm_core::{Capability, DriverKind, Error, Timestamp, Uplink};
 
 const NONE_YET: &str = "no nodes: `vbmd` alone is one, `vbmd agent --redis URL` joins another";
 
@@ -115,6 +115,12 @@ fn table(nodes: &[vbm_core::Node], now: Timestamp) -> Table {
     table
 }
 
+/// The names of some interfaces.
+fn named(uplinks: &[Uplink], some: impl Fn(&Uplink) -> bool) -> String {
+    let names = uplinks.iter().filter(|u| some(u)).map(|u| u.name.to_string());
+    names.collect::<Vec<_>>().join(", ")
+}
+
 fn detail(node: &vbm_core::Node, now: Timestamp) -> String {
     let status = &node.status;
     let mut lines = Lines::default();
@@ -145,6 +151,10 @@ fn detail(node: &vbm_core::Node, now: Timestamp) -> String {
     }
     if let Some(storage) = &status.shared_storage {
         lines.put("Storage", format!("shared: {storage}"));
+    }
+    if let Some(uplinks) = &status.uplinks {
+        lines.put("Uplinks", named(uplinks, |u| u.unfit.is_none()));
+        lines.put("  routed only", named(uplinks, |u| u.unfit.is_some()));
     }
     lines.put("CPUs", status.cpus.to_string());
     lines.put(

@@ -8,7 +8,7 @@ use super::{
     table::Table,
 };
 use crate::api::{CreateSnapshot, SnapshotView};
-use vbm_core::{Error, SnapshotContent, SnapshotId, SnapshotState, Timestamp};
+use vbm_core::{Consistency, Error, Freeze, SnapshotId, SnapshotState, SnapshotStatus, Timestamp};
 
 pub(super) async fn run(on: &Session<'_>, verb: Snapshot) -> Result<(), Error> {
     match verb {
@@ -38,6 +38,12 @@ async fn create(on: &Session<'_>, args: &SnapshotCreate) -> Result<(), Error> {
     let request = CreateSnapshot {
         name: args.name.as_deref().map(str::parse).transpose()?,
         labels: forms::labels(&args.labels)?,
+        memory: args.no_memory.then_some(false),
+        freeze: match args.freeze.as_deref() {
+            None => Freeze::No,
+            Some("if-possible") => Freeze::IfPossible,
+            Some(_) => Freeze::Required,
+        },
     };
     let snapshots = on.client.vms().snapshots(&args.vm);
     let made = snapshots.create(request).await?;
@@ -48,6 +54,9 @@ async fn create(on: &Session<'_>, args: &SnapshotCreate) -> Result<(), Error> {
     let name = taken.snapshot.meta.name.to_string();
     let text = format!("{}/{name} was taken: {}", taken.vm_name, holds(&taken));
     on.out.done(&taken, &name, &text)?;
+    if let Some(note) = &taken.snapshot.status.note {
+        on.out.hint(note);
+    }
     on.out.hint(&format!(
         "go back to it with `vbm snapshot revert {} {name}`",
         taken.vm_name
@@ -92,18 +101,29 @@ async fn list(on: &Session<'_>, vm: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// What it holds, in the words of a list.
+fn content(status: &SnapshotStatus) -> String {
+    let Some(content) = status.content else {
+        return String::new();
+    };
+    match status.consistency {
+        Some(Consistency::Crash) => format!("{content}, as after a power cut"),
+        Some(Consistency::Frozen) => format!("{content}, frozen"),
+        _ => content.to_string(),
+    }
+}
+
 /// What it holds, or how far it is.
 fn holds(view: &SnapshotView) -> String {
     let status = &view.snapshot.status;
     match (status.content, status.paused_micros) {
         (None, _) => status.state.to_string(),
-        (Some(SnapshotContent::DiskAndMemory), micros) if micros > 0 => {
-            format!(
-                "disk and memory, the guest was halted for {} ms",
-                micros.div_ceil(1_000)
-            )
-        }
-        (Some(content), _) => content.to_string(),
+        (Some(_), 0) => content(status),
+        (Some(_), micros) => format!(
+            "{}, the guest was halted for {} ms",
+            content(status),
+            micros.div_ceil(1_000)
+        ),
     }
 }
 
@@ -151,7 +171,7 @@ fn table(rows: &[(String, &SnapshotView)], now: Timestamp) -> Table {
         table.row([
             format!("{branches}{}", meta.name),
             state(view),
-            status.content.map(|c| c.to_string()).unwrap_or_default(),
+            content(status),
             human::age(now, taken),
             if status.current { "yes" } else { "" }.to_owned(),
             match status.state {
@@ -174,6 +194,9 @@ fn detail(view: &SnapshotView, now: Timestamp) -> String {
     if status.content.is_some() {
         lines.put("Holds", holds(view));
     }
+    if let Some(note) = &status.note {
+        lines.put("But", note.as_str());
+    }
     lines.put(
         "After",
         view.parent_name
@@ -193,7 +216,7 @@ fn detail(view: &SnapshotView, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vbm_core::{ErrorKind, Meta, SnapshotSpec, SnapshotStatus, VmId};
+    use vbm_core::{ErrorKind, Meta, SnapshotContent, SnapshotSpec, VmId};
 
     fn id(n: u128) -> SnapshotId {
         SnapshotId::from_uuid(uuid::Uuid::from_u128(n))
@@ -206,6 +229,8 @@ mod tests {
                 spec: SnapshotSpec {
                     vm: VmId::from_uuid(uuid::Uuid::from_u128(1)),
                     parent: parent.map(id),
+                    memory: true,
+                    freeze: Freeze::No,
                 },
                 status: SnapshotStatus {
                     state: SnapshotState::Ready,
@@ -227,6 +252,7 @@ mod tests {
             sample(3, "other", Some(1)),
             sample(4, "tested", Some(2)),
         ];
+        all[2].snapshot.status.consistency = Some(Consistency::Frozen);
         all[3].snapshot.status.content = Some(SnapshotContent::DiskAndMemory);
         all[3].snapshot.status.current = true;
         let text = table(&as_tree(&all), Timestamp::from_micros(180_000_000)).render(false, Some(80));
@@ -236,7 +262,7 @@ mod tests {
              base          ready  disk             3m   -\n\
              ├─ patched    ready  disk             3m   -\n\
              │  └─ tested  ready  disk and memory  3m   yes\n\
-             └─ other      ready  disk             3m   -"
+             └─ other      ready  disk, frozen     3m   -"
         );
     }
 

@@ -43,6 +43,7 @@ mod room;
 pub(crate) mod schedule;
 mod snapshots;
 mod traces;
+mod uplinks;
 mod views;
 mod vms;
 mod watching;

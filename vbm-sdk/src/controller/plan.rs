@@ -241,6 +241,11 @@ impl World {
                 .as_ref()
                 .is_some_and(|m| vm.spec.node.as_ref() != Some(&m.to)),
             take: snapshots().filter(coming).map(|s| s.meta.id).collect(),
+            without_memory: snapshots()
+                .filter(coming)
+                .filter(|s| !s.spec.memory)
+                .map(|s| (s.meta.id, s.spec.freeze))
+                .collect(),
             drop: snapshots()
                 .filter(|s| s.meta.deleting)
                 .map(|s| (s.meta.id, s.meta.generation))

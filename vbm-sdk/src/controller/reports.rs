@@ -346,6 +346,7 @@ fn status_of(report: &NodeReportRequest, now: Timestamp) -> NodeStatus {
         identity: report.identity.clone(),
         underlay: report.underlay,
         shared_storage: report.shared_storage.clone(),
+        uplinks: report.uplinks.clone(),
         ..NodeStatus::default()
     }
 }

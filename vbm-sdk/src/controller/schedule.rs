@@ -88,6 +88,7 @@ impl World {
         }
         reasons.extend(self.driver_reason(vm, node));
         reasons.extend(self.network_reasons(vm, node));
+        reasons.extend(self.uplink_reasons(vm, node));
         reasons.extend(self.room_reasons(vm, node));
         let (free, needed) = (self.free_memory_mib(vm, node), u64::from(vm.spec.memory_mib));
         if free < needed {

@@ -1,9 +1,12 @@
 //! Routed and bridged networks through the API.
 
-use crate::house::{House, PATIENCE, name, through};
+use crate::{
+    house::{House, PATIENCE, name, through, until},
+    site::{Site, until_node},
+};
 use std::time::Duration;
-use vbm_core::{ErrorKind, NetworkMode};
-use vbm_sdk::api::{CreateForward, CreateNetwork, LaunchRequest, NicRequest, SetPort};
+use vbm_core::{ErrorKind, NetworkMode, NodeState, PowerState};
+use vbm_sdk::api::{CreateForward, CreateNetwork, LaunchRequest, MigrateRequest, NicRequest, SetPort};
 
 fn routed(called: &str, cidr: &str) -> CreateNetwork {
     CreateNetwork {
@@ -120,4 +123,67 @@ async fn a_bridged_network_is_on_its_lan_and_has_no_tunnel_forward_or_floating_i
     };
     assert!(problem.to_string().contains("no such interface"), "{problem}");
     server.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_goes_to_the_node_that_has_the_interface_of_its_network_and_waits_while_none_has() {
+    let site = Site::new();
+    let (brain, client) = site.controller().await;
+    let (a, b) = (site.agent("a").await, site.agent("b").await);
+    b.networks().add_interface("eth7");
+    for node in ["lab/a", "lab/b"] {
+        until_node(&client, node, NodeState::Ready).await;
+    }
+    site.furnish(&client).await;
+    let bridged = |called: &str, uplink: &str| CreateNetwork {
+        mode: NetworkMode::Bridged,
+        uplink: Some(uplink.parse().unwrap()),
+        ..CreateNetwork::new(name(called), "10.7.0.0/24")
+    };
+    let vm = |called: &str, network: &str| {
+        let request = LaunchRequest::new("tiny").name(name(called));
+        request.nic(NicRequest::on(network))
+    };
+    client.networks().create(bridged("office", "eth7")).await.unwrap();
+    // Several, which else would be spread over both.
+    for called in ["one", "two", "three"] {
+        client.vms().launch(vm(called, "office")).await.unwrap();
+        let placed = until(&client, called, |v| v.vm.status.power == PowerState::Running).await;
+        assert_eq!(placed.vm.spec.node, Some("lab/b".parse().unwrap()), "{called}");
+    }
+    let placement = client.vms().placement("one").await.unwrap().items;
+    let of_a = placement
+        .iter()
+        .find(|c| c.node == "lab/a".parse().unwrap())
+        .unwrap();
+    assert_eq!(
+        of_a.reasons,
+        ["it has no interface eth7, by which network office goes"]
+    );
+    let request = MigrateRequest {
+        to: Some("lab/a".parse().unwrap()),
+        live: None,
+    };
+    let error = client.vms().migrate("one", &request).await.unwrap_err();
+    assert!(error.why().contains("it has no interface eth7"), "{error}");
+
+    // None has this one, until somebody makes it.
+    client.networks().create(bridged("annex", "eth8")).await.unwrap();
+    client.vms().launch(vm("late", "annex")).await.unwrap();
+    let waits = until(&client, "late", |v| v.vm.status.problem.is_some()).await;
+    let why = waits.vm.status.problem.unwrap().why().to_owned();
+    for node in ["lab/a", "lab/b"] {
+        assert!(
+            why.contains(&format!("{node}: it has no interface eth8")),
+            "{why}"
+        );
+    }
+    assert_eq!(waits.vm.spec.node, None);
+    a.networks().add_interface("eth8");
+    let placed = until(&client, "late", |v| v.vm.status.power == PowerState::Running).await;
+    assert_eq!(placed.vm.spec.node, Some("lab/a".parse().unwrap()));
+    for machine in [a, b] {
+        machine.shutdown().await;
+    }
+    brain.shutdown().await;
 }

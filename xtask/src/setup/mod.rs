@@ -136,6 +136,9 @@ fn is_met(need: Need) -> bool {
         let mut python = run::command("python3");
         return run::which("python3").is_some() && run::capture(python.args(["-c", "import yaml"])).is_ok();
     }
+    if need == Need::Ovmf {
+        return entry.programs.iter().all(|file| Path::new(file).is_file());
+    }
     entry.programs.iter().all(|program| run::which(program).is_some())
         || entry.busybox_applet.is_some_and(|applet| {
             run::which("busybox").is_some_and(|busybox| {

@@ -5,6 +5,7 @@
 pub(crate) enum Need {
     Qemu,
     QemuImg,
+    Ovmf,
     Redis,
     Iptables,
     Nft,
@@ -31,6 +32,9 @@ pub(crate) enum Need {
     Dnsmasq,
     Iperf,
     Ethtool,
+    Libvirtd,
+    LibvirtQemu,
+    Virsh,
 }
 
 /// Where a need is met: `program` (or `busybox_applet` of a busybox that is there), else by installing `package`.
@@ -43,9 +47,10 @@ pub(super) struct Entry {
 
 impl Need {
     /// Everything the demo and the tests use.
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::Qemu,
         Self::QemuImg,
+        Self::Ovmf,
         Self::Redis,
         Self::Iptables,
         Self::Nft,
@@ -74,6 +79,9 @@ impl Need {
         Self::Ethtool,
     ];
 
+    /// What the benches measure beside, and nothing else needs.
+    pub(crate) const PEERS: [Self; 3] = [Self::Libvirtd, Self::LibvirtQemu, Self::Virsh];
+
     pub(super) fn entry(self) -> Entry {
         let plain = |programs, package, why| Entry {
             programs,
@@ -88,6 +96,12 @@ impl Need {
                 "runs the virtual machines",
             ),
             Self::QemuImg => plain(&["qemu-img"], "qemu-utils", "makes and inspects disks"),
+            // A file, not a program.
+            Self::Ovmf => plain(
+                &["/usr/share/OVMF/OVMF_CODE_4M.fd"],
+                "ovmf",
+                "the UEFI firmware of virtual machines",
+            ),
             Self::Redis => plain(
                 &["redis-server"],
                 "redis-server",
@@ -198,6 +212,18 @@ impl Need {
                 "ethtool",
                 "gives the links that are measured the same offloads",
             ),
+            Self::Libvirtd => plain(
+                &["libvirtd"],
+                "libvirt-daemon",
+                "the manager of VMs that ours is measured beside",
+            ),
+            // Its driver of QEMU is a library; this program comes with it.
+            Self::LibvirtQemu => plain(
+                &["virt-qemu-run"],
+                "libvirt-daemon-driver-qemu",
+                "that manager's driver of QEMU",
+            ),
+            Self::Virsh => plain(&["virsh"], "libvirt-clients", "speaks to that manager"),
         }
     }
 }
@@ -278,7 +304,7 @@ mod tests {
 
     #[test]
     fn every_need_says_why() {
-        for need in Need::ALL {
+        for need in Need::ALL.into_iter().chain(Need::PEERS) {
             let entry = need.entry();
             assert!(!entry.why.is_empty() && !entry.programs.is_empty() && !entry.package.is_empty());
         }

@@ -70,7 +70,7 @@ impl LeaveOut {
     /// The programs that the remaining tests use.
     pub(super) fn needs(&self) -> Vec<Need> {
         let wanted = |need: &Need| match need {
-            Need::Qemu | Need::QemuImg => !self.has("qemu"),
+            Need::Qemu | Need::QemuImg | Need::Ovmf => !self.has("qemu"),
             Need::Redis => !self.has("redis"),
             Need::Curl | Need::Node | Need::Npm => true,
             Need::Debootstrap | Need::Mkfs => self.virtualbox(),

@@ -22,7 +22,7 @@ use vbm_hyper::{
 };
 
 /// Enough for the tiny guest.
-const MEMORY_MIB: u32 = 96;
+pub(super) const MEMORY_MIB: u32 = 96;
 /// The size of a clone's disk.
 pub(super) const DISK_BYTES: u64 = 64 << 20;
 
@@ -31,7 +31,7 @@ pub(super) struct Lab {
     pub(super) pool: Pool,
     pub(super) image: Digest,
     base: PathBuf,
-    boot: BootSource,
+    pub(super) boot: BootSource,
     started: RefCell<Vec<VmId>>,
     pub(super) dir: TempDir,
 }
@@ -67,9 +67,14 @@ impl Lab {
         &self.base
     }
 
+    /// Where the driver keeps what runs.
+    pub(super) fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
     /// A driver on the run directory; it has looked what this host can do.
     pub(super) async fn driver(&self) -> Outcome<QemuDriver> {
-        let driver = QemuDriver::open(QemuConfig::new(self.dir.path().join("run"))).await?;
+        let driver = QemuDriver::open(QemuConfig::new(self.run_dir())).await?;
         let capability = driver.probe().await;
         match capability.problem {
             None => Ok(driver),
@@ -132,7 +137,7 @@ impl Drop for Lab {
 }
 
 /// A small VM without NICs.
-pub(super) fn definition(disk: PathBuf) -> VmDefinition {
+fn definition(disk: PathBuf) -> VmDefinition {
     let id = VmId::from_uuid(Uuid::now_v7());
     let tail = id.to_string().chars().rev().take(8).collect::<String>();
     VmDefinition {

@@ -1,9 +1,9 @@
 //! Starting, ending and finding again.
 
-use super::lab::Lab;
+use super::{lab::Lab, libvirt::Libvirt};
 use crate::harness::{
     child::signal,
-    duel::{duel, solo},
+    duel::duel,
     fault::{During, Fault, Outcome},
     ground::Ground,
     row::Row,
@@ -16,12 +16,17 @@ use tokio::{
     time::{Instant, timeout},
 };
 use vbm_core::PowerState;
-use vbm_hyper::{Driver, OpCx, VmDefinition};
+use vbm_hyper::{Adopted, Driver, OpCx, VmDefinition};
 
 /// The longest that a QEMU by hand may take to greet.
 const GREET_WITHIN: Duration = Duration::from_secs(30);
 /// And to be gone when it was killed.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// The names of rows.
+pub(super) const BESIDE_LIBVIRT: &str = "start() to Running, beside libvirt";
+pub(super) const ADOPT: &str = "re-adopt, per VM";
+pub(super) const MEMORY: &str = "memory of the driver, per VM";
 
 fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
@@ -70,6 +75,37 @@ pub(super) async fn start(ground: &Ground) -> Outcome<Row> {
         .noted("ours also negotiates QMP, writes and syncs the manifest and sends `cont`; the probe was done before"))
 }
 
+/// `start()` until the VM runs, beside `virsh start` of a domain with the same devices.
+pub(super) async fn start_beside_libvirt(ground: &Ground) -> Outcome<Row> {
+    let lab = Lab::make(ground).await?;
+    let driver = lab.driver().await?;
+    let libvirt = Libvirt::start().await?;
+    let samples = duel(
+        ground.rounds() * 2,
+        async |_| {
+            let vm = lab.vm().await?;
+            let begin = Instant::now();
+            driver.start(&OpCx::new(), &vm, Vec::new()).await?;
+            let took = millis(begin);
+            end(&driver, &vm).await?;
+            Ok(took)
+        },
+        async |_| {
+            let domain = libvirt.define(&lab).await?;
+            let took = libvirt.timed(&["start", &domain]).await?;
+            libvirt.virsh(&["destroy", &domain]).await?;
+            libvirt.virsh(&["undefine", &domain]).await?;
+            Ok(took)
+        },
+    )
+    .await?;
+    driver.shutdown().await;
+    Ok(Row::new(BESIDE_LIBVIRT, "ms", samples.ours)
+        .against("virsh start", samples.peer)
+        .goal("<= 0.35x")
+        .noted("the peer's figure holds the start of `virsh`, some 15 ms"))
+}
+
 /// `kill()` until the VM is off, beside SIGKILL until the process is reaped.
 pub(super) async fn kill(ground: &Ground) -> Outcome<Row> {
     let lab = Lab::make(ground).await?;
@@ -115,8 +151,9 @@ pub(super) async fn kill(ground: &Ground) -> Outcome<Row> {
 }
 
 /// A new driver finds what another one left running.
-pub(super) async fn adopt(ground: &Ground) -> Outcome<Row> {
-    let vms = ground.size(8, 4);
+pub(super) async fn adopt(ground: &Ground) -> Outcome<Vec<Row>> {
+    let vms = ground.size(40, 8);
+    let before = resident_kib()?;
     let lab = Lab::make(ground).await?;
     let mut driver = lab.driver().await?;
     let mut made = Vec::new();
@@ -126,34 +163,53 @@ pub(super) async fn adopt(ground: &Ground) -> Outcome<Row> {
         driver.pause(vm.id).await?;
         made.push(vm);
     }
-    let samples = solo(ground.rounds(), async |_| {
-        driver.shutdown().await;
-        driver = lab.driver().await?;
-        let begin = Instant::now();
-        let adopted = driver.adopt().await?;
-        let took = millis(begin);
-        if adopted.len() == vms
-            && adopted
-                .iter()
-                .all(|a| matches!(a.seen.power, PowerState::Paused(_)))
-        {
-            return Ok(took / vms as f64);
-        }
-        Err(Fault::new(format!(
-            "{} of {vms} were found again as they were left",
-            adopted.len()
-        )))
-    })
+    let each_kib = resident_kib()?.saturating_sub(before) as f64 / vms as f64;
+    let mut libvirt = Libvirt::start().await?;
+    for _ in 0..vms {
+        let domain = libvirt.define(&lab).await?;
+        libvirt.virsh(&["start", "--paused", &domain]).await?;
+    }
+    let samples = duel(
+        ground.rounds(),
+        async |_| {
+            driver.shutdown().await;
+            driver = lab.driver().await?;
+            let begin = Instant::now();
+            let adopted = driver.adopt().await?;
+            let took = millis(begin);
+            let as_left = |a: &Adopted| matches!(a.seen.power, PowerState::Paused(_));
+            if adopted.len() == vms && adopted.iter().all(as_left) {
+                return Ok(took / vms as f64);
+            }
+            let found = adopted.len();
+            Err(Fault::new(format!(
+                "{found} of {vms} were found again as they were left"
+            )))
+        },
+        async |_| Ok(libvirt.restart(vms).await? / vms as f64),
+    )
     .await?;
     for vm in &made {
         end(&driver, vm).await?;
     }
     driver.shutdown().await;
-    Ok(Row::new("re-adopt, per VM", "ms", samples)
-        .without("libvirtd", "libvirt is not measured yet")
-        .noted(format!(
-            "{vms} paused QEMU VMs, one call of adopt() on a new driver"
-        )))
+    Ok(vec![
+        Row::new(ADOPT, "ms", samples.ours)
+            .against("libvirtd, from its start until it lists them", samples.peer)
+            .goal("<= 0.05x")
+            .noted(format!("{vms} paused VMs each; ours is one call of adopt() on a new driver, without a process to start")),
+        Row::new(MEMORY, "KiB", vec![each_kib])
+            .goal("<= 256")
+            .noted(format!("what this process grew by with {vms} VMs, the bench's own part included")),
+    ])
+}
+
+/// What this process has in memory.
+fn resident_kib() -> Outcome<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.ok_or_else(|| Fault::new("/proc/self/status tells no VmRSS"))
 }
 
 async fn running(lab: &Lab, driver: &dyn Driver) -> Outcome<VmDefinition> {

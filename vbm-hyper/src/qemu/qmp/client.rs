@@ -1,9 +1,9 @@
 //! The task that owns a monitor's socket, and the handle that others use it by.
 
-use super::codec::{self, Greeting, Incoming, Lines, QmpEvent};
+use super::codec::{self, Greeting, Incoming, Lines, QmpEvent, RawEvent};
 use crate::{
     Error, Result,
-    limits::{COMMAND_DEADLINE, QMP_EVENTS_MAX, QMP_PENDING_MAX, QMP_REQUESTS_MAX},
+    limits::{COMMAND_DEADLINE, QMP_EVENTS_MAX, QMP_PENDING_MAX, QMP_RAW_EVENTS_MAX, QMP_REQUESTS_MAX},
     scope::Scope,
 };
 use bytes::{Buf, Bytes};
@@ -20,7 +20,7 @@ use std::{
 use tokio::{
     io::Interest,
     net::UnixStream,
-    sync::{mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,7 @@ const READ_CHUNK_BYTES: usize = 16 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Qmp {
     requests: mpsc::Sender<Request>,
+    raw: broadcast::Sender<RawEvent>,
 }
 
 #[derive(Debug)]
@@ -75,6 +76,7 @@ impl Qmp {
         let (requests, queue) = mpsc::channel(QMP_REQUESTS_MAX);
         let (event_sender, events) = mpsc::channel(QMP_EVENTS_MAX);
         let (greet, greeted) = oneshot::channel();
+        let raw = broadcast::channel(QMP_RAW_EVENTS_MAX).0;
         let monitor = Monitor {
             stream,
             queue,
@@ -84,16 +86,31 @@ impl Qmp {
             outbox: VecDeque::new(),
             pending: HashMap::new(),
             next_id: 1,
+            raw: raw.downgrade(),
+            missed: false,
+            resyncs: false,
         };
         scope.tasks.spawn(monitor.run(scope.end.clone()));
         let greeting = greeted.await.map_err(|_| gone("the greeting"))?;
-        let qmp = Self { requests };
+        let qmp = Self { requests, raw };
         qmp.send("qmp_capabilities", Value::Null, None).await?;
         Ok(Connected {
             qmp,
             events,
             greeting,
         })
+    }
+
+    /// Every event from now on, as QEMU says it, those included that nobody here knows. Who lags is told so.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "what waits for an event of a device or of a job listens here"
+        )
+    )]
+    pub(crate) fn raw_events(&self) -> broadcast::Receiver<RawEvent> {
+        self.raw.subscribe()
     }
 
     /// Runs a command with the usual deadline.
@@ -105,7 +122,8 @@ impl Qmp {
     /// Runs a command that may carry a file descriptor.
     ///
     /// # Cancel safety
-    /// When dropped or late the command may still take effect; its reply is let go.
+    /// A command of which no byte was sent when it was dropped or late is not sent any more, and its descriptor is closed. Any
+    /// other is sent whole and may take effect; its reply is let go.
     pub(crate) async fn execute_within(
         &self,
         deadline: Duration,
@@ -145,20 +163,46 @@ fn gone(command: &str) -> Error {
     }
 }
 
+/// Who waits for a reply.
+enum Waits {
+    Caller(oneshot::Sender<Result<Value>>),
+    /// The keeper, to whom events were lost: it is told among the events, in QEMU's own order.
+    Keeper,
+}
+
+impl Waits {
+    fn has_gone(&self) -> bool {
+        matches!(self, Self::Caller(reply) if reply.is_closed())
+    }
+}
+
 struct Pending {
     command: String,
-    reply: oneshot::Sender<Result<Value>>,
+    waits: Waits,
+}
+
+/// A command on its way.
+struct Outgoing {
+    id: u64,
+    line: Bytes,
+    fd: Option<OwnedFd>,
+    begun: bool,
 }
 
 struct Monitor {
     stream: UnixStream,
     queue: mpsc::Receiver<Request>,
     events: mpsc::Sender<QmpEvent>,
+    raw: broadcast::WeakSender<RawEvent>,
     greet: Option<oneshot::Sender<Greeting>>,
     lines: Lines,
-    outbox: VecDeque<(Bytes, Option<OwnedFd>)>,
+    outbox: VecDeque<Outgoing>,
     pending: HashMap<u64, Pending>,
     next_id: u64,
+    /// Events were lost since the keeper was last told how things are.
+    missed: bool,
+    /// A look for the keeper is under way.
+    resyncs: bool,
 }
 
 impl Monitor {
@@ -170,13 +214,22 @@ impl Monitor {
             } else {
                 Interest::READABLE | Interest::WRITABLE
             };
-            // Cancel safe: `recv` and `ready` take nothing until they return.
+            let (events, lost) = (&self.events, self.missed && !self.resyncs);
+            let room = async { events.reserve().await.is_ok() };
+            // Cancel safe: `recv`, `reserve` and `ready` take nothing until they return.
             let alive = tokio::select! {
                 () = end.cancelled() => false,
                 request = self.queue.recv() => match request {
-                    Some(request) => { self.enqueue(request); true }
+                    Some(request) => { self.take(request); true }
                     None => false,
                 },
+                listens = room, if lost => {
+                    self.missed = false;
+                    if listens {
+                        self.look_for_keeper();
+                    }
+                    true
+                }
                 ready = self.stream.ready(interest) => match ready {
                     Ok(ready) => (!ready.is_readable() || self.read()) && (!ready.is_writable() || self.write()),
                     Err(_) => false,
@@ -187,36 +240,59 @@ impl Monitor {
             }
         }
         for (_, pending) in self.pending.drain() {
-            let error = gone(&pending.command);
-            drop(pending.reply.send(Err(error)));
+            if let Waits::Caller(reply) = pending.waits {
+                drop(reply.send(Err(gone(&pending.command))));
+            }
         }
     }
 
-    fn enqueue(&mut self, request: Request) {
+    fn take(&mut self, request: Request) {
+        let Request {
+            command,
+            arguments,
+            fd,
+            reply,
+        } = request;
         if self.pending.len() >= QMP_PENDING_MAX {
             let error = Error::Hypervisor {
-                command: request.command,
+                command,
                 why: format!("{QMP_PENDING_MAX} commands before it were not answered yet"),
             };
-            drop(request.reply.send(Err(error)));
+            drop(reply.send(Err(error)));
             return;
         }
+        self.enqueue(command, &arguments, fd, Waits::Caller(reply));
+    }
+
+    /// Asks how things are, for a keeper that events were lost to.
+    fn look_for_keeper(&mut self) {
+        self.resyncs = true;
+        self.enqueue("query-status".into(), &Value::Null, None, Waits::Keeper);
+    }
+
+    fn enqueue(&mut self, command: String, arguments: &Value, fd: Option<OwnedFd>, waits: Waits) {
+        crate::steps::step(&command);
         let id = self.next_id;
         self.next_id += 1;
-        let line = codec::encode(id, &request.command, &request.arguments);
-        self.outbox.push_back((line, request.fd));
-        self.pending.insert(
+        let line = codec::encode(id, &command, arguments);
+        self.outbox.push_back(Outgoing {
             id,
-            Pending {
-                command: request.command,
-                reply: request.reply,
-            },
-        );
+            line,
+            fd,
+            begun: false,
+        });
+        self.pending.insert(id, Pending { command, waits });
     }
 
     /// Writes what the socket takes. `false`: the connection is over.
     fn write(&mut self) -> bool {
-        while let Some((line, fd)) = self.outbox.front_mut() {
+        while let Some(next) = self.outbox.front_mut() {
+            if !next.begun && self.pending.get(&next.id).is_some_and(|p| p.waits.has_gone()) {
+                self.pending.remove(&next.id);
+                self.outbox.pop_front();
+                continue;
+            }
+            let (line, fd) = (&mut next.line, &mut next.fd);
             let sent = self
                 .stream
                 .try_io(Interest::WRITABLE, || send(&self.stream, line, fd.as_ref()));
@@ -224,6 +300,7 @@ impl Monitor {
                 Ok(n) => {
                     // The descriptor has travelled with the first byte.
                     *fd = None;
+                    next.begun = true;
                     line.advance(n);
                     if line.is_empty() {
                         self.outbox.pop_front();
@@ -243,7 +320,10 @@ impl Monitor {
             match self.stream.try_read_buf(&mut self.lines.buffer) {
                 Ok(0) => return false,
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.lines.shrink(READ_CHUNK_BYTES);
+                    return true;
+                }
                 Err(_) => return false,
             }
             loop {
@@ -271,20 +351,42 @@ impl Monitor {
                 self.answer(id, |command| Err(Error::Hypervisor { command, why }));
             }
             Incoming::Failure { id: None, why } => tracing::warn!(why, "a monitor complains"),
-            Incoming::Event(event) => {
-                if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
-                    tracing::warn!(?event, "an event was dropped: its keeper is too slow");
+            Incoming::Event(raw) => {
+                if let Some(event) = codec::event(&raw.name, &raw.data) {
+                    self.tell(event);
+                }
+                if let Some(listeners) = self.raw.upgrade().filter(|raw| raw.receiver_count() > 0) {
+                    // Who stopped listening in between needs nothing.
+                    drop(listeners.send(raw));
                 }
             }
             Incoming::Other => {}
         }
     }
 
+    /// Tells the keeper. One that is too slow is told how things are once it has room.
+    fn tell(&mut self, event: QmpEvent) {
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+            tracing::debug!(?event, "an event was dropped: its keeper is too slow");
+            self.missed = true;
+        }
+    }
+
     fn answer(&mut self, id: u64, result: impl FnOnce(String) -> Result<Value>) {
         match self.pending.remove(&id) {
-            Some(Pending { command, reply }) => {
+            Some(Pending {
+                command,
+                waits: Waits::Caller(reply),
+            }) => {
                 if reply.send(result(command.clone())).is_err() {
                     tracing::debug!(command, "a late reply is let go");
+                }
+            }
+            Some(Pending { command, .. }) => {
+                self.resyncs = false;
+                match result(command) {
+                    Ok(status) => self.tell(QmpEvent::Looked(codec::status_of(&status))),
+                    Err(error) => tracing::warn!(%error, "a monitor does not say how things are"),
                 }
             }
             None => tracing::debug!(id, "a reply that nobody asked for"),

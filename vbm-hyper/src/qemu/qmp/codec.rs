@@ -2,7 +2,6 @@
 
 use crate::limits::QMP_LINE_MAX_BYTES;
 use bytes::{Bytes, BytesMut};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// What QEMU says first.
@@ -31,6 +30,21 @@ pub(crate) enum QmpEvent {
     DiskErrorStops,
     /// Its memory has come, or has gone, whole.
     MigrationCompleted,
+    /// A device is gone: the guest has let go of it.
+    DeviceDeleted { device: String },
+    /// The guest does not let go of a device.
+    UnplugRefused { device: String },
+    /// No event of QEMU's: the run state after some were lost, for who could not take them as fast as they came.
+    Looked(String),
+}
+
+/// An event as QEMU says it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RawEvent {
+    /// `DEVICE_DELETED`, `JOB_STATUS_CHANGE`, ...
+    pub(crate) name: String,
+    /// What it says; null for those that say nothing.
+    pub(crate) data: Value,
 }
 
 /// One line from QEMU.
@@ -45,21 +59,9 @@ pub(super) enum Incoming {
         id: Option<u64>,
         why: String,
     },
-    Event(QmpEvent),
-    /// An event that does not matter here, or nothing that is known.
+    Event(RawEvent),
+    /// Nothing that is known.
     Other,
-}
-
-#[derive(Deserialize)]
-struct Wire {
-    #[serde(rename = "QMP")]
-    greeting: Option<Value>,
-    #[serde(rename = "return")]
-    returned: Option<Value>,
-    error: Option<Value>,
-    event: Option<String>,
-    data: Option<Value>,
-    id: Option<Value>,
 }
 
 /// The bytes of a command.
@@ -76,38 +78,37 @@ pub(super) fn encode(id: u64, command: &str, arguments: &Value) -> Bytes {
 
 /// The meaning of a line. Never fails: what is not understood is [`Incoming::Other`].
 pub(super) fn parse(line: &[u8]) -> Incoming {
-    // `"return": null` is a reply too, so the presence of the key counts.
     let Ok(Value::Object(mut fields)) = serde_json::from_slice::<Value>(line) else {
         return Incoming::Other;
     };
-    if let (Some(value), Some(id)) = (
-        fields.get("return").cloned(),
-        fields.get("id").and_then(Value::as_u64),
-    ) {
+    let id = fields.get("id").and_then(Value::as_u64);
+    // `"return": null` is a reply too, so the presence of the key counts.
+    if let (Some(id), Some(value)) = (id, fields.remove("return")) {
         return Incoming::Return { id, value };
     }
-    fields.remove("return");
-    let Ok(wire) = serde_json::from_value::<Wire>(Value::Object(fields)) else {
-        return Incoming::Other;
-    };
-    if let Some(error) = wire.error {
+    if let Some(error) = fields.get("error") {
         let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
         let why = match (text("desc"), text("class")) {
             ("", class) => class.to_owned(),
             (desc, _) => desc.to_owned(),
         };
-        return Incoming::Failure {
-            id: wire.id.and_then(|id| id.as_u64()),
-            why,
-        };
+        return Incoming::Failure { id, why };
     }
-    if let Some(greeting) = wire.greeting {
-        return Incoming::Greeting(greet(&greeting));
+    if let Some(greeting) = fields.get("QMP") {
+        return Incoming::Greeting(greet(greeting));
     }
-    debug_assert!(wire.returned.is_none(), "taken above");
-    wire.event
-        .and_then(|name| event(&name, &wire.data.unwrap_or(Value::Null)))
-        .map_or(Incoming::Other, Incoming::Event)
+    match fields.remove("event") {
+        Some(Value::String(name)) => Incoming::Event(RawEvent {
+            name,
+            data: fields.remove("data").unwrap_or(Value::Null),
+        }),
+        _ => Incoming::Other,
+    }
+}
+
+/// The word for the run state in the reply to `query-status`.
+pub(super) fn status_of(reply: &Value) -> String {
+    reply["status"].as_str().unwrap_or_default().to_owned()
 }
 
 fn greet(greeting: &Value) -> Greeting {
@@ -119,7 +120,8 @@ fn greet(greeting: &Value) -> Greeting {
     }
 }
 
-fn event(name: &str, data: &Value) -> Option<QmpEvent> {
+/// What an event means for the power state, if anything.
+pub(super) fn event(name: &str, data: &Value) -> Option<QmpEvent> {
     Some(match name {
         "SHUTDOWN" => QmpEvent::Shutdown {
             guest: data["guest"].as_bool().unwrap_or(false),
@@ -130,6 +132,13 @@ fn event(name: &str, data: &Value) -> Option<QmpEvent> {
         "RESUME" => QmpEvent::Resume,
         "GUEST_PANICKED" => QmpEvent::GuestPanicked,
         "MIGRATION" if data["status"] == "completed" => QmpEvent::MigrationCompleted,
+        // Devices without an id are parts of others.
+        "DEVICE_DELETED" => QmpEvent::DeviceDeleted {
+            device: data["device"].as_str()?.to_owned(),
+        },
+        "DEVICE_UNPLUG_GUEST_ERROR" => QmpEvent::UnplugRefused {
+            device: data["device"].as_str()?.to_owned(),
+        },
         "BLOCK_IO_ERROR" if data["action"] == "stop" => QmpEvent::DiskErrorStops,
         _ => return None,
     })
@@ -147,6 +156,13 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    /// Lets go of the room that a long line took.
+    pub(super) fn shrink(&mut self, chunk_bytes: usize) {
+        if self.buffer.is_empty() && self.buffer.capacity() > 4 * chunk_bytes {
+            self.buffer = BytesMut::new();
+        }
+    }
+
     /// The next whole line, without its end.
     pub(super) fn next(&mut self) -> Result<Option<BytesMut>, LineTooLong> {
         match self.buffer[self.searched..].iter().position(|b| *b == b'\n') {
@@ -168,6 +184,28 @@ impl Lines {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn said(name: &str, data: Value) -> Incoming {
+        let name = name.into();
+        Incoming::Event(RawEvent { name, data })
+    }
+
+    #[test]
+    fn only_what_changes_the_power_state_counts_and_the_rest_is_kept_as_it_is() {
+        let shutdown = json!({ "guest": true, "reason": "guest-shutdown" });
+        let means = QmpEvent::Shutdown {
+            guest: true,
+            reason: "guest-shutdown".into(),
+        };
+        assert_eq!(event("SHUTDOWN", &shutdown), Some(means));
+        assert_eq!(event("STOP", &Value::Null), Some(QmpEvent::Stop));
+        for (name, data) in [
+            ("BLOCK_IO_ERROR", json!({ "action": "report" })),
+            ("A_NEW_ONE", json!(7)),
+        ] {
+            assert_eq!(event(name, &data), None, "{name}");
+        }
+    }
 
     #[test]
     fn what_qemu_says_is_understood() {
@@ -207,22 +245,16 @@ mod tests {
                     why: "GenericError".into(),
                 },
             ),
-            (
-                r#"{"timestamp": {}, "event": "STOP"}"#,
-                Incoming::Event(QmpEvent::Stop),
-            ),
+            (r#"{"timestamp": {}, "event": "STOP"}"#, said("STOP", Value::Null)),
             (
                 r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
-                Incoming::Event(QmpEvent::Shutdown {
-                    guest: true,
-                    reason: "guest-shutdown".into(),
-                }),
+                said("SHUTDOWN", json!({ "guest": true, "reason": "guest-shutdown" })),
             ),
             (
-                r#"{"event": "BLOCK_IO_ERROR", "data": {"action": "report"}}"#,
-                Incoming::Other,
+                r#"{"event": "A_NEW_ONE", "data": 7}"#,
+                said("A_NEW_ONE", json!(7)),
             ),
-            (r#"{"event": "A_NEW_ONE", "data": 7}"#, Incoming::Other),
+            (r#"{"event": 7}"#, Incoming::Other),
             (r#"{"return": {}, "id": "not ours"}"#, Incoming::Other),
             ("[1]", Incoming::Other),
             ("garbage", Incoming::Other),

@@ -81,23 +81,18 @@ impl Run<'_> {
         Ok(taken)
     }
 
-    /// The link never stands without the host's rules, which find it by its name: they come before it and go after it.
+    /// The link never stands without the host's rules, which find it by its name: they came before it, and go after it.
     pub(super) async fn way_out(
         &mut self,
         links: &Links,
         transit: Option<Transit>,
         at_host: &mut AtHost,
     ) -> Result<(), NetError> {
-        if transit.is_some() {
-            self.host_rules(transit, at_host).await?;
-            self.shared.step("host rules");
-            self.uplink(links, transit).await?;
-            self.shared.step("uplink");
-        } else {
-            self.uplink(links, transit).await?;
-            self.shared.step("uplink");
-            self.host_rules(transit, at_host).await?;
-            self.shared.step("host rules");
+        self.uplink(links, transit).await?;
+        self.shared.step("uplink");
+        if transit.is_none() {
+            let changed = self.rules_at_host(None, at_host).await?;
+            self.note_at_host(changed);
         }
         Ok(())
     }
@@ -188,7 +183,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn host_rules(&mut self, transit: Option<Transit>, at_host: &mut AtHost) -> Result<(), NetError> {
+    /// The rules on the host; those without a way out have none.
+    pub(super) async fn rules_at_host(
+        &self,
+        transit: Option<Transit>,
+        at_host: &mut AtHost,
+    ) -> Result<Vec<String>, NetError> {
         let (shared, id) = (self.shared, self.net.id);
         let underlay = self.underlay.map(Underlay::name);
         let want = transit.map(|t| host_plan::render(&shared.owner, self.net, t, underlay));
@@ -198,10 +198,14 @@ impl Run<'_> {
             let more = hooks::host_rules(Family::V6, shared, id, want6.as_ref(), at_host).await?;
             changed.extend(more.into_iter().map(|c| format!("{c} (IPv6)")));
         }
+        shared.step("host rules");
+        Ok(changed)
+    }
+
+    pub(super) fn note_at_host(&mut self, changed: Vec<String>) {
         self.rules_changed |= !changed.is_empty();
         self.healed |= !changed.is_empty();
         self.changed.extend(changed);
-        Ok(())
     }
 
     /// Behind the rules that let their packets pass.

@@ -149,7 +149,7 @@ pub(in crate::cli) struct SomeNetworks {
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Snapshot {
-    /// Take a snapshot: of the disk when the VM is off, of disk and memory when it runs
+    /// Take a snapshot: of the disks when the VM is off, of disks and memory when it runs
     Create(SnapshotCreate),
     /// List the snapshots of a VM, as the tree that they are
     #[command(alias = "ls")]
@@ -169,6 +169,9 @@ pub(in crate::cli) enum Snapshot {
 Examples:
   vbm snapshot create web1                    named snap0, snap1 and so on
   vbm snapshot create web1 before-upgrade
+  vbm snapshot create web1 --no-memory        the disks alone, as after a power cut
+  vbm snapshot create web1 --no-memory --freeze
+                                              the guest writes all that it has, or none is taken
   vbm snapshot revert web1 before-upgrade     as it was: it runs again when it ran then")]
 pub(in crate::cli) struct SnapshotCreate {
     /// The VM
@@ -178,6 +181,13 @@ pub(in crate::cli) struct SnapshotCreate {
     /// Free text for you and your programs; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub(in crate::cli) labels: Vec<String>,
+    /// Leave out the memory of a VM that runs: after a revert it is off
+    #[arg(long)]
+    pub(in crate::cli) no_memory: bool,
+    /// Let the guest's agent write out and freeze its file systems: `required` (or no snapshot is taken) or `if-possible`
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "required",
+        value_parser = ["required", "if-possible"], requires = "no_memory")]
+    pub(in crate::cli) freeze: Option<String>,
 }
 
 #[derive(Debug, Args)]

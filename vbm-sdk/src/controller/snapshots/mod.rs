@@ -19,7 +19,7 @@ use super::{Controller, reads::part, vms::not_placed};
 use crate::api::{Accepted, CreateSnapshot, List, ListQuery, SnapshotView};
 use crate::records::{Edit, Held, until_uncrossed};
 use vbm_core::{
-    Error, ErrorKind, FacetKind, Kind, Meta, Name, Node, ObjectRef, PowerState, Result, Snapshot,
+    Error, ErrorKind, FacetKind, Freeze, Kind, Meta, Name, Node, ObjectRef, PowerState, Result, Snapshot,
     SnapshotContent, SnapshotId, SnapshotSpec, SnapshotState, SnapshotStatus, Vm, VmId, VmRevert,
     WantedPower, limits, object,
 };
@@ -65,6 +65,14 @@ impl Controller {
         request: &CreateSnapshot,
     ) -> Result<Accepted<SnapshotView>> {
         object::check_labels(&request.labels)?;
+        if request.freeze != Freeze::No && request.memory != Some(false) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("cannot take a snapshot of {vm}"),
+                "freeze: the file systems are frozen only for a snapshot without memory, which holds all that they lack",
+                "leave freeze out, or set memory to false (`vbm snapshot create --no-memory --freeze`)",
+            ));
+        }
         let vm = self.records().resolve::<Vm>(vm).await?.value.meta.id;
         until_uncrossed(|| self.create_snapshot_once(vm, request)).await
     }
@@ -103,6 +111,8 @@ impl Controller {
             spec: SnapshotSpec {
                 vm: vm.meta.id,
                 parent: tree::parent_of_next(&all),
+                memory: request.memory.unwrap_or(true),
+                freeze: request.freeze,
             },
             status: SnapshotStatus::default(),
         };

@@ -99,18 +99,23 @@ fn settle(all: &mut [Snapshot], at: usize, fate: &SnapshotFate) -> Option<(Event
             content,
             paused_micros,
             at: when,
+            consistency,
+            note,
         } if waits => {
             let status = &mut all[at].status;
             status.state = SnapshotState::Ready;
             status.content = Some(*content);
             status.paused_micros = *paused_micros;
+            status.consistency = *consistency;
+            status.note.clone_from(note);
             status.taken_at = Some(*when);
             tree::make_current(all, id);
             let halted = match paused_micros {
                 0 => String::new(),
                 micros => format!(", the guest was halted for {} ms", micros.div_ceil(1_000)),
             };
-            Some((EventKind::SnapshotTaken, format!("{content}{halted}")))
+            let note = note.as_ref().map_or_else(String::new, |note| format!("; {note}"));
+            Some((EventKind::SnapshotTaken, format!("{content}{halted}{note}")))
         }
         SnapshotFate::NotTaken(problem) if waits => {
             tree::take_out(all, id);

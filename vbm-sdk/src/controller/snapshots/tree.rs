@@ -62,6 +62,8 @@ mod tests {
             spec: SnapshotSpec {
                 vm: VmId::from_uuid(Uuid::from_u128(1)),
                 parent: parent.map(id),
+                memory: true,
+                freeze: vbm_core::Freeze::No,
             },
             status: SnapshotStatus {
                 state,

@@ -1,6 +1,7 @@
 //! Snapshots and saved memory, as people see them: what the guest had is there again, whoever is restarted meanwhile.
 
 mod broken_off;
+mod consistency;
 mod plain;
 mod saved;
 

@@ -60,6 +60,7 @@ const FACETS: Record<string, string> = {
   snapshots: "snapshots",
   "saved-state": "saved memory",
   migration: "live migration",
+  hotplug: "hot-plug",
 };
 
 /** Why a node is in its state, in a sentence. */
