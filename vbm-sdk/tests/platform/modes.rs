@@ -162,7 +162,7 @@ async fn a_vm_goes_to_the_node_that_has_the_interface_of_its_network_and_waits_w
     );
     let request = MigrateRequest {
         to: Some("lab/a".parse().unwrap()),
-        live: None,
+        ..MigrateRequest::default()
     };
     let error = client.vms().migrate("one", &request).await.unwrap_err();
     assert!(error.why().contains("it has no interface eth7"), "{error}");
