@@ -202,6 +202,9 @@ pub struct MachineFacts {
     /// Its disks.
     #[serde(default)]
     pub disks: Vec<DiskFacts>,
+    /// Where its devices are, in words of the driver.
+    #[serde(default)]
+    pub places: Option<String>,
 }
 
 /// One thing that was looked at before a move, and what was found.

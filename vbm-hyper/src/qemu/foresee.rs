@@ -1,6 +1,9 @@
 //! Whether a migration would go well: looked at on both sides, and nothing is changed.
 
-use super::{Entry, Shared, keeper::Machine, mirror, record::MachineFacts as Hardware, start::check_files};
+use super::{
+    Entry, Shared, keeper::Machine, mirror, record::MachineFacts as Hardware, slots::Slots,
+    start::check_files,
+};
 use crate::{DiskFacts, Error, MachineFacts, MoveCheck, MoveOptions, Result, VmDefinition, driver::not_for};
 use std::path::Path;
 use vbm_core::{DriverKind, PowerState, VmId};
@@ -77,6 +80,7 @@ async fn facts(shared: &Shared, machine: &Machine) -> Result<MachineFacts> {
         machine: hardware.machine,
         accelerator,
         disks,
+        places: serde_json::to_string(&machine.books.slots()).ok(),
     })
 }
 
@@ -175,6 +179,34 @@ fn available_in(text: &str) -> Option<u64> {
 
 fn free_bytes(dir: &Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// Where its devices are at its source, if that was told.
+pub(super) fn places(machine: &MachineFacts, definition: &VmDefinition) -> Result<Option<Slots>> {
+    let Some(told) = &machine.places else {
+        return Ok(None);
+    };
+    let refuse = |why: String| {
+        let what = "the VM cannot be taken in";
+        Err(Error::invalid(what, why, "give both sides the same definition"))
+    };
+    let slots: Slots = match serde_json::from_str(told) {
+        Ok(slots) => slots,
+        Err(error) => return refuse(format!("where its devices are cannot be understood: {error}")),
+    };
+    let disks = definition
+        .disks
+        .iter()
+        .all(|disk| slots.disk_bus(disk.volume).is_some());
+    let nics = definition
+        .nics
+        .iter()
+        .all(|nic| slots.nic_bus(nic.port).is_some());
+    if disks && nics {
+        Ok(Some(slots))
+    } else {
+        refuse("it has a disk or a NIC that it has not where it runs".into())
+    }
 }
 
 /// From now on the VM's hardware here is what it is at its source.

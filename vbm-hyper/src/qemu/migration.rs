@@ -88,7 +88,9 @@ impl Migration for QemuDriver {
         if options.copies() {
             mirror::check_targets(definition)?;
         }
+        let mut slots = None;
         if let Some(machine) = &options.machine {
+            slots = foresee::places(machine, definition)?;
             foresee::take_over(shared, definition.id, machine)?;
         }
         let order = start::Order {
@@ -98,6 +100,7 @@ impl Migration for QemuDriver {
             entry: argv::Entry::Arrival,
             kept: None,
             keeps_memory: false,
+            slots,
         };
         // From here to the guard nothing waits, so nothing can be cancelled in between.
         let (machine, manifest) = start::launch(shared, &order)?;

@@ -16,7 +16,7 @@
 //! - Only the virtual content travels. Snapshots within a file would stay behind, so a disk that has some is not copied.
 //! - The stream is not encrypted: see [`migration`](super::migration).
 
-use super::{keeper::Machine, qmp::Qmp};
+use super::{keeper::Machine, qmp::Qmp, slots};
 use crate::{
     DiskFacts, Error, LandingDisks, MoveOptions, OpCx, Result, VmDefinition,
     limits::{
@@ -45,19 +45,8 @@ const DIGEST_DIGITS: usize = 64;
 
 /// The nodes of the disks that travel, with their files: the root disk first. A disk that is only read is not copied.
 pub(super) fn nodes(definition: &VmDefinition) -> Vec<(String, &Path)> {
-    /// What a node name has room for, beside its first letter.
-    const DIGITS: usize = 30;
     let data = definition.disks.iter().filter(|disk| !disk.read_only);
-    let data = data.map(|disk| {
-        let digits: String = disk
-            .volume
-            .to_string()
-            .chars()
-            .filter(|c| *c != '-')
-            .take(DIGITS)
-            .collect();
-        (format!("d{digits}"), disk.path.as_path())
-    });
+    let data = data.map(|disk| (slots::disk_node(disk.volume), disk.path.as_path()));
     std::iter::once(("root".to_owned(), definition.root_disk.as_path()))
         .chain(data)
         .collect()

@@ -92,6 +92,7 @@ pub(super) async fn start(
         entry: argv::Entry::Halted,
         kept: None,
         keeps_memory: false,
+        slots: None,
     };
     match attempt(shared, &order, None).await {
         Err(Error::StartFailed { why }) if argv::blames_display(&why) => {
@@ -118,6 +119,7 @@ pub(super) async fn resume(
         entry: argv::Entry::Memory,
         kept: Some(kept),
         keeps_memory: record.is_some(),
+        slots: None,
     };
     attempt(shared, &order, record).await
 }
@@ -132,6 +134,8 @@ pub(super) struct Order<'a> {
     pub(super) kept: Option<&'a Kept>,
     /// The memory is that of a saved VM, and stays when it cannot be loaded.
     pub(super) keeps_memory: bool,
+    /// Where its devices are at the host that it comes from.
+    pub(super) slots: Option<Slots>,
 }
 
 impl argv::Entry {
@@ -399,7 +403,7 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
     let keep = shared.keep(id);
     let slots = match order.kept {
         Some(kept) => Some(kept.slots.carried_over(&kept.definition, definition)?),
-        None => None,
+        None => order.slots.clone(),
     };
     let facts = machine_facts(&keep, definition, found, slots)?;
     let firmware = shared.firmware.of(definition.hardware.firmware, &keep)?;

@@ -95,6 +95,7 @@ impl Migration for SimDriver {
             cpu: MACHINE.into(),
             accelerator: accelerator().name,
             disks: self.disks_of(&definition),
+            places: None,
         };
         let mut checks = vec![MoveCheck::of("state", state)];
         if options.copies() && facts.disks.iter().any(|disk| disk.snapshots > 0) {

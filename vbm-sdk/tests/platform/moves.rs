@@ -32,8 +32,24 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) async fn new() -> Self {
         let site = Site::new();
-        let (brain, client) = site.controller().await;
-        let (a, b) = (site.agent("a").await, site.agent("b").await);
+        let brain = site.controller().await;
+        let machines = (site.agent("a").await, site.agent("b").await);
+        Self::of(site, brain, machines).await
+    }
+
+    /// The same on machines that do not share their disks.
+    async fn apart() -> Self {
+        let site = Site::new();
+        let brain = site.controller().await;
+        let own = async |machine: &str, address: [u8; 4]| {
+            let agent = site.agent_with(machine, |b| b.underlay(address.into()));
+            agent.await.unwrap()
+        };
+        let machines = (own("a", [10, 9, 0, 1]).await, own("b", [10, 9, 0, 2]).await);
+        Self::of(site, brain, machines).await
+    }
+
+    async fn of(site: Site, (brain, client): (Server, Client), (a, b): (Machine, Machine)) -> Self {
         for node in ["lab/a", "lab/b"] {
             until_node(&client, node, NodeState::Ready).await;
         }
@@ -346,4 +362,102 @@ async fn the_scheduler_tells_of_each_node_what_stands_in_the_way() {
         server.shutdown().await;
     }
     brain.shutdown().await;
+}
+
+fn with_a_copy(to: &str) -> MigrateRequest {
+    MigrateRequest {
+        copy_disks: true,
+        ..to_machine(Some(to))
+    }
+}
+
+#[tokio::test]
+async fn a_vm_moves_with_a_copy_of_its_disk_between_machines_that_do_not_share_it() {
+    let pair = Pair::apart().await;
+    let client = &pair.client;
+    let refused = client
+        .vms()
+        .migrate("web", &to_machine(Some("b")))
+        .await
+        .unwrap_err();
+    assert!(refused.why().contains("--copy-disks"), "{refused}");
+    let checks = client
+        .vms()
+        .check_migrate("web", &to_machine(Some("b")))
+        .await
+        .unwrap()
+        .items;
+    assert!(checks.len() == 1 && !checks[0].passed, "{checks:?}");
+    let checks = client
+        .vms()
+        .check_migrate("web", &with_a_copy("b"))
+        .await
+        .unwrap()
+        .items;
+    assert!(checks.iter().all(|check| check.passed), "{checks:?}");
+    for at in ["the records", "lab/a", "lab/b"] {
+        assert!(checks.iter().any(|check| check.at == at), "{at}: {checks:?}");
+    }
+    let never = MigrateRequest {
+        max_downtime_ms: Some(0),
+        ..with_a_copy("b")
+    };
+    let refused = client.vms().migrate("web", &never).await.unwrap_err();
+    assert!(refused.why().contains("1 to 60000 ms"), "{refused}");
+
+    let moving = client
+        .vms()
+        .migrate("web", &with_a_copy("b"))
+        .await
+        .unwrap()
+        .operation;
+    let ended = done(client, &moving).await.unwrap();
+    assert_eq!(ended.state, OperationState::Done);
+    pair.is_on(&pair.b, &pair.a, PowerState::Running).await;
+    // And back: nothing of it was left.
+    let moving = client
+        .vms()
+        .migrate("web", &with_a_copy("a"))
+        .await
+        .unwrap()
+        .operation;
+    done(client, &moving).await.unwrap();
+    pair.is_on(&pair.a, &pair.b, PowerState::Running).await;
+
+    through(client, client.vms().power("web", PowerAction::ForceOff).await)
+        .await
+        .unwrap();
+    let refused = client.vms().migrate("web", &with_a_copy("b")).await.unwrap_err();
+    assert!(
+        refused.why().contains("only be copied while it runs"),
+        "{refused}"
+    );
+    pair.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_copy_whose_arrival_was_never_heard_of_is_dropped_and_the_vm_goes_on_where_it_was() {
+    let pair = Pair::apart().await;
+    let client = &pair.client;
+    pair.site
+        .world("a")
+        .add_fault(pair.id(), Fault::NextConfirmationIsLost);
+    let moving = client
+        .vms()
+        .migrate("web", &with_a_copy("b"))
+        .await
+        .unwrap()
+        .operation;
+    let ended = done(client, &moving).await;
+    assert!(ended.is_err() || ended.unwrap().state != OperationState::Done);
+    pair.is_on(&pair.a, &pair.b, PowerState::Running).await;
+    let moving = client
+        .vms()
+        .migrate("web", &with_a_copy("b"))
+        .await
+        .unwrap()
+        .operation;
+    done(client, &moving).await.unwrap();
+    pair.is_on(&pair.b, &pair.a, PowerState::Running).await;
+    pair.shutdown().await;
 }
