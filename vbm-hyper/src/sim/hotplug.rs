@@ -135,7 +135,8 @@ impl Hotplug for SimDriver {
         if self.change(id, verb, find)?.is_none() {
             return Ok(());
         }
-        self.asked_to_let_go(cx, id, format!("the NIC in port {port}")).await?;
+        self.asked_to_let_go(cx, id, format!("the NIC in port {port}"))
+            .await?;
         self.change(id, verb, |vm| {
             if let Some(at) = find(vm)? {
                 vm.definition.nics.remove(at);
