@@ -157,7 +157,7 @@ pub(crate) fn grows(now: u64, wanted: u64) -> Result<bool> {
             fix,
         ))
     };
-    if wanted % SECTOR_BYTES != 0 || wanted == 0 {
+    if !wanted.is_multiple_of(SECTOR_BYTES) || wanted == 0 {
         return refuse(format!("sizes are multiples of {SECTOR_BYTES}"), "round it up");
     }
     if wanted > IMAGE_MAX_BYTES {

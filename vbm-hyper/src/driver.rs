@@ -366,6 +366,12 @@ pub trait Driver: Send + Sync {
     /// [`Error::NoSuchVm`].
     async fn inspect(&self, id: VmId) -> Result<Seen>;
 
+    /// Why the power of a VM is what it is, in words, where there is more to say than the state: which disk is full, how the
+    /// hypervisor's process ended.
+    async fn cause(&self, _: VmId) -> Option<String> {
+        None
+    }
+
     /// What is seen of all VMs, in one call that asks no hypervisor and so cannot hang with one.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! VM; the pidfd is taken before these are read, so that nobody can slip in between. The monitor must name the VM's uuid.
 
 use super::{
-    Entry, Shared,
+    Entry, Shared, cause,
     keeper::{self, Begin},
     memory::SavedRecord,
     process::{self, Proc},
@@ -220,6 +220,12 @@ fn settle(shared: &Shared, id: VmId, power: PowerState) -> Seen {
     let ended = matches!(power, PowerState::Crashed(_)).then(|| Ended {
         power,
         at: shared.clock.now(),
+        cause: cause::of_end(
+            power,
+            process::Exit::default(),
+            None,
+            &VmDir::new(&shared.root, id).log_tail(),
+        ),
     });
     if let Err(error) = VmDir::new(&shared.root, id).end_run(ended.as_ref()) {
         tracing::warn!(%id, %error, "what a VM left cannot be cleared away");

@@ -10,6 +10,7 @@
 use super::{
     Entry, Shared,
     books::Books,
+    cause,
     errand::{self, Errand, Settled},
     lifecycle::{Exit, Input, Lifecycle, RunState},
     plug,
@@ -57,6 +58,8 @@ pub(super) struct View {
     pub(super) seen: Seen,
     /// Resets seen in this run.
     pub(super) resets: u64,
+    /// How often it went on after a halt.
+    pub(super) resumes: u64,
     /// The process is gone, and what it left is cleared away.
     pub(super) over: bool,
 }
@@ -211,6 +214,7 @@ pub(super) fn enter(shared: &Arc<Shared>, begin: Begin) -> Arc<Machine> {
     let (view_sender, view) = watch::channel(View {
         seen,
         resets: 0,
+        resumes: 0,
         over: false,
     });
     let (monitor_sender, monitor) = watch::channel(None);
@@ -444,6 +448,7 @@ impl Keeper {
             self.view.send_modify(|view| {
                 view.seen.clone_from(&seen);
                 view.resets += u64::from(event == PowerEvent::Reset);
+                view.resumes += u64::from(event == PowerEvent::Resume);
                 self.shared.tell(DriverEvent::new(self.id, event, seen));
             });
         }
@@ -475,9 +480,12 @@ impl Keeper {
         self.end.cancel();
         let events = self.life.take(Input::Exited(exit));
         let seen = Seen::resting(self.life.power);
+        let reason = self.life.shutdown_reason();
+        let cause = cause::of_end(self.life.power, exit, reason, &self.dir.log_tail());
         let ended = matches!(self.life.power, PowerState::Crashed(_)).then(|| Ended {
             power: self.life.power,
             at: self.shared.clock.now(),
+            cause,
         });
         self.books.close();
         if let Err(error) = self.dir.end_run(ended.as_ref()) {

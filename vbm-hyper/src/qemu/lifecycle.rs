@@ -116,6 +116,11 @@ impl Lifecycle {
         self
     }
 
+    /// Why QEMU says that it ends, if it does.
+    pub(super) fn shutdown_reason(&self) -> Option<&str> {
+        self.shutdown.as_deref()
+    }
+
     /// Takes a report; returns what happened by it, in order.
     pub(super) fn take(&mut self, input: Input) -> Vec<PowerEvent> {
         match input {

@@ -25,6 +25,7 @@ mod adopt;
 mod argv;
 mod arrival;
 mod books;
+mod cause;
 mod consoles;
 mod errand;
 mod firmware;
@@ -451,12 +452,21 @@ impl Driver for QemuDriver {
 
     async fn resume(&self, id: VmId) -> Result<()> {
         let machine = self.shared.live(id, PowerEvent::Resume)?;
+        let before = machine.view.borrow().resumes;
         machine.command("cont", Value::Null).await?;
-        reached(&machine, "cont", |view| view.seen.power == PowerState::Running).await
+        // One whose disk is still full is halted again at once.
+        reached(&machine, "cont", |view| {
+            view.resumes > before || view.seen.power == PowerState::Running
+        })
+        .await
     }
 
     async fn inspect(&self, id: VmId) -> Result<Seen> {
         Ok(self.shared.entry(id)?.seen())
+    }
+
+    async fn cause(&self, id: VmId) -> Option<String> {
+        cause::of(&self.shared, id).await
     }
 
     async fn inventory(&self) -> Result<Vec<(VmId, Seen)>> {

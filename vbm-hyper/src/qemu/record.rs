@@ -98,6 +98,9 @@ pub(super) struct Ended {
     #[serde(flatten)]
     pub(super) power: PowerState,
     pub(super) at: Timestamp,
+    /// Why, in words.
+    #[serde(default)]
+    pub(super) cause: Option<String>,
 }
 
 /// The run directory of one VM.
@@ -290,6 +293,7 @@ mod tests {
         let ended = Ended {
             power: PowerState::Crashed(vbm_core::CrashCause::Guest),
             at: Timestamp::from_micros(1),
+            cause: None,
         };
         dir.end_run(Some(&ended)).unwrap();
         assert_eq!(dir.read("ended").unwrap(), Some(ended));

@@ -174,6 +174,12 @@ impl QemuBench {
         }
     }
 
+    /// A definition of a VM that ends with the bench.
+    pub(crate) fn known(&self, definition: VmDefinition) -> VmDefinition {
+        self.made.lock().unwrap().push(definition.id);
+        definition
+    }
+
     /// A data disk of so many bytes.
     pub(crate) fn data_disk(&self, bytes: u64, read_only: bool) -> DiskDefinition {
         let volume = VolumeId::from_uuid(uuid::Uuid::now_v7());
