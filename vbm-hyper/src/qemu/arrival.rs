@@ -117,9 +117,10 @@ async fn arrival(machine: &Machine) {
         let look = Look {
             whole: report.phase == Phase::Completed,
             coming,
-            coming_for: match coming {
-                true => began_to_come.get_or_insert_with(Instant::now).elapsed(),
-                false => Duration::ZERO,
+            coming_for: if coming {
+                began_to_come.get_or_insert_with(Instant::now).elapsed()
+            } else {
+                Duration::ZERO
             },
             unrenewed: machine.lease.age(),
         };

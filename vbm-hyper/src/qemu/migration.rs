@@ -193,9 +193,10 @@ impl Migration for QemuDriver {
 fn check_landing(machine: &Machine, to: &Landing, options: &MoveOptions) -> Result<()> {
     let fix = "give both sides the same options";
     if options.copies() != to.disks.is_some() {
-        let (here, there) = match options.copies() {
-            true => ("are copied", "does not wait for them"),
-            false => ("are shared", "waits for copies of them"),
+        let (here, there) = if options.copies() {
+            ("are copied", "does not wait for them")
+        } else {
+            ("are shared", "waits for copies of them")
         };
         let why = format!("the disks {here}, and the destination {there}");
         return Err(Error::invalid("the VM cannot be sent like that", why, fix));

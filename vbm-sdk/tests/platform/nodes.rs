@@ -223,7 +223,6 @@ async fn a_node_that_falls_silent_is_lost_and_known_again_when_it_comes_back() {
         assert!(problem.fix().contains("never runs twice"), "{problem}");
         let request = MigrateRequest {
             to: Some("lab/b".parse().unwrap()),
-            live: None,
             ..MigrateRequest::default()
         };
         let error = client.vms().migrate(vm, &request).await.unwrap_err();

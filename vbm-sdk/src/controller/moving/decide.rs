@@ -106,8 +106,9 @@ pub(super) fn next(sides: &Sides) -> Next {
     } else {
         next_cold(sides)
     };
-    // What waits at the destination may be all that is left of it: its source may have let go, or may run on.
-    if sides.copies && sides.live && sides.source.is_err() && sides.may_be_whole() {
+    // What waits at the destination may be all that is left of it: its source may have let go, or may run on. One that
+    // still sends has limits of its own.
+    if sides.copies && !sides.stays() && sides.may_be_whole() {
         return next;
     }
     // Whether it runs at a destination that says nothing, nobody knows: it is not left to its source to start it again.
