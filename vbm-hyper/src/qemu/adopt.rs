@@ -247,6 +247,7 @@ pub(super) fn note_kill(shared: &Shared, id: VmId) -> Result<()> {
     let ended = Ended {
         power: PowerState::Off,
         at: shared.clock.now(),
+        cause: None,
     };
     VmDir::new(&shared.root, id).write("ended", &ended)
 }

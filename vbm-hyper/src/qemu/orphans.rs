@@ -303,6 +303,7 @@ pub async fn clear(orphan: &Orphan, asked: bool) -> Result<()> {
         let crashed = Ended {
             power: PowerState::Crashed(CrashCause::Hypervisor),
             at: crate::SystemClock.now(),
+            cause: None,
         };
         let ended = Some(&crashed).filter(|_| now.kind == OrphanKind::Dead);
         dir.end_run(ended)?;
