@@ -88,6 +88,21 @@ fn own_driver() {
     );
 }
 
+#[test]
+fn snapshot_tree() {
+    run(
+        env!("CARGO_BIN_EXE_18-snapshot-tree"),
+        &[],
+        &[
+            "patched: with memory",
+            "   other (frozen)  <- here",
+            "back at patched: the disk says 'patched'",
+            "base is gone, 2 are left",
+            "other, as files: 1",
+        ],
+    );
+}
+
 /// A Redis of a test's own on a socket in a temporary folder; gone with its handle.
 struct Redis {
     child: std::process::Child,

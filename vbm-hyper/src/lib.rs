@@ -93,8 +93,8 @@ pub use actor::{
 pub use clock::SystemClock;
 pub use console::{ByteIo, ByteStream, Consoles, SerialStream};
 pub use disk::{
-    ChainLink, ContentKind, DiskKind, Exported, ImageFormat, ImageStore, ImportedFile, Pool, Room,
-    StoredFile, VolumeFile,
+    ChainLink, ContentKind, DiskKind, Expected, Exported, ImageFormat, ImageSource, ImageStore, ImportedDisk,
+    ImportedFile, Pool, Room, SourceAnswer, StoredFile, VolumeFile,
 };
 pub use driver::{
     Adopted, BootSource, DiskDefinition, Driver, DriverEvent, Facet, Firmware, Hardware, NicBackend,

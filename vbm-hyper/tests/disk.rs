@@ -500,7 +500,7 @@ async fn helper_on_a_full_disk() {
     assert!(filler.is_err(), "the disk is full now");
     let id = volume();
     let error = pool.clone_image(image, id, 1 << 30).await.unwrap_err();
-    assert!(matches!(error, Error::DiskFull { .. }), "{error}");
+    assert!(matches!(error, Error::NoRoom { .. }), "{error}");
     assert_eq!(
         std::fs::read_dir(dir.join("pool")).unwrap().count(),
         1,

@@ -431,7 +431,8 @@ async fn a_migration_that_nobody_waits_for_any_more_is_called_off() {
     let door = tokio::net::TcpListener::bind((HERE, 0)).await.unwrap();
     let to = door.local_addr().unwrap();
     let sending = async {
-        let (cx, landing, options) = (OpCx::new(), to.into(), MoveOptions::default());
+        let (landing, options) = (to.into(), MoveOptions::default());
+        let cx = OpCx::new();
         tokio::select! {
             sent = driver.send(&cx, id, &landing, &options) => panic!("it cannot end: {sent:?}"),
             came = door.accept() => came.unwrap(),

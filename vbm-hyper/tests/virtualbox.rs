@@ -14,6 +14,9 @@ mod accidents;
 #[path = "vbox/strangers.rs"]
 mod strangers;
 
+#[path = "vbox/matrix.rs"]
+mod matrix;
+
 use vbox::FakeBench;
 
 mod promises {

@@ -172,7 +172,10 @@ pub(crate) async fn remove_instances(tags: &BTreeSet<String>) -> Result<(), Erro
 /// Where the VMs of the instances of this host have their run directories.
 pub(crate) fn run_dirs_of_vms() -> Vec<PathBuf> {
     let known = registered(Path::new(ROOT_REGISTRY)).unwrap_or_default();
-    known.iter().map(|instance| instance.record.run_dir.join("vm")).collect()
+    known
+        .iter()
+        .map(|instance| instance.record.run_dir.join("vm"))
+        .collect()
 }
 
 /// What instances left on the host.

@@ -24,3 +24,4 @@ pub(crate) mod records;
 pub mod server;
 pub mod source;
 pub mod store;
+mod url_source;

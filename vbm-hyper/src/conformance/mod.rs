@@ -211,6 +211,7 @@ macro_rules! conformance_suite {
             a_saved_vm_outlives_its_driver
             saved_memory_can_be_thrown_away
             what_cannot_be_saved_or_restored_is_refused
+            a_save_that_is_called_off_lets_the_vm_run_on
             a_running_vm_moves_to_another_host_and_goes_on
             a_vm_moves_with_its_snapshots
             a_vm_that_nobody_waits_for_stays_and_goes_on

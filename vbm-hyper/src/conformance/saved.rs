@@ -4,6 +4,7 @@ use super::{
     snapshots::{Scene, or_left_out},
     *,
 };
+use tokio_util::sync::CancellationToken;
 
 /// A saved VM does not run; restored, it goes on where it was, and the saved memory is used up.
 pub async fn a_saved_vm_goes_on_where_it_was(bench: &dyn Bench) -> Verdict {
@@ -119,5 +120,47 @@ pub async fn what_cannot_be_saved_or_restored_is_refused(bench: &dyn Bench) -> V
         "restore of a VM that is off",
     );
     assert_eq!(ground.power(id).await, PowerState::Off);
+    ground.done(&[id]).await
+}
+
+/// A save that is called off is undone unless it was done already: the VM runs on, or is saved.
+pub async fn a_save_that_is_called_off_lets_the_vm_run_on(bench: &dyn Bench) -> Verdict {
+    let ground = Ground::open(bench).await;
+    let saved_state = or_left_out!(ground.saved_state());
+    let definition = bench.definition();
+    let id = ground.start(&definition).await;
+    let late = OpCx::new().within(Duration::ZERO);
+    let late = saved_state.save(&late, id).await;
+    assert_eq!(late.expect_err("it is late").kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(ground.power(id).await, PowerState::Running);
+    let cx = OpCx::new();
+    let mut progress = cx.progress();
+    let over = CancellationToken::new();
+    let save = async {
+        let saved = saved_state.save(&cx, id).await;
+        over.cancel();
+        saved
+    };
+    let call_off = async {
+        // Cancel safe: both only wait. Not every driver says how far it is.
+        tokio::select! {
+            _ = progress.changed() => cx.cancel(),
+            () = over.cancelled() => {}
+        }
+    };
+    let both = async { tokio::join!(save, call_off) };
+    let (saved, ()) = ground.patiently("save", both).await;
+    match saved {
+        Ok(seen) => assert_eq!(seen.power, PowerState::Saved),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+            assert_eq!(ground.power(id).await, PowerState::Running);
+            let again = ground.patiently("save", saved_state.save(&ground.cx, id));
+            again.await.expect("it can be saved after that");
+        }
+    }
+    let restored = saved_state.restore(&ground.cx, &definition, NO_NICS);
+    let restored = ground.patiently("restore", restored).await;
+    assert_eq!(restored.expect("it is saved").power, PowerState::Running);
     ground.done(&[id]).await
 }

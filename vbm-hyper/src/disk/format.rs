@@ -1,5 +1,6 @@
 //! Which format a file is of, by its content.
 
+use crate::Error;
 use std::{fmt, str::FromStr};
 use vbm_core::DiskFormat;
 
@@ -21,6 +22,17 @@ impl ImageFormat {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Raw, Self::Qcow2, Self::Vdi, Self::Vmdk];
 
+    /// How much of a file's beginning [`ImageFormat::recognise`] looks at, in bytes.
+    pub const HEAD_BYTES: usize = LOOK_BYTES;
+
+    /// The format that the beginning of a file tells; raw where it tells none.
+    ///
+    /// # Errors
+    /// [`Error::BadDisk`] when it is plainly something else than a disk: a packed file, a page of the web.
+    pub fn recognise(head: &[u8]) -> crate::Result<Self> {
+        recognise(head).map_err(|why| Error::BadDisk { format: "raw", why })
+    }
+
     /// Its name.
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,7 +53,7 @@ impl fmt::Display for ImageFormat {
 impl FromStr for ImageFormat {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         Self::ALL
             .into_iter()
             .find(|format| format.name() == text)

@@ -178,7 +178,7 @@ impl ImageStore {
         source: &dyn ImageSource,
         expected: &Expected,
     ) -> Result<ImportedDisk> {
-        let mut partial = Partial::open(self.tmp_dir(), &source.key())?;
+        let mut partial = Partial::open(self.tmp_dir(), &source.key()).await?;
         let received = cx
             .run(WHAT, self.receive(cx, source, &mut partial, expected))
             .await;

@@ -15,10 +15,19 @@
 //! - Each directory has one owner at a time (a lock); so what lies in `tmp` when it is opened is left over and swept.
 //!   A *shared* directory has several, on any hosts whose file system carries `flock` between them: the one that comes
 //!   while no other is there sweeps, and references are changed under a lock of all.
+//!
+//! | module | what it decides or does |
+//! |---|---|
+//! | `images`, `import`, `partial` | what is kept, what comes in, what came before a source broke |
+//! | `pool`, `volumes`, `chain`, `export` | volumes: made and removed; grown, copied, flattened; their files; what leaves |
+//! | `read`, `write`, `format` | the formats: every one is read, all but vmdk are written, and told by content |
+//! | `lock`, `room`, `work` | who has a disk; quota and reserve; long work that can be called off |
 
 mod chain;
 mod export;
 mod format;
+#[cfg(test)]
+mod fuzz;
 mod images;
 mod import;
 pub(crate) mod lock;

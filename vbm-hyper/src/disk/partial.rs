@@ -9,12 +9,15 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 use vbm_core::Digest;
 
 const PREFIX: &str = "partial-";
 const NOTE: &str = "note";
+/// How often what another import has is tried again, and how long to wait in between.
+const OPEN_MAX_TRIES: u32 = 50;
+const OPEN_RETRY: Duration = Duration::from_millis(20);
 
 /// What is remembered beside the file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -35,22 +38,12 @@ impl Partial {
     ///
     /// # Errors
     /// [`Error::Invalid`] when another import of the same source goes on; [`Error::Io`].
-    pub(super) fn open(dir: &Path, key: &str) -> Result<Self> {
-        let name = hex::encode(Sha256::digest(key.as_bytes()));
-        let path = dir.join(format!("{PREFIX}{}", &name[..32]));
-        let note_path = path.with_extension(NOTE);
+    pub(super) async fn open(dir: &Path, key: &str) -> Result<Self> {
+        let mut tries = 0;
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(Error::io("create", &path))?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+            match Self::open_now(dir, key)? {
+                Some(partial) => return Ok(partial),
+                None if tries == OPEN_MAX_TRIES => {
                     return Err(Error::Refused(vbm_core::Error::new(
                         vbm_core::ErrorKind::Conflict,
                         "this source is being imported already",
@@ -58,27 +51,50 @@ impl Partial {
                         "wait until it is done",
                     )));
                 }
-                Err(errno) => return Err(Error::io("lock", &path)(errno.into())),
+                None => {}
             }
-            // Whoever had it may have taken it away between the opening and the lock.
-            if !same(&file, &path) {
-                continue;
-            }
-            let note = fs::read(&note_path)
-                .ok()
-                .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-                .unwrap_or_default();
-            let temp = Temp {
-                path,
-                file,
-                kept: true,
-            };
-            return Ok(Self {
-                temp,
-                note_path,
-                note,
-            });
+            // One that was called off may still be at its last write.
+            tokio::time::sleep(OPEN_RETRY).await;
+            tries += 1;
         }
+    }
+
+    /// `None` while another one has it.
+    fn open_now(dir: &Path, key: &str) -> Result<Option<Self>> {
+        let name = hex::encode(Sha256::digest(key.as_bytes()));
+        let path = dir.join(format!("{PREFIX}{}", &name[..32]));
+        let note_path = path.with_extension(NOTE);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::io("create", &path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(Error::io("lock", &path)(errno.into())),
+        }
+        // Whoever had it may have taken it away between the opening and the lock.
+        if !same(&file, &path) {
+            return Ok(None);
+        }
+        let note = fs::read(&note_path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        let temp = Temp {
+            path,
+            file,
+            kept: true,
+        };
+        Ok(Some(Self {
+            temp,
+            note_path,
+            note,
+        }))
     }
 
     pub(super) const fn file(&self) -> &File {
@@ -172,29 +188,32 @@ pub(super) fn sweep(dir: &Path, now: SystemTime) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{io::Write, time::Duration};
+    use std::io::Write;
 
-    #[test]
-    fn what_came_is_found_again_by_one_at_a_time_and_goes_with_age() {
+    #[tokio::test(start_paused = true)]
+    async fn what_came_is_found_again_by_one_at_a_time_and_goes_with_age() {
         let dir = tempfile::tempdir().unwrap();
-        let mut partial = Partial::open(dir.path(), "a").unwrap();
+        let mut partial = Partial::open(dir.path(), "a").await.unwrap();
         partial.file().write_all(b"half").unwrap();
         partial.note(Some("\"v1\"".into())).unwrap();
-        assert!(matches!(Partial::open(dir.path(), "a"), Err(Error::Refused(_))));
+        assert!(matches!(
+            Partial::open(dir.path(), "a").await,
+            Err(Error::Refused(_))
+        ));
         drop(partial);
-        let partial = Partial::open(dir.path(), "a").unwrap();
+        let partial = Partial::open(dir.path(), "a").await.unwrap();
         assert_eq!(
             (partial.bytes().unwrap(), partial.validator()),
             (4, Some("\"v1\""))
         );
-        assert_eq!(Partial::open(dir.path(), "b").unwrap().bytes().unwrap(), 0);
+        assert_eq!(Partial::open(dir.path(), "b").await.unwrap().bytes().unwrap(), 0);
         drop(partial);
         let now = SystemTime::now();
         assert_eq!(sweep(dir.path(), now).unwrap(), 0);
         let later = now + PARTIAL_MAX_AGE + Duration::from_secs(60);
         assert_eq!(sweep(dir.path(), later).unwrap(), 2);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        Partial::open(dir.path(), "c").unwrap().forget();
+        Partial::open(dir.path(), "c").await.unwrap().forget();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

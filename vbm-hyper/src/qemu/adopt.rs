@@ -11,7 +11,7 @@ use super::{
     record::{Ended, Manifest, VmDir},
 };
 use crate::{
-    Adopted, DriverEvent, Error, Result, Seen,
+    Adopted, DriverEvent, Error, Result, Seen, files,
     limits::{ADOPT_DEADLINE, ADOPT_MAX_PARALLEL, KILL_DEADLINE},
 };
 use std::{collections::HashMap, path::Path, sync::Arc};
@@ -179,8 +179,11 @@ fn fate(shared: &Shared, id: VmId) -> Result<Fate> {
     }
     match Proc::open(manifest.pid) {
         Ok(process) if process.start_ticks() == manifest.start_ticks && process.runs(id) => {
+            // It was to be ended, and was not.
+            files::remove_if_there(&dir.file("ended"))?;
             Ok(Fate::Lives(manifest, process))
         }
+        _ if was_killed(&dir) => Ok(Fate::Ended(Some(manifest), PowerState::Off)),
         // Gone, or a stranger with its pid.
         _ => Ok(Fate::Ended(
             Some(manifest),
@@ -202,8 +205,7 @@ async fn watch(shared: &Arc<Shared>, manifest: Manifest, process: Proc) -> Adopt
         started_at: manifest.started_at,
         power: PowerState::Unknown,
     };
-    let root_disk = begin.definition.root_disk.clone();
-    let thaw = super::snapshots::thaw_left(Arc::clone(shared), id, root_disk);
+    let thaw = super::snapshots::thaw_left(Arc::clone(shared), id, &begin.definition.root_disk);
     let machine = keeper::enter(shared, begin);
     shared.scope.tasks.spawn(thaw);
     let known = machine.wait_for(|view| view.seen.power != PowerState::Unknown);
@@ -232,6 +234,19 @@ fn settle(shared: &Shared, id: VmId, power: PowerState) -> Seen {
     };
     shared.tell(DriverEvent::new(id, event, seen.clone()));
     seen
+}
+
+/// Writes down that the end that comes now was asked for.
+pub(super) fn note_kill(shared: &Shared, id: VmId) -> Result<()> {
+    let ended = Ended {
+        power: PowerState::Off,
+        at: shared.clock.now(),
+    };
+    VmDir::new(&shared.root, id).write("ended", &ended)
+}
+
+fn was_killed(dir: &VmDir) -> bool {
+    matches!(dir.read::<Ended>("ended"), Ok(Some(ended)) if ended.power == PowerState::Off)
 }
 
 /// Ends a VM that was not adopted yet.

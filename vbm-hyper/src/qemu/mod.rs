@@ -405,6 +405,8 @@ impl Driver for QemuDriver {
         match self.shared.entry(id)? {
             Entry::Live(machine) => {
                 machine.tell(Input::KillAsked).await;
+                // For whoever finds it ended, should we go before we have seen it.
+                adopt::note_kill(&self.shared, id)?;
                 machine.process.kill();
                 let over = timeout(KILL_DEADLINE, machine.wait_for(|_| false)).await;
                 over.map_err(|_| Error::Timeout {

@@ -1,7 +1,7 @@
 //! Orphans: processes and run directories that no daemon looks after.
 //!
 //! ```text
-//!   /proc: "-uuid ID", "logfile=ROOT/ID/serial.log"  --.
+//!   /proc: "-uuid ID", open file ROOT/ID/*.log       --.
 //!   ROOT/ID: manifest, starting                      ----> judge, purely --> Unwatched | Stray | Dead | Unreadable
 //!   ROOT/lock: held by a daemon that lives?          --'
 //! ```
@@ -102,7 +102,6 @@ fn find_where(roots: &[PathBuf], is_served: impl Fn(&Path) -> bool) -> Result<Ve
     let mut wanted: BTreeSet<PathBuf> = roots.iter().cloned().collect();
     wanted.extend(processes.iter().map(|(root, ..)| root.clone()));
     let mut sights: BTreeMap<(PathBuf, VmId), Sight> = BTreeMap::new();
-    let mut claimed = Vec::new();
     for root in &wanted {
         let served = is_served(root);
         for id in listed(root)? {
@@ -110,11 +109,6 @@ fn find_where(roots: &[PathBuf], is_served: impl Fn(&Path) -> bool) -> Result<Ve
             let manifest = dir.manifest().transpose();
             let manifest = manifest.map(|read| read.map_err(|error| error.to_string()));
             let other_boot = matches!(&manifest, Some(Ok(manifest)) if manifest.boot_id != boot_id);
-            if let Some(Ok(manifest)) = &manifest
-                && !other_boot
-            {
-                claimed.push((id, manifest.pid, manifest.start_ticks));
-            }
             let sight = Sight {
                 starting: dir.file("starting").exists(),
                 served,
@@ -126,14 +120,8 @@ fn find_where(roots: &[PathBuf], is_served: impl Fn(&Path) -> bool) -> Result<Ve
         }
     }
     for (root, id, running) in processes {
-        // One that moved with its run directory is claimed where it is now, whatever its command line says.
-        let here = |sight: &Sight| matches!(&sight.manifest, Some(Ok(m)) if m.pid == running.pid && m.start_ticks == running.start_ticks);
-        let home = sights
-            .iter()
-            .find(|((_, of), sight)| *of == id && here(sight))
-            .map_or_else(|| (root.clone(), id), |(key, _)| key.clone());
-        let served = is_served(&home.0);
-        let sight = sights.entry(home).or_insert_with(|| Sight {
+        let served = is_served(&root);
+        let sight = sights.entry((root, id)).or_insert_with(|| Sight {
             served,
             ..Sight::default()
         });
@@ -202,15 +190,28 @@ fn processes() -> Result<Vec<(PathBuf, VmId, Running)>> {
         else {
             continue;
         };
-        let Some((root, id)) = process::cmdline(pid).ok().and_then(|args| names(&args)) else {
+        let Some((named, id)) = process::cmdline(pid).ok().and_then(|args| names(&args)) else {
             continue;
         };
+        let root = stands(pid, id).unwrap_or(named);
         // It may have ended in between.
         if let Some(start_ticks) = process::started(pid) {
             found.push((root, id, Running { pid, start_ticks }));
         }
     }
     Ok(found)
+}
+
+/// The run directory in which the files of a process lie by now: it may have been moved since its command line was written.
+fn stands(pid: u32, vm: VmId) -> Option<PathBuf> {
+    let name = vm.to_string();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let mut files = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    files.find_map(|file| {
+        let dir = file.parent()?;
+        let of_vm = dir.file_name()?.to_str()? == name && file.file_name()?.to_str()?.ends_with(".log");
+        of_vm.then(|| dir.parent().map(Path::to_owned))?
+    })
 }
 
 /// The run directory and the VM that a command line of ours names.

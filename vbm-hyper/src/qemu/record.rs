@@ -6,7 +6,7 @@
 //!                 /manifest     who runs it: written, whole, before the first instruction of the guest
 //!                 /errand       what is being done with it that a restart of the daemon may cut in two: see `errand`
 //!                 /plug         what is being done with a device of it: see `plug`
-//!                 /ended        how the last run ended, if not as asked
+//!                 /ended        how the last run ended, if not as asked; and, before a force-off, that it was asked for
 //!                 /q0 /q1 /tty /ga  sockets: monitor, spare monitor, serial line, guest agent
 //!                 /serial.log   what the serial line said in this run (serial.log.1: before that)
 //!                 /qemu.log     QEMU's own words

@@ -397,6 +397,9 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
     let dir = VmDir::new(&shared.root, id);
     dir.create()?;
     dir.clear_run()?;
+    // Before anything else is there: who finds it sweeps the rest.
+    dir.write("starting", &id)?;
+    let swept = Sweep(Some(&dir));
     let keep = shared.keep(id);
     let slots = match order.kept {
         Some(kept) => Some(kept.slots.carried_over(&kept.definition, definition)?),
@@ -411,7 +414,6 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
         .append(true)
         .open(&log_path)
         .map_err(Error::io("open", &log_path))?;
-    dir.write("starting", &id)?;
     let taps = &order.prepared.taps;
     let mut inherit: Vec<OwnedFd> = Vec::with_capacity(4 + taps.len());
     let Sockets {
@@ -450,8 +452,8 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
             taps: numbers[4..].to_vec(),
         },
     });
-    let process = process::spawn(&found.program, &args, &inherit, log, process::Bond::Outlives)
-        .inspect_err(|_| clean(&dir))?;
+    let process = process::spawn(&found.program, &args, &inherit, log, process::Bond::Outlives)?;
+    swept.keep();
     // Our copies: with them the sockets would stay open after QEMU, and the taps too.
     drop(inherit);
     let started_at = shared.clock.now();
@@ -481,6 +483,23 @@ pub(super) fn launch(shared: &Arc<Shared>, order: &Order<'_>) -> Result<(Arc<Mac
     let event = crate::DriverEvent::new(id, order.entry.event(), machine.seen());
     shared.tell(event);
     Ok((machine, manifest))
+}
+
+/// Sweeps a run directory unless a process came of it.
+struct Sweep<'a>(Option<&'a VmDir>);
+
+impl Sweep<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Sweep<'_> {
+    fn drop(&mut self) {
+        if let Some(dir) = self.0 {
+            clean(dir);
+        }
+    }
 }
 
 fn clean(dir: &VmDir) {

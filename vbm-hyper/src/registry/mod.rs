@@ -12,6 +12,8 @@
 
 mod hardware;
 mod matrix;
+#[cfg(test)]
+mod tests;
 
 pub use hardware::{Holder, HostFacts, Technique, may_use};
 pub use matrix::{CapabilityMatrix, capability_matrix};

@@ -121,6 +121,7 @@ impl SavedState for SimDriver {
             sleep(self.world().latency().transfer).await;
             Ok(())
         };
+        cx.report("writing its memory", 0, 0);
         cx.run("a save", written).await?;
         let fails = self.world().fails_now(id, |fault| match fault {
             Fault::NextSaveFails(why) => Some(why),

@@ -205,7 +205,11 @@ impl Driver for SimDriver {
             run,
             event: PowerEvent::StartFailed,
         };
-        sleep(self.world.latency().start).await;
+        let starts = async {
+            sleep(self.world.latency().start).await;
+            Ok(())
+        };
+        cx.run("a start", starts).await?;
         let fails = self.world.fails_now(id, |fault| match fault {
             Fault::NextStartFails(why) => Some(why),
             _ => None,

@@ -72,3 +72,29 @@ pub(crate) fn try_qemu_img(args: &[&str]) -> (bool, String) {
     let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     (out.status.success(), text)
 }
+
+pub(crate) fn sha(bytes: &[u8]) -> Digest {
+    use sha2::Digest as _;
+    Digest::new(sha2::Sha256::digest(bytes).into())
+}
+
+/// Content whose every piece of 4 KiB is another, some of them zeros.
+pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes)
+        .map(|at| match (at / 4096) % 5 {
+            0 => 0,
+            _ => (at / 4096).to_le_bytes()[0] ^ at.to_le_bytes()[0],
+        })
+        .collect()
+}
+
+impl Place {
+    /// The same place, opened again.
+    pub(crate) async fn reopened(self) -> Self {
+        let Self { dir, images, pool } = self;
+        drop((images, pool));
+        let images = ImageStore::open(dir.path().join("images")).await.unwrap();
+        let pool = Pool::open(dir.path().join("pool"), images.clone()).await.unwrap();
+        Self { dir, images, pool }
+    }
+}

@@ -3,7 +3,7 @@
 
 use super::{
     blob::{self, Forms, Whole},
-    exec,
+    exec, generation,
     netns::NetNs,
 };
 use crate::{NetError, names, plan::guard::Guard};
@@ -14,23 +14,22 @@ use std::{
 
 /// The guard as it stands; `want` itself where it stands just so.
 pub(super) async fn read(ns: &NetNs, want: &Guard, forms: &Mutex<Forms>) -> Result<Guard, NetError> {
-    let jumps = jumps(want);
-    if jumps.is_none() {
+    let Some(jumps) = jumps(want) else {
         return exec::guard_read(ns).await;
-    }
-    let bytes = blob::whole(ns, names::GUARD_TABLE).await?;
+    };
     let lock = || forms.lock().unwrap_or_else(PoisonError::into_inner);
-    if let (Some(jumps), Some(bytes)) = (&jumps, &bytes)
-        && stands(want, jumps, bytes, &lock())
+    let before = generation::of(ns).await?;
+    let bytes = blob::whole(ns, names::GUARD_TABLE).await?;
+    if bytes
+        .as_ref()
+        .is_some_and(|bytes| stands(want, &jumps, bytes, &lock()))
     {
         return Ok(want.clone());
     }
     let have = exec::guard_read(ns).await?;
-    // Nobody may have written in between: what is learnt is of one moment.
-    if have == *want
-        && let Some(bytes) = bytes
-        && blob::whole(ns, names::GUARD_TABLE).await?.as_ref() == Some(&bytes)
-    {
+    // What is learnt is of one moment: nobody wrote between the bytes and the print.
+    let same = before.is_some() && before == generation::of(ns).await?;
+    if let Some(bytes) = bytes.filter(|_| same && have == *want) {
         let mut forms = lock();
         for (name, bytes) in &bytes.chains {
             if let Some(lines) = want.chains.get(name) {

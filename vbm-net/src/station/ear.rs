@@ -2,14 +2,15 @@
 //!
 //! A frame wakes the server at once, as long as few come. A wake-up costs more than what is done about a frame (two switches of tasks, an
 //! event, the caches), and what must be kept costs a sync each time. So a link that is [busy](BUSY) is served in beats: the socket is not
-//! listened to for a [`BEAT`], then all that came is read in one go.
+//! listened to for a while, then all that came is read in one go. The while is such that [some](BEAT_FRAMES) frames come in it, and
+//! never more than [`REST_MAX`]: nobody waits for longer, and nobody is sent more at once than its own queue holds.
 //!
 //! ```text
 //!            frame                 all read, few came
 //!   listens ------> reads ---------------------------------> listens
 //!                   ^   |  all read, busy: not listened to
-//!                   |   +--------> rests a BEAT ---+
-//!                   +------------------------------+
+//!                   |   +--------> rests --------+
+//!                   +----------------------------+
 //!                   ^   |  more is there: others first
 //!                   +---+
 //! ```
@@ -18,6 +19,7 @@ use crate::dhcp::{Rate, rate::Bucket, socket::FRAME_MAX_BYTES};
 use nix::sys::socket::{MsgFlags, recv, send};
 use std::{
     io,
+    ops::RangeInclusive,
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -35,18 +37,38 @@ const BUSY: Rate = Rate {
     burst: 64,
     per_second: 100,
 };
-/// How long the frames of a busy link wait at most. Clients ask again after seconds (RFC 2131 section 4.1, RFC 8415 section 15).
-const BEAT: Duration = Duration::from_millis(20);
+/// How long the frames of a busy link wait at most, and at least. Clients ask again after seconds (RFC 2131 section 4.1, RFC 8415
+/// section 15).
+const REST_MAX: Duration = Duration::from_millis(20);
+const REST_MIN: Duration = Duration::from_millis(1);
+/// The frames of a beat: with more the rests become shorter, with fewer longer.
+const BEAT_FRAMES: RangeInclusive<usize> = 8..=20;
 
 /// Says of frames whether they are too many to be woken by each.
-#[derive(Debug, Default)]
-struct Pace(Option<Bucket>);
+#[derive(Debug)]
+struct Pace {
+    bucket: Option<Bucket>,
+    rest: Duration,
+}
 
 impl Pace {
-    /// So many came until now. Whether the link is busy.
-    fn heard(&mut self, frames: usize, now: Timestamp) -> bool {
-        let bucket = self.0.get_or_insert(Bucket::full(BUSY, now));
-        (0..frames).fold(false, |busy, _| !bucket.take(BUSY, now) || busy)
+    const fn new() -> Self {
+        Self {
+            bucket: None,
+            rest: REST_MAX,
+        }
+    }
+
+    /// So many were read now. How long to rest, if the link is busy.
+    fn heard(&mut self, frames: usize, now: Timestamp) -> Option<Duration> {
+        let bucket = self.bucket.get_or_insert(Bucket::full(BUSY, now));
+        let busy = (0..frames).fold(false, |busy, _| !bucket.take(BUSY, now) || busy);
+        if frames > *BEAT_FRAMES.end() {
+            self.rest = (self.rest / 2).max(REST_MIN);
+        } else if frames < *BEAT_FRAMES.start() {
+            self.rest = (self.rest * 2).min(REST_MAX);
+        }
+        busy.then_some(self.rest)
     }
 }
 
@@ -80,7 +102,7 @@ pub(crate) fn open(socket: OwnedFd) -> io::Result<(Ear, Voice)> {
         next: listen(&socket)?,
         socket,
         buffer: vec![0; FRAME_MAX_BYTES],
-        pace: Pace::default(),
+        pace: Pace::new(),
     };
     Ok((ear, voice))
 }
@@ -134,13 +156,13 @@ impl Ear {
                 Err(error) => return Err(error.into()),
             }
         }
-        let busy = self.pace.heard(frames, now);
-        self.next = match &self.next {
+        let rest = self.pace.heard(frames, now);
+        self.next = match (rest, &self.next) {
             _ if !all => Next::GoOn,
-            _ if busy => Next::Rest(begun + BEAT),
+            (Some(rest), _) => Next::Rest(begun + rest),
             // It is listened to already, and all was read after it was said that there is something.
-            Next::Listen(_) => return Ok(()),
-            Next::Rest(_) | Next::GoOn => listen(&self.socket)?,
+            (None, Next::Listen(_)) => return Ok(()),
+            (None, Next::Rest(_) | Next::GoOn) => listen(&self.socket)?,
         };
         Ok(())
     }
@@ -168,7 +190,7 @@ mod tests {
     /// What came until nothing comes any more for some beats, and in how many readings.
     async fn heard(ear: &mut Ear) -> (Vec<Vec<u8>>, usize) {
         let (mut frames, mut readings) = (Vec::new(), 0);
-        while tokio::time::timeout(10 * BEAT, ear.ready()).await.is_ok() {
+        while tokio::time::timeout(10 * REST_MAX, ear.ready()).await.is_ok() {
             readings += 1;
             ear.read(now(), |frame| frames.push(frame.to_vec())).unwrap();
         }
@@ -187,15 +209,35 @@ mod tests {
         (ear, voice, there)
     }
 
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_micros(0).plus(Duration::from_millis(ms))
+    }
+
     #[test]
     fn a_link_is_busy_while_more_come_than_it_says() {
-        let mut pace = Pace::default();
-        let at = |ms: u64| Timestamp::from_micros(0).plus(Duration::from_millis(ms));
-        assert!(!pace.heard(64, at(0)), "a burst");
-        assert!(pace.heard(1, at(1)));
-        assert!((1..20).all(|n| pace.heard(3, at(20 * n))), "150 a second");
-        assert!(!pace.heard(0, at(400)), "nothing came");
-        assert!((1..50).all(|n| !pace.heard(1, at(400 + 20 * n))), "50 a second");
+        let mut pace = Pace::new();
+        let mut busy = |frames, ms| pace.heard(frames, at(ms)).is_some();
+        assert!((0..64).all(|_| !busy(1, 0)), "a burst");
+        assert!(busy(1, 1));
+        assert!((1..20).all(|n| busy(3, 20 * n)), "150 a second");
+        assert!(!busy(0, 400), "nothing came");
+        assert!((1..50).all(|n| !busy(1, 400 + 20 * n)), "50 a second");
+    }
+
+    #[test]
+    fn the_more_come_the_shorter_are_the_rests() {
+        for (frames_a_second, shortest, longest) in [(400, 20, 20), (4_000, 2, 5), (100_000, 1, 1)] {
+            let mut pace = Pace::new();
+            let (mut now, mut rest) = (0, REST_MAX);
+            for _ in 0..50 {
+                let ms = u64::try_from(rest.as_millis()).unwrap();
+                now += ms;
+                let frames = usize::try_from(frames_a_second * ms / 1_000).unwrap();
+                rest = pace.heard(frames, at(now)).unwrap_or(rest);
+            }
+            let bounds = Duration::from_millis(shortest)..=Duration::from_millis(longest);
+            assert!(bounds.contains(&rest), "{frames_a_second}: {rest:?}");
+        }
     }
 
     #[tokio::test]
@@ -223,14 +265,16 @@ mod tests {
             ear.ready().await.unwrap();
             ear.read(now(), |_| {}).unwrap();
         }
-        // It is dropped while it rests, as by a select, and rests no longer for it.
+        // It is dropped while it rests, as by a select, and rests on.
         send(there.as_raw_fd(), b"late", MsgFlags::empty()).unwrap();
-        let begun = Instant::now();
-        let dropped = tokio::time::timeout(Duration::from_millis(1), ear.ready()).await;
-        assert!(dropped.is_err(), "it rests");
+        ear.next = Next::Rest(Instant::now() + Duration::from_secs(3_600));
+        for _ in 0..2 {
+            let dropped = tokio::time::timeout(Duration::from_millis(1), ear.ready()).await;
+            assert!(dropped.is_err(), "it rests");
+        }
+        ear.next = Next::Rest(Instant::now());
         let (frames, _) = heard(&mut ear).await;
         assert_eq!(frames, [b"late"]);
-        assert!(begun.elapsed() >= Duration::from_millis(2));
         assert!(matches!(ear.next, Next::Listen(_)));
         send(there.as_raw_fd(), b"again", MsgFlags::empty()).unwrap();
         assert_eq!(heard(&mut ear).await.0, [b"again"]);

@@ -27,6 +27,7 @@
 //! | `/v1/floating-pool` | GET, PUT [`vbm_core::FloatingPool`] |
 //! | `/v1/blobs` | POST: a file's bytes; answers [`Blob`] |
 //! | `/v1/images`, `/v1/images/{image}` | GET, POST, DELETE |
+//! | `/v1/images/{image}/disk` | GET: the disk as a file, `?format=` |
 //! | `/v1/nodes`, `/v1/nodes/{node}` | GET |
 //! | `/v1/operations`, `/v1/operations/{operation}` | GET, `?wait_seconds=` |
 //! | `/v1/events` | GET: newline-delimited JSON, `?from=&follow=` |
@@ -535,6 +536,16 @@ pub struct CreateImage {
     pub format: DiskFormat,
     /// How it boots.
     pub boot: Boot,
+}
+
+/// How to export an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ExportQuery {
+    /// `qcow2`, `raw` or `vdi`; the format that it is kept in when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
 }
 
 /// An event and where it stands.

@@ -4,7 +4,8 @@ use super::image::{Parts, Source};
 use crate::client::cannot_read;
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::Path};
-use vbm_core::{Digest, DiskFormat, Error, ErrorKind};
+use vbm_core::{Digest, Error, ErrorKind};
+use vbm_hyper::ImageFormat;
 
 const MANIFEST: &str = "guest.json";
 /// The form of the manifest that is understood.
@@ -55,7 +56,7 @@ fn parse(dir: &Path, text: &str) -> Result<Parts, String> {
     };
     Ok(Parts {
         disk: source(&manifest.disk)?,
-        format: Some(DiskFormat::Qcow2),
+        format: Some(ImageFormat::Qcow2),
         kernel: Some((
             source(&manifest.kernel)?,
             source(&manifest.initrd)?,

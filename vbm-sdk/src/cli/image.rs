@@ -1,5 +1,8 @@
 //! `vbm image`, and `vbm screenshot`.
 
+mod bring;
+mod export;
+
 use super::{
     args::{Image, ImageImport, Screenshot},
     guest, human,
@@ -8,15 +11,16 @@ use super::{
     session::Session,
     table::Table,
 };
-use crate::{api::CreateImage, client::cannot_read};
-use std::path::{Path, PathBuf};
-use tokio::io::AsyncReadExt;
-use vbm_core::{Boot, Digest, DiskFormat, Error, ErrorKind, Timestamp};
+use crate::api::CreateImage;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+use vbm_core::{Boot, Digest, Error, ErrorKind, ImageId, Timestamp};
+use vbm_hyper::ImageFormat;
 
 const NONE_YET: &str =
     "no images yet: make one with `vbm image import NAME --disk FILE`, or from `cargo xtask guest`";
-/// What each qcow2 file begins with (QEMU `docs/interop/qcow2.txt`).
-const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
 pub(super) async fn run(on: &Session<'_>, verb: Image) -> Result<(), Error> {
     let images = on.client.images();
@@ -24,24 +28,44 @@ pub(super) async fn run(on: &Session<'_>, verb: Image) -> Result<(), Error> {
         Image::Import(args) => import(on, &args).await,
         Image::List => {
             let all = images.list().all().await?;
+            let users = users(on).await?;
             on.out.list(
                 &all,
                 |i| i.meta.name.to_string(),
-                &table(&all, on.now()),
+                &table(&all, &users, on.now()),
                 NONE_YET,
             )
         }
         Image::Info(args) => {
             let image = images.get(&args.image).await?;
-            on.out
-                .item(&image, image.meta.name.as_str(), &detail(&image, on.now()))
+            let users = users(on).await?;
+            on.out.item(
+                &image,
+                image.meta.name.as_str(),
+                &detail(&image, &users, on.now()),
+            )
         }
+        Image::Export(args) => export::run(on, &args).await,
         Image::Delete(args) => {
             let act = |name: String| images.delete(name).into_future();
             on.each_at_once(&args.images, act, |name| format!("{name} is gone"))
                 .await
         }
     }
+}
+
+/// The names of the VMs whose disks rest on an image.
+type Users = BTreeMap<ImageId, Vec<String>>;
+
+async fn users(on: &Session<'_>) -> Result<Users, Error> {
+    let mut users = Users::new();
+    for vm in on.client.vms().list().all().await? {
+        users
+            .entry(vm.vm.spec.image)
+            .or_default()
+            .push(vm.vm.meta.name.to_string());
+    }
+    Ok(users)
 }
 
 /// A file to send, and what its content should be where that is known.
@@ -56,7 +80,7 @@ pub(super) struct Source {
 pub(super) struct Parts {
     pub(super) disk: Source,
     /// As it was said; recognised when absent.
-    pub(super) format: Option<DiskFormat>,
+    pub(super) format: Option<ImageFormat>,
     /// Kernel, initial RAM disk, command line.
     pub(super) kernel: Option<(Source, Source, String)>,
 }
@@ -64,10 +88,6 @@ pub(super) struct Parts {
 async fn import(on: &Session<'_>, args: &ImageImport) -> Result<(), Error> {
     let name = args.name.parse()?;
     let parts = parts(args).await?;
-    let format = match parts.format {
-        Some(format) => format,
-        None => recognise(&parts.disk.path).await?,
-    };
     let boot = match &parts.kernel {
         None => Boot::Disk,
         Some((kernel, initrd, cmdline)) => {
@@ -80,10 +100,13 @@ async fn import(on: &Session<'_>, args: &ImageImport) -> Result<(), Error> {
             boot
         }
     };
-    let disk = send(on, &parts.disk).await?;
+    let disk = bring::bring(on, &parts.disk, parts.format).await?;
+    let format = disk.format;
+    let sent = send(on, &disk.source).await;
+    disk.clear().await;
     let request = CreateImage {
         name,
-        disk,
+        disk: sent?,
         format,
         boot,
     };
@@ -115,15 +138,20 @@ async fn parts(args: &ImageImport) -> Result<Parts, Error> {
         ));
     };
     let kernel = args.kernel.as_ref().zip(args.initrd.as_ref());
+    let format = args.format.as_deref().map(str::parse::<ImageFormat>).transpose();
     Ok(Parts {
-        disk: source(disk),
-        format: args.format.as_deref().map(|f| {
-            if f == "raw" {
-                DiskFormat::Raw
-            } else {
-                DiskFormat::Qcow2
-            }
-        }),
+        disk: Source {
+            path: disk.clone(),
+            sha256: args.sha256.as_deref().map(str::parse).transpose()?,
+        },
+        format: format.map_err(|why| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                "the format is not known",
+                why,
+                "leave it out: it is recognised",
+            )
+        })?,
         kernel: kernel.map(|(kernel, initrd)| (source(kernel), source(initrd), args.cmdline.clone())),
     })
 }
@@ -147,28 +175,12 @@ async fn send(on: &Session<'_>, source: &Source) -> Result<Digest, Error> {
     match source.sha256 {
         Some(expected) if expected != blob.digest => Err(Error::new(
             ErrorKind::Corrupt,
-            format!("{} is not what its manifest says", source.path.display()),
+            format!("{} is not what was said of it", source.path.display()),
             format!("its SHA-256 is {}, and not {expected}", blob.digest),
-            "make the guest again with `cargo xtask guest`",
+            "fetch it again; make a guest again with `cargo xtask guest`",
         )),
         _ => Ok(blob.digest),
     }
-}
-
-/// The format of a disk by its first bytes; by its name where they do not say: vbmd checks the rest.
-async fn recognise(disk: &Path) -> Result<DiskFormat, Error> {
-    let mut head = Vec::new();
-    let read = async {
-        let file = tokio::fs::File::open(disk).await?;
-        file.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut head).await
-    };
-    read.await.map_err(|e| cannot_read(disk, &e))?;
-    let named = disk.extension().is_some_and(|e| e == "qcow2");
-    Ok(if head == QCOW2_MAGIC || named {
-        DiskFormat::Qcow2
-    } else {
-        DiskFormat::Raw
-    })
 }
 
 pub(super) async fn screenshot(on: &Session<'_>, args: &Screenshot) -> Result<(), Error> {
@@ -200,9 +212,9 @@ fn boots(image: &vbm_core::Image) -> &'static str {
     }
 }
 
-fn table(images: &[vbm_core::Image], now: Timestamp) -> Table {
+fn table(images: &[vbm_core::Image], users: &Users, now: Timestamp) -> Table {
     let mut table = Table::new(
-        &["NAME", "SIZE", "FILE", "FORMAT", "BOOT", "AGE"],
+        &["NAME", "SIZE", "FILE", "FORMAT", "BOOT", "VMS", "AGE"],
         &["ID", "SHA256"],
     );
     for image in images {
@@ -213,6 +225,7 @@ fn table(images: &[vbm_core::Image], now: Timestamp) -> Table {
             human::bytes(spec.file_bytes),
             spec.format.to_string(),
             boots(image).to_owned(),
+            users.get(&meta.id).map_or(0, Vec::len).to_string(),
             human::age(now, meta.created_at),
             meta.id.to_string(),
             spec.disk.to_string(),
@@ -221,7 +234,7 @@ fn table(images: &[vbm_core::Image], now: Timestamp) -> Table {
     table
 }
 
-fn detail(image: &vbm_core::Image, now: Timestamp) -> String {
+fn detail(image: &vbm_core::Image, users: &Users, now: Timestamp) -> String {
     let spec = &image.spec;
     let mut lines = Lines::default();
     lines.meta(&image.meta, now);
@@ -235,6 +248,9 @@ fn detail(image: &vbm_core::Image, now: Timestamp) -> String {
         ),
     );
     lines.put("SHA-256", spec.disk.to_string());
+    if let Some(users) = users.get(&image.meta.id) {
+        lines.put("VMs on it", users.join(", "));
+    }
     match &spec.boot {
         Boot::Kernel {
             kernel,
@@ -254,26 +270,7 @@ fn detail(image: &vbm_core::Image, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vbm_core::{ImageId, ImageSpec, Meta};
-
-    #[tokio::test]
-    async fn a_disk_is_recognised_by_its_first_bytes_then_by_its_name() {
-        let place = tempfile::tempdir().unwrap();
-        for (name, bytes, format) in [
-            ("a.img", &b"QFI\xfb\0\0\0\x03"[..], DiskFormat::Qcow2),
-            ("b.img", b"\x55\xaa", DiskFormat::Raw),
-            ("c.qcow2", b"not one", DiskFormat::Qcow2),
-            ("empty", b"", DiskFormat::Raw),
-        ] {
-            let path = place.path().join(name);
-            std::fs::write(&path, bytes).unwrap();
-            assert_eq!(recognise(&path).await.unwrap(), format, "{name}");
-        }
-        assert_eq!(
-            recognise(&place.path().join("none")).await.unwrap_err().kind(),
-            ErrorKind::NotFound
-        );
-    }
+    use vbm_core::{DiskFormat, ImageSpec, Meta};
 
     #[test]
     fn images_are_listed_with_their_sizes() {
@@ -292,8 +289,13 @@ mod tests {
             },
         };
         assert_eq!(
-            table(&[image], Timestamp::from_micros(0)).render(false, Some(80)),
-            "NAME  SIZE  FILE  FORMAT  BOOT  AGE\ntiny  64M   3M    qcow2   disk  0s"
+            table(
+                &[image.clone()],
+                &Users::from([(image.meta.id, vec!["a".into(), "b".into()])]),
+                Timestamp::from_micros(0)
+            )
+            .render(false, Some(80)),
+            "NAME  SIZE  FILE  FORMAT  BOOT  VMS  AGE\ntiny  64M   3M    qcow2   disk  2    0s"
         );
     }
 }

@@ -27,8 +27,12 @@ struct Line {
 pub(super) async fn run(on: &Session<'_>, verb: Orphans) -> Result<(), Error> {
     match verb {
         Orphans::List(places) => {
-            let lines: Vec<_> = find(&places)?.into_iter().map(|orphan| line(orphan, String::new())).collect();
-            on.out.list(&lines, |line| line.vm.to_string(), &table(&lines), NONE)
+            let lines: Vec<_> = find(&places)?
+                .into_iter()
+                .map(|orphan| line(orphan, String::new()))
+                .collect();
+            on.out
+                .list(&lines, |line| line.vm.to_string(), &table(&lines), NONE)
         }
         Orphans::Gc(args) => gc(on, &args).await,
         Orphans::Adopt(args) => adopt(on, &args),
@@ -48,7 +52,11 @@ fn find(places: &OrphanPlaces) -> Result<Vec<Orphan>, Error> {
 
 async fn gc(on: &Session<'_>, args: &OrphansGc) -> Result<(), Error> {
     let found = find(&args.places)?;
-    if let Some(stranger) = args.vms.iter().find(|vm| !found.iter().any(|orphan| orphan.vm == **vm)) {
+    if let Some(stranger) = args
+        .vms
+        .iter()
+        .find(|vm| !found.iter().any(|orphan| orphan.vm == **vm))
+    {
         return Err(Error::new(
             vbm_core::ErrorKind::NotFound,
             format!("VM {stranger} is no orphan of this host"),
@@ -78,7 +86,8 @@ async fn gc(on: &Session<'_>, args: &OrphansGc) -> Result<(), Error> {
         };
         lines.push(line(orphan, done));
     }
-    on.out.list(&lines, |line| line.vm.to_string(), &table(&lines), NONE)?;
+    on.out
+        .list(&lines, |line| line.vm.to_string(), &table(&lines), NONE)?;
     failed.map_or(Ok(()), Err)
 }
 
@@ -90,7 +99,8 @@ fn adopt(on: &Session<'_>, args: &OrphanAdopt) -> Result<(), Error> {
     let from_state = args.from_state.as_ref().map_or(Ok(from.clone()), absolute)?;
     let into_state = args.into_state.as_ref().map_or(Ok(into.clone()), absolute)?;
     orphans::move_run((&from, &from_state), (&into, &into_state), args.vm).map_err(Error::from)?;
-    on.out.hint("it runs on; the daemon of that directory finds it when it starts");
+    on.out
+        .hint("it runs on; the daemon of that directory finds it when it starts");
     Ok(())
 }
 

@@ -55,9 +55,16 @@ impl<'a> Progress<'a> {
 
     /// A file on its way, with the bytes that were sent and those in all.
     pub(super) fn bytes(&mut self, file: &str, sent: u64, total: u64) {
+        self.moved("sent", file, sent, total);
+    }
+
+    /// A file that something is done with, which is told in a word once it is done: the bytes so far, and those in all where that
+    /// is known.
+    pub(super) fn moved(&mut self, done: &'static str, file: &str, sent: u64, total: u64) {
         match self {
             Self::Silent => {}
             Self::Redrawn(bar) => {
+                let total = total.max(sent);
                 if bar.length() != Some(total) || bar.message() != file {
                     bar.set_length(total);
                     bar.set_message(file.to_owned());
@@ -69,8 +76,8 @@ impl<'a> Progress<'a> {
                 }
                 bar.set_position(sent);
             }
-            Self::Lines { .. } if sent == total => {
-                self.text(format!("sent {file}: {}", super::human::bytes(total)));
+            Self::Lines { .. } if sent == total && total > 0 => {
+                self.text(format!("{done} {file}: {}", super::human::bytes(total)));
             }
             Self::Lines { .. } => {}
         }

@@ -32,6 +32,7 @@
 
 mod call;
 mod console;
+mod download;
 mod endpoint;
 mod events;
 mod floating_ips;
@@ -50,6 +51,7 @@ mod tests;
 pub use self::{
     call::{CALL_DEADLINE, Call, IDEMPOTENCY_KEY, Listing},
     console::Console,
+    download::{DOWNLOAD_DEADLINE, Download},
     endpoint::{BoxedIo, Connect, DEFAULT_SOCKET, Endpoint, Io},
     events::{EventStream, Events},
     floating_ips::FloatingIps,

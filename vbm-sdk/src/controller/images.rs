@@ -7,12 +7,14 @@ use super::{
 use crate::api::{Blob, CreateImage};
 use crate::methods::{Bytes, IMAGE_CHUNK_BYTES, ImageReadRequest};
 use crate::records::{Edit, until_uncrossed};
-use std::collections::BTreeSet;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use futures::{Stream, StreamExt, stream};
+use std::{collections::BTreeSet, io};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, DuplexStream};
+use tokio_util::io::ReaderStream;
 use vbm_core::{
     Boot, Digest, Error, ErrorKind, EventKind, Image, ImageId, ImageSpec, Kind, Meta, ObjectRef, Result, Vm,
 };
-use vbm_hyper::{ContentKind, ImportedFile};
+use vbm_hyper::{ContentKind, ImageFormat, ImportedFile, OpCx};
 
 impl Controller {
     /// Takes a file in, under the name of its content.
@@ -90,6 +92,40 @@ impl Controller {
     /// Whether a file was uploaded, to this controller or another.
     async fn uploaded(&self, digest: Digest) -> Result<()> {
         self.obtain(digest, ContentKind::Blob).await
+    }
+
+    /// Gives the disk of an image as a file of a format: the one it is kept in, when none is named. The stream ends with an error
+    /// when it is not whole; dropping it ends the work.
+    ///
+    /// # Errors
+    /// It does not exist, no controller has its disk, or it cannot be written in that format.
+    pub async fn export_image(
+        &self,
+        image: &str,
+        format: Option<ImageFormat>,
+    ) -> Result<impl Stream<Item = io::Result<bytes::Bytes>> + Send + use<>> {
+        let image = self.records().resolve::<Image>(image).await?.value;
+        let (digest, kept) = (image.spec.disk, image.spec.format);
+        let headline = format!("cannot export image {}", image.meta.name);
+        self.obtain(digest, ContentKind::Disk(kept))
+            .await
+            .map_err(|e| e.context(headline.clone()))?;
+        let format = format.unwrap_or(kept.into());
+        if format == ImageFormat::Vmdk {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                headline,
+                "vmdk is only read, and not written",
+                "export it as qcow2, raw or vdi",
+            ));
+        }
+        let (writer, reader) = tokio::io::duplex(EXPORT_BUFFER_BYTES);
+        let images = self.inner.images.clone();
+        let work = async move { images.export(&OpCx::new(), digest, format, writer).await };
+        Ok(pieces_of(
+            ReaderStream::with_capacity(reader, EXPORT_BUFFER_BYTES),
+            work,
+        ))
     }
 
     /// Deletes an image that no VM rests on, and those of its files that no other image has.
@@ -172,6 +208,42 @@ impl Controller {
             )
         })
     }
+}
+
+/// What an export may be ahead of its reader.
+const EXPORT_BUFFER_BYTES: usize = 256 << 10;
+
+/// The pieces that `work` writes. When it fails, so does the stream: a file that was cut short must not look whole.
+fn pieces_of<T: Send + 'static>(
+    pieces: ReaderStream<DuplexStream>,
+    work: impl Future<Output = vbm_hyper::Result<T>> + Send + 'static,
+) -> impl Stream<Item = io::Result<bytes::Bytes>> + Send {
+    stream::try_unfold(
+        (pieces, Some(Box::pin(work))),
+        |(mut pieces, mut work)| async move {
+            while let Some(working) = &mut work {
+                // Both are kept over the turns: nothing is lost.
+                tokio::select! {
+                    piece = pieces.next() => {
+                        if let Some(piece) = piece.transpose()? {
+                            return Ok(Some((piece, (pieces, work))));
+                        }
+                        working.await.map_err(io::Error::other)?;
+                        return Ok(None);
+                    }
+                    done = &mut *working => {
+                        done.map_err(io::Error::other)?;
+                        work = None;
+                    }
+                }
+            }
+            Ok(pieces
+                .next()
+                .await
+                .transpose()?
+                .map(|piece| (piece, (pieces, work))))
+        },
+    )
 }
 
 fn target(image: &Image) -> ObjectRef {

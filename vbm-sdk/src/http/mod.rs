@@ -8,6 +8,7 @@ mod console;
 mod doors;
 mod floating_ips;
 mod idempotency;
+mod images;
 mod looks;
 mod once;
 mod problem;

@@ -1,7 +1,7 @@
 //! The endpoints, each a line of glue.
 
 use super::{
-    ApiState, BODY_MAX_BYTES, access, console, floating_ips, looks,
+    ApiState, BODY_MAX_BYTES, access, console, floating_ips, images, looks,
     problem::{Failed, Json, Query},
     snapshots, watch,
 };
@@ -82,6 +82,7 @@ pub(super) fn all() -> OpenApiRouter<ApiState> {
         ))
         .routes(routes!(list_images, create_image))
         .routes(routes!(get_image, delete_image))
+        .routes(routes!(images::export_image))
         .routes(routes!(list_nodes))
         .routes(routes!(get_node))
         .routes(routes!(list_operations))

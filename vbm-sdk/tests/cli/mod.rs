@@ -227,6 +227,7 @@ pub(crate) fn vbm_at(socket: &Path, words: &[&str], typed: &str) -> Said {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vbm"))
         .args(words)
         .env("VBM_SOCKET", socket)
+        .env("XDG_CACHE_HOME", socket.with_file_name("cache"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

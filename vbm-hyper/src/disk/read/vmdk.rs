@@ -259,6 +259,7 @@ fn check_descriptor(source: &dyn Source, head: &[u8]) -> Result<(), String> {
         (true, _) => Err(format!(
             "it is a disk of {extents} files; only one is allowed, the file itself"
         )),
+        (false, 0) => Err("its description is empty: it is a part of a disk in several files".into()),
         (false, _) => Err(format!(
             "it is of the type '{kind}'; allowed are monolithicSparse and streamOptimized, which name no other file"
         )),

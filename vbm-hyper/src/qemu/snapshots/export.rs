@@ -93,7 +93,7 @@ pub(super) async fn export(
         let file_bytes = match made.await {
             Ok(bytes) => bytes,
             Err(error) => {
-                drop(fs::remove_file(&part(&path)));
+                drop(fs::remove_file(part(&path)));
                 return Err(error);
             }
         };

@@ -342,13 +342,18 @@ async fn thaw(shared: &Shared, id: VmId) -> Result<(), String> {
     }
 }
 
-/// Thaws a guest that a daemon before may have left frozen.
-pub(in crate::qemu) async fn thaw_left(shared: Arc<Shared>, id: VmId, root_disk: std::path::PathBuf) {
-    let todo = Beside::of(&root_disk).todo();
-    if matches!(todo, Ok(Some(Todo::Take { freezing: true, .. })))
-        && let Err(why) = thaw(&shared, id).await
-    {
-        tracing::error!(%id, why, "the file systems of a guest may still be frozen");
+/// Thaws a guest that a daemon before may have left frozen. What was noted is read at once, before it is settled.
+pub(in crate::qemu) fn thaw_left(
+    shared: Arc<Shared>,
+    id: VmId,
+    root_disk: &Path,
+) -> impl Future<Output = ()> + Send + use<> {
+    let todo = Beside::of(root_disk).todo();
+    let freezing = matches!(todo, Ok(Some(Todo::Take { freezing: true, .. })));
+    async move {
+        if freezing && let Err(why) = thaw(&shared, id).await {
+            tracing::error!(%id, why, "the file systems of a guest may still be frozen");
+        }
     }
 }
 
@@ -416,13 +421,14 @@ pub(in crate::qemu) async fn settle(qmp: &Qmp, root_disk: &Path, whole: Option<S
             before,
             ..
         }) => {
-            forget(qmp, &disks, snapshot).await?;
+            let mine = with_nodes(qmp, disks).await?;
+            forget(qmp, &mine, snapshot).await?;
             beside.memory.remove(Some(snapshot))?;
             beside.set_tree(&before)?;
             beside.done()
         }
         Some(Todo::Delete { snapshot, disks }) => {
-            let mine: Vec<Disk> = with_nodes(qmp, disks).await?;
+            let mine = with_nodes(qmp, disks).await?;
             forget(qmp, &mine, snapshot).await?;
             rest::deleted(&beside, snapshot)?;
             beside.done()

@@ -160,10 +160,12 @@ impl Snapshots for QemuDriver {
                     power => at_rest(power, "delete a snapshot of"),
                 })?;
                 errand::run(shared, async move {
-                    if rest::finish(&run, &vm).await? {
+                    let went_back = rest::finish(&run, &vm).await?;
+                    let deleted = delete_at_rest(&vm, snapshot).await;
+                    if went_back {
                         reserved.settle_off()?;
                     }
-                    delete_at_rest(&vm, snapshot).await
+                    deleted
                 })
                 .await
             }

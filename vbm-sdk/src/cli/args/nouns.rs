@@ -410,6 +410,8 @@ pub(in crate::cli) enum Image {
     List,
     /// Show all about an image
     Info(OneImage),
+    /// Write an image into a file
+    Export(ImageExport),
     /// Delete images that no VM uses
     #[command(alias = "rm")]
     Delete(SomeImages),
@@ -420,6 +422,8 @@ pub(in crate::cli) enum Image {
     after_help = "\
 Examples:
   vbm image import debian --disk debian-12.qcow2
+  vbm image import debian --disk https://HOST/debian-12.qcow2 --sha256 HEX    goes on where it broke off
+  vbm image import old --disk appliance.vmdk   from VMware or VirtualBox: kept as qcow2
   vbm image import tiny --guest DIR            a directory that `cargo xtask guest` made
   vbm image import fast --disk disk.raw --kernel vmlinuz --initrd initrd.gz --cmdline 'console=ttyS0'",
     group(clap::ArgGroup::new("source").required(true).args(["disk", "guest"])),
@@ -427,12 +431,15 @@ Examples:
 pub(in crate::cli) struct ImageImport {
     /// Its name
     pub(in crate::cli) name: String,
-    /// The file of its disk
-    #[arg(long, value_name = "FILE")]
+    /// The file of its disk, or its address on the web
+    #[arg(long, value_name = "FILE|URL")]
     pub(in crate::cli) disk: Option<PathBuf>,
-    /// The format of the disk: qcow2 or raw; recognised when left out
-    #[arg(long, value_name = "FORMAT", requires = "disk", value_parser = ["qcow2", "raw"])]
+    /// The format of the disk: qcow2, raw, vdi or vmdk; recognised when left out
+    #[arg(long, value_name = "FORMAT", requires = "disk", value_parser = ["qcow2", "raw", "vdi", "vmdk"])]
     pub(in crate::cli) format: Option<String>,
+    /// What the SHA-256 of that file must be
+    #[arg(long, value_name = "HEX", requires = "disk")]
+    pub(in crate::cli) sha256: Option<String>,
     /// A kernel to boot instead of the disk's boot loader
     #[arg(long, value_name = "FILE", requires_all = ["disk", "initrd"])]
     pub(in crate::cli) kernel: Option<PathBuf>,
@@ -450,6 +457,21 @@ pub(in crate::cli) struct ImageImport {
     /// A directory with guest.json, as `cargo xtask guest` makes it
     #[arg(long, value_name = "DIR")]
     pub(in crate::cli) guest: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  vbm image export debian debian.qcow2
+  vbm image export debian debian.vdi --format vdi    for VirtualBox")]
+pub(in crate::cli) struct ImageExport {
+    /// The image
+    pub(in crate::cli) image: String,
+    /// The new file
+    pub(in crate::cli) file: PathBuf,
+    /// The format of the file: qcow2, raw or vdi; the one it is kept in when left out
+    #[arg(long, value_name = "FORMAT", value_parser = ["qcow2", "raw", "vdi"])]
+    pub(in crate::cli) format: Option<String>,
 }
 
 #[derive(Debug, Args)]
