@@ -1,6 +1,10 @@
 //! What is done with volumes: blank ones, larger ones, copies, what is taken out of the pool. QEMU's own tools judge.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests panic and print as tests do"
+)]
 
 mod common;
 mod disks;
