@@ -117,7 +117,7 @@ async fn a_silent_guest_keeps_its_disk() {
         let error = driver.detach_disk(&cx, vm.id, disk.volume).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
         let devices = driver.devices(vm.id).await.unwrap();
-        assert_eq!(devices.disks, [disk.clone()]);
+        assert_eq!(devices.disks, std::slice::from_ref(&disk));
     }
     assert_eq!(driver.inspect(vm.id).await.unwrap().power, PowerState::Running);
     driver.kill(vm.id).await.unwrap();

@@ -290,7 +290,7 @@ mod tests {
         };
         assert_eq!(
             table(
-                &[image.clone()],
+                std::slice::from_ref(&image),
                 &Users::from([(image.meta.id, vec!["a".into(), "b".into()])]),
                 Timestamp::from_micros(0)
             )
