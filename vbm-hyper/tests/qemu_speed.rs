@@ -48,9 +48,13 @@ async fn by_hand(args: &[String]) -> Duration {
 
 /// Our command line without what needs sockets that we bind.
 fn plain(argv: &[String]) -> Vec<String> {
-    let pairs = argv.iter().enumerate();
+    let pairs = argv.windows(2).enumerate();
     let dropped: Vec<usize> = pairs
-        .filter(|(_, arg)| matches!(arg.as_str(), "-chardev" | "-mon" | "-serial"))
+        .filter(|(_, pair)| match pair[0].as_str() {
+            "-chardev" | "-mon" | "-serial" => true,
+            "-device" => pair[1].contains("chardev="),
+            _ => false,
+        })
         .flat_map(|(at, _)| [at, at + 1])
         .collect();
     argv.iter()

@@ -307,6 +307,10 @@ impl Sending {
     /// Ends what goes on and lets the guest go on, unless it is too late for that.
     async fn call_off(&self, was_running: bool) -> Result<Report> {
         let qmp = self.machine.qmp("migrate_cancel")?;
+        if let Some(to) = &self.to.disks {
+            // First: while the other side stands still, QEMU may do nothing else.
+            mirror::cut_all(&qmp, to.disks.len()).await;
+        }
         let mut report = transfer::call_off(&qmp).await?;
         if report.phase == Phase::Completed {
             return Ok(report);

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::{Buf, Bytes};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::{HashMap, VecDeque},
     io::{self, IoSlice},
@@ -93,7 +93,12 @@ impl Qmp {
         scope.tasks.spawn(monitor.run(scope.end.clone()));
         let greeting = greeted.await.map_err(|_| gone("the greeting"))?;
         let qmp = Self { requests, raw };
-        qmp.send("qmp_capabilities", Value::Null, None).await?;
+        // A monitor that cannot do anything past its main loop does not offer it.
+        let enable = match greeting.out_of_band {
+            true => json!({ "enable": ["oob"] }),
+            false => Value::Null,
+        };
+        qmp.send("qmp_capabilities", enable, None).await?;
         Ok(Connected {
             qmp,
             events,
@@ -411,7 +416,6 @@ fn send(stream: &UnixStream, line: &Bytes, fd: Option<&OwnedFd>) -> io::Result<u
 mod tests {
     use super::*;
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-    use serde_json::json;
     use std::io::{IoSliceMut, Read, Write};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 

@@ -11,6 +11,8 @@ pub(crate) struct Greeting {
     pub(crate) version: String,
     /// The distributor's version.
     pub(crate) package: String,
+    /// Whether it does what cannot wait past its main loop.
+    pub(crate) out_of_band: bool,
 }
 
 /// An event that has to do with power. All others are passed over.
@@ -64,12 +66,20 @@ pub(super) enum Incoming {
     Other,
 }
 
+/// What is done although QEMU's main loop stands still ("out-of-band execution" in docs/interop/qmp-spec.rst): for that it is there.
+pub(super) const OUT_OF_BAND: &str = "yank";
+
 /// The bytes of a command.
 pub(super) fn encode(id: u64, command: &str, arguments: &Value) -> Bytes {
-    let message = if arguments.is_null() {
-        json!({ "execute": command, "id": id })
+    let execute = if command == OUT_OF_BAND {
+        "exec-oob"
     } else {
-        json!({ "execute": command, "arguments": arguments, "id": id })
+        "execute"
+    };
+    let message = if arguments.is_null() {
+        json!({ (execute): command, "id": id })
+    } else {
+        json!({ (execute): command, "arguments": arguments, "id": id })
     };
     let mut line = message.to_string();
     line.push('\n');
@@ -117,6 +127,9 @@ fn greet(greeting: &Value) -> Greeting {
     Greeting {
         version: format!("{}.{}.{}", part("major"), part("minor"), part("micro")),
         package: version["package"].as_str().unwrap_or_default().to_owned(),
+        out_of_band: greeting["capabilities"]
+            .as_array()
+            .is_some_and(|all| all.contains(&json!("oob"))),
     }
 }
 
@@ -215,6 +228,7 @@ mod tests {
                 Incoming::Greeting(Greeting {
                     version: "10.0.2".into(),
                     package: "Debian".into(),
+                    out_of_band: true,
                 }),
             ),
             (
