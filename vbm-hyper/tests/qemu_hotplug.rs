@@ -222,7 +222,7 @@ async fn a_full_disk(bench: &QemuBench, driver: &QemuDriver, id: VmId, small: Pa
         "disks=1",
     )
     .await;
-    let line = "dd if=/dev/zero of=/dev/vdb bs=64k count=160 conv=fsync\n";
+    let line = "dd if=/dev/zero of=/dev/vdb bs=64k count=160 conv=fsync; echo written=$?\n";
     serial.write_all(line.as_bytes()).await.unwrap();
     until(driver, id, PowerState::Paused(PauseReason::DiskError)).await;
     let told = driver.cause(id).await.unwrap();
@@ -231,4 +231,9 @@ async fn a_full_disk(bench: &QemuBench, driver: &QemuDriver, id: VmId, small: Pa
     // Still full: it goes on, and is halted again.
     driver.resume(id).await.unwrap();
     until(driver, id, PowerState::Paused(PauseReason::DiskError)).await;
+    // Once there is room, nothing was lost.
+    std::fs::remove_file(&filler).unwrap();
+    driver.resume(id).await.unwrap();
+    read_until(&mut serial, "written=0").await;
+    assert_eq!(driver.inspect(id).await.unwrap().power, PowerState::Running);
 }

@@ -183,10 +183,19 @@ impl Lifecycle {
                 self.panicked = true;
                 Vec::new()
             }
-            QmpEvent::DiskErrorStops => {
-                self.disk_error = true;
-                Vec::new()
-            }
+            // QEMU tells it once a second at most, so it may come after the halt that it is the reason of.
+            QmpEvent::DiskErrorStops => match self.power {
+                PowerState::Paused(PauseReason::DiskError) => Vec::new(),
+                PowerState::Paused(PauseReason::Hypervisor) => {
+                    let mut events = self.apply(PowerEvent::Resume);
+                    events.extend(self.apply(PowerEvent::Pause(PauseReason::DiskError)));
+                    events
+                }
+                _ => {
+                    self.disk_error = true;
+                    Vec::new()
+                }
+            },
             // QEMU resets once while it starts; that is no event of the guest.
             QmpEvent::Reset => self.apply(PowerEvent::Reset),
             // QEMU also halts the machine on its way out.
@@ -396,6 +405,19 @@ mod tests {
             );
             assert_eq!(life.take(Input::Said(QmpEvent::Resume)), [PowerEvent::Resume]);
         }
+    }
+
+    #[test]
+    fn the_reason_of_a_halt_may_come_after_it_and_is_not_that_of_the_next_one() {
+        let mut life = running();
+        life.take(Input::Said(QmpEvent::Stop));
+        life.take(Input::Said(QmpEvent::DiskErrorStops));
+        assert_eq!(life.power, PowerState::Paused(PauseReason::DiskError));
+        life.take(Input::Said(QmpEvent::DiskErrorStops));
+        life.take(Input::Said(QmpEvent::Resume));
+        life.take(Input::PauseAsked);
+        life.take(Input::Said(QmpEvent::Stop));
+        assert_eq!(life.power, PowerState::Paused(PauseReason::Requested));
     }
 
     #[test]
