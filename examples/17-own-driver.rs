@@ -489,7 +489,7 @@ impl Driver for ShellDriver {
     async fn undefine(&self, id: VmId) -> Result<()> {
         match self.state()?.machines.get(&id).map(|machine| machine.seen.power) {
             None => return Ok(()),
-            Some(PowerState::Off) => {}
+            Some(PowerState::Off | PowerState::Crashed(_)) => {}
             Some(power) => {
                 return Err(Error::Refused(vbm_core::Error::new(
                     ErrorKind::Conflict,

@@ -11,6 +11,7 @@ const ROWS: &[(Facet, &str)] = &[
     (Facet::Snapshots, "snapshots"),
     (Facet::SavedState, "saved memory"),
     (Facet::Migration, "live migration"),
+    (Facet::Hotplug, "disks, NICs and media that come and go"),
 ];
 
 /// What some drivers can do.
