@@ -34,7 +34,7 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use vbm_hyper::{BootSource, Machines, SimDriver, VmDefinition};
+//! use vbm_hyper::{BootSource, Hardware, Machines, SimDriver, VmDefinition};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> vbm_hyper::Result<()> {
