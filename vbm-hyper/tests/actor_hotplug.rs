@@ -49,7 +49,7 @@ async fn a_guest_that_refuses_keeps_its_disk_and_lets_go_when_it_is_asked_again(
         told.why().contains("it is mounted") && told.fix().contains("unmount"),
         "{told:?}"
     );
-    assert_eq!(vm.devices().await.unwrap().disks, [disk.clone()]);
+    assert_eq!(vm.devices().await.unwrap().disks, std::slice::from_ref(&disk));
     vm.detach_disk(disk.volume).await.unwrap();
     assert!(vm.devices().await.unwrap().disks.is_empty());
     machines.shutdown().await;
